@@ -1,0 +1,17 @@
+# On a fresh machine each of these sets up what it needs: Rust, a C++ compiler and python3 with pip are all it takes.
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lorabooth
+export LORABOOTH_PYTHON ?= $(CACHE)/venv/bin/python
+
+.PHONY: setup build test reference
+
+setup:            ## libtorch into .libtorch (or LIBTORCH)
+	@setup/libtorch.sh
+
+build: setup      ## target/release/lorabooth
+	cargo build --release
+
+reference:        ## the Python libraries that tests and benchmarks compare with, in a venv outside the tree
+	@setup/reference.sh "$(LORABOOTH_PYTHON)"
+
+test: setup reference
+	cargo test --release

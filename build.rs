@@ -1,0 +1,32 @@
+//! Compiles the C++ shims of `src/libtorch` against the libtorch that torch-sys found, and lets the
+//! binary find that libtorch when it runs with no environment set.
+use std::path::{Path, PathBuf};
+
+fn main() {
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+        panic!("torch-sys told no libtorch folder; run `make setup`, or set LIBTORCH to a libtorch 2.11");
+    };
+    let lib = PathBuf::from(lib);
+    let root = lib.parent().unwrap_or(Path::new("."));
+    let shims: Vec<PathBuf> = std::fs::read_dir("src/libtorch")
+        .map(|dir| dir.flatten().map(|entry| entry.path()).collect::<Vec<_>>())
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|ext| ext == "cpp"))
+        .collect();
+    println!("cargo:rerun-if-changed=src/libtorch");
+    cc::Build::new()
+        .cpp(true)
+        .pic(true)
+        .warnings(false)
+        .debug(false)
+        .flag("-std=c++17")
+        .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
+        .includes([root.join("include"), root.join("include/torch/csrc/api/include")])
+        .files(shims)
+        .compile("lorabooth_libtorch");
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    // First a libtorch that is shipped beside the binary, then the one it was built with.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/libtorch/lib");
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}

@@ -1,0 +1,113 @@
+//! What can go wrong, one variant for each thing that a user can act on.
+
+use std::path::{Path, PathBuf};
+
+/// A result whose error is [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Each message is one plain sentence: what is at fault, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("cannot {action} {path}: {cause}", path = .path.display(), cause = plain_cause(.source))]
+    Io {
+        /// "read", "write", "create", …
+        action: &'static str,
+        /// The file or folder at fault.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is there but its content is not what it must be.
+    #[error("{path}: {message}", path = .path.display())]
+    File {
+        /// The file at fault.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        message: String,
+    },
+    /// A weight that the model needs is not in its files.
+    #[error("{path} has no weight `{key}`; is it the right model, and complete?", path = .path.display())]
+    MissingWeight {
+        /// The file or folder that was searched.
+        path: PathBuf,
+        /// The key in the model's own spelling.
+        key: String,
+    },
+    /// A weight has another shape than the model's configuration asks for.
+    #[error("weight `{key}` in {path} has shape {found:?}, the model expects {expected:?}", path = .path.display())]
+    WeightShape {
+        /// The file or folder.
+        path: PathBuf,
+        /// The weight's key.
+        key: String,
+        /// The shape in the file.
+        found: Vec<i64>,
+        /// The shape that follows from the configuration.
+        expected: Vec<i64>,
+    },
+    /// An option, a flag or a configuration field has a value that cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// Libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(String),
+    /// The device's memory is full.
+    #[error("out of memory on {device}: {advice}")]
+    OutOfMemory {
+        /// The device's name.
+        device: String,
+        /// What to turn on, in order of cost.
+        advice: String,
+    },
+    /// The loss or the weights stopped being numbers.
+    #[error("{0}")]
+    Diverged(String),
+    /// The user stopped the run; its state was saved.
+    #[error("interrupted; {0}")]
+    Interrupted(String),
+}
+
+/// The system's message without the "(os error N)" that no user can act on.
+fn plain_cause(source: &std::io::Error) -> String {
+    let text = source.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`.
+    pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::Io { action, path: path.as_ref().to_owned(), source }
+    }
+
+    /// An [`Error::File`] for `path`.
+    pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::File { path: path.as_ref().to_owned(), message: message.into() }
+    }
+
+    /// An [`Error::Invalid`].
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Error::Invalid(message.into())
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        let text = error.to_string();
+        // Libtorch appends its C++ backtrace; the first line is the message.
+        let line = text.lines().next().unwrap_or_default().trim_start_matches("Internal torch error: ").to_owned();
+        if line.contains("out of memory")
+            || line.contains("can't allocate memory")
+            || line.contains("not enough memory")
+        {
+            return Error::OutOfMemory {
+                device: if line.contains("CUDA") { "the GPU".into() } else { "the host".into() },
+                advice: line,
+            };
+        }
+        Error::Torch(line)
+    }
+}

@@ -1,0 +1,6 @@
+//! DreamBooth LoRA for Stable Diffusion and PEFT fine-tuning of language models, on libtorch.
+//!
+//! The modules are listed in the order in which data and knowledge flow: a module uses only modules above it.
+
+pub mod error;
+pub mod libtorch;

@@ -1,0 +1,39 @@
+#include "shim.h"
+
+static std::vector<at::Tensor> list_of(at::Tensor *const *tensors, int64_t n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (int64_t i = 0; i < n; ++i) out.push_back(*tensors[i]);
+  return out;
+}
+
+extern "C" {
+char *lorabooth_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avgs,
+                            at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, int64_t n, double lr, double beta1,
+                            double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto step_list = list_of(steps, n);
+    at::_foreach_add_(step_list, 1); // the kernel divides by 1 - beta^step: 0 would give NaN
+    auto p = list_of(params, n), g = list_of(grads, n), m = list_of(exp_avgs, n), v = list_of(exp_avg_sqs, n);
+    at::_fused_adamw_(p, g, m, v, {}, step_list, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
+                      /*maximize=*/false, {}, {});
+  });
+}
+
+char *lorabooth_total_norm(at::Tensor *const *tensors, int64_t n, at::Tensor **out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto list = list_of(tensors, n);
+    *out = new at::Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list, 2)), 2));
+  });
+}
+
+char *lorabooth_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto list = list_of(tensors, n);
+    at::_foreach_mul_(list, *factor);
+  });
+}
+}

@@ -1,0 +1,28 @@
+//! What libtorch has and tch does not wrap. The only `unsafe` and the only C++ of the project: each `.rs` with a
+//! C++ side has a `.cpp` of the same name beside it.
+#![allow(unsafe_code, reason = "the one room that talks to C++")]
+
+pub mod autograd_node;
+pub mod checkpoint;
+pub mod fused_adamw;
+pub mod mapped_tensor;
+pub mod memory;
+pub mod random;
+pub mod startup;
+
+use crate::error::{Error, Result};
+use std::ffi::{c_char, CStr};
+
+/// Turns a shim's message (null: success) into an error, and frees it.
+fn check(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the shims return either null or a malloc'ed, NUL-terminated message that is now ours.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        libc::free(message.cast());
+        text
+    };
+    Err(Error::from(tch::TchError::Torch(text)))
+}
