@@ -1,0 +1,259 @@
+//! Puts an adapter of a configuration on a model: the adapters of its sites, the biases and modules trained whole.
+
+use super::adapter::{Init, Method, METHODS};
+use super::config::{Bias, LoraConfig};
+use super::site::Sites;
+use super::targets::{ends_with_name, matching_sites};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+/// Everything that one adapter trains: full name in PEFT's files (without `base_model.model.`) to a float32 leaf. The
+/// optimizer's list and the adapter file are this one object.
+pub type AdapterParams = BTreeMap<String, Tensor>;
+
+/// An adapter on a model.
+pub struct Attached {
+    /// Its configuration.
+    pub config: LoraConfig,
+    /// What it trains.
+    pub params: AdapterParams,
+    /// Paths of the modules that have it.
+    pub targets: Vec<String>,
+    /// Frozen numbers of the model that it is on.
+    pub base_elements: i64,
+}
+
+impl Attached {
+    /// Number of trained numbers.
+    pub fn trainable(&self) -> i64 {
+        self.params.values().map(|param| param.numel() as i64).sum()
+    }
+
+    /// PEFT's `print_trainable_parameters` line.
+    pub fn summary(&self) -> String {
+        let (trainable, all) = (self.trainable(), self.base_elements + self.trainable());
+        let share = 100.0 * trainable as f64 / all as f64;
+        format!(
+            "trainable params: {} || all params: {} || trainable%: {share:.4}",
+            with_commas(trainable),
+            with_commas(all)
+        )
+    }
+}
+
+/// Puts an adapter called `name` on the model behind `sites`, with numbers from `init`.
+pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> Result<Attached> {
+    let config = config.checked()?;
+    let method = method_of(&config.peft_type)?;
+    let matching = matching_sites(sites, &config)?;
+    let saved = config.modules_to_save.clone().unwrap_or_default();
+    let is_saved = |path: &str| saved.iter().any(|module| ends_with_name(path, module));
+    let mut params = AdapterParams::new();
+    let mut targets = Vec::new();
+    let mut made = Vec::new();
+    // Nothing is put on before everything was made: a failure leaves the model as it was.
+    for site in matching.into_iter().filter(|site| !is_saved(site.path())) {
+        let (adapter, trained) = (method.make)(&site, &config, &mut init)?;
+        params.extend(trained);
+        targets.push(site.path().to_owned());
+        made.push((site, adapter));
+    }
+    for (site, adapter) in made {
+        site.put(name, adapter);
+    }
+    let given = |key: &str| match &init {
+        Init::Draw(_) => None,
+        Init::Tensors(tensors) => tensors.get(key).map(Tensor::shallow_clone),
+    };
+    for site in sites.all().iter().filter(|site| is_saved(site.path())) {
+        let key = format!("{}.weight", site.path());
+        params.insert(key.clone(), site.train_weight(given(&key)));
+    }
+    for param in sites.params() {
+        let module = param.key().rsplit_once('.').map_or("", |(module, _)| module);
+        let is_bias = param.key().ends_with(".bias");
+        let on_target = targets.binary_search_by(|path| path.as_str().cmp(module)).is_ok();
+        let trained = match config.bias {
+            Bias::None => false,
+            Bias::All => is_bias,
+            Bias::LoraOnly => is_bias && on_target,
+        };
+        if trained || is_saved(module) {
+            let key = file_key(param.key(), module, on_target);
+            params.insert(key.clone(), param.train(given(&key)));
+        }
+    }
+    Ok(Attached { config, params, targets, base_elements: sites.elements() })
+}
+
+/// PEFT wraps a target, so the bias of one is its `base_layer`'s.
+fn file_key(key: &str, module: &str, on_target: bool) -> String {
+    match on_target {
+        true => format!("{module}.base_layer.bias"),
+        false => key.to_owned(),
+    }
+}
+
+fn method_of(peft_type: &str) -> Result<&'static Method> {
+    METHODS.iter().find(|method| method.peft_type == peft_type).ok_or_else(|| {
+        let known: Vec<&str> = METHODS.iter().map(|method| method.peft_type).collect();
+        Error::invalid(format!("adapters of type {peft_type} are not supported; these are: {}", known.join(", ")))
+    })
+}
+
+fn with_commas(number: i64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::{InitWeights, TargetModules};
+    use crate::libtorch::random::Generator;
+    use crate::weights::{BaseWeight, Op};
+    use std::rc::Rc;
+    use tch::{Device, Kind};
+
+    /// A linear site and a convolution with biases, and an input for each.
+    fn model() -> (Rc<Sites>, Tensor, Tensor) {
+        tch::manual_seed(5);
+        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let sites = Sites::new();
+        let bias = sites.register_param("block.proj.bias", randn(&[6]));
+        sites.register("block.proj", Op::Linear, BaseWeight::Dense(randn(&[6, 4])), Some(bias));
+        let bias = sites.register_param("block.conv.bias", randn(&[5]));
+        let op = Op::Conv2d { stride: 2, padding: 1 };
+        sites.register("block.conv", op, BaseWeight::Dense(randn(&[5, 3, 3, 3])), Some(bias));
+        (sites, randn(&[2, 7, 4]), randn(&[2, 3, 8, 8]))
+    }
+
+    fn config(change: impl Fn(&mut LoraConfig)) -> LoraConfig {
+        let mut config = LoraConfig {
+            r: 3,
+            lora_alpha: 5.0,
+            target_modules: Some(TargetModules::from_flag("proj,conv")),
+            ..Default::default()
+        };
+        change(&mut config);
+        config
+    }
+
+    fn variants() -> Vec<LoraConfig> {
+        vec![
+            config(|_| {}),
+            config(|c| c.use_rslora = true),
+            config(|c| c.use_dora = true),
+            config(|c| c.init_lora_weights = InitWeights::Gaussian),
+        ]
+    }
+
+    fn outputs(sites: &Sites, xs: &Tensor, image: &Tensor) -> (Tensor, Tensor) {
+        (sites.get("block.proj").unwrap().forward(xs), sites.get("block.conv").unwrap().forward(image))
+    }
+
+    fn close(a: &Tensor, b: &Tensor) -> bool {
+        f64::try_from((a - b).abs().max()).unwrap() < 1e-4
+    }
+
+    #[test]
+    fn a_fresh_adapter_does_not_change_the_output() {
+        for config in variants() {
+            let (sites, xs, image) = model();
+            let before = outputs(&sites, &xs, &image);
+            attach(&sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap();
+            let after = outputs(&sites, &xs, &image);
+            assert!(close(&before.0, &after.0) && close(&before.1, &after.1));
+        }
+    }
+
+    #[test]
+    fn gradients_reach_exactly_the_adapter() {
+        for config in variants() {
+            let (sites, xs, image) = model();
+            let attached = attach(&sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap();
+            let (ys, conv) = outputs(&sites, &xs, &image);
+            (ys.square().sum(Kind::Float) + conv.square().sum(Kind::Float)).backward();
+            for (name, param) in &attached.params {
+                assert!(param.grad().defined(), "{name} has no gradient");
+            }
+            for site in sites.all() {
+                assert!(!site.with_weight(|weight| weight.dense(Kind::Float).requires_grad()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_forward_equals_the_merged_forward_and_unmerging_gives_the_same_bits_back() {
+        for mut config in variants() {
+            config.init_lora_weights = InitWeights::Drawn;
+            let (sites, xs, image) = model();
+            let base = outputs(&sites, &xs, &image);
+            attach(&sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap();
+            let adapted = outputs(&sites, &xs, &image);
+            assert!(!close(&base.0, &adapted.0) && !close(&base.1, &adapted.1));
+            sites.merge();
+            let merged = outputs(&sites, &xs, &image);
+            assert!(close(&adapted.0, &merged.0) && close(&adapted.1, &merged.1));
+            sites.unmerge();
+            assert_eq!(outputs(&sites, &xs, &image), adapted);
+            sites.set_enabled(false);
+            assert_eq!(outputs(&sites, &xs, &image), base);
+        }
+    }
+
+    #[test]
+    fn two_adapters_add_up_at_their_scales() {
+        let (sites, xs, image) = model();
+        let base = outputs(&sites, &xs, &image).0;
+        let drawn = || config(|c| c.init_lora_weights = InitWeights::Drawn);
+        attach(&sites, "a", drawn(), Init::Draw(&mut Generator::new(1))).unwrap();
+        let with_a = outputs(&sites, &xs, &image).0;
+        attach(&sites, "b", drawn(), Init::Draw(&mut Generator::new(2))).unwrap();
+        sites.set_scale("a", 0.0).unwrap();
+        let with_b = outputs(&sites, &xs, &image).0;
+        sites.set_scale("a", 0.5).unwrap();
+        let mixed = outputs(&sites, &xs, &image).0;
+        assert!(close(&mixed, &(&with_b + (&with_a - &base) * 0.5)));
+        sites.remove("b");
+        sites.set_scale("a", 1.0).unwrap();
+        assert!(close(&outputs(&sites, &xs, &image).0, &with_a));
+    }
+
+    #[test]
+    fn an_adapter_read_from_its_own_tensors_computes_the_same() {
+        for mut config in variants() {
+            config.init_lora_weights = InitWeights::Drawn;
+            config.bias = Bias::All;
+            let (sites, xs, image) = model();
+            let attached = attach(&sites, "a", config.clone(), Init::Draw(&mut Generator::new(1))).unwrap();
+            tch::no_grad(|| attached.params.values().for_each(|param| _ = param.shallow_clone().g_mul_scalar_(1.5)));
+            let first = outputs(&sites, &xs, &image);
+            let (again, xs, image) = model();
+            attach(&again, "a", config, Init::Tensors(&attached.params)).unwrap();
+            assert_eq!(outputs(&again, &xs, &image), first);
+        }
+    }
+
+    #[test]
+    fn an_adapter_of_another_shape_is_refused_and_leaves_the_model_alone() {
+        let (sites, xs, image) = model();
+        let before = outputs(&sites, &xs, &image);
+        let attached = attach(&sites, "a", config(|_| {}), Init::Draw(&mut Generator::new(1))).unwrap();
+        sites.clear();
+        let error = attach(&sites, "b", config(|c| c.r = 2), Init::Tensors(&attached.params)).err().unwrap();
+        assert!(error.to_string().contains("does not fit"), "{error}");
+        assert_eq!(outputs(&sites, &xs, &image), before);
+    }
+
+    #[test]
+    fn counts_are_printed_as_peft_prints_them() {
+        let (sites, ..) = model();
+        let attached = attach(&sites, "a", config(|c| c.r = 100), Init::Draw(&mut Generator::new(1))).unwrap();
+        // proj: 100·(4 + 6); conv: 100·(27 + 5); base: 24 + 6 + 135 + 5.
+        assert_eq!(attached.summary(), "trainable params: 4,200 || all params: 4,370 || trainable%: 96.1098");
+    }
+}

@@ -1,0 +1,279 @@
+//! `adapter_config.json`: PEFT's `LoraConfig`, read and written as PEFT does.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Which modules get an adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// A regular expression that must match the whole path, or `all-linear`.
+    Pattern(String),
+    /// Names: a module matches when its path is one of them or ends with `.` and one of them.
+    Names(Vec<String>),
+}
+
+impl TargetModules {
+    /// From a flag's value: names parted by commas, `all-linear`, or a regular expression (which has a character that
+    /// no module name has).
+    pub fn from_flag(value: &str) -> Self {
+        let is_name = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
+        let parts: Vec<&str> = value.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+        if value != "all-linear" && !parts.is_empty() && parts.iter().all(|part| is_name(part)) {
+            return Self::Names(parts.into_iter().map(str::to_owned).collect());
+        }
+        Self::Pattern(value.to_owned())
+    }
+}
+
+/// Which biases are trained with the adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bias {
+    /// None.
+    #[default]
+    None,
+    /// Every bias of the model.
+    All,
+    /// The biases of the modules that have an adapter.
+    LoraOnly,
+}
+
+/// How A and B start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InitWeights {
+    /// `true`: A Kaiming-uniform, B zero.
+    #[default]
+    Kaiming,
+    /// `false`: both drawn, so that a fresh adapter changes the output (for tests).
+    Drawn,
+    /// `"gaussian"`: A normal with deviation 1/r, B zero.
+    Gaussian,
+}
+
+impl Serialize for InitWeights {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            InitWeights::Kaiming => serializer.serialize_bool(true),
+            InitWeights::Drawn => serializer.serialize_bool(false),
+            InitWeights::Gaussian => serializer.serialize_str("gaussian"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for InitWeights {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        // A file's other ways of starting (pissa, olora, …) were carried out when it was made: A and B are in it.
+        Ok(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::Bool(false) => InitWeights::Drawn,
+            serde_json::Value::String(name) if name == "gaussian" => InitWeights::Gaussian,
+            _ => InitWeights::Kaiming,
+        })
+    }
+}
+
+/// PEFT's `LoraConfig`. Unknown fields are ignored on reading; those that would change the numbers and that we cannot
+/// honour are refused by [`LoraConfig::checked`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LoraConfig {
+    /// Always `LORA` here.
+    pub peft_type: String,
+    /// `CAUSAL_LM` and so on; none for images.
+    pub task_type: Option<String>,
+    /// The model that the adapter is for.
+    pub base_model_name_or_path: Option<String>,
+    /// Class and library of the base model, where there is no task type.
+    pub auto_mapping: Option<serde_json::Value>,
+    /// Rank.
+    pub r: i64,
+    /// Strength: the change is scaled by alpha/r.
+    pub lora_alpha: f64,
+    /// Probability that an input of A is zeroed in training.
+    pub lora_dropout: f64,
+    /// Which modules get an adapter.
+    pub target_modules: Option<TargetModules>,
+    /// Modules that get none although they match.
+    pub exclude_modules: Option<TargetModules>,
+    /// Weights are kept transposed (GPT-2's Conv1D).
+    pub fan_in_fan_out: bool,
+    /// Which biases are trained.
+    pub bias: Bias,
+    /// Scale by alpha/√r (arXiv 2312.03732).
+    pub use_rslora: bool,
+    /// Train row norms beside (arXiv 2402.09353).
+    pub use_dora: bool,
+    /// Modules that are trained and saved whole.
+    pub modules_to_save: Option<Vec<String>>,
+    /// How A and B start.
+    pub init_lora_weights: InitWeights,
+    /// Only these layer numbers.
+    pub layers_to_transform: Option<OneOrMany<i64>>,
+    /// Name of the list of layers that the numbers count.
+    pub layers_pattern: Option<OneOrMany<String>>,
+    /// Ranks that differ, by name or regular expression.
+    pub rank_pattern: BTreeMap<String, i64>,
+    /// Alphas that differ.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    #[serde(flatten)]
+    /// Fields that are not used here, kept for writing the file again.
+    pub other: BTreeMap<String, serde_json::Value>,
+}
+
+/// A value or a list of them, as PEFT's files have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany<T> {
+    /// A single one.
+    One(T),
+    /// A list.
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    /// As a list.
+    pub fn as_slice(&self) -> &[T] {
+        match self {
+            OneOrMany::One(one) => std::slice::from_ref(one),
+            OneOrMany::Many(many) => many,
+        }
+    }
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            peft_type: "LORA".into(),
+            task_type: None,
+            base_model_name_or_path: None,
+            auto_mapping: None,
+            r: 8,
+            lora_alpha: 8.0,
+            lora_dropout: 0.0,
+            target_modules: None,
+            exclude_modules: None,
+            fan_in_fan_out: false,
+            bias: Bias::None,
+            use_rslora: false,
+            use_dora: false,
+            modules_to_save: None,
+            init_lora_weights: InitWeights::Kaiming,
+            layers_to_transform: None,
+            layers_pattern: None,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            other: BTreeMap::new(),
+        }
+    }
+}
+
+/// Fields that change what an adapter computes and that are not supported.
+const UNSUPPORTED: &[&str] = &[
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_qalora",
+    "velora_config",
+    "use_bdlora",
+    "arrow_config",
+    "kasa_config",
+    "alora_invocation_tokens",
+    "monteclora_config",
+];
+
+impl LoraConfig {
+    /// Itself, or what cannot be honoured.
+    pub fn checked(self) -> Result<Self> {
+        if self.peft_type != "LORA" {
+            return Err(Error::invalid(format!("adapters of type {} are not supported here; LORA is", self.peft_type)));
+        }
+        if self.r < 1 {
+            return Err(Error::invalid(format!("the LoRA rank is {}; it must be at least 1", self.r)));
+        }
+        if let Some((name, rank)) = self.rank_pattern.iter().find(|(_, &rank)| rank < 1) {
+            return Err(Error::invalid(format!("rank_pattern gives {name} the rank {rank}; it must be at least 1")));
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(Error::invalid(format!("the LoRA dropout is {}; it must be in [0, 1)", self.lora_dropout)));
+        }
+        if !self.lora_alpha.is_finite() || self.alpha_pattern.values().any(|alpha| !alpha.is_finite()) {
+            return Err(Error::invalid("the LoRA alpha must be a finite number"));
+        }
+        let empty = |value: &serde_json::Value| match value {
+            serde_json::Value::Null | serde_json::Value::Bool(false) => true,
+            serde_json::Value::Array(list) => list.is_empty(),
+            serde_json::Value::Object(map) => map.is_empty(),
+            _ => false,
+        };
+        match UNSUPPORTED.iter().find(|&&name| self.other.get(name).is_some_and(|value| !empty(value))) {
+            Some(name) => Err(Error::invalid(format!("the adapter's `{name}` is not supported"))),
+            None => Ok(self),
+        }
+    }
+
+    /// The rank of the module at `path`.
+    pub fn rank_of(&self, path: &str) -> i64 {
+        from_pattern(&self.rank_pattern, path).unwrap_or(self.r)
+    }
+
+    /// The alpha of the module at `path`.
+    pub fn alpha_of(&self, path: &str) -> f64 {
+        from_pattern(&self.alpha_pattern, path).unwrap_or(self.lora_alpha)
+    }
+
+    /// What multiplies `B A` in the module at `path`: alpha/r, or alpha/√r with rsLoRA.
+    pub fn scaling_of(&self, path: &str) -> f64 {
+        let rank = self.rank_of(path) as f64;
+        self.alpha_of(path) / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+}
+
+/// The value of the first key that is the path, or a regular expression for its end, as PEFT's `get_pattern_key`.
+fn from_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
+    let matches = |key: &str| {
+        key == path || regex::Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).is_ok_and(|pattern| pattern.is_match(path))
+    };
+    patterns.iter().find(|(key, _)| matches(key)).map(|(_, &value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minimal_file_and_unknown_fields_are_read() {
+        let config: LoraConfig =
+            serde_json::from_str(r#"{"target_modules":["q"],"peft_type":"LORA","novelty":3,"lora_bias":false}"#)
+                .unwrap();
+        let config = config.checked().unwrap();
+        assert_eq!((config.r, config.lora_alpha), (8, 8.0));
+        assert_eq!(config.target_modules, Some(TargetModules::Names(vec!["q".into()])));
+    }
+
+    #[test]
+    fn what_would_change_the_numbers_is_refused_by_name() {
+        for (json, word) in [
+            (r#"{"lora_bias":true}"#, "lora_bias"),
+            (r#"{"r":0}"#, "rank"),
+            (r#"{"lora_dropout":1.5}"#, "dropout"),
+            (r#"{"peft_type":"LOHA"}"#, "LOHA"),
+        ] {
+            let message = serde_json::from_str::<LoraConfig>(json).unwrap().checked().unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn ranks_and_alphas_follow_their_patterns() {
+        let config: LoraConfig = serde_json::from_str(
+            r#"{"r":4,"lora_alpha":2,"use_rslora":true,"rank_pattern":{"to_q":16,"mid.*to_v":9},"alpha_pattern":{"to_q":8}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.rank_of("down.0.to_q"), 16);
+        assert_eq!(config.rank_of("mid.0.to_v"), 9);
+        assert_eq!(config.rank_of("down.0.to_v"), 4);
+        assert_eq!(config.scaling_of("down.0.to_q"), 2.0);
+    }
+}

@@ -1,0 +1,296 @@
+//! The places of a model where adapters attach, and the registry of all that a model loaded.
+
+use super::adapter::Adapter;
+use crate::error::{Error, Result};
+use crate::weights::{BaseWeight, Op};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// A tensor of the model that is frozen unless an adapter's configuration has it trained whole (`bias`,
+/// `modules_to_save`).
+pub struct Param {
+    key: String,
+    frozen: Tensor,
+    trained: RefCell<Option<Tensor>>,
+}
+
+impl Param {
+    pub(crate) fn new(key: String, frozen: Tensor) -> Self {
+        Self { key, frozen, trained: RefCell::new(None) }
+    }
+
+    /// The checkpoint's key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// What a forward computes with: the trained tensor where there is one, in the compute dtype.
+    pub fn get(&self) -> Tensor {
+        match &*self.trained.borrow() {
+            Some(trained) => trained.to_kind(self.frozen.kind()),
+            None => self.frozen.shallow_clone(),
+        }
+    }
+
+    /// A float32 leaf that takes the frozen tensor's place from now on; starts from `value` where given.
+    pub(crate) fn train(&self, value: Option<Tensor>) -> Tensor {
+        let start = value.unwrap_or_else(|| self.frozen.to_kind(Kind::Float).copy());
+        let leaf = start.to_device(self.frozen.device()).to_kind(Kind::Float).detach().set_requires_grad(true);
+        *self.trained.borrow_mut() = Some(leaf.shallow_clone());
+        leaf
+    }
+
+    /// The frozen tensor is used again.
+    pub(crate) fn freeze(&self) {
+        *self.trained.borrow_mut() = None;
+    }
+}
+
+struct OnSite {
+    name: String,
+    adapter: Box<dyn Adapter>,
+    scale: f64,
+    enabled: bool,
+}
+
+/// One projection of a model: its frozen weight and the adapters on it.
+pub struct Site {
+    path: String,
+    op: Op,
+    weight: RefCell<BaseWeight>,
+    trained_weight: RefCell<Option<Tensor>>,
+    unmerged: RefCell<Option<BaseWeight>>,
+    bias: Option<Rc<Param>>,
+    adapters: RefCell<Vec<OnSite>>,
+    training: Rc<Cell<bool>>,
+}
+
+impl Site {
+    /// The module's path in the checkpoint.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What the projection computes.
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
+    /// Shape of the weight: `[out, in]` or `[out, in, k, k]`.
+    pub fn shape(&self) -> Vec<i64> {
+        self.weight.borrow().shape()
+    }
+
+    /// The bias, where the projection has one.
+    pub fn bias(&self) -> Option<&Rc<Param>> {
+        self.bias.as_ref()
+    }
+
+    /// Whether dropout is on.
+    pub fn training(&self) -> bool {
+        self.training.get()
+    }
+
+    /// Reads the frozen weight.
+    pub fn with_weight<T>(&self, read: impl FnOnce(&BaseWeight) -> T) -> T {
+        read(&self.weight.borrow())
+    }
+
+    /// The projection of `xs` with every enabled adapter.
+    /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`.
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        if self.op != Op::Linear || xs.dim() == 2 {
+            return self.forward_flat(xs);
+        }
+        // Rows are flattened once, so that adapters can add to the output in place.
+        let mut shape = xs.size();
+        let width = shape.pop().unwrap_or(1);
+        let ys = self.forward_flat(&xs.reshape([-1, width]));
+        shape.push(ys.size()[1]);
+        ys.view(shape.as_slice())
+    }
+
+    fn forward_flat(&self, xs: &Tensor) -> Tensor {
+        let bias = self.bias.as_ref().map(|bias| bias.get());
+        let mut ys = match &*self.trained_weight.borrow() {
+            Some(trained) => self.op.run(xs, &trained.to_kind(xs.kind()), bias.as_ref()),
+            None => self.weight.borrow().run(self.op, xs, bias.as_ref()),
+        };
+        for on_site in self.adapters.borrow().iter().filter(|on_site| on_site.enabled && on_site.scale != 0.0) {
+            ys = on_site.adapter.forward(self, xs, ys, on_site.scale);
+        }
+        ys
+    }
+
+    pub(crate) fn put(&self, name: &str, adapter: Box<dyn Adapter>) {
+        let mut adapters = self.adapters.borrow_mut();
+        adapters.retain(|on_site| on_site.name != name);
+        adapters.push(OnSite { name: name.to_owned(), adapter, scale: 1.0, enabled: true });
+    }
+
+    /// A float32 leaf in place of the frozen weight (`modules_to_save`).
+    pub(crate) fn train_weight(&self, value: Option<Tensor>) -> Tensor {
+        let weight = self.weight.borrow();
+        let start = value.unwrap_or_else(|| weight.dense(Kind::Float).copy());
+        let leaf = start.to_device(weight.device()).to_kind(Kind::Float).detach().set_requires_grad(true);
+        *self.trained_weight.borrow_mut() = Some(leaf.shallow_clone());
+        leaf
+    }
+
+    fn remove(&self, name: &str) {
+        self.adapters.borrow_mut().retain(|on_site| on_site.name != name);
+    }
+
+    /// The weight with every enabled adapter folded in, in float32.
+    pub fn merged_weight(&self) -> Tensor {
+        let start = match &*self.trained_weight.borrow() {
+            Some(trained) => trained.detach(),
+            None => self.weight.borrow().dense(Kind::Float),
+        };
+        self.adapters
+            .borrow()
+            .iter()
+            .filter(|on_site| on_site.enabled)
+            .fold(start, |weight, on_site| on_site.adapter.merged(self, weight, on_site.scale))
+    }
+
+    fn has_enabled(&self) -> bool {
+        self.adapters.borrow().iter().any(|on_site| on_site.enabled)
+    }
+
+    fn merge(&self) {
+        if self.unmerged.borrow().is_some() || !self.has_enabled() {
+            return;
+        }
+        let _no_grad = tch::no_grad_guard();
+        let merged = self.merged_weight();
+        let mut weight = self.weight.borrow_mut();
+        let merged = BaseWeight::Dense(merged.to_kind(weight.kind()));
+        *self.unmerged.borrow_mut() = Some(std::mem::replace(&mut *weight, merged));
+        self.adapters.borrow_mut().iter_mut().for_each(|on_site| on_site.enabled = false);
+    }
+
+    /// Puts back the very weight that was there before the merge.
+    fn unmerge(&self) {
+        if let Some(original) = self.unmerged.borrow_mut().take() {
+            *self.weight.borrow_mut() = original;
+            self.adapters.borrow_mut().iter_mut().for_each(|on_site| on_site.enabled = true);
+        }
+    }
+}
+
+/// All that one model loaded, by path: what adapters, biases and saved modules attach to.
+#[derive(Default)]
+pub struct Sites {
+    sites: RefCell<BTreeMap<String, Rc<Site>>>,
+    params: RefCell<BTreeMap<String, Rc<Param>>>,
+    elements: Cell<i64>,
+    training: Rc<Cell<bool>>,
+}
+
+impl Sites {
+    /// No sites yet.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self::default())
+    }
+
+    pub(crate) fn register(&self, path: &str, op: Op, weight: BaseWeight, bias: Option<Rc<Param>>) -> Rc<Site> {
+        self.elements.set(self.elements.get() + weight.shape().iter().product::<i64>());
+        let site = Rc::new(Site {
+            path: path.to_owned(),
+            op,
+            weight: RefCell::new(weight),
+            trained_weight: RefCell::new(None),
+            unmerged: RefCell::new(None),
+            bias,
+            adapters: RefCell::new(Vec::new()),
+            training: self.training.clone(),
+        });
+        self.sites.borrow_mut().insert(path.to_owned(), site.clone());
+        site
+    }
+
+    pub(crate) fn register_param(&self, key: &str, tensor: Tensor) -> Rc<Param> {
+        self.elements.set(self.elements.get() + tensor.numel() as i64);
+        let param = Rc::new(Param::new(key.to_owned(), tensor));
+        self.params.borrow_mut().insert(key.to_owned(), param.clone());
+        param
+    }
+
+    /// Number of frozen numbers in the model.
+    pub fn elements(&self) -> i64 {
+        self.elements.get()
+    }
+
+    /// Turns dropout on or off.
+    pub fn set_training(&self, training: bool) {
+        self.training.set(training);
+    }
+
+    /// All sites, by path.
+    pub fn all(&self) -> Vec<Rc<Site>> {
+        self.sites.borrow().values().cloned().collect()
+    }
+
+    /// The site at `path`.
+    pub fn get(&self, path: &str) -> Option<Rc<Site>> {
+        self.sites.borrow().get(path).cloned()
+    }
+
+    /// All parameters that are no site's weight (biases, norms, embeddings), by key.
+    pub fn params(&self) -> Vec<Rc<Param>> {
+        self.params.borrow().values().cloned().collect()
+    }
+
+    fn on_adapters(&self, name: Option<&str>, change: impl Fn(&mut OnSite)) -> bool {
+        let mut found = false;
+        for site in self.all() {
+            for on_site in site.adapters.borrow_mut().iter_mut() {
+                if name.is_none_or(|name| on_site.name == name) {
+                    change(on_site);
+                    found = true;
+                }
+            }
+        }
+        found
+    }
+
+    /// Sets the strength of the adapter `name`: 1 is as trained, 0 is off.
+    pub fn set_scale(&self, name: &str, scale: f64) -> Result<()> {
+        match self.on_adapters(Some(name), |on_site| on_site.scale = scale) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("no adapter `{name}` is loaded"))),
+        }
+    }
+
+    /// Turns every adapter on or off.
+    pub fn set_enabled(&self, enabled: bool) {
+        self.on_adapters(None, |on_site| on_site.enabled = enabled);
+    }
+
+    /// Takes the adapter `name` off.
+    pub fn remove(&self, name: &str) {
+        self.all().iter().for_each(|site| site.remove(name));
+    }
+
+    /// Takes everything trained off: all adapters, trained biases and saved modules.
+    pub fn clear(&self) {
+        for site in self.all() {
+            site.adapters.borrow_mut().clear();
+            *site.trained_weight.borrow_mut() = None;
+        }
+        self.params().iter().for_each(|param| param.freeze());
+    }
+
+    /// Folds every enabled adapter into its weight: a forward then costs what the base model's costs.
+    pub fn merge(&self) {
+        self.all().iter().for_each(|site| site.merge());
+    }
+
+    /// Undoes [`Sites::merge`], to the same bits as before.
+    pub fn unmerge(&self) {
+        self.all().iter().for_each(|site| site.unmerge());
+    }
+}

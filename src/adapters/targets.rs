@@ -1,0 +1,189 @@
+//! Which sites an adapter's configuration names, by PEFT's rules (`BaseTuner._check_target_module_exists`).
+
+use super::config::{LoraConfig, TargetModules};
+use super::site::{Site, Sites};
+use crate::error::{Error, Result};
+use crate::weights::Op;
+use std::rc::Rc;
+
+/// The sites that `config` targets, in the order of their paths. None is an error that names near paths.
+pub fn matching_sites(sites: &Sites, config: &LoraConfig) -> Result<Vec<Rc<Site>>> {
+    let targets = config.target_modules.as_ref().ok_or_else(|| Error::invalid("no target modules are given"))?;
+    let all = sites.all();
+    let wanted = Matcher::new(targets)?;
+    let excluded = config.exclude_modules.as_ref().map(Matcher::new).transpose()?;
+    let layers = LayerFilter::new(config)?;
+    let matching: Vec<Rc<Site>> = all
+        .iter()
+        .filter(|site| !excluded.as_ref().is_some_and(|excluded| excluded.matches(site)))
+        .filter(|site| wanted.matches(site) && layers.lets_pass(site.path()))
+        .cloned()
+        .collect();
+    match matching.is_empty() {
+        false => Ok(matching),
+        true => Err(nothing_matches(targets, &all)),
+    }
+}
+
+enum Matcher<'a> {
+    AllLinear,
+    Names(&'a [String]),
+    Pattern(regex::Regex),
+}
+
+impl<'a> Matcher<'a> {
+    fn new(targets: &'a TargetModules) -> Result<Self> {
+        Ok(match targets {
+            TargetModules::Names(names) => Self::Names(names),
+            TargetModules::Pattern(pattern) if pattern == "all-linear" => Self::AllLinear,
+            TargetModules::Pattern(pattern) => Self::Pattern(
+                regex::Regex::new(&format!("^(?:{pattern})$"))
+                    .map_err(|_| Error::invalid(format!("the target pattern `{pattern}` is no regular expression")))?,
+            ),
+        })
+    }
+
+    fn matches(&self, site: &Site) -> bool {
+        let path = site.path();
+        match self {
+            Self::AllLinear => site.op() == Op::Linear,
+            Self::Names(names) => names.iter().any(|name| ends_with_name(path, name)),
+            Self::Pattern(pattern) => pattern.is_match(path),
+        }
+    }
+}
+
+/// Whether `path` is `name` or ends with `.name`.
+pub(super) fn ends_with_name(path: &str, name: &str) -> bool {
+    path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+}
+
+/// PEFT's `layers_to_transform`: only layers of these numbers, counted in lists of the given names.
+struct LayerFilter<'a> {
+    numbers: Option<&'a [i64]>,
+    patterns: Vec<regex::Regex>,
+}
+
+impl<'a> LayerFilter<'a> {
+    fn new(config: &'a LoraConfig) -> Result<Self> {
+        let names = config.layers_pattern.as_ref().map(|names| names.as_slice()).unwrap_or_default();
+        let expressions: Vec<String> = match names {
+            [] => vec![r".*\.[^.]*\.(\d+)\.".to_owned()],
+            names => names.iter().map(|name| format!(r".*\.{name}\.(\d+)\.")).collect(),
+        };
+        let patterns = expressions
+            .iter()
+            .map(|text| regex::Regex::new(&format!("^{text}")))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(|_| Error::invalid("layers_pattern is no regular expression"))?;
+        Ok(Self { numbers: config.layers_to_transform.as_ref().map(|numbers| numbers.as_slice()), patterns })
+    }
+
+    fn lets_pass(&self, path: &str) -> bool {
+        let Some(numbers) = self.numbers else { return true };
+        let number = self
+            .patterns
+            .iter()
+            .find_map(|pattern| pattern.captures(path))
+            .and_then(|captures| captures[1].parse::<i64>().ok());
+        number.is_some_and(|number| numbers.contains(&number))
+    }
+}
+
+fn nothing_matches(targets: &TargetModules, sites: &[Rc<Site>]) -> Error {
+    let asked: Vec<&str> = match targets {
+        TargetModules::Pattern(pattern) => vec![pattern],
+        TargetModules::Names(names) => names.iter().map(String::as_str).collect(),
+    };
+    let mut names: Vec<&str> = sites.iter().map(|site| short_name(site.path())).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut near: Vec<&str> =
+        asked.iter().filter_map(|&asked| names.iter().min_by_key(|name| distance(asked, name)).copied()).collect();
+    near.dedup();
+    Error::invalid(format!(
+        "no module matches the targets {}; nearest: {} (the model has {})",
+        asked.join(","),
+        near.join(", "),
+        names.join(", ")
+    ))
+}
+
+/// The last part of a path that is a name; `to_out.0` for `….attn1.to_out.0`.
+fn short_name(path: &str) -> &str {
+    let last = path.rfind('.').map_or(0, |dot| dot + 1);
+    if last > 0 && path[last..].bytes().all(|b| b.is_ascii_digit()) {
+        return path[..last - 1].rfind('.').map_or(path, |dot| &path[dot + 1..]);
+    }
+    &path[last..]
+}
+
+/// Levenshtein's edit distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::BaseWeight;
+    use tch::{Device, Kind, Tensor};
+
+    fn sites(paths: &[&str]) -> Rc<Sites> {
+        let sites = Sites::new();
+        for path in paths {
+            let weight = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
+            sites.register(path, Op::Linear, BaseWeight::Dense(weight), None);
+        }
+        sites
+    }
+
+    fn matched(paths: &[&str], config: &LoraConfig) -> Vec<String> {
+        matching_sites(&sites(paths), config).unwrap().iter().map(|site| site.path().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_name_matches_whole_parts_of_a_path() {
+        let config =
+            LoraConfig { target_modules: Some(TargetModules::from_flag("to_q,to_out.0")), ..Default::default() };
+        assert_eq!(matched(&["a.to_q", "a.add_to_q", "b.to_out.0", "to_q"], &config), ["a.to_q", "b.to_out.0", "to_q"]);
+    }
+
+    #[test]
+    fn a_pattern_must_match_the_whole_path_and_exclusions_win() {
+        let config = LoraConfig {
+            target_modules: Some(TargetModules::from_flag(r".*\.(q|v)")),
+            exclude_modules: Some(TargetModules::Names(vec!["b.v".into()])),
+            ..Default::default()
+        };
+        assert_eq!(matched(&["a.q", "a.q.x", "b.v", "c.v"], &config), ["a.q", "c.v"]);
+    }
+
+    #[test]
+    fn layer_numbers_choose_layers() {
+        let config = LoraConfig {
+            target_modules: Some(TargetModules::from_flag("q")),
+            layers_to_transform: Some(super::super::config::OneOrMany::One(1)),
+            ..Default::default()
+        };
+        assert_eq!(matched(&["m.layers.0.q", "m.layers.1.q", "m.layers.11.q"], &config), ["m.layers.1.q"]);
+    }
+
+    #[test]
+    fn targets_that_match_nothing_name_the_nearest() {
+        let config = LoraConfig { target_modules: Some(TargetModules::from_flag("to_qq")), ..Default::default() };
+        let message = matching_sites(&sites(&["a.to_q", "a.proj_in"]), &config).err().unwrap().to_string();
+        assert!(message.contains("nearest: to_q"), "{message}");
+    }
+}

@@ -1,0 +1,3 @@
+//! What is computed: architectures, built from their `config.json`. No word of adapters or training.
+
+pub mod stable_diffusion;

@@ -1,0 +1,153 @@
+//! CLIP's text model: a causal transformer whose last hidden state conditions the UNet.
+//! Paper: arXiv 2103.00020. Reference: transformers `modeling_clip.py` (`CLIPTextModel`).
+//!
+//! Shapes: b batch, t text length, d width.
+
+use super::activation::Activation;
+use super::config_file;
+use crate::error::Result;
+use crate::libtorch::checkpoint::checkpoint;
+use crate::nn::{attend, Bias, Embedding, LayerNorm, Linear, Loader};
+use serde::Deserialize;
+use std::path::Path;
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// `text_encoder/config.json`; absent fields are transformers' defaults.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct ClipTextConfig {
+    /// Rows of the token table.
+    pub vocab_size: i64,
+    /// Width.
+    pub hidden_size: i64,
+    /// Width inside the feed-forward.
+    pub intermediate_size: i64,
+    /// Transformer layers.
+    pub num_hidden_layers: i64,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// Longest text in tokens.
+    pub max_position_embeddings: i64,
+    /// Nonlinearity of the feed-forward.
+    pub hidden_act: Activation,
+    /// The norms' epsilon.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl ClipTextConfig {
+    /// Reads `config.json` in `folder`.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        config_file::read(&folder.join("config.json"), &[("model_type", &["clip_text_model", "clip"])])
+    }
+}
+
+/// CLIP's text model.
+pub struct ClipTextModel {
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    layers: Vec<Rc<EncoderLayer>>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipTextModel {
+    /// Loads the model.
+    pub fn load(loader: &Loader, config: &ClipTextConfig) -> Result<Self> {
+        let embeddings = loader / "embeddings";
+        let layers = loader / "encoder.layers";
+        let width = config.hidden_size;
+        Ok(Self {
+            token_embedding: Embedding::load(&(&embeddings / "token_embedding"), config.vocab_size, width)?,
+            position_embedding: Embedding::load(
+                &(&embeddings / "position_embedding"),
+                config.max_position_embeddings,
+                width,
+            )?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| EncoderLayer::load(&(&layers / i), config).map(Rc::new))
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::load(&(loader / "final_layer_norm"), width, config.layer_norm_eps)?,
+        })
+    }
+
+    /// Token ids `[b, t]` (int64) to the normed last hidden state `[b, t, d]`. With `checkpointing` each layer's
+    /// activations are computed again in backward.
+    pub fn forward(&self, ids: &Tensor, checkpointing: bool) -> Tensor {
+        let length = ids.size()[1];
+        let mut xs = self.token_embedding.forward(ids) + self.position_embedding.first(length).unsqueeze(0);
+        for layer in &self.layers {
+            xs = match checkpointing {
+                true => {
+                    let layer = layer.clone();
+                    checkpoint(&[&xs], move |inputs| layer.forward(&inputs[0]))
+                }
+                false => layer.forward(&xs),
+            };
+        }
+        self.final_layer_norm.forward(&xs)
+    }
+
+    /// The dtype-preserving ids tensor of token lists of one length: `[b, t]`.
+    pub fn ids(rows: &[Vec<i64>], device: tch::Device) -> Tensor {
+        let width = rows.first().map_or(0, Vec::len) as i64;
+        let flat: Vec<i64> = rows.iter().flatten().copied().collect();
+        Tensor::from_slice(&flat).view([rows.len() as i64, width]).to_kind(Kind::Int64).to_device(device)
+    }
+}
+
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: i64,
+    activation: Activation,
+}
+
+impl EncoderLayer {
+    fn load(loader: &Loader, config: &ClipTextConfig) -> Result<Self> {
+        let (width, inner, eps) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let attn = loader / "self_attn";
+        let mlp = loader / "mlp";
+        Ok(Self {
+            layer_norm1: LayerNorm::load(&(loader / "layer_norm1"), width, eps)?,
+            q_proj: Linear::load(&(&attn / "q_proj"), width, width, Bias::Yes)?,
+            k_proj: Linear::load(&(&attn / "k_proj"), width, width, Bias::Yes)?,
+            v_proj: Linear::load(&(&attn / "v_proj"), width, width, Bias::Yes)?,
+            out_proj: Linear::load(&(&attn / "out_proj"), width, width, Bias::Yes)?,
+            layer_norm2: LayerNorm::load(&(loader / "layer_norm2"), width, eps)?,
+            fc1: Linear::load(&(&mlp / "fc1"), width, inner, Bias::Yes)?,
+            fc2: Linear::load(&(&mlp / "fc2"), inner, width, Bias::Yes)?,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+        })
+    }
+
+    /// `[b, t, d] -> [b, t, d]`
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let normed = self.layer_norm1.forward(xs);
+        let (q, k, v) = (self.q_proj.forward(&normed), self.k_proj.forward(&normed), self.v_proj.forward(&normed));
+        let xs = xs + self.out_proj.forward(&attend(&q, &k, &v, self.heads, true));
+        let hidden = self.activation.forward(&self.fc1.forward(&self.layer_norm2.forward(&xs)));
+        &xs + self.fc2.forward(&hidden)
+    }
+}

@@ -1,0 +1,24 @@
+//! Reads a part's `config.json` and refuses what the architectures here do not compute.
+
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::Path;
+
+/// A `config.json` as `T`. Every field in `fixed` must be absent, null or one of the values beside it; another value
+/// would change what the model computes in a way that is not written here.
+pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    for (field, allowed) in fixed {
+        let found = match value.get(field) {
+            None | Some(Value::Null) => continue,
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        if !allowed.contains(&found.as_str()) {
+            return Err(Error::file(path, format!("`{field}` is {found}, which is not supported")));
+        }
+    }
+    serde_json::from_value(value).map_err(|e| Error::file(path, format!("not the configuration expected: {e}")))
+}

@@ -1,0 +1,150 @@
+//! The variational autoencoder between images and latents (arXiv 1312.6114, arXiv 2112.10752).
+//! Reference: diffusers `autoencoder_kl.py`.
+//!
+//! Shapes: b batch, h and w height and width of the image, f the scale factor (8 for Stable Diffusion).
+
+use super::config_file;
+use super::vae_coders::{Decoder, Encoder};
+use crate::error::{Error, Result};
+use crate::nn::{Conv2d, Loader};
+use serde::Deserialize;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// `vae/config.json`; absent fields are diffusers' defaults.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct VaeConfig {
+    /// Channels of images in.
+    pub in_channels: i64,
+    /// Channels of images out.
+    pub out_channels: i64,
+    /// Channels of latents.
+    pub latent_channels: i64,
+    /// Channels of each level.
+    pub block_out_channels: Vec<i64>,
+    /// Residual blocks of a level in the encoder; one more in the decoder.
+    pub layers_per_block: i64,
+    /// Groups of the norms.
+    pub norm_num_groups: i64,
+    /// Latents are multiplied by this for the UNet.
+    pub scaling_factor: f64,
+    /// Attention in the middle.
+    pub mid_block_add_attention: bool,
+    /// A 1×1 convolution behind the encoder.
+    pub use_quant_conv: bool,
+    /// A 1×1 convolution before the decoder.
+    pub use_post_quant_conv: bool,
+}
+
+impl Default for VaeConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            mid_block_add_attention: true,
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+        }
+    }
+}
+
+/// Fields of the configuration that must have these values.
+const FIXED: &[(&str, &[&str])] = &[
+    ("_class_name", &["AutoencoderKL"]),
+    ("act_fn", &["silu", "swish"]),
+    ("latents_mean", &[]),
+    ("latents_std", &[]),
+    ("shift_factor", &[]),
+];
+
+impl VaeConfig {
+    /// Reads `config.json` in `folder`.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config: Self = config_file::read(&path, FIXED)?;
+        let groups = config.norm_num_groups.max(1);
+        let channels = &config.block_out_channels;
+        match channels.is_empty() || channels.iter().any(|&c| c <= 0 || c % groups != 0) {
+            true => Err(Error::file(&path, format!("block_out_channels {channels:?} do not fit {groups} norm groups"))),
+            false => Ok(config),
+        }
+    }
+
+    /// Pixels along one side of a latent's place: 8 for Stable Diffusion.
+    pub fn scale_factor(&self) -> i64 {
+        1 << (self.block_out_channels.len() - 1)
+    }
+}
+
+/// What the encoder says of an image: a normal distribution over latents, unscaled.
+pub struct LatentDistribution {
+    /// `[b, latent channels, h/f, w/f]`
+    pub mean: Tensor,
+    /// Logarithm of the variance, of the same shape, kept in [-30, 20] as diffusers does.
+    pub log_variance: Tensor,
+}
+
+impl LatentDistribution {
+    /// A draw, from standard normal `noise` of the latents' shape.
+    pub fn sample(&self, noise: &Tensor) -> Tensor {
+        &self.mean + (&self.log_variance * 0.5).exp() * noise
+    }
+}
+
+/// The autoencoder.
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    config: VaeConfig,
+}
+
+impl AutoencoderKl {
+    /// Loads the autoencoder.
+    pub fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let latent = config.latent_channels;
+        Ok(Self {
+            encoder: Encoder::load(&(loader / "encoder"), config)?,
+            decoder: Decoder::load(&(loader / "decoder"), config)?,
+            quant_conv: config
+                .use_quant_conv
+                .then(|| Conv2d::load(&(loader / "quant_conv"), latent * 2, latent * 2, 1))
+                .transpose()?,
+            post_quant_conv: config
+                .use_post_quant_conv
+                .then(|| Conv2d::load(&(loader / "post_quant_conv"), latent, latent, 1))
+                .transpose()?,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Images `[b, 3, h, w]` in [-1, 1] to latents `[b, latent channels, h/f, w/f]`, float32 and unscaled.
+    pub fn encode(&self, images: &Tensor) -> LatentDistribution {
+        let mut moments = self.encoder.forward(images);
+        if let Some(conv) = &self.quant_conv {
+            moments = conv.forward(&moments);
+        }
+        let halves = moments.to_kind(Kind::Float).contiguous().chunk(2, 1);
+        LatentDistribution { mean: halves[0].contiguous(), log_variance: halves[1].clamp(-30.0, 20.0) }
+    }
+
+    /// Unscaled latents `[b, latent channels, h, w]` to images `[b, 3, h·f, w·f]`, about [-1, 1].
+    pub fn decode(&self, latents: &Tensor) -> Tensor {
+        match &self.post_quant_conv {
+            Some(conv) => self.decoder.forward(&conv.forward(latents)),
+            None => self.decoder.forward(latents),
+        }
+    }
+}

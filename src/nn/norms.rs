@@ -1,0 +1,49 @@
+//! Normalisations.
+
+use super::loader::Loader;
+use crate::adapters::Param;
+use crate::error::Result;
+use std::rc::Rc;
+use tch::Tensor;
+
+/// Layer normalisation over the last dimension (arXiv 1607.06450).
+pub struct LayerNorm {
+    weight: Rc<Param>,
+    bias: Rc<Param>,
+    width: i64,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Loads a weight and a bias of `[width]`.
+    pub fn load(loader: &Loader, width: i64, eps: f64) -> Result<Self> {
+        let (weight, bias) = (loader.param("weight", &[width])?, loader.param("bias", &[width])?);
+        Ok(Self { weight, bias, width, eps })
+    }
+
+    /// `[.., width] -> [.., width]`
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.layer_norm([self.width], Some(&self.weight.get()), Some(&self.bias.get()), self.eps, true)
+    }
+}
+
+/// Group normalisation over channels (arXiv 1803.08494).
+pub struct GroupNorm {
+    weight: Rc<Param>,
+    bias: Rc<Param>,
+    groups: i64,
+    eps: f64,
+}
+
+impl GroupNorm {
+    /// Loads a weight and a bias of `[channels]`.
+    pub fn load(loader: &Loader, groups: i64, channels: i64, eps: f64) -> Result<Self> {
+        let (weight, bias) = (loader.param("weight", &[channels])?, loader.param("bias", &[channels])?);
+        Ok(Self { weight, bias, groups, eps })
+    }
+
+    /// `[batch, channels, h, w] -> [batch, channels, h, w]`
+    pub fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.group_norm(self.groups, Some(&self.weight.get()), Some(&self.bias.get()), self.eps, true)
+    }
+}

@@ -1,0 +1,70 @@
+//! How the frozen weight of one projection is kept, and what the projection computes with it.
+
+use tch::{Kind, Tensor};
+
+/// What a projection does with its weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// `[.., in] -> [.., out]` with a weight `[out, in]`.
+    Linear,
+    /// `[batch, in, h, w] -> [batch, out, h', w']` with a weight `[out, in, k, k]`.
+    Conv2d {
+        /// Step of the kernel in both directions.
+        stride: i64,
+        /// Zeros added at each side.
+        padding: i64,
+    },
+}
+
+impl Op {
+    /// The projection of `xs` with `weight` and `bias`.
+    pub fn run(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        match self {
+            Op::Linear => xs.linear(weight, bias),
+            Op::Conv2d { stride, padding } => xs.conv2d(weight, bias, [stride; 2], [padding; 2], [1, 1], 1),
+        }
+    }
+}
+
+/// Frozen storage of one projection's weight.
+pub enum BaseWeight {
+    /// The numbers themselves, in the compute dtype.
+    Dense(Tensor),
+}
+
+impl BaseWeight {
+    /// `op` applied to `xs`, in the dtype of `xs`.
+    pub fn run(&self, op: Op, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        match self {
+            BaseWeight::Dense(weight) => op.run(xs, weight, bias),
+        }
+    }
+
+    /// The weight as a dense tensor in `kind`.
+    pub fn dense(&self, kind: Kind) -> Tensor {
+        match self {
+            BaseWeight::Dense(weight) => weight.to_kind(kind),
+        }
+    }
+
+    /// Shape of the weight.
+    pub fn shape(&self) -> Vec<i64> {
+        match self {
+            BaseWeight::Dense(weight) => weight.size(),
+        }
+    }
+
+    /// The dtype in which the projection computes.
+    pub fn kind(&self) -> Kind {
+        match self {
+            BaseWeight::Dense(weight) => weight.kind(),
+        }
+    }
+
+    /// The device that holds the weight.
+    pub fn device(&self) -> tch::Device {
+        match self {
+            BaseWeight::Dense(weight) => weight.device(),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! All weights of one model by key, from one file, from shards, or from a part of a single-file checkpoint.
+
+use super::MappedFile;
+use crate::error::{Error, Result};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// Where weights go and in which dtype they are kept there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Placement {
+    /// The device that computes.
+    pub device: Device,
+    /// The dtype that it computes in.
+    pub kind: Kind,
+}
+
+/// The part of a stored tensor that is the weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Whole,
+    /// Rows `index` of `of` equal bands: OpenCLIP keeps q, k and v in one matrix.
+    Band {
+        index: i64,
+        of: i64,
+    },
+}
+
+struct Entry {
+    file: Arc<MappedFile>,
+    name: String,
+    part: Part,
+}
+
+/// The weights of one model by key.
+pub struct WeightSet {
+    origin: PathBuf,
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl WeightSet {
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let file = Arc::new(MappedFile::open(path)?);
+        let entries = file.names().into_iter().map(|name| (name.clone(), Entry::whole(&file, name))).collect();
+        Ok(Self { origin: path.to_owned(), entries })
+    }
+
+    /// Opens the weights in a model's folder: `model.safetensors` or `diffusion_pytorch_model.safetensors`, their
+    /// `variant` (`model.fp16.safetensors`), or the shards that an index names.
+    pub fn open_folder(folder: &Path, variant: Option<&str>) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::file(folder, "no such folder; a diffusers model has one for each of its parts"));
+        }
+        let variants = match variant {
+            Some(variant) => vec![format!(".{variant}")],
+            None => vec![String::new(), ".fp16".to_owned()],
+        };
+        for variant in &variants {
+            for stem in ["diffusion_pytorch_model", "model"] {
+                let single = folder.join(format!("{stem}{variant}.safetensors"));
+                if single.exists() {
+                    return Self::open_file(&single);
+                }
+                for index in [
+                    format!("{stem}.safetensors.index{variant}.json"),
+                    format!("{stem}{variant}.safetensors.index.json"),
+                ] {
+                    if folder.join(&index).exists() {
+                        return Self::open_shards(&folder.join(index));
+                    }
+                }
+            }
+        }
+        let pickle = std::fs::read_dir(folder)
+            .map_err(|e| Error::io("read", folder, e))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|ext| ext == "bin" || ext == "ckpt" || ext == "pt"));
+        match pickle {
+            Some(pickle) => MappedFile::open(&pickle).map(|_| unreachable!("pickles are refused")),
+            None => Err(Error::file(folder, "holds no .safetensors weights")),
+        }
+    }
+
+    fn open_shards(index: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
+        let parsed: ShardIndex =
+            serde_json::from_str(&text).map_err(|e| Error::file(index, format!("not a shard index: {e}")))?;
+        let folder = index.parent().unwrap_or(Path::new("."));
+        let mut files: BTreeMap<String, Arc<MappedFile>> = BTreeMap::new();
+        let mut entries = BTreeMap::new();
+        for (key, shard) in parsed.weight_map {
+            if Path::new(&shard).components().count() != 1 {
+                return Err(Error::file(index, format!("names a shard outside its folder: {shard}")));
+            }
+            if !files.contains_key(&shard) {
+                files.insert(shard.clone(), Arc::new(MappedFile::open(&folder.join(&shard))?));
+            }
+            let file = &files[&shard];
+            if file.info(&key).is_none() {
+                return Err(Error::MissingWeight { path: file.path().to_owned(), key });
+            }
+            entries.insert(key.clone(), Entry::whole(file, key));
+        }
+        Ok(Self { origin: folder.to_owned(), entries })
+    }
+
+    /// The same weights under other keys; `spell` returns `None` for weights that are not of this model.
+    pub fn respelled(self, spell: impl Fn(&str) -> Option<String>) -> Self {
+        let entries =
+            self.entries.into_iter().filter_map(|(key, entry)| spell(&key).map(|new_key| (new_key, entry))).collect();
+        Self { origin: self.origin, entries }
+    }
+
+    /// Like [`WeightSet::respelled`], where one stored tensor can be several weights.
+    pub(super) fn taken_apart(&self, spell: impl Fn(&str) -> Vec<(String, Part)>) -> Self {
+        let mut entries = BTreeMap::new();
+        for (key, entry) in &self.entries {
+            for (new_key, part) in spell(key) {
+                entries.insert(new_key, Entry { file: entry.file.clone(), name: entry.name.clone(), part });
+            }
+        }
+        Self { origin: self.origin.clone(), entries }
+    }
+
+    /// The file or folder that the weights are from.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// All keys, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether there is a weight `key`.
+    pub fn contains(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// The shape of the weight `key`.
+    pub fn shape(&self, key: &str) -> Option<Vec<i64>> {
+        let entry = self.entries.get(key)?;
+        let (mut shape, _) = entry.file.info(&entry.name)?;
+        if let (Part::Band { of, .. }, Some(rows)) = (entry.part, shape.first_mut()) {
+            *rows /= of;
+        }
+        Some(shape)
+    }
+
+    /// The weight `key` as `shape` at `placement`. Where dtype and device are the file's, the tensor lies over the
+    /// mapped file and must not be written to; else it is converted and the file's pages are let go.
+    ///
+    /// A trailing `1, 1` more or less is the same weight: old VAEs keep their linear layers as 1×1 convolutions.
+    pub fn load(&self, key: &str, shape: &[i64], placement: Placement) -> Result<Tensor> {
+        let entry = self
+            .entries
+            .get(key)
+            .ok_or_else(|| Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() })?;
+        let mut tensor = entry.file.tensor(&entry.name)?;
+        if let Part::Band { index, of } = entry.part {
+            let rows = tensor.size().first().copied().unwrap_or(0) / of;
+            tensor = tensor.narrow(0, index * rows, rows);
+        }
+        let found = tensor.size();
+        if found != shape {
+            let core = |shape: &[i64]| shape.strip_suffix(&[1, 1]).unwrap_or(shape).to_vec();
+            if core(&found) != core(shape) {
+                return Err(Error::WeightShape {
+                    path: self.origin.clone(),
+                    key: key.to_owned(),
+                    found,
+                    expected: shape.to_vec(),
+                });
+            }
+            tensor = tensor.view(shape);
+        }
+        if tensor.kind() == placement.kind && placement.device == Device::Cpu {
+            return Ok(tensor);
+        }
+        let placed = tensor.f_to_device(placement.device)?.f_to_kind(placement.kind)?;
+        entry.file.let_go(&entry.name);
+        Ok(placed)
+    }
+
+    /// Lets the file's pages of `key` leave memory, after the weight was copied elsewhere.
+    pub fn let_go(&self, key: &str) {
+        if let Some(entry) = self.entries.get(key) {
+            entry.file.let_go(&entry.name);
+        }
+    }
+}
+
+impl Entry {
+    fn whole(file: &Arc<MappedFile>, name: String) -> Self {
+        Self { file: file.clone(), name, part: Part::Whole }
+    }
+}
