@@ -13,7 +13,8 @@ Writes under OUT_DIR:
   peft/{unet,text_encoder}/   as PEFT saves them; peft-transformers4/: the text encoder's keys with `text_model.`
   diffusers/pytorch_lora_weights.safetensors       PEFT's keys and the configuration as metadata
   diffusers-old/pytorch_lora_weights.safetensors   `lora.down` and `lora.up`, the scale multiplied into `up`
-  kohya/lora.safetensors      `lora_unet_…`, `lora_te_…` with `.alpha`
+  kohya/lora.safetensors      `lora_unet_…`, `lora_te_…` with `.alpha` (diffusers 0.42 reads such a text encoder
+                              only if some `out_proj` is among its targets)
   report.json                 {part: {trainable: the line that PEFT prints, targets: module names, scaling: {module: number}}}
   outputs.safetensors         unet.latents, unet.timesteps, unet.context, text_encoder.input_ids: the inputs; for each part
                               PART.base, PART.adapter, PART.merged: without it, with it, with it folded into the weights

@@ -22,6 +22,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+if "torch" not in sys.modules:
+    # In a process of its own, where timings count: peft imports bitsandbytes where it is installed, and starts slower.
+    sys.modules["bitsandbytes"] = None
+
 import psutil
 import torch
 import torch.nn.functional as F
