@@ -87,7 +87,8 @@ impl NoiseSchedule {
     /// `sqrt(ᾱ)` and `sqrt(1 - ᾱ)` at `timesteps`, `[b]` float32 each.
     fn roots(&self, timesteps: &Tensor) -> (Tensor, Tensor) {
         let alphas = self.alphas_cumprod.index_select(0, &timesteps.to_device(self.alphas_cumprod.device()));
-        (alphas.sqrt(), (1.0 - alphas).sqrt())
+        let noise: Tensor = 1.0 - &alphas;
+        (alphas.sqrt(), noise.sqrt())
     }
 
     /// [`NoiseSchedule::roots`] as `[b, 1, 1, 1]` beside `latents`. They are rounded to the latents' kind last:
@@ -137,5 +138,6 @@ pub(super) fn rescale_zero_terminal_snr(betas: &Tensor) -> Tensor {
 
 /// ᾱ from betas: `[T]` -> `[T]`.
 pub(super) fn cumulative(betas: &Tensor) -> Tensor {
-    (1.0 - betas).cumprod(0, Kind::Float)
+    let alphas: Tensor = 1.0 - betas;
+    alphas.cumprod(0, Kind::Float)
 }

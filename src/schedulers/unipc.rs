@@ -93,11 +93,11 @@ impl UniPc {
         let half = || Tensor::from_slice(&[0.5f32]);
         let rhos = match (corrected.is_some(), span.order) {
             (true, 1) | (false, 2) => Some(half()),
-            (true, _) => Some(rows.linalg_solve(&targets, true)),
+            (true, _) => Some(Tensor::linalg_solve(&rows, &targets, true)),
             (false, 1) => None,
             (false, _) => {
                 let rows = rows.narrow(0, 0, earlier).narrow(1, 0, earlier);
-                Some(rows.linalg_solve(&targets.narrow(0, 0, earlier), true))
+                Some(Tensor::linalg_solve(&rows, &targets.narrow(0, 0, earlier), true))
             }
         };
         let mut moved = next.sigma / now.sigma * sample - &next.alpha * phi * newest;
