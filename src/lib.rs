@@ -5,6 +5,4 @@
 pub mod adapters;
 pub mod error;
 pub mod libtorch;
-pub mod models;
-pub mod nn;
-pub mod weights;
+pub mod schedulers;
