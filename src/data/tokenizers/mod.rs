@@ -1,0 +1,5 @@
+//! From text to token ids.
+
+pub mod clip;
+
+pub use clip::ClipTokenizer;
