@@ -4,3 +4,4 @@
 
 pub mod error;
 pub mod libtorch;
+pub mod train;
