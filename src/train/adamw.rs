@@ -79,7 +79,8 @@ impl AdamW {
         params: impl Iterator<Item = (&'a String, &'a Tensor)>,
         lr: f64,
     ) -> Result<()> {
-        let (mut values, mut grads, mut exp_avgs, mut exp_avg_sqs, mut steps) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut values, mut grads, mut exp_avgs, mut exp_avg_sqs, mut steps) =
+            (vec![], vec![], vec![], vec![], vec![]);
         for (name, param) in params {
             let grad = param.grad();
             if !grad.defined() {

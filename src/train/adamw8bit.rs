@@ -189,13 +189,7 @@ impl QuantizedMoments {
         let n = param.numel() as i64;
         let codes = || Tensor::zeros([n], (Kind::Uint8, param.device()));
         let scales = || Tensor::zeros([(n + BLOCK_SIZE - 1) / BLOCK_SIZE], (Kind::Float, param.device()));
-        Self {
-            exp_avg: codes(),
-            exp_avg_absmax: scales(),
-            exp_avg_sq: codes(),
-            exp_avg_sq_absmax: scales(),
-            step: 0,
-        }
+        Self { exp_avg: codes(), exp_avg_absmax: scales(), exp_avg_sq: codes(), exp_avg_sq_absmax: scales(), step: 0 }
     }
 }
 
