@@ -5,4 +5,4 @@
 pub mod adapters;
 pub mod error;
 pub mod libtorch;
-pub mod data;
+pub mod train;

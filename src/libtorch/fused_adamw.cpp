@@ -36,4 +36,10 @@ char *lorabooth_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor)
     at::_foreach_mul_(list, *factor);
   });
 }
+
+char *lorabooth_clear_grads(at::Tensor *const *tensors, int64_t n) {
+  return guarded([&] {
+    for (int64_t i = 0; i < n; ++i) tensors[i]->mutable_grad() = at::Tensor();
+  });
+}
 }

@@ -22,6 +22,7 @@ extern "C" {
     ) -> *mut c_char;
     fn lorabooth_total_norm(tensors: *const *mut C_tensor, n: i64, out: *mut *mut C_tensor) -> *mut c_char;
     fn lorabooth_scale(tensors: *const *mut C_tensor, n: i64, factor: *mut C_tensor) -> *mut c_char;
+    fn lorabooth_clear_grads(tensors: *const *mut C_tensor, n: i64) -> *mut c_char;
 }
 
 /// The numbers of an AdamW step (Loshchilov and Hutter, arXiv 1711.05101), as `torch.optim.AdamW` names them.
@@ -87,4 +88,12 @@ pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     let list = handles(tensors);
     // SAFETY: living handles.
     check(unsafe { lorabooth_scale(list.as_ptr(), list.len() as i64, factor.as_ptr().cast_mut()) })
+}
+
+/// Makes the gradient of each of `tensors` undefined, as `zero_grad(set_to_none=True)`: tch can only fill it with zeros,
+/// which an optimizer would take for a gradient.
+pub fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
+    let list: Vec<*mut C_tensor> = tensors.into_iter().map(|tensor| tensor.as_ptr().cast_mut()).collect();
+    // SAFETY: living handles.
+    check(unsafe { lorabooth_clear_grads(list.as_ptr(), list.len() as i64) })
 }

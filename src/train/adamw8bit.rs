@@ -1,0 +1,230 @@
+//! AdamW whose moments take one byte an element (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv
+//! 2110.02861). Reference: bitsandbytes' `AdamW8bit` with its CPU arithmetic; here in libtorch operations alone, so it
+//! runs on every device.
+
+use super::adamw::{entry, names_in, parameter, AdamW, AdamWConfig};
+use super::Parameters;
+use crate::error::Result;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// Elements that share one scale.
+pub const BLOCK_SIZE: i64 = 256;
+/// Smaller parameters keep float32 moments: there is nothing to gain, and they are the sensitive ones.
+pub const MIN_8BIT_SIZE: i64 = 4096;
+
+/// The 256 values that a byte can stand for, ascending, in -1..=1 (signed) or 0..=1: as the exponent falls from 0 to -6
+/// the fraction has fewer bits (section 1.3 of the paper; `create_dynamic_map` of bitsandbytes). Float32 on the CPU.
+pub fn dynamic_map(signed: bool) -> Tensor {
+    let _guard = tch::no_grad_guard();
+    let mut values = vec![0f32, 1.];
+    for (i, magnitude) in [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.].into_iter().enumerate() {
+        let intervals = 1i64 << if signed { i } else { i + 1 };
+        let bounds = Tensor::linspace(0.1, 1., intervals + 1, (Kind::Float, Device::Cpu));
+        let means = (bounds.narrow(0, 0, intervals) + bounds.narrow(0, 1, intervals)) / 2. * magnitude;
+        let means: Vec<f32> = Vec::try_from(means).unwrap_or_default();
+        if signed {
+            values.extend(means.iter().map(|mean| -mean));
+        }
+        values.extend(means);
+    }
+    values.sort_by(f32::total_cmp);
+    Tensor::from_slice(&values)
+}
+
+/// A [`dynamic_map`] on a device, with the bounds between neighbours.
+#[derive(Debug)]
+pub struct Codebook {
+    /// `[256]`
+    map: Tensor,
+    /// `[255]`
+    midpoints: Tensor,
+}
+
+impl Codebook {
+    /// The signed or unsigned dynamic map on `device`.
+    pub fn new(signed: bool, device: Device) -> Self {
+        let _guard = tch::no_grad_guard();
+        let map = dynamic_map(signed).to_device(device);
+        // In float64 a midpoint is exact, and so is "which neighbour is nearer".
+        let wide = map.to_kind(Kind::Double);
+        let midpoints = ((wide.narrow(0, 0, 255) + wide.narrow(0, 1, 255)) / 2.).to_kind(Kind::Float);
+        Self { map, midpoints }
+    }
+
+    /// The nearest codes of float32 `values` (any shape) and the largest magnitude of each block:
+    /// uint8 `[n]`, float32 `[ceil(n / 256)]`.
+    pub fn quantize(&self, values: &Tensor) -> (Tensor, Tensor) {
+        let _guard = tch::no_grad_guard();
+        let n = values.numel() as i64;
+        let blocks = in_blocks(values);
+        let absmax = blocks.abs().amax([1], true);
+        // A block of zeros: whatever the scale, the code is that of 0.
+        let scale = absmax.where_self(&absmax.gt(0.), &absmax.ones_like());
+        let codes = (blocks / scale).bucketize(&self.midpoints, true, false);
+        (codes.to_kind(Kind::Uint8).view(-1).narrow(0, 0, n).contiguous(), absmax.view(-1))
+    }
+
+    /// What [`Codebook::quantize`] kept: float32 `[n]`.
+    pub fn dequantize(&self, codes: &Tensor, absmax: &Tensor) -> Tensor {
+        let _guard = tch::no_grad_guard();
+        let n = codes.numel() as i64;
+        let values = self.map.index_select(0, &codes.to_kind(Kind::Int));
+        (in_blocks(&values) * absmax.unsqueeze(1)).view(-1).narrow(0, 0, n)
+    }
+}
+
+/// `[..] -> [ceil(n / 256), 256]`, the last block filled up with zeros.
+fn in_blocks(values: &Tensor) -> Tensor {
+    let flat = values.contiguous().view(-1);
+    let missing = (flat.numel() as i64).wrapping_neg().rem_euclid(BLOCK_SIZE);
+    let flat = if missing > 0 { flat.constant_pad_nd([0, missing]) } else { flat };
+    flat.view([-1, BLOCK_SIZE])
+}
+
+/// The quantised moments of one parameter of n elements.
+#[derive(Debug)]
+struct QuantizedMoments {
+    /// uint8 `[n]`
+    exp_avg: Tensor,
+    /// float32 `[ceil(n / 256)]`
+    exp_avg_absmax: Tensor,
+    /// uint8 `[n]`
+    exp_avg_sq: Tensor,
+    /// float32 `[ceil(n / 256)]`
+    exp_avg_sq_absmax: Tensor,
+    step: i64,
+}
+
+/// AdamW with quantised moments for parameters of at least [`MIN_8BIT_SIZE`] elements.
+#[derive(Debug)]
+pub struct AdamW8bit {
+    config: AdamWConfig,
+    small: AdamW,
+    moments: BTreeMap<String, QuantizedMoments>,
+    /// Signed and unsigned, made on the device of the first parameter.
+    codebooks: Option<(Codebook, Codebook)>,
+}
+
+impl AdamW8bit {
+    /// An optimizer that has not stepped yet.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self { config, small: AdamW::new(config), moments: BTreeMap::new(), codebooks: None }
+    }
+
+    /// One update of each of `params` that has a gradient, in place.
+    pub fn step(&mut self, params: &Parameters, lr: f64) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        self.small.step_those(params.iter().filter(|(_, param)| !is_quantized(param)), lr)?;
+        for (name, param) in params.iter().filter(|(_, param)| is_quantized(param)) {
+            let grad = param.grad();
+            if grad.defined() {
+                self.step_one(name, param, &grad.to_kind(Kind::Float), lr);
+            }
+        }
+        Ok(())
+    }
+
+    fn step_one(&mut self, name: &str, param: &Tensor, grad: &Tensor, lr: f64) {
+        let (signed, unsigned) = self
+            .codebooks
+            .get_or_insert_with(|| (Codebook::new(true, param.device()), Codebook::new(false, param.device())));
+        let moments = self.moments.entry(name.to_owned()).or_insert_with(|| QuantizedMoments::zeros(param));
+        moments.step += 1;
+        let (beta1, beta2) = self.config.betas;
+        let shape = param.size();
+        let mut exp_avg = signed.dequantize(&moments.exp_avg, &moments.exp_avg_absmax).view(&shape[..]);
+        let mut exp_avg_sq = unsigned.dequantize(&moments.exp_avg_sq, &moments.exp_avg_sq_absmax).view(&shape[..]);
+        exp_avg = exp_avg.g_mul_scalar_(beta1) + grad * (1. - beta1);
+        exp_avg_sq = exp_avg_sq.g_mul_scalar_(beta2) + grad.square() * (1. - beta2);
+        let correction1 = 1. - beta1.powi(moments.step as i32);
+        let correction2 = (1. - beta2.powi(moments.step as i32)).sqrt();
+        let denominator = exp_avg_sq.sqrt() / correction2 + self.config.eps;
+        let mut param = param.shallow_clone();
+        let _ = param.g_mul_scalar_(1. - lr * self.config.weight_decay);
+        let _ = param.g_add_(&(&exp_avg / denominator * (-lr / correction1)));
+        (moments.exp_avg, moments.exp_avg_absmax) = signed.quantize(&exp_avg);
+        (moments.exp_avg_sq, moments.exp_avg_sq_absmax) = unsigned.quantize(&exp_avg_sq);
+    }
+
+    /// The small parameters' entries as [`AdamW::state`] names them, and for each other `NAME.exp_avg.codes`,
+    /// `NAME.exp_avg.absmax`, `NAME.exp_avg_sq.codes`, `NAME.exp_avg_sq.absmax` and `NAME.quantized_step`.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = self.small.state();
+        for (name, moments) in &self.moments {
+            state.insert(format!("{name}.exp_avg.codes"), moments.exp_avg.shallow_clone());
+            state.insert(format!("{name}.exp_avg.absmax"), moments.exp_avg_absmax.shallow_clone());
+            state.insert(format!("{name}.exp_avg_sq.codes"), moments.exp_avg_sq.shallow_clone());
+            state.insert(format!("{name}.exp_avg_sq.absmax"), moments.exp_avg_sq_absmax.shallow_clone());
+            state.insert(format!("{name}.quantized_step"), Tensor::from(moments.step));
+        }
+        state
+    }
+
+    /// Continues from a [`AdamW8bit::state`] of the same `params`, copied to their device.
+    pub fn load_state(&mut self, params: &Parameters, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.small.load_state(params, state)?;
+        self.moments.clear();
+        for name in names_in(state, ".quantized_step") {
+            let param = parameter(params, name)?;
+            let n = param.numel() as i64;
+            let (codes, scales) = ([n], [n.div_euclid(BLOCK_SIZE) + i64::from(n % BLOCK_SIZE != 0)]);
+            let step = entry(state, name, "quantized_step", param, &[], Kind::Int64)?;
+            let moments = QuantizedMoments {
+                exp_avg: entry(state, name, "exp_avg.codes", param, &codes, Kind::Uint8)?,
+                exp_avg_absmax: entry(state, name, "exp_avg.absmax", param, &scales, Kind::Float)?,
+                exp_avg_sq: entry(state, name, "exp_avg_sq.codes", param, &codes, Kind::Uint8)?,
+                exp_avg_sq_absmax: entry(state, name, "exp_avg_sq.absmax", param, &scales, Kind::Float)?,
+                step: i64::try_from(step)?,
+            };
+            self.moments.insert(name.to_owned(), moments);
+        }
+        Ok(())
+    }
+}
+
+impl QuantizedMoments {
+    /// Scales of 0: every code stands for 0.
+    fn zeros(param: &Tensor) -> Self {
+        let n = param.numel() as i64;
+        let codes = || Tensor::zeros([n], (Kind::Uint8, param.device()));
+        let scales = || Tensor::zeros([(n + BLOCK_SIZE - 1) / BLOCK_SIZE], (Kind::Float, param.device()));
+        Self { exp_avg: codes(), exp_avg_absmax: scales(), exp_avg_sq: codes(), exp_avg_sq_absmax: scales(), step: 0 }
+    }
+}
+
+fn is_quantized(param: &Tensor) -> bool {
+    param.numel() as i64 >= MIN_8BIT_SIZE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_has_256_ascending_values_with_zero_and_one() {
+        for signed in [true, false] {
+            let map = Vec::<f32>::try_from(dynamic_map(signed)).unwrap();
+            assert_eq!(map.len(), 256);
+            assert!(map.windows(2).all(|pair| pair[0] < pair[1]));
+            assert!(map.contains(&0.) && map[255] == 1.);
+            assert_eq!(map[0] < 0., signed);
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_map_survives_quantising_whatever_the_length() {
+        let codebook = Codebook::new(true, Device::Cpu);
+        let values = Tensor::cat(&[dynamic_map(true), dynamic_map(true).narrow(0, 200, 56) * 1.], 0);
+        let (codes, absmax) = codebook.quantize(&values);
+        assert_eq!((codes.size(), absmax.size()), (vec![312], vec![2]));
+        assert_eq!(codebook.dequantize(&codes, &absmax), values);
+    }
+
+    #[test]
+    fn a_block_of_zeros_stays_zero() {
+        let codebook = Codebook::new(false, Device::Cpu);
+        let (codes, absmax) = codebook.quantize(&Tensor::zeros([300], (Kind::Float, Device::Cpu)));
+        assert_eq!(f64::try_from(codebook.dequantize(&codes, &absmax).abs().max()).unwrap(), 0.);
+    }
+}

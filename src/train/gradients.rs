@@ -1,0 +1,58 @@
+//! Gradients between backward and the optimizer's step.
+
+use super::Parameters;
+use crate::error::Result;
+use crate::libtorch::fused_adamw::{scale, total_norm};
+use tch::{Device, Kind, Tensor};
+
+/// The gradients of the parameters that have one, in the order of their names.
+pub fn gradients(params: &Parameters) -> Vec<Tensor> {
+    params.values().map(Tensor::grad).filter(Tensor::defined).collect()
+}
+
+/// Scales `grads` in place so that their joint norm is at most `max_norm`, and returns the norm they had: a scalar on
+/// their device, read by nobody yet. Equals `torch.nn.utils.clip_grad_norm_`.
+pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
+    let norm = grad_norm(grads)?;
+    if !grads.is_empty() {
+        scale(grads, &(max_norm / (&norm + 1e-6)).clamp_max(1.0))?;
+    }
+    Ok(norm)
+}
+
+/// The norm of all `grads` as one vector, a scalar on their device; 0 of none.
+pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
+    match grads.is_empty() {
+        true => Ok(Tensor::zeros([], (Kind::Float, Device::Cpu))),
+        false => total_norm(grads),
+    }
+}
+
+/// Whether each element of `grads` is a number: one pass over them, and one wait for the device.
+pub fn all_finite(grads: &[Tensor]) -> Result<bool> {
+    let finite = i64::try_from(grad_norm(grads)?.isfinite().to_kind(Kind::Int64))?;
+    Ok(finite == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_infinity_or_nan_anywhere_is_found() {
+        let good = Tensor::from_slice(&[1f32, -2.]);
+        assert!(all_finite(&[good.shallow_clone(), good.shallow_clone()]).unwrap());
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            assert!(!all_finite(&[good.shallow_clone(), Tensor::from_slice(&[0f32, bad])]).unwrap());
+        }
+        assert!(all_finite(&[]).unwrap());
+    }
+
+    #[test]
+    fn parameters_without_a_gradient_are_left_out() {
+        let leaf = || Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let params = Parameters::from([("a".to_owned(), leaf()), ("b".to_owned(), leaf())]);
+        params["b"].sum(Kind::Float).backward();
+        assert_eq!(gradients(&params).len(), 1);
+    }
+}

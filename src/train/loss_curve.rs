@@ -1,0 +1,162 @@
+//! `loss.png`: the loss of each step, and its running mean that an eye can follow.
+
+use super::metrics::StepMetrics;
+use super::run_folder::write_bytes;
+use crate::error::{Error, Result};
+use plotters::prelude::*;
+use plotters::style::register_font;
+use std::path::Path;
+use std::sync::OnceLock;
+
+const SIZE: (u32, u32) = (960, 540);
+const FONT: &str = "lorabooth";
+const RAW: RGBColor = RGBColor(176, 196, 222);
+const SMOOTH: RGBColor = RGBColor(23, 78, 145);
+const INK: RGBColor = RGBColor(60, 60, 60);
+
+/// Draws the losses of `lines` into the PNG `path`, written whole or not at all. Steps without a number are left out;
+/// with fewer than two there is nothing to draw, and nothing is written.
+pub fn draw(path: &Path, lines: &[StepMetrics]) -> Result<()> {
+    let raw: Vec<(f64, f64)> =
+        lines.iter().filter_map(|line| Some((line.step as f64, line.loss.filter(|loss| loss.is_finite())?))).collect();
+    if raw.len() < 2 {
+        return Ok(());
+    }
+    let mut pixels = vec![0u8; (SIZE.0 * SIZE.1 * 3) as usize];
+    plot(&mut pixels, &raw).map_err(|cause| Error::file(path, format!("the loss curve cannot be drawn: {cause}")))?;
+    let failed = |error: image::ImageError| Error::file(path, error.to_string());
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::write_buffer_with_format(&mut png, &pixels, SIZE.0, SIZE.1, image::ColorType::Rgb8, image::ImageFormat::Png)
+        .map_err(failed)?;
+    write_bytes(path, png.get_ref())
+}
+
+fn plot(pixels: &mut [u8], raw: &[(f64, f64)]) -> std::result::Result<(), String> {
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    let register = || register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT).is_ok();
+    if !*REGISTERED.get_or_init(register) {
+        return Err("its font cannot be read".to_owned());
+    }
+    let smooth = smoothed(raw);
+    let (low, high) = value_range(raw, &smooth);
+    let area = BitMapBackend::with_buffer(pixels, SIZE).into_drawing_area();
+    let text = |size: i32| (FONT, size).into_font().color(&INK);
+    let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(16)
+            .margin_right(28)
+            .x_label_area_size(48)
+            .y_label_area_size(72)
+            .build_cartesian_2d(raw[0].0..raw[raw.len() - 1].0.max(raw[0].0 + 1.0), low..high)?;
+        chart
+            .configure_mesh()
+            .x_desc("step")
+            .y_desc("loss")
+            .x_label_formatter(&|step| format!("{step:.0}"))
+            .y_label_formatter(&|loss| label(*loss, high - low))
+            .x_labels(10)
+            .y_labels(8)
+            .light_line_style(WHITE)
+            .bold_line_style(RGBColor(232, 232, 232))
+            .axis_style(INK)
+            .label_style(text(17))
+            .axis_desc_style(text(20))
+            .draw()?;
+        chart.draw_series(LineSeries::new(raw.iter().copied(), RAW))?.label("each step").legend(|at| key(at, RAW));
+        chart
+            .draw_series(LineSeries::new(smooth.iter().copied(), SMOOTH.stroke_width(3)))?
+            .label("smoothed")
+            .legend(|at| key(at, SMOOTH));
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .label_font(text(17))
+            .draw()?;
+        area.present()?;
+        Ok(())
+    };
+    draw().map_err(|error| error.to_string())
+}
+
+fn key((x, y): (i32, i32), color: RGBColor) -> PathElement<(i32, i32)> {
+    PathElement::new([(x, y), (x + 22, y)], color.stroke_width(3))
+}
+
+/// As many decimals as tell two labels apart.
+fn label(value: f64, range: f64) -> String {
+    let decimals = (1.0 - range.max(1e-12).log10().floor()).clamp(0.0, 9.0) as usize;
+    format!("{value:.decimals$}")
+}
+
+/// Exponential moving average over about a twentieth of the run, corrected for its start as Adam's moments are.
+fn smoothed(raw: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let decay = 1.0 - 1.0 / (raw.len() as f64 / 20.0).max(2.0);
+    let (mut mean, mut weight) = (0.0, 0.0);
+    let average = |&(step, loss): &(f64, f64)| {
+        mean = decay * mean + (1.0 - decay) * loss;
+        weight = decay * weight + (1.0 - decay);
+        (step, mean / weight)
+    };
+    raw.iter().map(average).collect()
+}
+
+/// From 0 where losses come near it to what 99 in 100 stay below, so that one outlier does not flatten the rest.
+fn value_range(raw: &[(f64, f64)], smooth: &[(f64, f64)]) -> (f64, f64) {
+    let mut losses: Vec<f64> = raw.iter().map(|point| point.1).collect();
+    losses.sort_by(f64::total_cmp);
+    let high = losses[(losses.len() - 1) * 99 / 100];
+    let high = smooth.iter().fold(high, |high, point| high.max(point.1));
+    let low = if losses[0] < 0.5 * high { losses[0].min(0.0) } else { losses[0] };
+    let margin = 0.05 * (high - low).max(1e-9).max(1e-6 * high.abs());
+    (if low == 0.0 { 0.0 } else { low - margin }, high + margin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(losses: impl Iterator<Item = f64>) -> Vec<StepMetrics> {
+        let line = |(i, loss): (usize, f64)| StepMetrics {
+            step: i as u64 + 1,
+            epoch: 0,
+            loss: Some(loss),
+            instance_loss: None,
+            prior_loss: None,
+            lr: 1e-4,
+            grad_norm: None,
+            step_s: 1.,
+            peak_mib: 1.,
+        };
+        losses.enumerate().map(line).collect()
+    }
+
+    #[test]
+    fn a_curve_is_a_picture_with_both_lines_in_it() {
+        let noise = |i: i32| ((f64::from(i) * 12.9898).sin() * 43758.5453).fract().abs();
+        let losses = (0..400).map(|i| 0.05 + 0.25 * (-f64::from(i) / 120.).exp() + 0.15 * noise(i));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("loss.png");
+        draw(&path, &lines(losses)).unwrap();
+        let picture = image::open(&path).unwrap().to_rgb8();
+        assert_eq!(picture.dimensions(), SIZE);
+        let count = |color: RGBColor| picture.pixels().filter(|pixel| pixel.0 == [color.0, color.1, color.2]).count();
+        assert!(count(RAW) > 500 && count(SMOOTH) > 500);
+        if let Ok(copy) = std::env::var("LORABOOTH_KEEP_PICTURES") {
+            std::fs::copy(&path, Path::new(&copy).join("loss.png")).unwrap();
+        }
+    }
+
+    #[test]
+    fn odd_losses_are_drawn_or_left_out_but_never_a_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("loss.png");
+        draw(&path, &lines([0.3].into_iter())).unwrap();
+        draw(&path, &lines([f64::NAN, f64::INFINITY, 0.2].into_iter())).unwrap();
+        assert!(!path.exists());
+        for losses in [[0., 0., 0.], [0.3, 0.3, 0.3], [1e-30, 1e30, 2.], [-1., -2., f64::NAN]] {
+            draw(&path, &lines(losses.into_iter())).unwrap();
+        }
+    }
+}
