@@ -19,3 +19,9 @@ pub mod schedulers;
 pub mod data;
 
 pub mod train;
+
+pub mod sample;
+
+pub mod recipes;
+
+pub mod cli;

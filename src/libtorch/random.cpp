@@ -34,6 +34,10 @@ char *lorabooth_generator_randperm(void *generator, int64_t n, at::Tensor **out)
   });
 }
 
+char *lorabooth_generator_state(void *generator, at::Tensor **out) {
+  return guarded([&] { *out = new at::Tensor(static_cast<at::Generator *>(generator)->get_state()); });
+}
+
 char *lorabooth_rng_state(int64_t cuda_index, at::Tensor **out) {
   return guarded([&] {
     auto generator = generator_of(cuda_index);

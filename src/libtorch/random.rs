@@ -18,6 +18,7 @@ extern "C" {
         high: f64,
     ) -> *mut c_char;
     fn lorabooth_generator_randperm(generator: *mut c_void, n: i64, out: *mut *mut C_tensor) -> *mut c_char;
+    fn lorabooth_generator_state(generator: *mut c_void, out: *mut *mut C_tensor) -> *mut c_char;
     fn lorabooth_rng_state(cuda_index: i64, out: *mut *mut C_tensor) -> *mut c_char;
     fn lorabooth_set_rng_state(cuda_index: i64, state: *mut C_tensor) -> *mut c_char;
 }
@@ -64,6 +65,17 @@ impl Generator {
         let order =
             unsafe { check(lorabooth_generator_randperm(self.0, n.max(0), &mut out)).map(|()| Tensor::from_ptr(out)) };
         order.ok().and_then(|order| Vec::<i64>::try_from(order).ok()).unwrap_or_default()
+    }
+
+    /// Makes libtorch's global CPU generator go on from here: dropout has no generator argument.
+    pub fn becomes_global(&self) -> Result<()> {
+        let mut out = std::ptr::null_mut();
+        // SAFETY: on success `out` is a new tensor handle that is ours.
+        let state = unsafe {
+            check(lorabooth_generator_state(self.0, &mut out))?;
+            Tensor::from_ptr(out)
+        };
+        set_global_state(Device::Cpu, &state)
     }
 
     fn fill(&mut self, size: &[i64], kind: tch::Kind, draw: Draw, low: f64, high: f64) -> Tensor {
@@ -125,6 +137,15 @@ mod tests {
         assert_eq!(ours.0, theirs.0);
         assert_eq!(ours.1, theirs.1);
         assert_eq!(ours.2, theirs.2);
+    }
+
+    #[test]
+    fn the_global_generator_can_go_on_where_one_stands() {
+        let mut generator = Generator::new(11);
+        generator.randn(&[5]);
+        generator.becomes_global().unwrap();
+        let global = Tensor::randn([20], (tch::Kind::Float, Device::Cpu));
+        assert_eq!(generator.randn(&[20]), global);
     }
 
     #[test]

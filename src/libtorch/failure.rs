@@ -1,0 +1,49 @@
+//! A step's boundary: tch's operations panic where libtorch fails, and this turns the panic into an error.
+
+use crate::error::{Error, Result};
+use std::cell::Cell;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `work`, with what libtorch said where an operation in it failed.
+pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let outer = INSIDE.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    INSIDE.set(outer);
+    outcome.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("an operation failed");
+        Err(Error::from(tch::TchError::Torch(message_in(text))))
+    })
+}
+
+/// Whether a panic on this thread is about to become an error: the process' panic hook stays silent then.
+pub fn is_caught() -> bool {
+    INSIDE.get()
+}
+
+/// Libtorch's first line inside tch's ``called `Result::unwrap()` on an `Err` value: Torch("…")``.
+fn message_in(panic: &str) -> String {
+    let text = panic.split_once("Torch(\"").map_or(panic, |(_, text)| text);
+    let end = text.find("\\n").unwrap_or(text.len());
+    text[..end].trim_end_matches("\")").replace("\\\"", "\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_failed_operation_is_an_error_with_libtorchs_words() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let ones = |n: i64| Tensor::ones([n], (Kind::Float, Device::Cpu));
+        let error = catching(|| Ok(ones(2) + ones(3))).unwrap_err().to_string();
+        std::panic::set_hook(hook);
+        assert!(error.contains("must match the size") && !error.contains('\n'), "{error}");
+    }
+}

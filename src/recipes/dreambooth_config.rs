@@ -1,0 +1,381 @@
+//! The options of DreamBooth LoRA training, for the command line, TOML files and the page alike.
+//! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
+
+use crate::adapters::Bias;
+use crate::data::latent_cache::CacheMode;
+use crate::error::{Error, Result};
+use crate::train::lr_schedule::ScheduleKind;
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Dtype that a model computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MixedPrecision {
+    /// bf16 where the device computes in it, fp16 on older CUDA cards, else none.
+    Auto,
+    /// float32.
+    #[value(alias = "fp32")]
+    No,
+    /// float16 with loss scaling.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// Which biases train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum BiasChoice {
+    /// None.
+    None,
+    /// All of the model.
+    All,
+    /// Those of targeted modules.
+    LoraOnly,
+}
+
+impl From<BiasChoice> for Bias {
+    fn from(choice: BiasChoice) -> Self {
+        match choice {
+            BiasChoice::None => Bias::None,
+            BiasChoice::All => Bias::All,
+            BiasChoice::LoraOnly => Bias::LoraOnly,
+        }
+    }
+}
+
+/// `--cache-latents`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CacheLatents {
+    /// Where a photo's crop is fixed.
+    Auto,
+    /// All photos, one crop each.
+    True,
+    /// None.
+    False,
+}
+
+impl From<CacheLatents> for CacheMode {
+    fn from(choice: CacheLatents) -> Self {
+        match choice {
+            CacheLatents::Auto => CacheMode::Auto,
+            CacheLatents::True => CacheMode::Always,
+            CacheLatents::False => CacheMode::Never,
+        }
+    }
+}
+
+/// `--lr-scheduler`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names are the schedules'")]
+pub enum LrSchedulerChoice {
+    Linear,
+    Cosine,
+    CosineWithRestarts,
+    Polynomial,
+    Constant,
+    ConstantWithWarmup,
+}
+
+impl From<LrSchedulerChoice> for ScheduleKind {
+    fn from(choice: LrSchedulerChoice) -> Self {
+        match choice {
+            LrSchedulerChoice::Linear => Self::Linear,
+            LrSchedulerChoice::Cosine => Self::Cosine,
+            LrSchedulerChoice::CosineWithRestarts => Self::CosineWithRestarts,
+            LrSchedulerChoice::Polynomial => Self::Polynomial,
+            LrSchedulerChoice::Constant => Self::Constant,
+            LrSchedulerChoice::ConstantWithWarmup => Self::ConstantWithWarmup,
+        }
+    }
+}
+
+/// All options of a run.
+#[derive(Debug, Clone, Args)]
+pub struct DreamBoothConfig {
+    /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
+    #[arg(long, visible_alias = "pretrained-model-name-or-path", help_heading = "Model")]
+    pub model: String,
+    /// Revision of a hub id
+    #[arg(long, help_heading = "Model")]
+    pub revision: Option<String>,
+    /// Variant of the weight files, such as fp16
+    #[arg(long, help_heading = "Model")]
+    pub variant: Option<String>,
+    /// Folder or hub id of the tokenizer, where the model has none
+    #[arg(long, help_heading = "Model")]
+    pub tokenizer_name: Option<String>,
+    /// Adapter of an earlier run to start from
+    #[arg(long, help_heading = "Model")]
+    pub init_adapter: Option<PathBuf>,
+
+    /// Folder with photos of the subject; NAME.txt beside a photo is its caption
+    #[arg(long, help_heading = "Data")]
+    pub instance_data_dir: PathBuf,
+    /// Prompt that names the subject, such as "a photo of sks dog"
+    #[arg(long, help_heading = "Data")]
+    pub instance_prompt: String,
+    /// Folder with photos of the subject's class; missing ones are generated
+    #[arg(long, help_heading = "Data")]
+    pub class_data_dir: Option<PathBuf>,
+    /// Prompt that names the class, such as "a photo of dog"
+    #[arg(long, help_heading = "Data")]
+    pub class_prompt: Option<String>,
+    /// Keep the model's idea of the class (prior preservation)
+    #[arg(long, help_heading = "Data")]
+    pub with_prior_preservation: bool,
+    /// Weight of the class images' loss
+    #[arg(long, default_value_t = 1.0, help_heading = "Data")]
+    pub prior_loss_weight: f64,
+    /// Class images to have
+    #[arg(long, default_value_t = 100, help_heading = "Data")]
+    pub num_class_images: usize,
+    /// Class images generated at a time
+    #[arg(long, default_value_t = 4, help_heading = "Data")]
+    pub sample_batch_size: usize,
+    /// Height and width to train at, in pixels
+    #[arg(long, default_value_t = 512, help_heading = "Data")]
+    pub resolution: u32,
+    /// Crop the centre instead of a random part
+    #[arg(long, help_heading = "Data")]
+    pub center_crop: bool,
+    /// Take photos by name instead of shuffled
+    #[arg(long, help_heading = "Data")]
+    pub no_shuffle: bool,
+    /// Run the VAE once a photo: where the crop is fixed, always, or never
+    #[arg(long, value_enum, default_value_t = CacheLatents::Auto, help_heading = "Data")]
+    pub cache_latents: CacheLatents,
+
+    /// Train the text encoder too
+    #[arg(long, help_heading = "Adapter")]
+    pub train_text_encoder: bool,
+    /// Accepted: LoRA is what this trains
+    #[arg(long, hide = true)]
+    pub use_lora: bool,
+    /// Rank of the UNet's LoRA
+    #[arg(long, default_value_t = 8, help_heading = "Adapter")]
+    pub lora_r: i64,
+    /// Alpha of the UNet's LoRA; its strength is alpha/r
+    #[arg(long, default_value_t = 32.0, help_heading = "Adapter")]
+    pub lora_alpha: f64,
+    /// Dropout before A
+    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
+    pub lora_dropout: f64,
+    /// Biases of the UNet to train
+    #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
+    pub lora_bias: BiasChoice,
+    /// UNet modules: names, a regular expression, or all-linear
+    #[arg(long, default_value = "to_q,to_v", help_heading = "Adapter")]
+    pub lora_targets: String,
+    /// Rank of the text encoder's LoRA
+    #[arg(long, default_value_t = 8, help_heading = "Adapter")]
+    pub lora_text_encoder_r: i64,
+    /// Alpha of the text encoder's LoRA
+    #[arg(long, default_value_t = 32.0, help_heading = "Adapter")]
+    pub lora_text_encoder_alpha: f64,
+    /// Dropout before A
+    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
+    pub lora_text_encoder_dropout: f64,
+    /// Biases of the text encoder to train
+    #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
+    pub lora_text_encoder_bias: BiasChoice,
+    /// Text encoder modules
+    #[arg(long, default_value = "q_proj,v_proj", help_heading = "Adapter")]
+    pub lora_text_encoder_targets: String,
+    /// Scale by alpha/√r instead of alpha/r
+    #[arg(long, help_heading = "Adapter")]
+    pub use_rslora: bool,
+    /// Train the norms of the weights' rows beside (DoRA)
+    #[arg(long, help_heading = "Adapter")]
+    pub use_dora: bool,
+
+    /// Instance images in a batch
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub train_batch_size: usize,
+    /// Passes over the photos, where no number of steps is given
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub num_train_epochs: u64,
+    /// Optimizer steps; 0 writes the initial adapter
+    #[arg(long, help_heading = "Training")]
+    pub max_train_steps: Option<u64>,
+    /// Batches whose gradients one optimizer step adds up
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub gradient_accumulation_steps: u64,
+    /// Compute activations again in backward instead of keeping them
+    #[arg(long, help_heading = "Training")]
+    pub gradient_checkpointing: bool,
+    /// Learning rate
+    #[arg(long, default_value_t = 1e-4, help_heading = "Training")]
+    pub learning_rate: f64,
+    /// Multiply the learning rate by batch size and accumulation
+    #[arg(long, help_heading = "Training")]
+    pub scale_lr: bool,
+    /// Course of the learning rate
+    #[arg(long, value_enum, default_value_t = LrSchedulerChoice::Constant, help_heading = "Training")]
+    pub lr_scheduler: LrSchedulerChoice,
+    /// Optimizer steps in which the learning rate rises
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub lr_warmup_steps: u64,
+    /// Restarts of cosine_with_restarts
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub lr_num_cycles: u64,
+    /// Power of polynomial
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub lr_power: f64,
+    /// Keep the optimizer's state in 8 bits
+    #[arg(long, help_heading = "Training")]
+    pub use_8bit_adam: bool,
+    /// AdamW's first decay rate
+    #[arg(long, default_value_t = 0.9, help_heading = "Training")]
+    pub adam_beta1: f64,
+    /// AdamW's second decay rate
+    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
+    pub adam_beta2: f64,
+    /// AdamW's weight decay
+    #[arg(long, default_value_t = 1e-2, help_heading = "Training")]
+    pub adam_weight_decay: f64,
+    /// AdamW's epsilon
+    #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
+    pub adam_epsilon: f64,
+    /// Gradients' joint norm is cut to this
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub max_grad_norm: f64,
+    /// Weigh timesteps by min-SNR with this gamma (5 is usual)
+    #[arg(long, help_heading = "Training")]
+    pub snr_gamma: Option<f64>,
+    /// Strength of an offset in the noise (0.1 is usual)
+    #[arg(long, default_value_t = 0.0, help_heading = "Training")]
+    pub noise_offset: f64,
+    /// Dtype of the frozen weights and of the computation
+    #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
+    pub mixed_precision: MixedPrecision,
+    /// Dtype for generating class images; as training where not given
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub prior_generation_precision: Option<MixedPrecision>,
+
+    /// Folder for everything that the run writes
+    #[arg(long, default_value = "text-inversion-model", help_heading = "Output")]
+    pub output_dir: PathBuf,
+    /// Replace another run in the output folder
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    /// Continue from checkpoint-N, or from the latest
+    #[arg(long, visible_alias = "resume", num_args = 0..=1, default_missing_value = "latest", help_heading = "Output")]
+    pub resume_from_checkpoint: Option<String>,
+    /// Optimizer steps between checkpoints
+    #[arg(long, visible_alias = "save-every", default_value_t = 500, help_heading = "Output")]
+    pub checkpointing_steps: u64,
+    /// Checkpoints to keep; all where not given
+    #[arg(long, help_heading = "Output")]
+    pub keep_checkpoints: Option<usize>,
+    /// Prompt for sample images during training
+    #[arg(long, help_heading = "Output")]
+    pub validation_prompt: Option<String>,
+    /// Sample images at a time
+    #[arg(long, default_value_t = 4, help_heading = "Output")]
+    pub num_validation_images: usize,
+    /// Optimizer steps between sample images
+    #[arg(long, default_value_t = 100, help_heading = "Output")]
+    pub validation_steps: u64,
+    /// Folder of TensorBoard events, in the output folder
+    #[arg(long, default_value = "logs", help_heading = "Output")]
+    pub logging_dir: String,
+
+    /// Flags of PEFT's script that change nothing here
+    #[command(flatten)]
+    pub accepted: AcceptedFlags,
+}
+
+/// Flags of PEFT's script for things that need no choice here, or that are refused with the reason.
+#[derive(Debug, Clone, Args)]
+#[allow(missing_docs, reason = "the names are those of PEFT's script")]
+pub struct AcceptedFlags {
+    #[arg(long, hide = true)]
+    pub num_dataloader_workers: Option<usize>,
+    #[arg(long, hide = true)]
+    pub no_tracemalloc: bool,
+    #[arg(long, hide = true)]
+    pub allow_tf32: bool,
+    #[arg(long, hide = true, allow_negative_numbers = true)]
+    pub local_rank: Option<i64>,
+    #[arg(long, hide = true)]
+    pub enable_xformers_memory_efficient_attention: bool,
+    #[arg(long, hide = true)]
+    pub report_to: Option<String>,
+    #[arg(long, hide = true)]
+    pub wandb_key: Option<String>,
+    #[arg(long, hide = true)]
+    pub wandb_project_name: Option<String>,
+    #[arg(long, hide = true)]
+    pub push_to_hub: bool,
+    #[arg(long, hide = true)]
+    pub hub_token: Option<String>,
+    #[arg(long, hide = true)]
+    pub hub_model_id: Option<String>,
+}
+
+impl DreamBoothConfig {
+    /// What is wrong with the options by themselves, before anything is read.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |message: String| Err(Error::invalid(message));
+        if self.resolution == 0 || self.resolution % 8 != 0 {
+            return refuse(format!(
+                "--resolution {} is not a multiple of 8; the nearest is {}",
+                self.resolution,
+                ((self.resolution + 4) / 8 * 8).max(8)
+            ));
+        }
+        for (flag, rank) in [("--lora-r", self.lora_r), ("--lora-text-encoder-r", self.lora_text_encoder_r)] {
+            if rank < 1 {
+                return refuse(format!("{flag} is {rank}; it must be at least 1"));
+            }
+        }
+        for (flag, number) in [
+            ("--train-batch-size", self.train_batch_size as u64),
+            ("--sample-batch-size", self.sample_batch_size as u64),
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
+            ("--checkpointing-steps", self.checkpointing_steps),
+            ("--validation-steps", self.validation_steps),
+        ] {
+            if number == 0 {
+                return refuse(format!("{flag} is 0; it must be at least 1"));
+            }
+        }
+        for (flag, number) in [
+            ("--prior-loss-weight", self.prior_loss_weight),
+            ("--noise-offset", self.noise_offset),
+            ("--max-grad-norm", self.max_grad_norm),
+            ("--lora-alpha", self.lora_alpha),
+            ("--lora-text-encoder-alpha", self.lora_text_encoder_alpha),
+            ("--snr-gamma", self.snr_gamma.unwrap_or(1.0)),
+        ] {
+            if !number.is_finite() || number < 0.0 {
+                return refuse(format!("{flag} is {number}; it must be a number of at least 0"));
+            }
+        }
+        if self.with_prior_preservation && (self.class_data_dir.is_none() || self.class_prompt.is_none()) {
+            return refuse("--with-prior-preservation needs --class-data-dir and --class-prompt".into());
+        }
+        if self.accepted.push_to_hub {
+            return refuse("--push-to-hub is not supported; upload the output folder with the hub's own tool".into());
+        }
+        if self.num_train_epochs == 0 && self.max_train_steps.is_none() {
+            return refuse("--num-train-epochs is 0; give at least 1, or --max-train-steps".into());
+        }
+        Ok(())
+    }
+
+    /// Sentences about options that have no effect.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.with_prior_preservation && (self.class_data_dir.is_some() || self.class_prompt.is_some()) {
+            warnings.push("class options have no effect without --with-prior-preservation".to_owned());
+        }
+        match self.accepted.report_to.as_deref() {
+            None | Some("tensorboard") => {}
+            Some(other) => warnings.push(format!("--report-to {other} is not supported; TensorBoard events are written")),
+        }
+        warnings
+    }
+}

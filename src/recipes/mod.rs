@@ -1,0 +1,6 @@
+//! Whole jobs: a configuration and one explicit loop each.
+
+pub mod dreambooth_config;
+pub mod dreambooth_lora;
+mod dreambooth_phases;
+pub mod observer;

@@ -1,0 +1,82 @@
+//! What a job tells whoever started it: the command line draws bars of it, `--json` lines, the page events.
+
+use crate::train::metrics::StepMetrics;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Something that happened in a job.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A fact for the first or the last screen.
+    Fact {
+        /// What it is about.
+        name: String,
+        /// The fact.
+        text: String,
+    },
+    /// Something that the user should know and that stops nothing.
+    Warning {
+        /// One sentence.
+        text: String,
+    },
+    /// A phase of known length begins.
+    Begin {
+        /// What is done.
+        phase: String,
+        /// Units of work in it.
+        total: u64,
+        /// Units that were done before (a resumed run).
+        done: u64,
+    },
+    /// The present phase has come this far.
+    Progress {
+        /// Units done.
+        done: u64,
+    },
+    /// An optimizer step is done.
+    Step {
+        /// Its numbers.
+        #[serde(flatten)]
+        metrics: StepMetrics,
+        /// Steps of the run.
+        total: u64,
+    },
+    /// The present phase is over.
+    End,
+    /// A file or folder was written.
+    Wrote {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+/// Whoever listens to a job.
+pub trait Observer {
+    /// Takes note of `event`.
+    fn on(&mut self, event: Event);
+}
+
+impl dyn Observer + '_ {
+    /// [`Event::Fact`].
+    pub fn fact(&mut self, name: &str, text: impl Into<String>) {
+        self.on(Event::Fact { name: name.to_owned(), text: text.into() });
+    }
+
+    /// [`Event::Warning`].
+    pub fn warning(&mut self, text: impl Into<String>) {
+        self.on(Event::Warning { text: text.into() });
+    }
+
+    /// [`Event::Begin`] from nothing.
+    pub fn begin(&mut self, phase: &str, total: u64) {
+        self.on(Event::Begin { phase: phase.to_owned(), total, done: 0 });
+    }
+}
+
+/// Listens to nothing.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn on(&mut self, _event: Event) {}
+}
