@@ -7,6 +7,7 @@ use lorabooth::schedulers::{diffusers_rs, scheduler, NoiseSchedule, PredictionTy
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::OnceLock;
 use tch::{Kind, Tensor};
 
 const SEEDS: [i64; 2] = [11, 12];
@@ -119,7 +120,7 @@ fn reference(
     std::fs::write(folder.join("cases.json"), text).unwrap();
     Tensor::write_safetensors(given, folder.join("given.safetensors")).unwrap();
     support::python("schedulers.py", &[folder.to_str().unwrap()]);
-    Tensor::read_safetensors(folder.join("out.safetensors")).unwrap().into_iter().collect()
+    read_all(folder)
 }
 
 /// The largest difference over the largest value of `expected`.
@@ -130,12 +131,111 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     largest(found.to_kind(Kind::Double) - &expected) / largest(expected).max(f64::MIN_POSITIVE)
 }
 
+fn sd_files() -> Vec<Case> {
+    let mut cases = all_samplers("sd15", &sd15(json!({})), &[7, 20, 50]);
+    cases.extend(all_samplers("sd21", &sd21(), &[7, 20, 50]));
+    cases
+}
+
+fn spacings() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for spacing in ["leading", "trailing", "linspace"] {
+        let config = sd15(json!({"timestep_spacing": spacing}));
+        cases.extend(all_samplers(spacing, &config, &[7, 20, 50]));
+        let config = sd15(json!({"timestep_spacing": spacing, "prediction_type": "v_prediction",
+            "set_alpha_to_one": true, "clip_sample": true, "clip_sample_range": 2.5, "steps_offset": 0}));
+        cases.extend(all_samplers(&format!("{spacing}-v"), &config, &[7, 20]));
+    }
+    cases
+}
+
+fn open_fields() -> Vec<Case> {
+    let config = json!({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "linear"});
+    all_samplers("open", &config, &[8, 20])
+}
+
+fn levels() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let karras = json!({"use_karras_sigmas": true, "final_sigmas_type": "sigma_min"});
+    for name in ["euler", "heun", "lms", "dpm++2m", "unipc"] {
+        cases.push(one("karras", name, sd15(karras.clone()), 12));
+        cases.push(one("cosine", name, sd15(json!({"beta_schedule": "squaredcos_cap_v2"})), 12));
+    }
+    for name in ["euler", "dpm++2m", "unipc"] {
+        cases.push(one("sigma_min", name, sd15(json!({"final_sigmas_type": "sigma_min"})), 20));
+    }
+    for name in ["pndm", "ddim", "ddpm"] {
+        let zero_snr = json!({"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"});
+        cases.push(one("zero_snr", name, sd15(zero_snr), 12));
+        cases.push(one("cosine", name, sd15(json!({"beta_schedule": "squaredcos_cap_v2"})), 12));
+    }
+    let zero_snr = json!({"rescale_betas_zero_snr": true, "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing"});
+    for (name, _) in SAMPLERS {
+        cases.push(one("zero_snr_trailing", name, sd15(zero_snr.clone()), 12));
+        let betas: Vec<f64> = (0..1000).map(|i| 0.001 + 0.00001 * f64::from(i)).collect();
+        cases.push(one("trained_betas", name, sd15(json!({"trained_betas": betas})), 10));
+    }
+    cases
+}
+
+fn options() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for order in [1, 3] {
+        for steps in [10, 20] {
+            let config = sd15(json!({"solver_order": order}));
+            cases.push(one(&format!("order{order}"), "dpm++2m", config.clone(), steps));
+            cases.push(one(&format!("order{order}"), "unipc", config, steps));
+        }
+    }
+    let at_end = json!({"final_sigmas_type": "sigma_min", "lower_order_final": false});
+    for name in ["dpm++2m", "unipc"] {
+        cases.push(one("at_end", name, sd15(at_end.clone()), 10));
+    }
+    let euler_at_end = json!({"final_sigmas_type": "sigma_min", "euler_at_final": true, "solver_type": "heun"});
+    cases.push(one("heun", "dpm++2m", sd15(euler_at_end), 20));
+    cases.push(one(
+        "bh1",
+        "unipc",
+        sd15(json!({"solver_type": "bh1", "disable_corrector": [0, 3], "final_sigmas_type": "sigma_min"})),
+        20,
+    ));
+    cases.push(one("warm_up", "pndm", sd15(json!({"skip_prk_steps": false})), 9));
+    for variance in ["fixed_small_log", "fixed_large"] {
+        cases.push(one(variance, "ddpm", sd15(json!({"variance_type": variance})), 9));
+    }
+    for name in ["ddim", "ddpm", "euler", "heun", "lms", "dpm++2m", "unipc"] {
+        cases.push(one("sample", name, sd15(json!({"prediction_type": "sample"})), 9));
+    }
+    cases
+}
+
+/// What Python computes for all cases, in one run: starting it costs more than they do.
+fn all_expected() -> BTreeMap<String, Tensor> {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let cases: Vec<Case> =
+            [sd_files(), spacings(), open_fields(), levels(), options()].into_iter().flatten().collect();
+        reference(folder.path(), &cases, &[], &[("start", start())]);
+        folder
+    });
+    read_all(folder.path())
+}
+
+/// The noise that all cases start from.
+fn start() -> Tensor {
+    Generator::new(5).randn(&[SEEDS.len() as i64, 4, 6, 5])
+}
+
+fn read_all(folder: &Path) -> BTreeMap<String, Tensor> {
+    Tensor::read_safetensors(folder.join("out.safetensors")).unwrap().into_iter().collect()
+}
+
 /// Every case equals diffusers within 1e-5 of its largest value; all that do not are listed at once.
 fn assert_equal_to_diffusers(cases: &[Case]) {
     tch::set_num_threads(1);
-    let folder = tempfile::tempdir().unwrap();
-    let start = Generator::new(5).randn(&[SEEDS.len() as i64, 4, 6, 5]);
-    let expected = reference(folder.path(), cases, &[], &[("start", start.shallow_clone())]);
+    let (start, expected) = (start(), all_expected());
     let mut failures = Vec::new();
     let mut worst = 0f64;
     for case in cases {
@@ -165,81 +265,27 @@ fn assert_equal_to_diffusers(cases: &[Case]) {
 
 #[test]
 fn every_sampler_equals_diffusers_on_the_files_of_stable_diffusion_1_and_2() {
-    let mut cases = all_samplers("sd15", &sd15(json!({})), &[7, 20, 50]);
-    cases.extend(all_samplers("sd21", &sd21(), &[7, 20, 50]));
-    assert_equal_to_diffusers(&cases);
+    assert_equal_to_diffusers(&sd_files());
 }
 
 #[test]
 fn every_sampler_equals_diffusers_at_every_spacing() {
-    let mut cases = Vec::new();
-    for spacing in ["leading", "trailing", "linspace"] {
-        let config = sd15(json!({"timestep_spacing": spacing}));
-        cases.extend(all_samplers(spacing, &config, &[7, 20, 50]));
-        let config = sd15(json!({"timestep_spacing": spacing, "prediction_type": "v_prediction",
-            "set_alpha_to_one": true, "clip_sample": true, "clip_sample_range": 2.5, "steps_offset": 0}));
-        cases.extend(all_samplers(&format!("{spacing}-v"), &config, &[7, 20]));
-    }
-    assert_equal_to_diffusers(&cases);
+    assert_equal_to_diffusers(&spacings());
 }
 
 #[test]
 fn fields_that_the_file_leaves_open_take_each_samplers_own_default() {
-    let config = json!({"_class_name": "EulerDiscreteScheduler", "beta_schedule": "linear"});
-    assert_equal_to_diffusers(&all_samplers("open", &config, &[8, 20]));
+    assert_equal_to_diffusers(&open_fields());
 }
 
 #[test]
 fn karras_levels_final_levels_and_schedules_equal_diffusers() {
-    let mut cases = Vec::new();
-    let karras = json!({"use_karras_sigmas": true, "final_sigmas_type": "sigma_min"});
-    for name in ["euler", "heun", "lms", "dpm++2m", "unipc"] {
-        cases.push(one("karras", name, sd15(karras.clone()), 12));
-        cases.push(one("cosine", name, sd15(json!({"beta_schedule": "squaredcos_cap_v2"})), 12));
-    }
-    for name in ["euler", "dpm++2m", "unipc"] {
-        cases.push(one("sigma_min", name, sd15(json!({"final_sigmas_type": "sigma_min"})), 20));
-    }
-    for name in ["pndm", "ddim", "ddpm"] {
-        let zero_snr = json!({"rescale_betas_zero_snr": true, "prediction_type": "v_prediction"});
-        cases.push(one("zero_snr", name, sd15(zero_snr), 12));
-        cases.push(one("cosine", name, sd15(json!({"beta_schedule": "squaredcos_cap_v2"})), 12));
-    }
-    let zero_snr = json!({"rescale_betas_zero_snr": true, "prediction_type": "v_prediction",
-        "timestep_spacing": "trailing"});
-    for (name, _) in SAMPLERS {
-        cases.push(one("zero_snr_trailing", name, sd15(zero_snr.clone()), 12));
-        let betas: Vec<f64> = (0..1000).map(|i| 0.001 + 0.00001 * f64::from(i)).collect();
-        cases.push(one("trained_betas", name, sd15(json!({"trained_betas": betas})), 10));
-    }
-    assert_equal_to_diffusers(&cases);
+    assert_equal_to_diffusers(&levels());
 }
 
 #[test]
 fn the_options_of_each_sampler_equal_diffusers() {
-    let mut cases = Vec::new();
-    for order in [1, 3] {
-        for steps in [10, 20] {
-            let config = sd15(json!({"solver_order": order}));
-            cases.push(one(&format!("order{order}"), "dpm++2m", config.clone(), steps));
-            cases.push(one(&format!("order{order}"), "unipc", config, steps));
-        }
-    }
-    let at_end = json!({"final_sigmas_type": "sigma_min", "lower_order_final": false});
-    for name in ["dpm++2m", "unipc"] {
-        cases.push(one("at_end", name, sd15(at_end.clone()), 10));
-    }
-    let euler_at_end = json!({"final_sigmas_type": "sigma_min", "euler_at_final": true, "solver_type": "heun"});
-    cases.push(one("heun", "dpm++2m", sd15(euler_at_end), 20));
-    cases.push(one("bh1", "unipc", sd15(json!({"solver_type": "bh1", "disable_corrector": [0, 3]})), 20));
-    cases.push(one("warm_up", "pndm", sd15(json!({"skip_prk_steps": false})), 9));
-    for variance in ["fixed_small_log", "fixed_large"] {
-        cases.push(one(variance, "ddpm", sd15(json!({"variance_type": variance})), 9));
-    }
-    for name in ["ddim", "ddpm", "euler", "heun", "lms", "dpm++2m", "unipc"] {
-        cases.push(one("sample", name, sd15(json!({"prediction_type": "sample"})), 9));
-    }
-    assert_equal_to_diffusers(&cases);
+    assert_equal_to_diffusers(&options());
 }
 
 #[test]
@@ -287,7 +333,7 @@ fn training_noise_equals_diffusers() {
 #[test]
 fn an_image_does_not_depend_on_its_batch() {
     let config = read(&sd15(json!({})));
-    let start = Generator::new(5).randn(&[2, 4, 6, 5]);
+    let start = start();
     for (name, _) in SAMPLERS {
         let both = sample(scheduler(Some(name), &config, 6).unwrap().as_mut(), &start);
         let mut alone = scheduler(Some(name), &config, 6).unwrap();
@@ -324,6 +370,7 @@ fn options_that_a_sampler_cannot_honour_are_refused_by_name() {
         ("dpm++2m", json!({"solver_order": 4}), "solver_order: 4"),
         ("unipc", json!({"predict_x0": false}), "predict_x0"),
         ("unipc", json!({"lower_order_final": false}), "lower_order_final"),
+        ("unipc", json!({"solver_type": "bh1"}), "solver_type: bh1"),
         ("ddpm", json!({"variance_type": "learned"}), "variance_type: learned"),
         ("pndm", json!({"prediction_type": "sample"}), "prediction_type: sample"),
         ("pndm", json!({"steps_offset": 1, "num_train_timesteps": 5}), "steps_offset"),

@@ -20,7 +20,12 @@ pub(super) fn training_sigmas(config: &SchedulerConfig, zero_snr: bool, betas_fr
         // A level that is finite: 4096.
         *last = 2f32.powi(-24);
     }
-    Ok(alphas.into_iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect())
+    Ok(alphas.into_iter().map(|alpha| root((1.0 - alpha) / alpha)).collect())
+}
+
+/// Libtorch's square root: an ulp off the nearest float32 on some processors, and at high noise levels an ulp shows.
+fn root(x: f32) -> f32 {
+    Tensor::from(x).sqrt().double_value(&[]) as f32
 }
 
 /// `np.interp(timesteps, 0.., sigmas)`.
@@ -104,13 +109,13 @@ impl Sigmas {
     /// The standard deviation of the first latents: with the leading spacing they hold a unit of signal as well.
     pub fn init_noise_sigma(&self) -> f64 {
         let highest = self.levels.iter().copied().fold(0.0, f32::max);
-        f64::from(if self.leading { (highest * highest + 1.0).sqrt() } else { highest })
+        f64::from(if self.leading { root(highest * highest + 1.0) } else { highest })
     }
 
     /// Latents with unit variance.
     pub fn scale_model_input(&self, sample: &Tensor, step_index: usize) -> Tensor {
         let sigma = self.levels[step_index];
-        sample / f64::from((sigma * sigma + 1.0).sqrt())
+        sample / f64::from(root(sigma * sigma + 1.0))
     }
 
     /// The latents without noise, as the model sees them at noise level `sigma`.
@@ -119,7 +124,7 @@ impl Sigmas {
             PredictionType::Epsilon => sample - f64::from(sigma) * model_output,
             PredictionType::VPrediction => {
                 let square = sigma * sigma + 1.0;
-                model_output * f64::from(-sigma / square.sqrt()) + sample / f64::from(square)
+                model_output * f64::from(-sigma / root(square)) + sample / f64::from(square)
             }
             PredictionType::Sample => model_output.shallow_clone(),
         }

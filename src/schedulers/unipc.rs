@@ -45,16 +45,19 @@ pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Box<dyn Sche
     let order = config.solver_order.unwrap_or(2);
     refuse(!(1..=3).contains(&order), "solver_order", &order.to_string())?;
     let lower_order_final = config.lower_order_final.unwrap_or(true);
-    if !lower_order_final && order > 1 && config.final_sigmas_type.unwrap_or_default() == FinalSigmas::Zero {
+    let bh1 = config.solver_type.as_deref() == Some("bh1");
+    let to_zero = config.final_sigmas_type.unwrap_or_default() == FinalSigmas::Zero;
+    if to_zero && (bh1 || (!lower_order_final && order > 1)) {
         return Err(Error::invalid(
-            "unipc with `lower_order_final: false` divides by zero in its last step; set `final_sigmas_type: sigma_min`",
+            "unipc with `lower_order_final: false` or `solver_type: bh1` has no number for its last step; \
+             set `final_sigmas_type: sigma_min`",
         ));
     }
     Ok(Box::new(UniPc {
         levels: SolverLevels::new(config, steps, Solver::UniPc)?,
         order,
         lower_order_final,
-        bh1: config.solver_type.as_deref() == Some("bh1"),
+        bh1,
         without_corrector: config.disable_corrector.clone().unwrap_or_default(),
         originals: VecDeque::new(),
         last: None,
