@@ -2,6 +2,6 @@
 //!
 //! The modules are listed in the order in which data and knowledge flow: a module uses only modules above it.
 
+pub mod data;
 pub mod error;
 pub mod libtorch;
-pub mod data;
