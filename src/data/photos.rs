@@ -146,7 +146,8 @@ fn decode_all(paths: &[PathBuf], size: u32) -> Vec<Decoded> {
     let (next, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         let mut done = Vec::new();
-        while let Some((index, path)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, paths.get(i)?)))
+        while let Some((index, path)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, paths.get(i)?)))
         {
             let decoded = resized(path, size).map_err(|error| reason(&error, path)).map(|image| {
                 let bytes = image.as_raw().len();

@@ -1,22 +1,17 @@
-//! What the parity tests share: the Python side.
+//! The Python side of parity tests.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
-/// Runs `tests/reference/<script>` with the reference libraries' Python; panics with its stderr where it fails.
+/// Runs `tests/reference/<script> args` with the reference libraries; panics with what it wrote where it fails.
 pub fn python(script: &str, args: &[&str]) {
-    let python = std::env::var("LORABOOTH_PYTHON").unwrap_or_else(|_| {
-        let home = std::env::var("HOME").expect("HOME is set");
-        format!("{home}/.cache/lorabooth/venv/bin/python")
-    });
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(script);
-    let output = Command::new(&python)
-        .arg(&script)
-        .args(args)
-        .env("OMP_NUM_THREADS", "1")
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .unwrap_or_else(|error| panic!("cannot run {python}: {error}; run `make reference`"));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} failed:\n{stderr}", script.display());
+    let python = std::env::var_os("LORABOOTH_PYTHON").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/lorabooth/venv/bin/python"),
+        PathBuf::from,
+    );
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(script);
+    let mut command = Command::new(&python);
+    command.arg(&script).args(args).env("OMP_NUM_THREADS", "1").env("HF_HUB_OFFLINE", "1");
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {}: {error}", python.display()));
+    assert!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
 }
