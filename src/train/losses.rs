@@ -65,7 +65,7 @@ pub fn signal_to_noise(alphas_cumprod: &Tensor, timesteps: &Tensor) -> Tensor {
     // In the order of diffusers' compute_snr, so that the last bits are the same.
     let at = |values: Tensor| values.to_device(timesteps.device()).index_select(0, timesteps).to_kind(Kind::Float);
     let alpha = at(alphas_cumprod.sqrt());
-    let sigma = at((1. - alphas_cumprod).sqrt());
+    let sigma = at((1f64 - alphas_cumprod).sqrt());
     (alpha / sigma).square()
 }
 
