@@ -2,7 +2,26 @@
 //!
 //! The modules are listed in the order in which data and knowledge flow: a module uses only modules above it.
 
-pub mod data;
 pub mod error;
 
 pub mod libtorch;
+
+pub mod weights;
+
+pub mod adapters;
+
+pub mod nn;
+
+pub mod models;
+
+pub mod schedulers;
+
+pub mod data;
+
+pub mod train;
+
+pub mod sample;
+
+pub mod recipes;
+
+

@@ -46,8 +46,15 @@ impl PipelineFiles {
     }
 
     /// The folder of the tokenizer.
-    pub fn tokenizer_folder(&self) -> PathBuf {
-        self.root.join("tokenizer")
+    pub fn tokenizer_folder(&self) -> Result<PathBuf> {
+        Ok(self.root.join("tokenizer"))
+    }
+
+    /// The model's own scheduler configuration.
+    pub fn scheduler_config_json(&self) -> Result<serde_json::Value> {
+        let path = self.root.join("scheduler").join("scheduler_config.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))
     }
 
     /// The UNet's configuration.

@@ -1,0 +1,295 @@
+//! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
+
+use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
+use super::dreambooth_run::Run;
+use super::observer::{Event, Observer};
+use crate::data::class_images::save_class_image;
+use crate::data::dreambooth_dataset::DreamBoothDataset;
+use crate::data::latent_cache::LatentCache;
+use crate::data::photos::{count_images, PhotoFolder};
+use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::error::{Error, Result};
+use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
+use crate::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, UNet2DConditionModel};
+use crate::sample::text_to_image::{decode, sample_latents, Conditioning, Sampling};
+use crate::schedulers::SchedulerConfig;
+use crate::train::interrupt::Interrupt;
+use crate::train::run_folder::write_atomically;
+use crate::weights::Placement;
+use image::RgbImage;
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// The networks that the loop holds.
+pub struct Networks {
+    /// With its adapter.
+    pub unet: Loaded<UNet2DConditionModel>,
+    /// Where it trains, with its adapter; else only until the prompts are encoded.
+    pub text_encoder: Option<Loaded<ClipTextModel>>,
+    /// Where photos are encoded at each step, or samples are made.
+    pub vae: Option<Loaded<AutoencoderKl>>,
+    /// The VAE's dtype.
+    pub vae_kind: Kind,
+    /// Where all of them are.
+    pub device: Device,
+    validation: Option<Conditioning>,
+}
+
+impl Networks {
+    /// Turns dropout on or off.
+    pub fn set_training(&self, training: bool) {
+        self.unet.sites.set_training(training);
+        if let Some(text_encoder) = &self.text_encoder {
+            text_encoder.sites.set_training(training);
+        }
+    }
+}
+
+/// Text embeddings of the photos' prompts: known where the text encoder is frozen, token ids where it trains.
+pub struct Embeddings {
+    ids: BTreeMap<String, Vec<i64>>,
+    known: BTreeMap<String, Tensor>,
+    prompts: Vec<String>,
+}
+
+impl Embeddings {
+    /// Embeddings for a batch of photos: `[photos, t, e]`.
+    pub fn of(&self, photos: &[usize], networks: &Networks, checkpointing: bool) -> Tensor {
+        let prompts = photos.iter().map(|&photo| &self.prompts[photo]);
+        match &networks.text_encoder {
+            None => Tensor::cat(&prompts.map(|prompt| self.known[prompt].shallow_clone()).collect::<Vec<_>>(), 0),
+            Some(text_encoder) => {
+                let ids: Vec<Vec<i64>> = prompts.map(|prompt| self.ids[prompt].clone()).collect();
+                let ids = ClipTextModel::ids(&ids, networks.device);
+                text_encoder.model.forward(&ids, checkpointing)
+            }
+        }
+    }
+}
+
+fn placement(run: &Run, kind: Kind) -> Placement {
+    Placement { device: run.device, kind }
+}
+
+/// float16 VAEs overflow to black images; they stay in float32.
+fn vae_kind(kind: Kind) -> Kind {
+    match kind {
+        Kind::Half => Kind::Float,
+        other => other,
+    }
+}
+
+/// Generates the class images that prior preservation needs and the folder does not have yet.
+pub fn make_class_images(
+    config: &DreamBoothConfig,
+    run: &Run,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let (true, Some(folder), Some(prompt)) =
+        (config.with_prior_preservation, &config.class_data_dir, &config.class_prompt)
+    else {
+        return Ok(());
+    };
+    let present = count_images(folder)?;
+    if present >= config.num_class_images {
+        return Ok(());
+    }
+    let kind = match config.prior_generation_precision {
+        Some(MixedPrecision::No) => Kind::Float,
+        Some(MixedPrecision::Fp16) => Kind::Half,
+        Some(MixedPrecision::Bf16) => Kind::BFloat16,
+        _ => run.kind,
+    };
+    let place = placement(run, kind);
+    let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
+    let conditioning = {
+        let text_encoder = run.files.load_text_encoder(place)?;
+        Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?
+    };
+    let unet = run.files.load_unet(place)?;
+    let vae = run.files.load_vae(placement(run, vae_kind(kind)))?;
+    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?;
+    let (height, width) = native_latent_size(config, run)?;
+    let sampling =
+        Sampling { steps: 50, guidance_scale: 7.5, scheduler: None, latent_height: height, latent_width: width };
+    observer.on(Event::Begin {
+        phase: "class images".into(),
+        total: config.num_class_images as u64,
+        done: present as u64,
+    });
+    let mut done = present;
+    while done < config.num_class_images {
+        let seeds: Vec<i64> = (done..config.num_class_images.min(done + config.sample_batch_size))
+            .map(|i| run.seed.wrapping_add(i as i64))
+            .collect();
+        let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut |_, _| {
+            match interrupt.requested() {
+                true => Err(Error::Interrupted(format!("{done} class images are in {}", folder.display()))),
+                false => Ok(()),
+            }
+        })?;
+        for image in decode(&vae.model, &latents, vae_kind(kind))? {
+            save_class_image(folder, done, &image)?;
+            done += 1;
+            observer.on(Event::Progress { done: done as u64 });
+        }
+    }
+    observer.on(Event::End);
+    drop((unet, vae));
+    memory::release_cached(run.device)
+}
+
+/// Height and width of latents for images of the training resolution.
+fn native_latent_size(config: &DreamBoothConfig, run: &Run) -> Result<(i64, i64)> {
+    let side = i64::from(config.resolution) / run.files.vae_config()?.scale_factor();
+    Ok((side, side))
+}
+
+/// Opens the photos.
+pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<DreamBoothDataset> {
+    let instances = PhotoFolder::open(&config.instance_data_dir, config.resolution)?;
+    instances.warnings.iter().for_each(|text| observer.warning(text.clone()));
+    let class = match (&config.class_data_dir, &config.class_prompt) {
+        (Some(folder), Some(prompt)) if config.with_prior_preservation => {
+            let class = PhotoFolder::open(folder, config.resolution)?;
+            class.warnings.iter().for_each(|text| observer.warning(text.clone()));
+            Some((class, prompt.as_str()))
+        }
+        _ => None,
+    };
+    DreamBoothDataset::new(instances, &config.instance_prompt, class, config.center_crop)
+}
+
+/// Runs the VAE once for each photo whose crop is fixed. Gives the VAE back where the loop still needs it.
+pub fn encode_photos(
+    config: &DreamBoothConfig,
+    run: &Run,
+    dataset: &mut DreamBoothDataset,
+    observer: &mut dyn Observer,
+) -> Result<(LatentCache, Option<Loaded<AutoencoderKl>>)> {
+    let kind = vae_kind(run.kind);
+    let vae = run.files.load_vae(placement(run, kind))?;
+    let total = dataset.photos().len() as u64;
+    observer.begin("latents", total);
+    let mut done = 0;
+    let cache = LatentCache::fill(dataset, config.cache_latents.into(), run.seed, |pixels| {
+        let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
+        done += 1;
+        observer.on(Event::Progress { done });
+        Ok((posterior.mean, posterior.log_variance))
+    })?;
+    observer.on(Event::End);
+    let needed = !cache.is_complete() || config.validation_prompt.is_some();
+    let vae = needed.then_some(vae);
+    memory::release_cached(run.device)?;
+    Ok((cache, vae))
+}
+
+/// Loads the networks that train, and puts their adapters on.
+pub fn load_networks(
+    config: &DreamBoothConfig,
+    run: &Run,
+    vae: Option<Loaded<AutoencoderKl>>,
+    observer: &mut dyn Observer,
+) -> Result<Networks> {
+    let place = placement(run, run.kind);
+    observer.begin("loading the model", 2);
+    let text_encoder = run.files.load_text_encoder(place)?;
+    observer.on(Event::Progress { done: 1 });
+    let mut networks = Networks {
+        text_encoder: Some(text_encoder),
+        unet: run.files.load_unet(place)?,
+        vae,
+        vae_kind: vae_kind(run.kind),
+        device: run.device,
+        validation: None,
+    };
+    if let (Some(prompt), Some(text_encoder)) = (&config.validation_prompt, &networks.text_encoder) {
+        let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
+        networks.validation =
+            Some(Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?);
+    }
+    observer.on(Event::Progress { done: 2 });
+    observer.on(Event::End);
+    Ok(networks)
+}
+
+/// Tokenizes every prompt, and encodes them where the text encoder does not train.
+pub fn encode_prompts(
+    config: &DreamBoothConfig,
+    run: &Run,
+    dataset: &DreamBoothDataset,
+    networks: &Networks,
+) -> Result<Embeddings> {
+    let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
+    let prompts: Vec<String> =
+        (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
+    let mut ids = BTreeMap::new();
+    for prompt in &prompts {
+        if !ids.contains_key(prompt) {
+            ids.insert(prompt.clone(), tokenizer.encode(prompt)?);
+        }
+    }
+    let mut known = BTreeMap::new();
+    if let (false, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
+        for (prompt, ids) in &ids {
+            let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
+            let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
+            known.insert(prompt.clone(), encoded);
+        }
+    }
+    Ok(Embeddings { ids, known, prompts })
+}
+
+/// Makes the sample images of the run's present step, if it has a prompt for them.
+pub fn write_samples(
+    config: &DreamBoothConfig,
+    run: &mut Run,
+    networks: &Networks,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let (Some(prompt), Some(vae)) = (&config.validation_prompt, &networks.vae) else { return Ok(()) };
+    let retrained = match &networks.text_encoder {
+        Some(text_encoder) => {
+            let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
+            Some(Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?)
+        }
+        None => None,
+    };
+    let Some(conditioning) = retrained.as_ref().or(networks.validation.as_ref()) else { return Ok(()) };
+    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?;
+    let (latent_height, latent_width) = native_latent_size(config, run)?;
+    let sampling = Sampling {
+        steps: 25,
+        guidance_scale: 7.5,
+        scheduler: Some("dpm++2m".into()),
+        latent_height,
+        latent_width,
+    };
+    for i in 0..config.num_validation_images {
+        let seeds = [run.seed.wrapping_add(i as i64)];
+        let latents =
+            sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut |_, _| Ok(()))?;
+        for image in decode(&vae.model, &latents, networks.vae_kind)? {
+            let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
+            let png = png_of(&image)?;
+            std::fs::create_dir_all(run.folder.join("samples")).map_err(|e| Error::io("create", &path, e))?;
+            write_atomically(&path, |temporary| {
+                std::fs::write(temporary, &png).map_err(|e| Error::io("write", &path, e))
+            })?;
+            run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;
+            observer.on(Event::Wrote { path });
+        }
+    }
+    memory::release_cached(run.device)
+}
+
+fn png_of(image: &RgbImage) -> Result<Vec<u8>> {
+    let mut png = std::io::Cursor::new(Vec::new());
+    image
+        .write_to(&mut png, image::ImageFormat::Png)
+        .map_err(|e| Error::invalid(format!("a sample image cannot be encoded: {e}")))?;
+    Ok(png.into_inner())
+}

@@ -1,0 +1,449 @@
+//! The state of a DreamBooth run: where it stands, what it trains, and what it leaves on disk.
+
+use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
+use super::dreambooth_lora::scaler_state;
+use super::dreambooth_phases::Networks;
+use super::observer::{Event, Observer};
+use crate::adapters::{attach, Attached, Init, InitWeights, LoraConfig, TargetModules};
+use crate::data::dreambooth_dataset::BatchOrder;
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+use crate::libtorch::random::Generator;
+use crate::models::stable_diffusion::PipelineFiles;
+use crate::train::adamw::AdamWConfig;
+use crate::train::checkpoint::{self, TrainingState};
+use crate::train::lr_schedule::LrSchedule;
+use crate::train::metrics::{self, MetricsLog, StepMetrics};
+use crate::train::optimizer::Optimizer;
+use crate::train::precision::{LossScaler, Precision};
+use crate::train::run_folder::{write_json, ExistingRun, RunFolder};
+use crate::train::tensorboard::EventWriter;
+use crate::train::{loss_curve, Parameters};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+use tch::{Device, Kind};
+
+/// Steps in a row that may overflow in float16 before the run is given up.
+const MOST_SKIPPED: u32 = 25;
+
+/// What a finished run leaves.
+#[derive(Debug)]
+pub struct Finished {
+    /// The output folder.
+    pub output_dir: PathBuf,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Mean loss of the last tenth of the steps.
+    pub final_loss: Option<f64>,
+}
+
+/// A run.
+pub struct Run {
+    /// The model on disk.
+    pub files: PipelineFiles,
+    /// Where it computes.
+    pub device: Device,
+    /// Dtype it computes in.
+    pub kind: Kind,
+    /// Seed of all draws.
+    pub seed: i64,
+    /// The output folder.
+    pub folder: RunFolder,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Batches done.
+    pub micro_step: u64,
+    /// Optimizer steps of the whole run.
+    pub total_steps: u64,
+    /// Everything that trains: `unet.` and `text_encoder.` before the adapters' names.
+    pub params: Parameters,
+    /// Its optimizer.
+    pub optimizer: Optimizer,
+    /// Its learning rate.
+    pub schedule: LrSchedule,
+    /// float16's loss scale.
+    pub scaler: Option<LossScaler>,
+    adapters: Vec<(&'static str, Attached)>,
+    metrics: Option<MetricsLog>,
+    events: Option<EventWriter>,
+    options: BTreeMap<String, String>,
+    skipped: u64,
+    skipped_in_a_row: u32,
+    began: Instant,
+    training_began: Instant,
+    host_start: u64,
+}
+
+fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
+    match choice {
+        MixedPrecision::No => Precision::Fp32,
+        MixedPrecision::Fp16 => Precision::Fp16,
+        MixedPrecision::Bf16 => Precision::Bf16,
+        MixedPrecision::Auto => Precision::auto(device, None),
+    }
+}
+
+impl Run {
+    /// Opens the model and the output folder.
+    pub fn start(
+        config: &DreamBoothConfig,
+        device: Device,
+        seed: i64,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let files = PipelineFiles::open(std::path::Path::new(&config.model), config.variant.as_deref())?;
+        let unet = files.unet_config()?;
+        let multiple = unet.size_multiple() * files.vae_config()?.scale_factor();
+        let resolution = i64::from(config.resolution);
+        if resolution % multiple != 0 {
+            let below = (resolution / multiple * multiple).max(multiple);
+            return Err(Error::invalid(format!(
+                "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
+                below + multiple
+            )));
+        }
+        let existing = match (&config.resume_from_checkpoint, config.overwrite) {
+            (Some(_), _) => ExistingRun::Resume,
+            (None, true) => ExistingRun::Overwrite,
+            (None, false) => ExistingRun::Refuse,
+        };
+        let folder = RunFolder::create(&config.output_dir, existing)?;
+        let precision = precision_of(config.mixed_precision, device);
+        let adamw = AdamWConfig {
+            betas: (config.adam_beta1, config.adam_beta2),
+            weight_decay: config.adam_weight_decay,
+            eps: config.adam_epsilon,
+        };
+        let factor = match config.scale_lr {
+            true => config.gradient_accumulation_steps as f64 * config.train_batch_size as f64,
+            false => 1.0,
+        };
+        let schedule = LrSchedule {
+            kind: config.lr_scheduler.into(),
+            learning_rate: config.learning_rate * factor,
+            warmup_steps: config.lr_warmup_steps,
+            total_steps: 0,
+            num_cycles: config.lr_num_cycles,
+            power: config.lr_power,
+        };
+        schedule.check()?;
+        let kind = precision.compute_kind();
+        observer.fact("model", config.model.clone());
+        observer.fact("device", device_name(device, kind));
+        Ok(Self {
+            files,
+            device,
+            kind,
+            seed,
+            folder,
+            step: 0,
+            micro_step: 0,
+            total_steps: 0,
+            params: Parameters::new(),
+            optimizer: Optimizer::new(adamw, config.use_8bit_adam)?,
+            schedule,
+            scaler: precision.needs_loss_scale().then(LossScaler::default),
+            adapters: Vec::new(),
+            metrics: None,
+            events: None,
+            options: options_that_matter(config, kind),
+            skipped: 0,
+            skipped_in_a_row: 0,
+            began: Instant::now(),
+            training_began: Instant::now(),
+            host_start: memory::host_now(),
+        })
+    }
+
+    /// Puts the adapters on, resumes where asked to, and opens the logs.
+    pub fn begin_training(
+        &mut self,
+        config: &DreamBoothConfig,
+        order: &BatchOrder,
+        networks: &Networks,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.attach_adapters(config, networks)?;
+        let updates_per_epoch = (order.batches_per_epoch() as u64).div_ceil(config.gradient_accumulation_steps);
+        self.total_steps = config.max_train_steps.unwrap_or(config.num_train_epochs * updates_per_epoch);
+        self.schedule.total_steps = self.total_steps;
+        let resumed = self.resume(config, observer)?;
+        let log = self.folder.join("metrics.jsonl");
+        if self.metrics.is_none() {
+            self.metrics = Some(MetricsLog::create(&log)?);
+        }
+        self.events = Some(EventWriter::create(&self.folder.join(&config.logging_dir), resumed)?);
+        let epochs = self.total_steps.div_ceil(updates_per_epoch.max(1));
+        observer.fact("photos", format!("{} in an epoch, {epochs} epochs", order.places()));
+        observer.fact(
+            "training",
+            format!(
+                "{} steps, batch {}, {} px, lr {:e}",
+                self.total_steps, config.train_batch_size, config.resolution, self.schedule.learning_rate
+            ),
+        );
+        for (part, adapter) in &self.adapters {
+            observer.fact(&part.replace('_', " "), adapter.summary());
+        }
+        self.write_run_json(config, "running")?;
+        self.training_began = Instant::now();
+        observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
+        Ok(())
+    }
+
+    fn attach_adapters(&mut self, config: &DreamBoothConfig, networks: &Networks) -> Result<()> {
+        let mut generator = Generator::new(self.seed);
+        let mut parts = vec![("unet", &networks.unet.sites)];
+        if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
+            parts.push(("text_encoder", &text_encoder.sites));
+        }
+        for (part, sites) in parts {
+            let given = match &config.init_adapter {
+                Some(folder) => Some(super::dreambooth_outputs::read_part(folder, part)?),
+                None => None,
+            };
+            let attached = match given {
+                Some((lora, tensors)) => attach(sites, "default", lora, Init::Tensors(&tensors))?,
+                None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
+            };
+            self.params.extend(
+                attached.params.iter().map(|(name, param)| (format!("{part}.{name}"), param.shallow_clone())),
+            );
+            self.adapters.push((part, attached));
+        }
+        Ok(())
+    }
+
+    /// Restores a checkpoint; the step that it was made at.
+    fn resume(&mut self, config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<Option<u64>> {
+        let Some(which) = &config.resume_from_checkpoint else { return Ok(None) };
+        let folder = match which.as_str() {
+            "latest" => checkpoint::latest(self.folder.path())?,
+            name => {
+                let inside = self.folder.join(name);
+                Some(if inside.is_dir() { inside } else { PathBuf::from(name) })
+            }
+        };
+        let Some(folder) = folder else {
+            observer.warning(format!("{} holds no checkpoint yet; starting from step 0", self.folder.path().display()));
+            return Ok(None);
+        };
+        let saved = checkpoint::load(&folder, self.device)?;
+        saved.state.check_options(&self.options)?;
+        checkpoint::restore_parameters(&self.params, &saved.params)?;
+        self.optimizer.load_state(&self.params, &saved.optimizer)?;
+        self.step = saved.state.step;
+        self.micro_step = saved.state.micro_step;
+        if let Some(state) = saved.state.scaler {
+            self.scaler = Some(LossScaler::from_state(state)?);
+        }
+        self.metrics = Some(MetricsLog::resume(&self.folder.join("metrics.jsonl"), saved.state.metrics_bytes)?);
+        observer.fact("resumed", format!("{} at step {}", folder.display(), self.step));
+        Ok(Some(self.step))
+    }
+
+    /// Steps that the optimizer took: overflowed ones are not counted, so the learning rate waits for them.
+    pub fn optimizer_steps(&self) -> u64 {
+        self.step - self.skipped
+    }
+
+    /// Peak memory so far: the device's, or what this process added since it started.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        match self.device {
+            Device::Cuda(_) => Ok(memory::device_peak(self.device)?.1.max(0) as u64),
+            _ => Ok(memory::host_peak()),
+        }
+    }
+
+    /// Stops a run whose numbers are lost; counts float16's overflows.
+    pub fn check_divergence(
+        &mut self,
+        loss_is_lost: bool,
+        diverged: bool,
+        finite: bool,
+        config: &DreamBoothConfig,
+    ) -> Result<()> {
+        self.skipped_in_a_row = if finite { 0 } else { self.skipped_in_a_row + 1 };
+        self.skipped += u64::from(!finite);
+        if !diverged && self.skipped_in_a_row <= MOST_SKIPPED && !(loss_is_lost && self.scaler.is_none()) {
+            return Ok(());
+        }
+        let kept = match checkpoint::latest(self.folder.path())? {
+            Some(folder) => format!("the last good state is kept in {}", folder.display()),
+            None => "no checkpoint was made before it".to_owned(),
+        };
+        let cure = match self.kind {
+            Kind::Half => "use --mixed-precision bf16 or no, or a lower --learning-rate",
+            _ => "lower --learning-rate, or raise --lr-warmup-steps",
+        };
+        Err(Error::Diverged(format!(
+            "the loss is not a number at step {} (learning rate {:e}); {kept}; {cure}",
+            self.step, config.learning_rate
+        )))
+    }
+
+    /// Writes a step's numbers to the logs and tells the observer.
+    pub fn note(&mut self, metrics: StepMetrics, observer: &mut dyn Observer) -> Result<()> {
+        if let Some(log) = &mut self.metrics {
+            log.append(&metrics)?;
+        }
+        if let Some(events) = &mut self.events {
+            let values = [
+                ("loss", metrics.loss),
+                ("instance_loss", metrics.instance_loss),
+                ("prior_loss", metrics.prior_loss),
+                ("lr", Some(metrics.lr)),
+                ("grad_norm", metrics.grad_norm),
+            ];
+            for (tag, value) in values {
+                if let Some(value) = value {
+                    events.scalar(tag, value, metrics.step)?;
+                }
+            }
+        }
+        observer.on(Event::Step { metrics, total: self.total_steps });
+        Ok(())
+    }
+
+    /// Puts a picture in the TensorBoard events.
+    pub fn events_image(&mut self, tag: &str, png: &[u8], size: (u32, u32)) -> Result<()> {
+        match &mut self.events {
+            Some(events) => events.png(tag, png, size, self.step),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes `checkpoint-N` and removes those that need not be kept.
+    pub fn save_checkpoint(&mut self, keep: Option<usize>, epoch: usize) -> Result<PathBuf> {
+        let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
+        let state = TrainingState {
+            step: self.step,
+            micro_step: self.micro_step,
+            epoch: epoch as u64,
+            seed: self.seed,
+            scaler: scaler_state(&self.scaler),
+            metrics_bytes,
+            options: self.options.clone(),
+        };
+        let folder = checkpoint::save(self.folder.path(), &state, &self.params, &self.optimizer.state())?;
+        if let Some(keep) = keep {
+            checkpoint::prune(self.folder.path(), keep)?;
+        }
+        Ok(folder)
+    }
+
+    /// Writes the adapters, run.json and the loss curve.
+    pub fn finish(
+        mut self,
+        config: &DreamBoothConfig,
+        _networks: &Networks,
+        observer: &mut dyn Observer,
+    ) -> Result<Finished> {
+        if let Some(log) = &mut self.metrics {
+            log.sync()?;
+        }
+        for path in super::dreambooth_outputs::write(&self.folder, &self.adapters, &config.model)? {
+            observer.on(Event::Wrote { path });
+        }
+        let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
+        loss_curve::draw(&self.folder.join("loss.png"), &lines)?;
+        self.write_run_json(config, "finished")?;
+        let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();
+        Ok(Finished {
+            output_dir: self.folder.path().to_owned(),
+            steps: self.step,
+            final_loss: (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64),
+        })
+    }
+
+    fn write_run_json(&self, config: &DreamBoothConfig, status: &str) -> Result<()> {
+        let trainable: i64 = self.adapters.iter().map(|(_, adapter)| adapter.trainable()).sum();
+        let total: i64 = self.adapters.iter().map(|(_, adapter)| adapter.base_elements).sum();
+        let device_peak = memory::device_peak(self.device)?.0;
+        let run = json!({
+            "status": status,
+            "lorabooth": env!("CARGO_PKG_VERSION"),
+            "libtorch": "2.11",
+            "command": format!("{config:?}"),
+            "options": self.options,
+            "device": format!("{:?}", self.device),
+            "precision": format!("{:?}", self.kind),
+            "seed": self.seed,
+            "steps": self.step,
+            "skipped_steps": self.skipped,
+            "trainable_parameters": trainable,
+            "total_parameters": total + trainable,
+            "seconds": {
+                "before_training": (self.training_began - self.began).as_secs_f64(),
+                "training": self.training_began.elapsed().as_secs_f64(),
+            },
+            "peak_memory_bytes": {
+                "host": memory::host_peak(),
+                "host_above_start": memory::host_peak().saturating_sub(self.host_start),
+                "device": device_peak,
+            },
+        });
+        write_json(&self.folder.join("run.json"), &run)
+    }
+}
+
+fn lora_config(config: &DreamBoothConfig, part: &str) -> LoraConfig {
+    let unet = part == "unet";
+    let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
+    LoraConfig {
+        r: if unet { config.lora_r } else { config.lora_text_encoder_r },
+        lora_alpha: if unet { config.lora_alpha } else { config.lora_text_encoder_alpha },
+        lora_dropout: if unet { config.lora_dropout } else { config.lora_text_encoder_dropout },
+        bias: (if unet { config.lora_bias } else { config.lora_text_encoder_bias }).into(),
+        target_modules: Some(TargetModules::from_flag(targets)),
+        use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
+        init_lora_weights: InitWeights::Kaiming,
+        base_model_name_or_path: Some(config.model.clone()),
+        ..LoraConfig::default()
+    }
+}
+
+/// The options on which a run's numbers depend: a resumed run must have the same.
+fn options_that_matter(config: &DreamBoothConfig, kind: Kind) -> BTreeMap<String, String> {
+    let accum = config.gradient_accumulation_steps;
+    let list: Vec<(&str, String)> = vec![
+        ("model", config.model.clone()),
+        ("precision", format!("{kind:?}")),
+        ("instance-prompt", config.instance_prompt.clone()),
+        ("class-prompt", config.class_prompt.clone().unwrap_or_default()),
+        ("with-prior-preservation", config.with_prior_preservation.to_string()),
+        ("prior-loss-weight", config.prior_loss_weight.to_string()),
+        ("resolution", config.resolution.to_string()),
+        ("center-crop", config.center_crop.to_string()),
+        ("no-shuffle", config.no_shuffle.to_string()),
+        ("train-text-encoder", config.train_text_encoder.to_string()),
+        ("lora", format!("{:?}", lora_config(config, "unet"))),
+        ("lora-text-encoder", format!("{:?}", lora_config(config, "text_encoder"))),
+        ("train-batch-size", config.train_batch_size.to_string()),
+        ("gradient-accumulation-steps", accum.to_string()),
+        ("learning-rate", config.learning_rate.to_string()),
+        ("lr-scheduler", format!("{:?}", config.lr_scheduler)),
+        ("lr-warmup-steps", config.lr_warmup_steps.to_string()),
+        ("use-8bit-adam", config.use_8bit_adam.to_string()),
+        ("adam", format!("{:?}", (config.adam_beta1, config.adam_beta2, config.adam_weight_decay, config.adam_epsilon))),
+        ("max-grad-norm", config.max_grad_norm.to_string()),
+        ("snr-gamma", format!("{:?}", config.snr_gamma)),
+        ("noise-offset", config.noise_offset.to_string()),
+    ];
+    list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn device_name(device: Device, kind: Kind) -> String {
+    let dtype = match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "fp16",
+        _ => "fp32",
+    };
+    match device {
+        Device::Cuda(index) => format!("CUDA device {index}, {dtype}"),
+        _ => format!("CPU with {} threads, {dtype}", tch::get_num_threads()),
+    }
+}
