@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary: parses the command line, runs it, and prints one line for an error.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lorabooth::cli::main(std::env::args().collect())
+}

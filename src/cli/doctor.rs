@@ -1,0 +1,66 @@
+//! `lorabooth doctor`: what was found, and the cure for each problem.
+
+use super::Reporter;
+use crate::error::Result;
+use crate::libtorch::{memory, startup};
+use crate::train::precision::Precision;
+use serde_json::json;
+use tch::{Cuda, Device};
+
+/// Runs the command.
+pub fn run(reporter: &mut Reporter) -> Result<()> {
+    let loaded = startup::load_cuda();
+    let devices = startup::cuda_devices();
+    let (free, total) = memory::host_memory();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let bf16 = Precision::auto(Device::Cpu, None) == Precision::Bf16;
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    let mut lines = vec![
+        format!("     libtorch  2.11 ({})", libtorch_path().unwrap_or_else(|| "linked in".into())),
+        format!("          CPU  {cores} cores, {} threads used, bf16 {}", tch::get_num_threads(), if bf16 { "in hardware" } else { "not in hardware: fp32 is used" }),
+        format!("       memory  {:.1} GiB free of {:.1} GiB", gib(free), gib(total)),
+    ];
+    let mut problems = Vec::new();
+    match (&driver, loaded, devices) {
+        (None, _, 0) => lines.push("         CUDA  no NVIDIA driver on this machine; the CPU is used".into()),
+        (Some(_), false, _) => problems.push(
+            "an NVIDIA driver is here, but libtorch's CUDA part could not be loaded: run `LORABOOTH_CUDA=1 make setup` and build again, or put a CUDA libtorch 2.11's lib folder in LD_LIBRARY_PATH",
+        ),
+        (Some(_), true, 0) => problems.push(
+            "CUDA is loaded but shows no device: check `nvidia-smi`, CUDA_VISIBLE_DEVICES, and that the driver is new enough for CUDA 13",
+        ),
+        _ => {
+            for index in 0..devices as usize {
+                let (free, total) = memory::device_memory(Device::Cuda(index))?;
+                lines.push(format!(
+                    "       cuda:{index}  {:.1} GiB free of {:.1} GiB, cuDNN {}",
+                    gib(free as u64),
+                    gib(total as u64),
+                    if Cuda::cudnn_is_available() { "found" } else { "missing" }
+                ));
+            }
+        }
+    }
+    if free > 0 && gib(free) < 4.0 {
+        problems.push("less than 4 GiB of memory is free: Stable Diffusion 1.5 needs about that in bf16; close other programs");
+    }
+    lines.extend(problems.iter().map(|problem| format!("      problem  {problem}")));
+    if problems.is_empty() {
+        lines.push("     problems  none found".into());
+    }
+    let report = json!({
+        "libtorch": "2.11", "cores": cores, "threads": tch::get_num_threads(), "cpu_bf16": bf16,
+        "memory_free_bytes": free, "memory_total_bytes": total, "cuda_loaded": loaded, "cuda_devices": devices,
+        "problems": problems,
+    });
+    reporter.result(report, &lines.join("\n"));
+    Ok(())
+}
+
+/// The libtorch that this process runs on.
+fn libtorch_path() -> Option<String> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("libtorch_cpu.so"))?;
+    line.split_whitespace().last().map(str::to_owned)
+}

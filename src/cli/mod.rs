@@ -1,0 +1,172 @@
+//! The command line: one file a subcommand, which holds its flags and the call.
+
+mod adapter;
+mod arguments;
+mod doctor;
+mod generate;
+mod reporter;
+mod tokenize;
+mod train;
+
+use crate::error::{Error, Result};
+use crate::libtorch::{failure, memory, startup};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use reporter::Reporter;
+use std::process::ExitCode;
+use tch::Device;
+
+/// DreamBooth LoRA for Stable Diffusion, without Python
+#[derive(Parser)]
+#[command(name = "lorabooth", version, args_override_self = true, infer_subcommands = false)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train an adapter
+    #[command(subcommand)]
+    Train(train::TrainCommand),
+    /// Make images from a prompt, with any number of adapters
+    #[command(args_override_self = true)]
+    Generate(generate::GenerateArgs),
+    /// Look at an adapter, fold it into a model, convert it
+    #[command(subcommand)]
+    Adapter(adapter::AdapterCommand),
+    /// Print a prompt's token ids
+    #[command(args_override_self = true)]
+    Tokenize(tokenize::TokenizeArgs),
+    /// Say what was found on this machine, with the cure for each problem
+    Doctor,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Common {
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, global = true, default_value = "auto")]
+    device: String,
+    /// CPU threads; the physical cores where not given
+    #[arg(long, global = true)]
+    threads: Option<i32>,
+    /// Seed of all draws
+    #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true)]
+    seed: i64,
+    /// One JSON object a line instead of bars and prose
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Say nothing but warnings and errors
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+impl Common {
+    /// The device asked for, or the best there is.
+    fn device(&self) -> Result<Device> {
+        let count = || startup::cuda_devices();
+        let index = match self.device.as_str() {
+            "auto" => return Ok(startup::best_device()),
+            "cpu" => return Ok(Device::Cpu),
+            "cuda" => 0,
+            other => match other.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()) {
+                Some(index) => index,
+                None => return Err(Error::invalid(format!("--device {other} is not one of auto, cpu, cuda, cuda:N"))),
+            },
+        };
+        match (index as i64) < count() {
+            true => Ok(Device::Cuda(index)),
+            false => Err(Error::invalid(format!(
+                "--device {}: {} CUDA devices were found; `lorabooth doctor` says why",
+                self.device,
+                count()
+            ))),
+        }
+    }
+}
+
+/// Dtype for commands that do not train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// bf16 where the device computes in it, else fp32 on the CPU and fp16 on a GPU.
+    Auto,
+    /// float32.
+    #[value(alias = "no")]
+    Fp32,
+    /// float16.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Dtype {
+    fn kind(self, device: Device) -> tch::Kind {
+        match self {
+            Self::Auto => crate::train::precision::Precision::auto(device, None).compute_kind(),
+            Self::Fp32 => tch::Kind::Float,
+            Self::Fp16 => tch::Kind::Half,
+            Self::Bf16 => tch::Kind::BFloat16,
+        }
+    }
+}
+
+/// Runs the command line `args` (the program's name first).
+pub fn main(args: Vec<String>) -> ExitCode {
+    let args = match arguments::expand(args) {
+        Ok(args) => args,
+        Err(error) => return failed(&error, false, 2),
+    };
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no mistakes: clap tells them apart.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !failure::is_caught() {
+            hook(info);
+        }
+    }));
+    memory::return_freed_memory();
+    startup::fast_float32_matmul(true);
+    if let Some(threads) = cli.common.threads {
+        if threads < 1 {
+            return failed(&Error::invalid(format!("--threads is {threads}; it must be at least 1")), cli.common.json, 2);
+        }
+        tch::set_num_threads(threads);
+    }
+    let json = cli.common.json;
+    let mut reporter = Reporter::new(json, cli.common.quiet);
+    let outcome = match cli.command {
+        Command::Train(command) => train::run(command, &cli.common, &mut reporter),
+        Command::Generate(args) => generate::run(args, &cli.common, &mut reporter),
+        Command::Adapter(command) => adapter::run(command, &mut reporter),
+        Command::Tokenize(args) => tokenize::run(args, &mut reporter),
+        Command::Doctor => doctor::run(&mut reporter),
+    };
+    drop(reporter);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ Error::Interrupted(_)) => failed(&error, json, 130),
+        Err(error) => failed(&error, json, 1),
+    }
+}
+
+/// Prints an error as one line, and makes its exit code.
+fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
+    use std::io::Write;
+    let text = error.to_string().replace('\n', " ");
+    let _ = match json {
+        true => writeln!(std::io::stdout(), "{}", serde_json::json!({ "event": "error", "text": text })),
+        false => writeln!(std::io::stderr(), "error: {text}"),
+    };
+    ExitCode::from(code)
+}
