@@ -1,5 +1,7 @@
 //! The samplers and the training noise against diffusers, from a model's own `scheduler_config.json`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use lorabooth::libtorch::random::Generator;

@@ -238,6 +238,7 @@ pub(super) fn refuse(unsupported: bool, name: &str, value: &str) -> Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

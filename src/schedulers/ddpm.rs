@@ -20,11 +20,11 @@ struct Ddpm {
 /// The variance of the fresh noise.
 enum Variance {
     /// That of the posterior.
-    FixedSmall,
+    Small,
     /// The same by way of its logarithm.
-    FixedSmallLog,
+    SmallByLogarithm,
     /// Beta.
-    FixedLarge,
+    Large,
 }
 
 pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Box<dyn Scheduler>> {
@@ -39,9 +39,9 @@ pub(super) fn new(config: &SchedulerConfig, steps: usize) -> Result<Box<dyn Sche
         prediction_type: config.prediction_type(),
         clip: config.clip_range(true),
         variance: match config.variance_type.as_deref() {
-            Some("fixed_small_log") => Variance::FixedSmallLog,
-            Some("fixed_large") => Variance::FixedLarge,
-            _ => Variance::FixedSmall,
+            Some("fixed_small_log") => Variance::SmallByLogarithm,
+            Some("fixed_large") => Variance::Large,
+            _ => Variance::Small,
         },
     }))
 }
@@ -79,9 +79,9 @@ impl Scheduler for Ddpm {
         }
         let small = (beta_next / beta * current_beta).max(1e-20);
         let deviation = match self.variance {
-            Variance::FixedSmall => small.sqrt(),
-            Variance::FixedSmallLog => (0.5 * small.ln()).exp(),
-            Variance::FixedLarge => current_beta.sqrt(),
+            Variance::Small => small.sqrt(),
+            Variance::SmallByLogarithm => (0.5 * small.ln()).exp(),
+            Variance::Large => current_beta.sqrt(),
         };
         mean + f64::from(deviation) * noise(&sample.size()).to_device(sample.device())
     }

@@ -94,7 +94,7 @@ impl Pndm {
             self.start = Some(sample.shallow_clone());
         }
         let timestep = self.timesteps[step_index] as i64;
-        let next = if part % 2 == 0 { timestep - self.stride / 2 } else { timestep };
+        let next = if matches!(part, 0 | 2) { timestep - self.stride / 2 } else { timestep };
         let from = self.timesteps[step_index - part] as i64;
         let start = self.start.as_ref().unwrap_or(sample);
         if part == 3 {
