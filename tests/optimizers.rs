@@ -59,6 +59,7 @@ fn config() -> AdamWConfig {
 
 /// 100 steps, saved and loaded after the 37th; the largest difference from the reference at each tenth.
 fn largest_difference(expected: &Tensors, use_8bit: bool) -> f64 {
+    tch::set_num_threads(1);
     let params = leaves(expected, "initial.");
     let mut optimizer = Optimizer::new(config(), use_8bit).unwrap();
     let mut largest = 0f64;
@@ -99,8 +100,12 @@ fn adamw_8bit_takes_bitsandbytes_steps_and_quantises_as_it_does() {
         let (codes, absmax) = codebook.quantize(of("values"));
         assert_eq!(&absmax, of("absmax"));
         let other = number(&codes.ne_tensor(of("codes")).to_kind(Kind::Float).sum(Kind::Float));
-        assert_eq!(other, 0., "{name}: codes that differ");
-        assert_eq!(distance(&codebook.dequantize(&codes, &absmax), of("back")), 0.);
+        // It multiplies with 1 / absmax where we divide: a value halfway between two codes can fall either way.
+        assert!(other <= 2., "{name}: {other} codes of 5000 differ");
+        let ours = codebook.dequantize(of("codes"), &absmax);
+        assert_eq!(distance(&ours, of("back")), 0.);
+        let error = |xs: &Tensor| number(&(xs - of("values")).abs().sum(Kind::Double));
+        assert!(error(&codebook.dequantize(&codes, &absmax)) <= error(of("fast")), "{name}: worse than its kernel");
     }
     let difference = largest_difference(&read(&folder.path().join("adamw8bit.safetensors")), true);
     assert!(difference < 1e-4, "{difference}");
@@ -108,6 +113,8 @@ fn adamw_8bit_takes_bitsandbytes_steps_and_quantises_as_it_does() {
 
 #[test]
 fn a_regression_converges_in_8_bits_as_in_32() {
+    // Small tensors: threads would wait for one another.
+    tch::set_num_threads(1);
     let loss_after = |use_8bit: bool| {
         let mut generator = lorabooth::libtorch::random::Generator::new(1);
         let (xs, truth) = (generator.randn(&[256, 64]), generator.randn(&[64, 80]));
