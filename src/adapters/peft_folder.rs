@@ -27,12 +27,7 @@ pub enum TextEncoderSpelling {
 }
 
 /// Writes the adapter of `part` to `folder` and reads it back. `part` is none for a language model's.
-pub fn write(
-    folder: &Path,
-    part: Option<Part>,
-    adapter: &PartAdapter,
-    spelling: TextEncoderSpelling,
-) -> Result<()> {
+pub fn write(folder: &Path, part: Option<Part>, adapter: &PartAdapter, spelling: TextEncoderSpelling) -> Result<()> {
     let below = match (part, spelling) {
         (Some(Part::TextEncoder), TextEncoderSpelling::BeforeTransformers5) => CLIP,
         _ => "",
@@ -199,9 +194,20 @@ fn ascii(text: &str) -> String {
 /// Every field of peft 0.21's `LoraConfig` that ours has not, with its default.
 fn peft_defaults() -> BTreeMap<String, Value> {
     let null = [
-        "alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config", "layer_replication",
-        "lora_ga_config", "megatron_config", "monteclora_config", "revision", "target_parameters",
-        "trainable_token_indices", "use_bdlora", "velora_config",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "corda_config",
+        "eva_config",
+        "kasa_config",
+        "layer_replication",
+        "lora_ga_config",
+        "megatron_config",
+        "monteclora_config",
+        "revision",
+        "target_parameters",
+        "trainable_token_indices",
+        "use_bdlora",
+        "velora_config",
     ];
     let mut fields: BTreeMap<String, Value> = null.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
     for name in ["ensure_weight_tying", "lora_bias", "use_qalora"] {

@@ -50,7 +50,8 @@ impl TensorFileWriter {
 
 /// Writes `tensors` to `path`, whole or not at all.
 pub fn save(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<()> {
-    TensorFileWriter::create(path, plan(tensors), metadata)?.write_all(|planned| Ok(tensors[&planned.name].shallow_clone()))
+    TensorFileWriter::create(path, plan(tensors), metadata)?
+        .write_all(|planned| Ok(tensors[&planned.name].shallow_clone()))
 }
 
 /// The whole file as bytes.
