@@ -59,6 +59,9 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         targets.push(site.path().to_owned());
         made.push((site, adapter));
     }
+    if let Init::Tensors(tensors) = &init {
+        check_all_used(sites, tensors, &params)?;
+    }
     for (site, adapter) in made {
         site.put(name, adapter);
     }
@@ -85,6 +88,25 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         }
     }
     Ok(Attached { config, params, targets, base_elements: sites.elements() })
+}
+
+/// Refuses tensors that have no place in the model: an adapter that is applied in part looks like one that is not trained.
+fn check_all_used(sites: &Sites, tensors: &BTreeMap<String, Tensor>, made: &AdapterParams) -> Result<()> {
+    for (name, tensor) in tensors.iter().filter(|(name, _)| !made.contains_key(*name)) {
+        let key = name.replace(".base_layer.", ".");
+        let weight = key.strip_suffix(".weight").and_then(|path| sites.get(path)).map(|site| site.shape());
+        let shape = weight.or_else(|| sites.params().iter().find(|p| p.key() == key).map(|p| p.get().size()));
+        match shape {
+            Some(shape) if !name.contains(".lora_") && shape == tensor.size() => {}
+            _ => {
+                return Err(Error::invalid(format!(
+                    "the adapter does not fit this model, which has no place for its `{name}` {:?}",
+                    tensor.size()
+                )))
+            }
+        }
+    }
+    Ok(())
 }
 
 /// PEFT wraps a target, so the bias of one is its `base_layer`'s.

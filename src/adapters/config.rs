@@ -171,6 +171,8 @@ impl Default for LoraConfig {
 /// Fields that change what an adapter computes and that are not supported.
 const UNSUPPORTED: &[&str] = &[
     "lora_bias",
+    // GPT-2's MergedLinear of the first PEFT.
+    "enable_lora",
     "layer_replication",
     "trainable_token_indices",
     "target_parameters",
@@ -232,8 +234,17 @@ impl LoraConfig {
 
 /// The value of the first key that is the path, or a regular expression for its end, as PEFT's `get_pattern_key`.
 fn from_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-    let matches = |key: &str| {
-        key == path || regex::Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).is_ok_and(|pattern| pattern.is_match(path))
+    // Most keys are plain names, thousands of which are compared when each module has its own: no expression is built.
+    let is_plain = |key: &str| key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_' || c == b'.');
+    let ends_with = |key: &str| {
+        let start = path.len().checked_sub(key.len());
+        let (Some(start), bytes) = (start, path.as_bytes()) else { return false };
+        let same = key.bytes().zip(&bytes[start..]).all(|(k, &p)| k == b'.' || k == p);
+        same && (start == 0 || bytes[start - 1] == b'.')
+    };
+    let matches = |key: &str| match is_plain(key) {
+        true => ends_with(key),
+        false => regex::Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).is_ok_and(|pattern| pattern.is_match(path)),
     };
     patterns.iter().find(|(key, _)| matches(key)).map(|(_, &value)| value)
 }

@@ -1,14 +1,26 @@
-//! What is trained: adapters on the sites of a model, by PEFT's rules.
+//! What is trained: adapters on the sites of a model, by PEFT's rules, and the files that they are kept in.
 
 pub mod adapter;
+mod adapter_set;
 mod attach;
 pub mod config;
+pub mod diffusers_file;
+pub mod formats;
+pub mod inspect;
+pub mod kohya_file;
 mod lora;
+pub mod merge;
+pub mod peft_folder;
 mod site;
 mod targets;
 
 pub use adapter::{Adapter, Init, Method, METHODS};
+pub use adapter_set::{AdapterSet, Part, PartAdapter};
 pub use attach::{attach, AdapterParams, Attached};
 pub use config::{Bias, InitWeights, LoraConfig, TargetModules};
+pub use formats::{read_any, write_diffusers, write_kohya, write_peft, Format};
+pub use kohya_file::ModuleNames;
+pub use merge::Merge;
+pub use peft_folder::TextEncoderSpelling;
 pub use site::{Param, Site, Sites};
 pub use targets::matching_sites;

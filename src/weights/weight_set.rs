@@ -156,6 +156,13 @@ impl WeightSet {
         Some(shape)
     }
 
+    /// The dtype of the weight `key` in its file.
+    pub fn kind(&self, key: &str) -> Result<Kind> {
+        let info = self.entries.get(key).and_then(|entry| entry.file.info(&entry.name));
+        info.map(|(_, kind)| kind)
+            .unwrap_or_else(|| Err(Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() }))
+    }
+
     /// The weight `key` as `shape` at `placement`. Where dtype and device are the file's, the tensor lies over the
     /// mapped file and must not be written to; else it is converted and the file's pages are let go.
     ///

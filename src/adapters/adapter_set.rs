@@ -1,0 +1,161 @@
+//! Trained adapters apart from any model: what files hold.
+
+use super::attach::{AdapterParams, Attached};
+use super::config::{LoraConfig, TargetModules};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+/// The network of a pipeline that an adapter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// UNet2DConditionModel.
+    UNet,
+    /// CLIPTextModel.
+    TextEncoder,
+}
+
+impl Part {
+    /// Both, in the order of files.
+    pub const ALL: [Part; 2] = [Part::UNet, Part::TextEncoder];
+
+    /// Name of the part's folder, and prefix of its keys in diffusers' files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::UNet => "unet",
+            Part::TextEncoder => "text_encoder",
+        }
+    }
+}
+
+/// One network's adapter: configuration, and tensors by PEFT's names without `base_model.model.` (and without CLIP's
+/// `text_model.`), such as `mid_block.attentions.0.proj_in.lora_A.weight`.
+#[derive(Debug)]
+pub struct PartAdapter {
+    /// Its configuration.
+    pub config: LoraConfig,
+    /// Its tensors.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl PartAdapter {
+    /// The adapter on a model, sharing its tensors.
+    pub fn of(attached: &Attached) -> Self {
+        Self::new(attached.config.clone(), &attached.params)
+    }
+
+    /// An adapter of these tensors, shared.
+    pub fn new(config: LoraConfig, params: &AdapterParams) -> Self {
+        let tensors = params.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
+        Self { config, tensors }
+    }
+
+    /// Paths of the modules that have a low-rank pair, sorted.
+    pub fn modules(&self) -> Vec<String> {
+        self.tensors.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).map(str::to_owned).collect()
+    }
+
+    /// Names of tensors that are trained whole: biases and saved modules. Formats for LoRA alone have no place for them.
+    pub fn whole_tensors(&self) -> Vec<String> {
+        self.tensors.keys().filter(|name| !name.contains(".lora_")).cloned().collect()
+    }
+
+    /// Itself, or why it cannot be used: A without B, ranks that do not fit each other.
+    pub fn checked(self) -> Result<Self> {
+        for (name, tensor) in &self.tensors {
+            if let Some(module) = name.strip_suffix(".lora_B.weight") {
+                if !self.tensors.contains_key(&format!("{module}.lora_A.weight")) {
+                    return Err(Error::invalid(format!("the adapter has no `{module}.lora_A.weight`; is it whole?")));
+                }
+            }
+            let Some(module) = name.strip_suffix(".lora_A.weight") else { continue };
+            let b_name = format!("{module}.lora_B.weight");
+            let b = self
+                .tensors
+                .get(&b_name)
+                .ok_or_else(|| Error::invalid(format!("the adapter has no `{b_name}`; is it whole?")))?;
+            let rank = self.config.rank_of(module);
+            if tensor.dim() < 2 || b.dim() < 2 || tensor.size()[0] != b.size()[1] || tensor.size()[0] != rank {
+                return Err(Error::invalid(format!(
+                    "the adapter's `{module}` has A {:?} and B {:?}, and its configuration the rank {rank}",
+                    tensor.size(),
+                    b.size()
+                )));
+            }
+        }
+        match self.tensors.is_empty() {
+            true => Err(Error::invalid("the adapter has no tensors")),
+            false => Ok(self),
+        }
+    }
+
+    /// An adapter whose file has no configuration: ranks are read off the tensors, `alphas` (by module) default to
+    /// them, and the targets are the modules that are there.
+    pub fn inferred(tensors: BTreeMap<String, Tensor>, alphas: &BTreeMap<String, f64>) -> Result<Self> {
+        let mut adapter = Self { config: LoraConfig::default(), tensors };
+        let modules = adapter.modules();
+        let ranks: BTreeMap<String, i64> = modules
+            .iter()
+            .map(|module| (module.clone(), adapter.tensors[&format!("{module}.lora_A.weight")].size()))
+            .map(|(module, shape)| (module, shape.first().copied().unwrap_or(0)))
+            .collect();
+        let alpha_of = |module: &String| alphas.get(module).copied().unwrap_or(ranks[module] as f64);
+        let r = most_common(ranks.values().copied());
+        // f64 has no order; the bits of positive numbers have the same one.
+        let alpha = f64::from_bits(most_common(modules.iter().map(|module| alpha_of(module).to_bits())));
+        let config = &mut adapter.config;
+        (config.r, config.lora_alpha) = (r, alpha);
+        config.rank_pattern = ranks.iter().filter(|(_, &rank)| rank != r).map(|(m, &rank)| (m.clone(), rank)).collect();
+        config.alpha_pattern =
+            modules.iter().map(|m| (m.clone(), alpha_of(m))).filter(|(_, one)| *one != alpha).collect();
+        config.use_dora = adapter.tensors.keys().any(|name| name.ends_with(".lora_magnitude_vector"));
+        config.target_modules = Some(TargetModules::Names(modules));
+        adapter.checked()
+    }
+}
+
+fn most_common<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
+    let mut counts: BTreeMap<T, usize> = BTreeMap::new();
+    values.for_each(|value| *counts.entry(value).or_default() += 1);
+    counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(value, _)| value).unwrap_or_default()
+}
+
+/// The adapters of a pipeline.
+#[derive(Debug, Default)]
+pub struct AdapterSet {
+    /// The UNet's.
+    pub unet: Option<PartAdapter>,
+    /// The text encoder's.
+    pub text_encoder: Option<PartAdapter>,
+}
+
+impl AdapterSet {
+    /// The adapter of `part`.
+    pub fn part(&self, part: Part) -> Option<&PartAdapter> {
+        match part {
+            Part::UNet => self.unet.as_ref(),
+            Part::TextEncoder => self.text_encoder.as_ref(),
+        }
+    }
+
+    /// Puts the adapter of `part` in its place.
+    pub fn set(&mut self, part: Part, adapter: PartAdapter) {
+        match part {
+            Part::UNet => self.unet = Some(adapter),
+            Part::TextEncoder => self.text_encoder = Some(adapter),
+        }
+    }
+
+    /// The parts that have an adapter.
+    pub fn parts(&self) -> impl Iterator<Item = (Part, &PartAdapter)> {
+        Part::ALL.into_iter().filter_map(|part| self.part(part).map(|adapter| (part, adapter)))
+    }
+
+    /// Names, with their part, of tensors that only PEFT's folders can hold.
+    pub fn whole_tensors(&self) -> Vec<String> {
+        let named = |(part, adapter): (Part, &PartAdapter)| {
+            adapter.whole_tensors().into_iter().map(move |name| format!("{}.{name}", part.name()))
+        };
+        self.parts().flat_map(named).collect()
+    }
+}

@@ -1,0 +1,132 @@
+//! What an adapter is, told without its model.
+
+use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::formats::{read_with_format, Format};
+use crate::error::Result;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tch::Kind;
+
+/// What `adapter inspect` tells.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// "PEFT", "diffusers" or "kohya".
+    pub format: String,
+    /// The parts that have an adapter: `unet`, `text_encoder`.
+    pub parts: BTreeMap<String, PartSummary>,
+}
+
+/// One part's adapter.
+#[derive(Debug, Serialize)]
+pub struct PartSummary {
+    /// The model that it was trained on, where the file tells.
+    pub base_model: Option<String>,
+    /// `LORA`.
+    pub peft_type: String,
+    /// Whether rows' norms are trained beside.
+    pub use_dora: bool,
+    /// The ranks of its modules, without repeats.
+    pub ranks: Vec<i64>,
+    /// Their alphas.
+    pub alphas: Vec<f64>,
+    /// What multiplies `B A` in them.
+    pub scalings: Vec<f64>,
+    /// Number of modules by the last name of their path.
+    pub modules: BTreeMap<String, usize>,
+    /// Biases and modules that are trained whole.
+    pub whole_tensors: usize,
+    /// Numbers in it.
+    pub parameters: i64,
+    /// Bytes of them.
+    pub bytes: i64,
+    /// Their dtypes.
+    pub dtypes: Vec<String>,
+    /// Frobenius norm of `scaling · B A` over all modules of a block, such as `up_blocks.1` or `encoder.layers.3`.
+    pub change_norms: BTreeMap<String, f64>,
+}
+
+/// Tells what the adapter at `path` is.
+pub fn inspect(path: &Path) -> Result<Summary> {
+    let (set, format) = read_with_format(path, None)?;
+    Ok(summary(&set, format))
+}
+
+/// Tells what `set` is.
+pub fn summary(set: &AdapterSet, format: Format) -> Summary {
+    let parts = set.parts().map(|(part, adapter)| (part.name().to_owned(), part_summary(part, adapter))).collect();
+    Summary { format: format.to_string(), parts }
+}
+
+fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
+    let config = &adapter.config;
+    let modules = adapter.modules();
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut squares: BTreeMap<String, f64> = BTreeMap::new();
+    for module in &modules {
+        *kinds.entry(last_name(module).to_owned()).or_default() += 1;
+        *squares.entry(block(part, module)).or_default() += squared_change(adapter, module);
+    }
+    let distinct = |value: &dyn Fn(&str) -> f64| {
+        let mut values: Vec<f64> = modules.iter().map(|module| value(module)).collect();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        values
+    };
+    let dtypes: BTreeSet<String> = adapter.tensors.values().map(|tensor| dtype(tensor.kind())).collect();
+    PartSummary {
+        base_model: config.base_model_name_or_path.clone(),
+        peft_type: config.peft_type.clone(),
+        use_dora: config.use_dora,
+        ranks: distinct(&|module| config.rank_of(module) as f64).into_iter().map(|rank| rank as i64).collect(),
+        alphas: distinct(&|module| config.alpha_of(module)),
+        scalings: distinct(&|module| config.scaling_of(module)),
+        modules: kinds,
+        whole_tensors: adapter.whole_tensors().len(),
+        parameters: adapter.tensors.values().map(|tensor| tensor.numel() as i64).sum(),
+        bytes: adapter.tensors.values().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as i64).sum(),
+        dtypes: dtypes.into_iter().collect(),
+        change_norms: squares.into_iter().map(|(block, square)| (block, square.max(0.0).sqrt())).collect(),
+    }
+}
+
+fn dtype(kind: Kind) -> String {
+    match kind {
+        Kind::Float => "float32".into(),
+        Kind::Half => "float16".into(),
+        Kind::BFloat16 => "bfloat16".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// `to_out.0` for `….attn1.to_out.0`.
+fn last_name(module: &str) -> &str {
+    let mut ends = module.rmatch_indices('.').map(|(at, _)| at);
+    let last = ends.next();
+    match last {
+        Some(at) if module[at + 1..].bytes().all(|byte| byte.is_ascii_digit()) => {
+            ends.next().map_or(module, |before| &module[before + 1..])
+        }
+        Some(at) => &module[at + 1..],
+        None => module,
+    }
+}
+
+fn block(part: Part, module: &str) -> String {
+    let depth = match (part, module.starts_with("mid_block")) {
+        (Part::UNet, true) => 1,
+        (Part::UNet, false) => 2,
+        (Part::TextEncoder, _) => 3,
+    };
+    module.split('.').take(depth).collect::<Vec<_>>().join(".")
+}
+
+/// ‖s·BA‖² = s²·Σ (BᵀB ∘ AAᵀ): the product itself, as large as the weight, is never made.
+fn squared_change(adapter: &PartAdapter, module: &str) -> f64 {
+    let matrix = |name: &str| {
+        adapter.tensors.get(&format!("{module}.{name}.weight")).map(|t| t.to_kind(Kind::Float).flatten(1, -1))
+    };
+    let (Some(a), Some(b)) = (matrix("lora_A"), matrix("lora_B")) else { return 0.0 };
+    let sum = (b.tr().matmul(&b) * a.matmul(&a.tr())).sum(Kind::Double).double_value(&[]);
+    sum * adapter.config.scaling_of(module).powi(2)
+}

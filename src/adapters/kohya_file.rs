@@ -1,0 +1,277 @@
+//! kohya's and AUTOMATIC1111's files: `lora_unet_….lora_down.weight`, `.lora_up.weight`, `.alpha`, `.dora_scale`.
+//!
+//! The change is scaled by alpha/rank there, so rsLoRA's scale is written as another alpha.
+//! Reference: sd-scripts `networks/lora.py` (keys), `library/train_util.py` (metadata and hashes).
+
+use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::peft_folder::check_written;
+use crate::error::{Error, Result};
+use crate::weights::{tensor_file, MappedFile};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// Names of a model's modules, where one is at hand: underscored names are found among them.
+#[derive(Debug, Default)]
+pub struct ModuleNames {
+    /// The UNet's.
+    pub unet: Vec<String>,
+    /// The text encoder's, without `text_model.`.
+    pub text_encoder: Vec<String>,
+}
+
+fn prefix(part: Part) -> &'static str {
+    match part {
+        Part::UNet => "lora_unet_",
+        Part::TextEncoder => "lora_te_text_model_",
+    }
+}
+
+/// Writes `set` to the file `path` in `kind` and reads it back. `metadata` is added to the `ss_` keys that follow from
+/// the adapter and wins over them. Tensors that are no low-rank pairs ([`AdapterSet::whole_tensors`]) are left out.
+pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut tensors = BTreeMap::new();
+    for (part, adapter) in set.parts() {
+        for module in adapter.modules() {
+            let name = format!("{}{}", prefix(part), module.replace('.', "_"));
+            let of = |end: &str| adapter.tensors.get(&format!("{module}.{end}"));
+            let (Some(a), Some(b)) = (of("lora_A.weight"), of("lora_B.weight")) else {
+                return Err(Error::invalid(format!("the adapter has no pair for `{module}`")));
+            };
+            // scaling = alpha / rank in these files, whatever it is in ours.
+            let alpha = adapter.config.scaling_of(&module) * a.size()[0] as f64;
+            tensors.insert(format!("{name}.lora_down.weight"), a.to_kind(kind));
+            tensors.insert(format!("{name}.lora_up.weight"), b.to_kind(kind));
+            tensors.insert(format!("{name}.alpha"), Tensor::from(alpha as f32).to_kind(kind));
+            if let Some(magnitude) = of("lora_magnitude_vector") {
+                let mut shape = vec![1; b.dim()];
+                shape[0] = -1;
+                tensors.insert(format!("{name}.dora_scale"), magnitude.reshape(shape.as_slice()).to_kind(kind));
+            }
+        }
+    }
+    if tensors.is_empty() {
+        return Err(Error::invalid("the adapter has no LoRA pairs, which a kohya file is made of"));
+    }
+    let mut whole = training_metadata(set);
+    whole.extend(metadata.iter().map(|(name, value)| (name.clone(), value.clone())));
+    let hashes = hashes(&tensors, &whole)?;
+    whole.extend(hashes);
+    tensor_file::save(path, &tensors, &whole)?;
+    check_written(path, &tensors)?;
+    read(&MappedFile::open(path)?, None).map(|_| ())
+}
+
+/// sd-scripts' smallest set of metadata.
+fn training_metadata(set: &AdapterSet) -> BTreeMap<String, String> {
+    let (mut dims, mut alphas, mut conv) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+    for (_, adapter) in set.parts() {
+        for module in adapter.modules() {
+            let a = &adapter.tensors[&format!("{module}.lora_A.weight")];
+            let rank = a.size()[0];
+            let alpha = adapter.config.scaling_of(&module) * rank as f64;
+            if a.size().last().is_some_and(|&kernel| a.dim() == 4 && kernel > 1) {
+                conv.insert("conv_dim", rank.to_string());
+                conv.insert("conv_alpha", alpha.to_string());
+            } else {
+                dims.insert(rank.to_string());
+                alphas.insert(format!("{alpha:?}"));
+            }
+        }
+    }
+    let one = |found: BTreeSet<String>| match found.len() {
+        1 => found.into_iter().next().unwrap_or_default(),
+        _ => "Dynamic".to_owned(),
+    };
+    let mut metadata = BTreeMap::from([
+        ("ss_network_module".to_owned(), "networks.lora".to_owned()),
+        ("ss_network_dim".to_owned(), one(dims)),
+        ("ss_network_alpha".to_owned(), one(alphas)),
+    ]);
+    if !conv.is_empty() {
+        metadata.insert("ss_network_args".into(), json!(conv).to_string());
+    }
+    // The width of the text embeddings tells the generations of Stable Diffusion apart.
+    let width = set
+        .unet
+        .iter()
+        .flat_map(|adapter| &adapter.tensors)
+        .find_map(|(name, tensor)| name.ends_with(".attn2.to_k.lora_A.weight").then(|| tensor.size()[1]));
+    let width = width.or(set
+        .unet
+        .iter()
+        .flat_map(|adapter| &adapter.tensors)
+        .find_map(|(name, tensor)| name.ends_with(".attn2.to_v.lora_A.weight").then(|| tensor.size()[1])));
+    if let Some((v2, version)) = match width {
+        Some(768) => Some(("False", "sd_v1")),
+        Some(1024) => Some(("True", "sd_v2")),
+        _ => None,
+    } {
+        metadata.insert("ss_v2".into(), v2.into());
+        metadata.insert("ss_base_model_version".into(), version.into());
+    }
+    metadata
+}
+
+/// `sshs_model_hash`, the SHA-256 of all bytes after the header, and `sshs_legacy_hash`, eight digits of that of the
+/// 64 KiB from the first MiB on, both of the file with the `ss_` metadata alone.
+fn hashes(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String>) -> Result<[(String, String); 2]> {
+    let kept = metadata.iter().filter(|(name, _)| name.starts_with("ss_"));
+    let kept = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let bytes = tensor_file::serialize(tensors, &kept)?;
+    let header = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length) as usize);
+    let legacy = bytes.get(0x10_0000..).unwrap_or_default();
+    let legacy = hex(&legacy[..legacy.len().min(0x1_0000)]);
+    Ok([
+        ("sshs_model_hash".into(), hex(bytes.get(8 + header..).unwrap_or_default())),
+        ("sshs_legacy_hash".into(), legacy[..8].to_owned()),
+    ])
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether all keys are kohya's.
+pub(super) fn is_one(file: &MappedFile) -> bool {
+    let names = file.names();
+    !names.is_empty() && names.iter().all(|key| key.starts_with("lora_unet_") || key.starts_with("lora_te"))
+}
+
+/// Reads a kohya file. With `names` each module is found among the model's, else by the rules of Stable Diffusion's names.
+pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet> {
+    let failed = |message: String| Error::file(file.path(), message);
+    let mut tensors: BTreeMap<Part, BTreeMap<String, Tensor>> = BTreeMap::new();
+    let mut alphas: BTreeMap<Part, BTreeMap<String, f64>> = BTreeMap::new();
+    for key in file.names() {
+        let (name, what) = key.split_once('.').ok_or_else(|| failed(format!("the key `{key}` is not kohya's")))?;
+        let (part, flat) = part_and_name(name)
+            .ok_or_else(|| failed(format!("`{name}` is for no part of Stable Diffusion 1 or 2; is it for SDXL?")))?;
+        let module = match names {
+            Some(names) => found_among(names, part, flat).ok_or_else(|| {
+                failed(format!("`{name}` fits no module of this model; is the adapter made for this model?"))
+            })?,
+            None => dotted(flat),
+        };
+        let ours = match what {
+            "lora_down.weight" => "lora_A.weight",
+            "lora_up.weight" => "lora_B.weight",
+            "dora_scale" => "lora_magnitude_vector",
+            "alpha" => {
+                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).get(0))?;
+                alphas.entry(part).or_default().insert(module, alpha);
+                continue;
+            }
+            _ => {
+                return Err(failed(format!("`{key}` is of a kind of adapter that is not supported; LoRA and DoRA are")))
+            }
+        };
+        let tensor = file.tensor(&key)?;
+        let tensor = if ours == "lora_magnitude_vector" { magnitude(tensor) } else { tensor };
+        tensors.entry(part).or_default().insert(format!("{module}.{ours}"), tensor);
+    }
+    let mut set = AdapterSet::default();
+    for (part, tensors) in tensors {
+        let adapter = PartAdapter::inferred(tensors, alphas.get(&part).unwrap_or(&BTreeMap::new()));
+        set.set(part, adapter.map_err(|error| failed(error.to_string()))?);
+    }
+    Ok(set)
+}
+
+/// PEFT's shape of a magnitude: `[out]`, or `[1, out, 1, 1]` for a convolution.
+fn magnitude(scale: Tensor) -> Tensor {
+    match scale.dim() {
+        4 => scale.reshape([1, -1, 1, 1]),
+        // `[1, in]` is the norm of columns, which PEFT has not: left as it is, it fits no module.
+        2 if scale.size()[1] == 1 => scale.reshape([-1]),
+        _ => scale,
+    }
+}
+
+fn part_and_name(name: &str) -> Option<(Part, &str)> {
+    if let Some(flat) = name.strip_prefix("lora_unet_") {
+        return Some((Part::UNet, flat));
+    }
+    // diffusers' converter writes Stable Diffusion's one encoder as the first of SDXL's two.
+    let flat = name.strip_prefix("lora_te_").or_else(|| name.strip_prefix("lora_te1_"))?;
+    Some((Part::TextEncoder, flat.strip_prefix("text_model_").unwrap_or(flat)))
+}
+
+fn found_among(names: &ModuleNames, part: Part, flat: &str) -> Option<String> {
+    let names = match part {
+        Part::UNet => &names.unet,
+        Part::TextEncoder => &names.text_encoder,
+    };
+    names.iter().find(|name| name.replace('.', "_") == flat).cloned()
+}
+
+/// The parts of Stable Diffusion's module paths that have an underscore themselves.
+const COMPOUND: &[&str] = &[
+    "time_emb_proj",
+    "final_layer_norm",
+    "token_embedding",
+    "position_embedding",
+    "time_embedding",
+    "transformer_blocks",
+    "down_blocks",
+    "up_blocks",
+    "mid_block",
+    "conv_shortcut",
+    "conv_in",
+    "conv_out",
+    "proj_in",
+    "proj_out",
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out",
+    "linear_1",
+    "linear_2",
+    "self_attn",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+];
+
+/// `down_blocks_0_attentions_0_proj_in` as `down_blocks.0.attentions.0.proj_in`.
+fn dotted(flat: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    let mut rest = flat;
+    while !rest.is_empty() {
+        let whole =
+            |name: &&&str| rest.strip_prefix(**name).is_some_and(|after| after.is_empty() || after.starts_with('_'));
+        let length = match COMPOUND.iter().find(whole) {
+            Some(compound) => compound.len(),
+            None => rest.find('_').unwrap_or(rest.len()),
+        };
+        parts.push(&rest[..length]);
+        rest = rest[length..].trim_start_matches('_');
+    }
+    parts.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn underscored_names_become_paths() {
+        for path in [
+            "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0",
+            "down_blocks.0.attentions.1.transformer_blocks.0.ff.net.0.proj",
+            "up_blocks.3.attentions.2.proj_out",
+            "mid_block.resnets.1.time_emb_proj",
+            "down_blocks.1.downsamplers.0.conv",
+            "up_blocks.0.resnets.2.conv_shortcut",
+            "time_embedding.linear_2",
+            "conv_in",
+            "encoder.layers.11.self_attn.out_proj",
+            "encoder.layers.0.mlp.fc1",
+        ] {
+            assert_eq!(dotted(&path.replace('.', "_")), path);
+        }
+    }
+}

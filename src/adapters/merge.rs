@@ -1,0 +1,166 @@
+//! Folds adapters into the weights of a pipeline: a whole pipeline folder, for tools that know no adapters.
+//!
+//! One tensor at a time is in memory; dtype and spelling of the keys are the source's.
+
+use super::adapter::{Init, METHODS};
+use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::site::Sites;
+use crate::error::{Error, Result};
+use crate::weights::tensor_file::{Planned, TensorFileWriter};
+use crate::weights::{spelling, BaseWeight, Op, Placement, WeightSet};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind, Tensor};
+
+/// A pipeline in the diffusers layout, and what to fold into it.
+pub struct Merge<'a> {
+    /// Its folder.
+    pub model: &'a Path,
+    /// Which weights to take, such as `fp16`.
+    pub variant: Option<&'a str>,
+    /// The adapters and their strengths (1 is as trained), folded in in this order.
+    pub adapters: &'a [(AdapterSet, f64)],
+}
+
+impl Merge<'_> {
+    /// Writes the merged pipeline to the folder `out`, which must not exist or be empty.
+    pub fn write(&self, out: &Path) -> Result<()> {
+        let taken = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+        if taken || out.is_file() {
+            return Err(Error::file(out, "is there already; name a folder that is not"));
+        }
+        let name = out.file_name().ok_or_else(|| Error::file(out, "is no folder name"))?.to_string_lossy();
+        let partial = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        let done = self.write_parts(&partial).and_then(|()| {
+            // An empty folder would stand in the way on some systems.
+            _ = std::fs::remove_dir(out);
+            std::fs::rename(&partial, out).map_err(|e| Error::io("write", out, e))
+        });
+        if done.is_err() {
+            _ = std::fs::remove_dir_all(&partial);
+        }
+        done
+    }
+
+    fn write_parts(&self, out: &Path) -> Result<()> {
+        create(out)?;
+        for entry in sorted(self.model)? {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name == "model_index.json" {
+                copy(&entry, &out.join(&name))?;
+            }
+            if entry.is_dir() && !name.starts_with('.') {
+                self.write_part(&name, &entry, &out.join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_part(&self, name: &str, from: &Path, to: &Path) -> Result<()> {
+        create(to)?;
+        let is_weights = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            [".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx"].iter().any(|end| name.ends_with(end))
+                || name.contains(".index.")
+        };
+        let files: Vec<PathBuf> = sorted(from)?.into_iter().filter(|path| path.is_file()).collect();
+        for file in files.iter().filter(|file| !is_weights(file)) {
+            copy(file, &to.join(file.file_name().unwrap_or_default()))?;
+        }
+        if !files.iter().any(|file| is_weights(file)) {
+            return Ok(());
+        }
+        let part = Part::ALL.into_iter().find(|part| part.name() == name);
+        let adapters: Vec<(&PartAdapter, f64)> =
+            self.adapters.iter().filter_map(|(set, scale)| Some((set.part(part?)?, *scale))).collect();
+        let weights = match WeightSet::open_folder(from, self.variant) {
+            Ok(weights) => weights,
+            // A part that nothing is folded into (a safety checker of pickles) is copied as it is.
+            Err(_) if part.is_none() => {
+                return files.iter().try_for_each(|file| copy(file, &to.join(file.file_name().unwrap_or_default())))
+            }
+            Err(error) => return Err(error),
+        };
+        let stem = if name == "unet" || name == "vae" { "diffusion_pytorch_model" } else { "model" };
+        write_weights(&weights, &to.join(format!("{stem}.safetensors")), part, &adapters)
+    }
+}
+
+fn create(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map(|_| ()).map_err(|e| Error::io("copy", from, e))
+}
+
+fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    Ok(paths)
+}
+
+fn write_weights(weights: &WeightSet, path: &Path, part: Option<Part>, adapters: &[(&PartAdapter, f64)]) -> Result<()> {
+    let plain = |key: &str| match part {
+        Some(Part::TextEncoder) => spelling::clip_text(key).unwrap_or_else(|| key.to_owned()),
+        _ => key.to_owned(),
+    };
+    let keys: BTreeSet<String> = weights.keys().map(plain).collect();
+    for (adapter, _) in adapters {
+        if let Some(name) = adapter.tensors.keys().find(|name| !keys.contains(&weight_of(name))) {
+            return Err(Error::invalid(format!(
+                "the adapter does not fit this model, which has no `{}`",
+                weight_of(name)
+            )));
+        }
+    }
+    let planned = weights
+        .keys()
+        .map(|key| {
+            let shape = weights.shape(key).unwrap_or_default();
+            Ok(Planned { name: key.to_owned(), shape, kind: weights.kind(key)? })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    TensorFileWriter::create(path, planned, &metadata)?.write_all(|planned| {
+        let placement = Placement { device: Device::Cpu, kind: planned.kind };
+        let weight = weights.load(&planned.name, &planned.shape, placement)?;
+        let key = plain(&planned.name);
+        let merged = adapters.iter().try_fold(None, |so_far: Option<Tensor>, &(adapter, scale)| {
+            let start = || so_far.as_ref().map_or_else(|| weight.to_kind(Kind::Float), Tensor::shallow_clone);
+            Ok::<_, Error>(merged(&key, start(), adapter, scale)?.or(so_far))
+        })?;
+        weights.let_go(&planned.name);
+        Ok(merged.map_or(weight, |merged| merged.to_kind(planned.kind)))
+    })
+}
+
+/// The key of the weight that an adapter's tensor changes.
+fn weight_of(name: &str) -> String {
+    match name.find(".lora_") {
+        Some(end) => format!("{}.weight", &name[..end]),
+        None => name.replace(".base_layer.", "."),
+    }
+}
+
+/// The weight `key` (float32) with `adapter` folded in, if it changes it.
+fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Result<Option<Tensor>> {
+    let _no_grad = tch::no_grad_guard();
+    let (module, what) = key.rsplit_once('.').unwrap_or(("", key));
+    let whole = [key.to_owned(), format!("{module}.base_layer.{what}")];
+    if let Some(trained) = whole.iter().find_map(|name| adapter.tensors.get(name)) {
+        return Ok(Some(&weight + (trained.to_kind(Kind::Float) - &weight) * scale));
+    }
+    if what != "weight" || !adapter.tensors.keys().any(|name| weight_of(name) == key) {
+        return Ok(None);
+    }
+    let method = METHODS
+        .iter()
+        .find(|method| method.peft_type == adapter.config.peft_type)
+        .ok_or_else(|| Error::invalid(format!("{} adapters cannot be merged", adapter.config.peft_type)))?;
+    let op = if weight.dim() == 4 { Op::Conv2d { stride: 1, padding: 0 } } else { Op::Linear };
+    let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
+    let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
+    Ok(Some(made.merged(&site, weight, scale).detach()))
+}

@@ -1,0 +1,248 @@
+//! PEFT's folders: `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 writes them.
+
+use super::adapter_set::{Part, PartAdapter};
+use super::config::{LoraConfig, TargetModules};
+use crate::error::{Error, Result};
+use crate::weights::{tensor_file, write_whole, MappedFile};
+use serde_json::{json, Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Tensor;
+
+/// Name of the configuration's file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of the tensors' file.
+pub const MODEL_FILE: &str = "adapter_model.safetensors";
+const PREFIX: &str = "base_model.model.";
+const CLIP: &str = "text_model.";
+
+/// How the text encoder's modules are called. PEFT under the other transformers ignores a folder's keys without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TextEncoderSpelling {
+    /// transformers 5: `encoder.layers.0…`.
+    #[default]
+    Today,
+    /// transformers 4: `text_model.encoder.layers.0…`.
+    BeforeTransformers5,
+}
+
+/// Writes the adapter of `part` to `folder` and reads it back. `part` is none for a language model's.
+pub fn write(folder: &Path, part: Option<Part>, adapter: &PartAdapter, spelling: TextEncoderSpelling) -> Result<()> {
+    let below = match (part, spelling) {
+        (Some(Part::TextEncoder), TextEncoderSpelling::BeforeTransformers5) => CLIP,
+        _ => "",
+    };
+    let tensors: BTreeMap<String, Tensor> = adapter
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (format!("{PREFIX}{below}{name}"), tensor.shallow_clone()))
+        .collect();
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    let path = folder.join(MODEL_FILE);
+    tensor_file::save(&path, &tensors, &metadata)?;
+    write_whole(&folder.join(CONFIG_FILE), config_json(&adapter.config, part)?.as_bytes())?;
+    check_written(&path, &tensors)?;
+    read_config(&folder.join(CONFIG_FILE)).map(|_| ())
+}
+
+/// Reads the file again and compares.
+pub(super) fn check_written(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let file = MappedFile::open(path)?;
+    let same = |(name, tensor): (&String, &Tensor)| {
+        file.tensor(name).is_ok_and(|read| read == tensor.to_device(tch::Device::Cpu))
+    };
+    match file.names().len() == tensors.len() && tensors.iter().all(same) {
+        true => Ok(()),
+        false => Err(Error::file(path, "was not written right; is the disk sound?")),
+    }
+}
+
+/// Reads `folder`: the configuration, and the tensors without PEFT's prefix and CLIP's `text_model.`.
+pub fn read(folder: &Path) -> Result<PartAdapter> {
+    let mut config = read_config(&folder.join(CONFIG_FILE))?;
+    let path = folder.join(MODEL_FILE);
+    let pickle = folder.join("adapter_model.bin");
+    let file = match !path.exists() && pickle.exists() {
+        true => MappedFile::open(&pickle)?,
+        false => MappedFile::open(&path)?,
+    };
+    let mut tensors = BTreeMap::new();
+    for name in file.names() {
+        let plain = name.strip_prefix(PREFIX).unwrap_or(&name);
+        let plain = plain.strip_prefix(CLIP).unwrap_or(plain);
+        // PEFT before 0.12 saved DoRA's magnitudes as a module's weight.
+        let plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector");
+        tensors.insert(plain, file.tensor(&name)?);
+    }
+    respell_config(&mut config);
+    PartAdapter { config, tensors }.checked().map_err(|error| Error::file(folder, error.to_string()))
+}
+
+/// The part that a folder's adapter is for.
+pub fn part_of(adapter: &PartAdapter) -> Part {
+    let class = adapter.config.auto_mapping.as_ref().and_then(|mapping| mapping.get("base_model_class"));
+    let is_clip = |name: &String| name.starts_with("encoder.layers.") || name.starts_with("embeddings.");
+    match class.and_then(Value::as_str) {
+        Some("UNet2DConditionModel") => Part::UNet,
+        Some("CLIPTextModel") => Part::TextEncoder,
+        _ if adapter.tensors.keys().any(is_clip) => Part::TextEncoder,
+        _ => Part::UNet,
+    }
+}
+
+fn read_config(path: &Path) -> Result<LoraConfig> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    config_from(value).map_err(|error| Error::file(path, error.to_string()))
+}
+
+/// A configuration from JSON. A null is a field that is not given: PEFT's first files have them for alpha and dropout.
+pub(super) fn config_from(mut value: Value) -> Result<LoraConfig> {
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|_, field| !field.is_null());
+        if let Some(Value::String(one)) = fields.get("modules_to_save").cloned() {
+            fields.insert("modules_to_save".into(), json!([one]));
+        }
+    }
+    let config: LoraConfig =
+        serde_json::from_value(value).map_err(|e| Error::invalid(format!("not a LoRA configuration: {e}")))?;
+    config.checked()
+}
+
+/// Takes CLIP's `text_model.` from all names of modules.
+pub(super) fn respell_config(config: &mut LoraConfig) {
+    let plain = |name: &String| {
+        let anchored = name.strip_prefix('^').unwrap_or(name);
+        anchored.strip_prefix(CLIP).map_or_else(|| name.clone(), str::to_owned)
+    };
+    for targets in [&mut config.target_modules, &mut config.exclude_modules].into_iter().flatten() {
+        if let TargetModules::Names(names) = targets {
+            names.iter_mut().for_each(|name| *name = plain(name));
+        }
+    }
+    config.modules_to_save.iter_mut().flatten().for_each(|name| *name = plain(name));
+    config.rank_pattern = config.rank_pattern.iter().map(|(name, &rank)| (plain(name), rank)).collect();
+    config.alpha_pattern = config.alpha_pattern.iter().map(|(name, &alpha)| (plain(name), alpha)).collect();
+}
+
+/// `adapter_config.json` byte by byte as peft 0.21.2 writes it: every field, sorted, indented by 2, ASCII.
+pub fn config_json(config: &LoraConfig, part: Option<Part>) -> Result<String> {
+    let mut fields = peft_defaults();
+    for (name, value) in config_fields(config)? {
+        fields.insert(name, value);
+    }
+    if config.task_type.is_none() && config.auto_mapping.is_none() {
+        let (class, library) = match part {
+            Some(Part::UNet) => ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
+            Some(Part::TextEncoder) => ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
+            None => ("", ""),
+        };
+        if part.is_some() {
+            let mapping = json!({ "base_model_class": class, "parent_library": library });
+            fields.insert("auto_mapping".into(), mapping);
+        }
+    }
+    fields.insert("inference_mode".into(), json!(true));
+    fields.insert("peft_version".into(), json!("0.21.2"));
+    let sorted: Map<String, Value> = fields.into_iter().collect();
+    let text = serde_json::to_string_pretty(&Value::Object(sorted))
+        .map_err(|e| Error::invalid(format!("the configuration cannot be written: {e}")))?;
+    Ok(ascii(&text))
+}
+
+/// Our fields as PEFT has them: whole alphas as integers, names sorted.
+pub(super) fn config_fields(config: &LoraConfig) -> Result<Map<String, Value>> {
+    let mut config = config.clone();
+    for targets in [&mut config.target_modules, &mut config.exclude_modules].into_iter().flatten() {
+        if let TargetModules::Names(names) = targets {
+            names.sort();
+            names.dedup();
+        }
+    }
+    let value = serde_json::to_value(&config)
+        .map_err(|e| Error::invalid(format!("the configuration cannot be written: {e}")))?;
+    let Value::Object(mut fields) = value else { return Err(Error::invalid("the configuration is no object")) };
+    fields.insert("lora_alpha".into(), python_number(config.lora_alpha));
+    let alphas: Map<String, Value> =
+        config.alpha_pattern.iter().map(|(name, &alpha)| (name.clone(), python_number(alpha))).collect();
+    fields.insert("alpha_pattern".into(), Value::Object(alphas));
+    Ok(fields)
+}
+
+fn python_number(number: f64) -> Value {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => json!(number as i64),
+        false => json!(number),
+    }
+}
+
+/// Python's `ensure_ascii`. Only strings can hold such characters.
+fn ascii(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{7f}'.. => {
+                let mut units = [0; 2];
+                c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Every field of peft 0.21's `LoraConfig` that ours has not, with its default.
+fn peft_defaults() -> BTreeMap<String, Value> {
+    let null = [
+        "alora_invocation_tokens",
+        "arrow_config",
+        "corda_config",
+        "eva_config",
+        "kasa_config",
+        "layer_replication",
+        "lora_ga_config",
+        "megatron_config",
+        "monteclora_config",
+        "revision",
+        "target_parameters",
+        "trainable_token_indices",
+        "use_bdlora",
+        "velora_config",
+    ];
+    let mut fields: BTreeMap<String, Value> = null.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
+    for name in ["ensure_weight_tying", "lora_bias", "use_qalora"] {
+        fields.insert(name.into(), json!(false));
+    }
+    fields.insert("loftq_config".into(), json!({}));
+    fields.insert("megatron_core".into(), json!("megatron.core"));
+    fields.insert("qalora_group_size".into(), json!(16));
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_configuration_and_one_of_a_later_peft_are_read() {
+        let launch = json!({ "peft_type": "LORA", "r": 16, "lora_alpha": null, "lora_dropout": null, "bias": "none",
+            "target_modules": ["q_proj"], "merge_weights": false, "enable_lora": null, "modules_to_save": null });
+        let config = config_from(launch).unwrap();
+        assert_eq!((config.r, config.lora_dropout), (16, 0.0));
+        assert!(config_from(json!({ "peft_type": "LORA", "of_tomorrow": { "a": 1 } })).is_ok());
+    }
+
+    #[test]
+    fn names_in_a_transformers_4_configuration_are_respelled() {
+        let value = json!({ "target_modules": ["text_model.encoder.layers.0.mlp.fc1", "q_proj"],
+            "rank_pattern": { "^text_model.encoder.layers.0.mlp.fc1": 2 } });
+        let mut config = config_from(value).unwrap();
+        respell_config(&mut config);
+        assert_eq!(config.rank_of("encoder.layers.0.mlp.fc1"), 2);
+    }
+
+    #[test]
+    fn characters_beyond_ascii_are_written_as_python_writes_them() {
+        assert_eq!(ascii("é🙂"), "\\u00e9\\ud83d\\ude42");
+    }
+}

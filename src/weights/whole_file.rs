@@ -1,0 +1,75 @@
+//! Files that are there whole or not at all: written under a temporary name beside their place, then renamed.
+
+use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// A file that appears at its path when it is finished. Dropped before that, it leaves nothing.
+pub struct WholeFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: Option<BufWriter<File>>,
+}
+
+impl WholeFile {
+    /// Starts the file `path`; its folder is made where it is missing.
+    pub fn create(path: &Path) -> Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        let name = path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?.to_string_lossy();
+        let temporary = folder.join(format!(".{name}.{}.partial", std::process::id()));
+        let file = File::create(&temporary).map_err(|e| Error::io("write", path, e))?;
+        Ok(Self { path: path.to_owned(), temporary, writer: Some(BufWriter::new(file)) })
+    }
+
+    /// Appends `bytes`.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.writer {
+            Some(writer) => writer.write_all(bytes).map_err(|e| Error::io("write", &self.path, e)),
+            None => Ok(()),
+        }
+    }
+
+    /// Brings all bytes to the disk and gives the file its name.
+    pub fn finish(mut self) -> Result<()> {
+        let failed = |e: std::io::Error| Error::io("write", &self.path, e);
+        if let Some(writer) = self.writer.take() {
+            let file = writer.into_inner().map_err(|e| failed(e.into_error()))?;
+            file.sync_all().map_err(failed)?;
+        }
+        std::fs::rename(&self.temporary, &self.path).map_err(failed)
+    }
+}
+
+impl Drop for WholeFile {
+    fn drop(&mut self) {
+        // After `finish` the name is gone, and there is nothing to remove.
+        drop(self.writer.take());
+        _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+/// Writes `bytes` to `path`, whole or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = WholeFile::create(path)?;
+    file.write(bytes)?;
+    file.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_not_finished_leaves_the_old_one_and_no_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/x.json");
+        write_whole(&path, b"old").unwrap();
+        let mut file = WholeFile::create(&path).unwrap();
+        file.write(b"half").unwrap();
+        drop(file);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+}
