@@ -2,9 +2,11 @@
 
 mod base_weight;
 mod mapped_file;
+mod original_stable_diffusion;
 pub mod spelling;
 mod weight_set;
 
 pub use base_weight::{BaseWeight, Op};
 pub use mapped_file::MappedFile;
+pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};

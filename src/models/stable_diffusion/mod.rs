@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod clip_text;
 pub mod config_file;
+mod inferred_config;
 pub mod pipeline;
 mod resnet;
 mod spatial_transformer;
