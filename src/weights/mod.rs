@@ -1,9 +1,11 @@
 //! Frozen numbers: where they are (folders, single files, the hub), how their keys are spelled, how they are kept.
 
 mod base_weight;
+pub mod hub;
 mod mapped_file;
 mod original_stable_diffusion;
 pub mod spelling;
+mod weight_files;
 mod weight_set;
 
 pub use base_weight::{BaseWeight, Op};
