@@ -54,9 +54,10 @@ mod tests {
 
     #[test]
     fn both_spellings_of_a_variants_index_are_found() {
-        for index in
-            ["diffusion_pytorch_model.safetensors.index.fp16.json", "diffusion_pytorch_model.fp16.safetensors.index.json"]
-        {
+        for index in [
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+            "diffusion_pytorch_model.fp16.safetensors.index.json",
+        ] {
             assert_eq!(chosen(&[index], Some("fp16")), Some(WeightFile::ShardIndex(index.into())));
         }
         assert_eq!(chosen(&["pytorch_model.bin"], None), None);
