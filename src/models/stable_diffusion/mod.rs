@@ -14,6 +14,6 @@ pub mod vae;
 mod vae_coders;
 
 pub use clip_text::{ClipTextConfig, ClipTextModel};
-pub use pipeline::{Loaded, PipelineFiles};
+pub use pipeline::{Loaded, ModelOptions, PipelineFiles};
 pub use unet::{UNet2DConditionModel, UNetConfig};
 pub use vae::{AutoencoderKl, LatentDistribution, VaeConfig};
