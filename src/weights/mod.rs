@@ -1,13 +1,14 @@
 //! Frozen numbers: where they are (folders, single files, the hub), how their keys are spelled, how they are kept.
 
 mod base_weight;
+pub mod hub;
 mod mapped_file;
+mod original_stable_diffusion;
 pub mod spelling;
-pub mod tensor_file;
+mod weight_files;
 mod weight_set;
-mod whole_file;
 
 pub use base_weight::{BaseWeight, Op};
 pub use mapped_file::MappedFile;
+pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};
-pub use whole_file::{write_whole, WholeFile};

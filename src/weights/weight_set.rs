@@ -1,10 +1,11 @@
 //! All weights of one model by key, from one file, from shards, or from a part of a single-file checkpoint.
 
+use super::weight_files::{self, WeightFile};
 use super::MappedFile;
 use crate::error::{Error, Result};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -45,6 +46,21 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
+/// The shard of each key, from an index file.
+pub(super) fn shard_names(index: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
+    let parsed: ShardIndex =
+        serde_json::from_str(&text).map_err(|e| Error::file(index, format!("not a shard index: {e}")))?;
+    let inside = |shard: &str| {
+        let mut parts = Path::new(shard).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+    };
+    match parsed.weight_map.values().find(|shard| !inside(shard)) {
+        Some(shard) => Err(Error::file(index, format!("names a shard outside its folder: {shard}"))),
+        None => Ok(parsed.weight_map),
+    }
+}
+
 impl WeightSet {
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
@@ -59,48 +75,32 @@ impl WeightSet {
         if !folder.is_dir() {
             return Err(Error::file(folder, "no such folder; a diffusers model has one for each of its parts"));
         }
-        let variants = match variant {
-            Some(variant) => vec![format!(".{variant}")],
-            None => vec![String::new(), ".fp16".to_owned()],
-        };
-        for variant in &variants {
-            for stem in ["diffusion_pytorch_model", "model"] {
-                let single = folder.join(format!("{stem}{variant}.safetensors"));
-                if single.exists() {
-                    return Self::open_file(&single);
-                }
-                for index in [
-                    format!("{stem}.safetensors.index{variant}.json"),
-                    format!("{stem}{variant}.safetensors.index.json"),
-                ] {
-                    if folder.join(&index).exists() {
-                        return Self::open_shards(&folder.join(index));
-                    }
-                }
-            }
+        match weight_files::choose(|name| folder.join(name).exists(), variant) {
+            Some(WeightFile::Single(name)) => return Self::open_file(&folder.join(name)),
+            Some(WeightFile::ShardIndex(name)) => return Self::open_shards(&folder.join(name)),
+            None => {}
         }
         let pickle = std::fs::read_dir(folder)
             .map_err(|e| Error::io("read", folder, e))?
             .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.extension().is_some_and(|ext| ext == "bin" || ext == "ckpt" || ext == "pt"));
+            .find(|entry| weight_files::is_pickle(&entry.file_name().to_string_lossy()));
         match pickle {
-            Some(pickle) => MappedFile::open(&pickle).map(|_| unreachable!("pickles are refused")),
+            Some(pickle) => Self::open_file(&pickle.path()),
             None => Err(Error::file(folder, "holds no .safetensors weights")),
         }
     }
 
+    /// Whether `folder` has weights of `variant`.
+    pub fn has_variant(folder: &Path, variant: &str) -> bool {
+        weight_files::choose(|name| folder.join(name).exists(), Some(variant)).is_some()
+    }
+
     fn open_shards(index: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
-        let parsed: ShardIndex =
-            serde_json::from_str(&text).map_err(|e| Error::file(index, format!("not a shard index: {e}")))?;
+        let shards = shard_names(index)?;
         let folder = index.parent().unwrap_or(Path::new("."));
         let mut files: BTreeMap<String, Arc<MappedFile>> = BTreeMap::new();
         let mut entries = BTreeMap::new();
-        for (key, shard) in parsed.weight_map {
-            if Path::new(&shard).components().count() != 1 {
-                return Err(Error::file(index, format!("names a shard outside its folder: {shard}")));
-            }
+        for (key, shard) in shards {
             if !files.contains_key(&shard) {
                 files.insert(shard.clone(), Arc::new(MappedFile::open(&folder.join(&shard))?));
             }

@@ -5,11 +5,16 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
 
+/// A JSON file.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
+}
+
 /// A `config.json` as `T`. Every field in `fixed` must be absent, null or one of the values beside it; another value
 /// would change what the model computes in a way that is not written here.
 pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    let value = read_json(path)?;
     for (field, allowed) in fixed {
         let found = match value.get(field) {
             None | Some(Value::Null) => continue,

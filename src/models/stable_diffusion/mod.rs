@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod clip_text;
 pub mod config_file;
+mod inferred_config;
 pub mod pipeline;
 mod resnet;
 mod spatial_transformer;
@@ -13,6 +14,6 @@ pub mod vae;
 mod vae_coders;
 
 pub use clip_text::{ClipTextConfig, ClipTextModel};
-pub use pipeline::{Loaded, PipelineFiles};
+pub use pipeline::{Loaded, ModelOptions, PipelineFiles};
 pub use unet::{UNet2DConditionModel, UNetConfig};
 pub use vae::{AutoencoderKl, LatentDistribution, VaeConfig};

@@ -1,12 +1,19 @@
 //! A Stable Diffusion pipeline on disk: where its parts are, and each of them loaded.
 
+use super::{config_file, inferred_config};
 use super::{AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig};
 use crate::adapters::Sites;
 use crate::error::{Error, Result};
 use crate::nn::Loader;
-use crate::weights::{spelling, Placement, WeightSet};
+use crate::weights::hub::{self, Download, Hub};
+use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, WeightSet};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+
+/// The folders of the networks.
+const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
 
 /// A network and the registry of what it loaded.
 pub struct Loaded<M> {
@@ -16,15 +23,44 @@ pub struct Loaded<M> {
     pub sites: Rc<Sites>,
 }
 
-/// A pipeline in the diffusers layout. Nothing but configurations is read before a part is loaded.
+/// How a model is looked for; the default is a plain folder's.
+#[derive(Debug, Clone, Default)]
+pub struct ModelOptions {
+    /// Weights of this variant ("fp16"), where a part has them.
+    pub variant: Option<String>,
+    /// The hub's branch, tag or commit.
+    pub revision: Option<String>,
+    /// A folder in the diffusers layout (its weights are not read) that describes a single-file checkpoint: configurations,
+    /// scheduler and tokenizer. Parts that it lacks are described by the shapes in the file.
+    pub config_folder: Option<PathBuf>,
+    /// A folder or a hub id with another tokenizer than the model's own; a single file has none.
+    pub tokenizer: Option<String>,
+    /// What the model predicts ("epsilon", "v_prediction"), where its own scheduler configuration is wrong or absent.
+    pub prediction_type: Option<String>,
+    /// Of a hub id fetch the configurations and the tokenizer, no weights.
+    pub configs_only: bool,
+}
+
+/// Where the networks are.
+#[derive(Debug, Clone)]
+enum Source {
+    /// The diffusers layout: a folder a part.
+    Folder { variant: Option<String> },
+    /// One file in the original layout, and where configurations are that shapes don't tell.
+    Single { checkpoint: Arc<OriginalCheckpoint>, configs: Option<PathBuf> },
+}
+
+/// A pipeline on disk. Nothing but configurations and headers is read before a part is loaded.
 #[derive(Debug, Clone)]
 pub struct PipelineFiles {
     root: PathBuf,
-    variant: Option<String>,
+    source: Source,
+    tokenizer: Option<PathBuf>,
+    prediction_type: Option<String>,
 }
 
 impl PipelineFiles {
-    /// The pipeline in the folder `root`; weights of `variant` ("fp16") where given.
+    /// The pipeline in the folder `root`; weights of `variant` ("fp16") where given and a part has them.
     pub fn open(root: &Path, variant: Option<&str>) -> Result<Self> {
         if !root.is_dir() {
             return Err(Error::file(root, "no such model folder"));
@@ -37,64 +73,230 @@ impl PipelineFiles {
                 ));
             }
         }
-        Ok(Self { root: root.to_owned(), variant: variant.map(str::to_owned) })
+        if root.join("text_encoder_2").is_dir() {
+            return Err(Error::file(
+                root,
+                "this is a Stable Diffusion XL model; Stable Diffusion 1.x and 2.x are supported",
+            ));
+        }
+        if let Some(variant) = variant {
+            if !NETWORKS.iter().any(|part| WeightSet::has_variant(&root.join(part), variant)) {
+                return Err(Error::file(
+                    root,
+                    format!("has no weights of the variant `{variant}`; leave `--variant` out"),
+                ));
+            }
+        }
+        Ok(Self::new(root, Source::Folder { variant: variant.map(str::to_owned) }))
     }
 
-    /// The folder of the pipeline.
+    /// The pipeline in the single-file checkpoint `path`, with the original Stable Diffusion key names, described by the
+    /// configurations in `config_folder` where it has them, else by the shapes in the file.
+    pub fn open_single(path: &Path, config_folder: Option<&Path>) -> Result<Self> {
+        let checkpoint = Arc::new(OriginalCheckpoint::open(path)?);
+        if let Some(folder) = config_folder {
+            let found = NETWORKS.iter().any(|part| folder.join(part).join("config.json").is_file());
+            if !found {
+                return Err(Error::file(folder, "holds no configuration (unet/config.json and so on)"));
+            }
+        }
+        Ok(Self::new(path, Source::Single { checkpoint, configs: config_folder.map(Path::to_owned) }))
+    }
+
+    /// The pipeline that `model` names: a folder in the diffusers layout, a single `.safetensors` checkpoint or a hub id,
+    /// which is fetched into the cache first; `progress` then hears of each file.
+    pub fn resolve(model: &str, options: &ModelOptions, progress: &mut dyn FnMut(Download)) -> Result<Self> {
+        let path = Path::new(model);
+        let mut files = if path.is_dir() {
+            Self::open(path, options.variant.as_deref())?
+        } else if path.is_file() {
+            Self::open_single(path, options.config_folder.as_deref())?
+        } else if hub::is_id(model) && path.extension().is_none_or(|extension| extension != "safetensors") {
+            let weights_of: &[&str] = if options.configs_only { &[] } else { &NETWORKS };
+            let (revision, variant) = (options.revision.as_deref(), options.variant.as_deref());
+            let request = hub::Request { id: model, revision, variant, weights_of };
+            let folder = Hub::from_env()?.fetch_pipeline(&request, progress)?;
+            Self::open(&folder, variant.filter(|_| !options.configs_only))?
+        } else {
+            return Err(Error::invalid(format!(
+                "there is no model `{model}`: give a folder in the diffusers layout, a .safetensors file or a hub id (`owner/name`)"
+            )));
+        };
+        files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, progress)).transpose()?;
+        files.prediction_type.clone_from(&options.prediction_type);
+        Ok(files)
+    }
+
+    fn new(root: &Path, source: Source) -> Self {
+        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None }
+    }
+
+    /// The folder of the pipeline, or the single file.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// The folder of the tokenizer.
     pub fn tokenizer_folder(&self) -> Result<PathBuf> {
-        Ok(self.root.join("tokenizer"))
+        if let Some(folder) = &self.tokenizer {
+            return Ok(folder.clone());
+        }
+        match &self.source {
+            Source::Folder { .. } => Ok(self.root.join("tokenizer")),
+            Source::Single { configs, checkpoint } => {
+                let folder = configs.iter().map(|folder| folder.join("tokenizer")).find(|folder| folder.is_dir());
+                folder.ok_or_else(|| {
+                    let (id, sub) = match checkpoint.text_encoder_kind() {
+                        OriginalTextEncoder::Clip => ("openai/clip-vit-large-patch14", ""),
+                        OriginalTextEncoder::OpenClip => ("stabilityai/stable-diffusion-2-1", ", whose tokenizer is used"),
+                    };
+                    Error::file(
+                        &self.root,
+                        format!("a single file has no tokenizer; give `--tokenizer-name` a folder or a hub id such as {id}{sub}"),
+                    )
+                })
+            }
+        }
     }
 
-    /// The model's own scheduler configuration.
-    pub fn scheduler_config_json(&self) -> Result<serde_json::Value> {
-        let path = self.root.join("scheduler").join("scheduler_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-        serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))
+    /// The scheduler's configuration as JSON: `scheduler/scheduler_config.json`, or for a single file the one of the
+    /// original models. `prediction_type` is the one of [`ModelOptions`] where given.
+    pub fn scheduler_config_json(&self) -> Result<Value> {
+        let described = |folder: &Path| folder.join("scheduler/scheduler_config.json");
+        let mut config = match &self.source {
+            Source::Folder { .. } => config_file::read_json(&described(&self.root))?,
+            Source::Single { checkpoint, configs } => {
+                match configs.as_deref().map(described).filter(|path| path.is_file()) {
+                    Some(path) => config_file::read_json(&path)?,
+                    None => inferred_config::scheduler(checkpoint),
+                }
+            }
+        };
+        if let (Some(prediction_type), Some(fields)) = (&self.prediction_type, config.as_object_mut()) {
+            fields.insert("prediction_type".to_owned(), Value::String(prediction_type.clone()));
+        }
+        Ok(config)
     }
 
     /// The UNet's configuration.
     pub fn unet_config(&self) -> Result<UNetConfig> {
-        UNetConfig::from_folder(&self.root.join("unet"))
+        match self.described("unet") {
+            Described::ByFile(folder) => UNetConfig::from_folder(&folder),
+            Described::ByShapes(checkpoint) => {
+                let mut config = inferred_config::unet(&checkpoint.unet())?;
+                let scheduler = self.scheduler_config_json()?;
+                let prediction_type = scheduler.get("prediction_type").and_then(Value::as_str);
+                config.sample_size = Some(inferred_config::sample_size(prediction_type));
+                Ok(config)
+            }
+        }
     }
 
     /// The VAE's configuration.
     pub fn vae_config(&self) -> Result<VaeConfig> {
-        VaeConfig::from_folder(&self.root.join("vae"))
+        match self.described("vae") {
+            Described::ByFile(folder) => VaeConfig::from_folder(&folder),
+            Described::ByShapes(checkpoint) => inferred_config::vae(&checkpoint.vae()),
+        }
     }
 
     /// The text encoder's configuration.
     pub fn text_encoder_config(&self) -> Result<ClipTextConfig> {
-        ClipTextConfig::from_folder(&self.root.join("text_encoder"))
+        match self.described("text_encoder") {
+            Described::ByFile(folder) => ClipTextConfig::from_folder(&folder),
+            Described::ByShapes(checkpoint) => {
+                inferred_config::text_encoder(&checkpoint.text_encoder(), checkpoint.text_encoder_kind())
+            }
+        }
     }
 
-    fn weights(&self, part: &str) -> Result<WeightSet> {
-        WeightSet::open_folder(&self.root.join(part), self.variant.as_deref())
+    fn described(&self, part: &str) -> Described<'_> {
+        match &self.source {
+            Source::Folder { .. } => Described::ByFile(self.root.join(part)),
+            Source::Single { checkpoint, configs } => configs
+                .iter()
+                .map(|folder| folder.join(part))
+                .find(|folder| folder.join("config.json").is_file())
+                .map_or(Described::ByShapes(checkpoint), Described::ByFile),
+        }
+    }
+
+    /// The weights of the UNet under our keys.
+    pub fn unet_weights(&self) -> Result<WeightSet> {
+        match &self.source {
+            Source::Folder { variant } => self.folder_weights("unet", variant.as_deref()),
+            Source::Single { checkpoint, .. } => Ok(checkpoint.unet()),
+        }
+    }
+
+    /// The weights of the VAE under our keys.
+    pub fn vae_weights(&self) -> Result<WeightSet> {
+        match &self.source {
+            Source::Folder { variant } => Ok(self.folder_weights("vae", variant.as_deref())?.respelled(spelling::vae)),
+            Source::Single { checkpoint, .. } => Ok(checkpoint.vae()),
+        }
+    }
+
+    /// The weights of the text encoder under our keys.
+    pub fn text_encoder_weights(&self) -> Result<WeightSet> {
+        match &self.source {
+            Source::Folder { variant } => {
+                Ok(self.folder_weights("text_encoder", variant.as_deref())?.respelled(spelling::clip_text))
+            }
+            Source::Single { checkpoint, .. } => Ok(checkpoint.text_encoder()),
+        }
+    }
+
+    fn folder_weights(&self, part: &str, variant: Option<&str>) -> Result<WeightSet> {
+        let folder = self.root.join(part);
+        WeightSet::open_folder(&folder, variant.filter(|variant| WeightSet::has_variant(&folder, variant)))
     }
 
     /// Loads the UNet.
     pub fn load_unet(&self, placement: Placement) -> Result<Loaded<UNet2DConditionModel>> {
         let config = self.unet_config()?;
-        load(self.weights("unet")?, placement, |loader| UNet2DConditionModel::load(loader, &config))
+        load(self.unet_weights()?, placement, |loader| UNet2DConditionModel::load(loader, &config))
     }
 
     /// Loads the VAE.
     pub fn load_vae(&self, placement: Placement) -> Result<Loaded<AutoencoderKl>> {
         let config = self.vae_config()?;
-        let weights = self.weights("vae")?.respelled(spelling::vae);
-        load(weights, placement, |loader| AutoencoderKl::load(loader, &config))
+        load(self.vae_weights()?, placement, |loader| AutoencoderKl::load(loader, &config))
     }
 
     /// Loads the text encoder.
     pub fn load_text_encoder(&self, placement: Placement) -> Result<Loaded<ClipTextModel>> {
         let config = self.text_encoder_config()?;
-        let weights = self.weights("text_encoder")?.respelled(spelling::clip_text);
-        load(weights, placement, |loader| ClipTextModel::load(loader, &config))
+        load(self.text_encoder_weights()?, placement, |loader| ClipTextModel::load(loader, &config))
     }
+}
+
+/// What says how a part is built.
+enum Described<'a> {
+    /// The `config.json` in a folder.
+    ByFile(PathBuf),
+    /// The shapes of its weights.
+    ByShapes(&'a OriginalCheckpoint),
+}
+
+/// The folder of the tokenizer `name`: a folder, one with a folder `tokenizer`, or a hub id.
+fn tokenizer_at(name: &str, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+    let path = Path::new(name);
+    let root = if path.is_dir() {
+        path.to_owned()
+    } else if hub::is_id(name) {
+        let request = hub::Request { id: name, ..hub::Request::default() };
+        Hub::from_env()?.fetch_tokenizer(&request, progress)?
+    } else {
+        return Err(Error::invalid(format!(
+            "there is no tokenizer `{name}`: give a folder or a hub id (`owner/name`)"
+        )));
+    };
+    let is_tokenizer = |folder: &Path| folder.join("tokenizer.json").exists() || folder.join("vocab.json").exists();
+    [root.clone(), root.join("tokenizer")]
+        .into_iter()
+        .find(|folder| is_tokenizer(folder))
+        .ok_or_else(|| Error::file(&root, "holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"))
 }
 
 fn load<M>(weights: WeightSet, placement: Placement, build: impl FnOnce(&Loader) -> Result<M>) -> Result<Loaded<M>> {

@@ -145,7 +145,7 @@ impl UNetConfig {
         config.checked().map_err(|message| Error::file(&path, message))
     }
 
-    fn checked(self) -> std::result::Result<Self, String> {
+    pub(super) fn checked(self) -> std::result::Result<Self, String> {
         let levels = self.block_out_channels.len();
         if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
             return Err("block_out_channels, down_block_types and up_block_types must have one length".into());

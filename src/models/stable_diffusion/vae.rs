@@ -68,11 +68,15 @@ impl VaeConfig {
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let config: Self = config_file::read(&path, FIXED)?;
-        let groups = config.norm_num_groups.max(1);
-        let channels = &config.block_out_channels;
+        config.checked().map_err(|message| Error::file(&path, message))
+    }
+
+    pub(super) fn checked(self) -> std::result::Result<Self, String> {
+        let groups = self.norm_num_groups.max(1);
+        let channels = &self.block_out_channels;
         match channels.is_empty() || channels.iter().any(|&c| c <= 0 || c % groups != 0) {
-            true => Err(Error::file(&path, format!("block_out_channels {channels:?} do not fit {groups} norm groups"))),
-            false => Ok(config),
+            true => Err(format!("block_out_channels {channels:?} do not fit {groups} norm groups")),
+            false => Ok(self),
         }
     }
 

@@ -1,0 +1,407 @@
+//! Single-file checkpoints of Stable Diffusion 1.x and 2.x: the key names of the original code, as ours.
+//! Reference: github.com/CompVis/stable-diffusion `openaimodel.py` and `model.py`, github.com/mlfoundations/open_clip.
+//!
+//! The UNet of the original code is one flat list of blocks on the way down and one on the way up. How many levels it
+//! has, and how many blocks a level, follows from where its resampling blocks stand.
+
+use super::weight_set::Part;
+use super::{spelling, Placement, WeightSet};
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tch::{Device, Kind};
+
+const UNET: &str = "model.diffusion_model.";
+const VAE: &str = "first_stage_model.";
+const TEXT_ENCODER: &str = "cond_stage_model.";
+const OPEN_CLIP: &str = "cond_stage_model.model.";
+
+/// Which text encoder a checkpoint holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OriginalTextEncoder {
+    /// OpenAI's CLIP, as transformers names it: Stable Diffusion 1.x.
+    Clip,
+    /// OpenCLIP with fused projections: Stable Diffusion 2.x.
+    OpenClip,
+}
+
+/// A single-file checkpoint that holds the three networks of a pipeline.
+pub struct OriginalCheckpoint {
+    weights: WeightSet,
+}
+
+impl std::fmt::Debug for OriginalCheckpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OriginalCheckpoint").field(&self.path()).finish()
+    }
+}
+
+impl OriginalCheckpoint {
+    /// Opens the checkpoint at `path` and checks that all three networks are in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let weights = WeightSet::open_file(path)?;
+        if let Some(refusal) = refusal(&weights) {
+            return Err(Error::file(path, refusal));
+        }
+        let missing: Vec<String> =
+            [("UNet", UNET, "input_blocks.0.0.weight"), ("VAE", VAE, "decoder."), ("text encoder", TEXT_ENCODER, "")]
+                .iter()
+                .filter(|(_, prefix, key)| !has_prefix(&weights, &format!("{prefix}{key}")))
+                .map(|(part, prefix, _)| format!("no {part} ({prefix}*)"))
+                .collect();
+        if !missing.is_empty() {
+            return Err(Error::file(
+                path,
+                format!("has {}; a Stable Diffusion checkpoint holds all three networks", missing.join(" and ")),
+            ));
+        }
+        Ok(Self { weights })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        self.weights.origin()
+    }
+
+    /// Which text encoder is in the file.
+    pub fn text_encoder_kind(&self) -> OriginalTextEncoder {
+        match has_prefix(&self.weights, OPEN_CLIP) {
+            true => OriginalTextEncoder::OpenClip,
+            false => OriginalTextEncoder::Clip,
+        }
+    }
+
+    /// The UNet's weights under our keys. EMA weights (`model_ema.*`) are left out.
+    pub fn unet(&self) -> WeightSet {
+        let blocks = UNetBlocks::of(&self.weights);
+        self.weights.taken_apart(|key| whole(blocks.key(key)))
+    }
+
+    /// The VAE's weights under our keys.
+    pub fn vae(&self) -> WeightSet {
+        let levels = 1 + numbers(&self.weights, &format!("{VAE}decoder.up.")).last().copied().unwrap_or(0);
+        self.weights.taken_apart(|key| whole(vae_key(key, levels)))
+    }
+
+    /// The text encoder's weights under our keys; OpenCLIP's fused projections are taken apart.
+    pub fn text_encoder(&self) -> WeightSet {
+        match self.text_encoder_kind() {
+            OriginalTextEncoder::Clip => self.weights.taken_apart(|key| whole(clip_key(key))),
+            OriginalTextEncoder::OpenClip => self.weights.taken_apart(open_clip_keys),
+        }
+    }
+
+    /// How many steps the model was trained for, where the file says so.
+    pub fn global_step(&self) -> Option<i64> {
+        let placement = Placement { device: Device::Cpu, kind: Kind::Int64 };
+        let step = self.weights.load("global_step", &self.weights.shape("global_step")?, placement).ok()?;
+        (step.numel() == 1).then(|| step.view([1]).int64_value(&[0]))
+    }
+}
+
+fn whole(key: Option<String>) -> Vec<(String, Part)> {
+    key.map(|key| (key, Part::Whole)).into_iter().collect()
+}
+
+fn has_prefix(weights: &WeightSet, prefix: &str) -> bool {
+    weights.keys().any(|key| key.starts_with(prefix))
+}
+
+/// The numbers that follow `prefix` in the keys, sorted.
+fn numbers(weights: &WeightSet, prefix: &str) -> BTreeSet<usize> {
+    weights.keys().filter_map(|key| key.strip_prefix(prefix)?.split('.').next()?.parse().ok()).collect()
+}
+
+/// Why a file that is another kind of model cannot be used, told from its keys.
+fn refusal(weights: &WeightSet) -> Option<String> {
+    let any = |test: &dyn Fn(&str) -> bool| weights.keys().any(test);
+    const ADAPTER: [&str; 7] = ["lora_down", "lora_up", "lora_A", "lora_B", "lora.down", "hada_w1", "lokr_w1"];
+    if any(&|key| ADAPTER.iter().any(|mark| key.contains(mark))) {
+        return Some(
+            "this is a LoRA adapter, not a model; give the model it was trained on, and the adapter with `--lora`"
+                .into(),
+        );
+    }
+    let foreign = [
+        ("conditioner.embedders.", "a Stable Diffusion XL checkpoint"),
+        ("control_model.", "a ControlNet"),
+        ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
+        ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
+        ("model.diffusion_model.double_blocks.", "a Flux checkpoint"),
+        ("double_blocks.", "a Flux checkpoint"),
+        (
+            "model.diffusion_model.label_emb.",
+            "a checkpoint with class conditioning (Stable Diffusion XL, unCLIP or an upscaler)",
+        ),
+    ];
+    if let Some((_, what)) = foreign.iter().find(|(prefix, _)| has_prefix(weights, prefix)) {
+        return Some(format!("this is {what}, which is not supported; Stable Diffusion 1.x and 2.x are"));
+    }
+    if any(&|key| key.starts_with("down_blocks.") || key.starts_with("encoder.down_blocks.")) {
+        return Some("this is one part of a pipeline in the diffusers layout; give the folder of the pipeline".into());
+    }
+    if any(&|key| key.starts_with("emb_params") || key.starts_with("string_to_param")) {
+        return Some("this is a textual inversion embedding, not a model".into());
+    }
+    if any(&|key| key.starts_with(VAE) && key.contains(".attn.")) {
+        return Some("its VAE has attention in its levels, which Stable Diffusion's has not".into());
+    }
+    None
+}
+
+/// Where each block of the original's flat lists stands: (level, index in it).
+struct UNetBlocks {
+    input: BTreeMap<usize, (usize, usize)>,
+    output: BTreeMap<usize, (usize, usize)>,
+}
+
+impl UNetBlocks {
+    fn of(weights: &WeightSet) -> Self {
+        let (inputs, outputs) = (format!("{UNET}input_blocks."), format!("{UNET}output_blocks."));
+        let resamples = |prefix: &str, n: usize, children: &[&str]| {
+            children.iter().any(|child| weights.contains(&format!("{prefix}{n}.{child}.weight")))
+        };
+        let mut input = BTreeMap::new();
+        let (mut level, mut index) = (0, 0);
+        for n in numbers(weights, &inputs).into_iter().skip(1) {
+            input.insert(n, (level, index));
+            index += 1;
+            if resamples(&inputs, n, &["0.op"]) {
+                (level, index) = (level + 1, 0);
+            }
+        }
+        let mut output = BTreeMap::new();
+        (level, index) = (0, 0);
+        for n in numbers(weights, &outputs) {
+            output.insert(n, (level, index));
+            index += 1;
+            // Behind the residual block, or behind its attention.
+            if resamples(&outputs, n, &["1.conv", "2.conv"]) {
+                (level, index) = (level + 1, 0);
+            }
+        }
+        Self { input, output }
+    }
+
+    fn key(&self, key: &str) -> Option<String> {
+        const ENDS: [(&str, &str); 5] = [
+            ("input_blocks.0.0.", "conv_in."),
+            ("time_embed.0.", "time_embedding.linear_1."),
+            ("time_embed.2.", "time_embedding.linear_2."),
+            ("out.0.", "conv_norm_out."),
+            ("out.2.", "conv_out."),
+        ];
+        let key = key.strip_prefix(UNET)?;
+        if let Some(renamed) = renamed(key, &ENDS) {
+            return Some(renamed);
+        }
+        let (side, rest) = key.split_once('.')?;
+        let (number, rest) = rest.split_once('.')?;
+        let number: usize = number.parse().ok()?;
+        let (block, index, rest) = match side {
+            "middle_block" => ("mid_block".to_owned(), number / 2, rest),
+            _ => {
+                let (name, places) = match side {
+                    "input_blocks" => ("down_blocks", &self.input),
+                    "output_blocks" => ("up_blocks", &self.output),
+                    _ => return None,
+                };
+                let (level, index) = places.get(&number)?;
+                (format!("{name}.{level}"), *index, rest.split_once('.')?.1)
+            }
+        };
+        Some(unet_child(&block, index, rest))
+    }
+}
+
+/// The key of what is in a place of the flat lists: told from the child's own names.
+fn unet_child(block: &str, index: usize, rest: &str) -> String {
+    const RESNET: [(&str, &str); 6] = [
+        ("in_layers.0.", "norm1."),
+        ("in_layers.2.", "conv1."),
+        ("emb_layers.1.", "time_emb_proj."),
+        ("out_layers.0.", "norm2."),
+        ("out_layers.3.", "conv2."),
+        ("skip_connection.", "conv_shortcut."),
+    ];
+    const RESAMPLE: [(&str, &str); 2] = [("op.", "downsamplers.0.conv."), ("conv.", "upsamplers.0.conv.")];
+    if let Some(resnet) = renamed(rest, &RESNET) {
+        format!("{block}.resnets.{index}.{resnet}")
+    } else if let Some(resample) = renamed(rest, &RESAMPLE) {
+        format!("{block}.{resample}")
+    } else {
+        format!("{block}.attentions.{index}.{rest}")
+    }
+}
+
+/// `key` with the first prefix of `names` that it has replaced.
+fn renamed(key: &str, names: &[(&str, &str)]) -> Option<String> {
+    names.iter().find_map(|(old, new)| key.strip_prefix(old).map(|rest| format!("{new}{rest}")))
+}
+
+/// `decoder.up.3.block.1.conv1.weight` → `decoder.up_blocks.0.resnets.1.conv1.weight`: the decoder's levels are counted
+/// from the image in the original, from the latent here.
+fn vae_key(key: &str, levels: usize) -> Option<String> {
+    const MIDDLE: [(&str, &str); 7] = [
+        ("mid.block_1.", "mid_block.resnets.0."),
+        ("mid.block_2.", "mid_block.resnets.1."),
+        ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."),
+        ("mid.attn_1.proj_out.", "mid_block.attentions.0.to_out.0."),
+        // Written so by converters from newer diffusers.
+        ("mid.attn_1.to_", "mid_block.attentions.0.to_"),
+        ("mid.attn_1.", "mid_block.attentions.0.to_"),
+        ("norm_out.", "conv_norm_out."),
+    ];
+    let key = key.strip_prefix(VAE)?;
+    let Some((side @ ("encoder" | "decoder"), rest)) = key.split_once('.') else {
+        return (key.starts_with("quant_conv.") || key.starts_with("post_quant_conv.")).then(|| key.to_owned());
+    };
+    if let Some(middle) = renamed(rest, &MIDDLE) {
+        return Some(format!("{side}.{middle}").replace("nin_shortcut", "conv_shortcut"));
+    }
+    let level = |rest: &str| -> Option<(usize, String)> {
+        let (level, rest) = rest.split_once('.')?;
+        let rest = renamed(
+            rest,
+            &[("block.", "resnets."), ("downsample.", "downsamplers.0."), ("upsample.", "upsamplers.0.")],
+        )?;
+        Some((level.parse().ok()?, rest.replace("nin_shortcut", "conv_shortcut")))
+    };
+    if let Some(rest) = rest.strip_prefix("down.") {
+        return level(rest).map(|(i, rest)| format!("{side}.down_blocks.{i}.{rest}"));
+    }
+    if let Some(rest) = rest.strip_prefix("up.") {
+        return level(rest)
+            .and_then(|(i, rest)| Some(format!("{side}.up_blocks.{}.{rest}", (levels - 1).checked_sub(i)?)));
+    }
+    Some(key.to_owned())
+}
+
+fn clip_key(key: &str) -> Option<String> {
+    spelling::clip_text(key.strip_prefix("cond_stage_model.transformer.")?)
+}
+
+/// OpenCLIP's text tower; its projection and temperature are no part of what conditions the UNet.
+fn open_clip_keys(key: &str) -> Vec<(String, Part)> {
+    const ENDS: [(&str, &str); 3] = [
+        ("token_embedding.", "embeddings.token_embedding."),
+        ("positional_embedding", "embeddings.position_embedding.weight"),
+        ("ln_final.", "final_layer_norm."),
+    ];
+    const LAYER: [(&str, &str); 5] = [
+        ("ln_1.", "layer_norm1."),
+        ("ln_2.", "layer_norm2."),
+        ("attn.out_proj.", "self_attn.out_proj."),
+        ("mlp.c_fc.", "mlp.fc1."),
+        ("mlp.c_proj.", "mlp.fc2."),
+    ];
+    let Some(key) = key.strip_prefix(OPEN_CLIP) else {
+        return Vec::new();
+    };
+    if let Some(renamed) = renamed(key, &ENDS) {
+        return whole(Some(renamed));
+    }
+    let Some((layer, rest)) = key.strip_prefix("transformer.resblocks.").and_then(|rest| rest.split_once('.')) else {
+        return Vec::new();
+    };
+    if let Some(leaf) = rest.strip_prefix("attn.in_proj_") {
+        return ["q", "k", "v"]
+            .iter()
+            .zip(0..)
+            .map(|(which, index)| {
+                (format!("encoder.layers.{layer}.self_attn.{which}_proj.{leaf}"), Part::Band { index, of: 3 })
+            })
+            .collect();
+    }
+    whole(renamed(rest, &LAYER).map(|rest| format!("encoder.layers.{layer}.{rest}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Tensor;
+
+    fn file_with(keys: &[&str]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensors: Vec<(&str, Tensor)> =
+            keys.iter().map(|key| (*key, Tensor::zeros([3, 1], (Kind::Float, Device::Cpu)))).collect();
+        Tensor::write_safetensors(&tensors, &path).unwrap();
+        (folder, path)
+    }
+
+    fn refused(keys: &[&str]) -> String {
+        let (_folder, path) = file_with(keys);
+        OriginalCheckpoint::open(&path).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn levels_follow_from_the_resampling_blocks() {
+        let original = [
+            ("input_blocks.0.0.weight", "conv_in.weight"),
+            ("input_blocks.1.0.in_layers.2.weight", "down_blocks.0.resnets.0.conv1.weight"),
+            ("input_blocks.2.0.op.weight", "down_blocks.0.downsamplers.0.conv.weight"),
+            ("input_blocks.3.0.skip_connection.bias", "down_blocks.1.resnets.0.conv_shortcut.bias"),
+            ("input_blocks.3.1.proj_in.weight", "down_blocks.1.attentions.0.proj_in.weight"),
+            ("input_blocks.4.0.op.weight", "down_blocks.1.downsamplers.0.conv.weight"),
+            ("input_blocks.5.0.emb_layers.1.weight", "down_blocks.2.resnets.0.time_emb_proj.weight"),
+            (
+                "middle_block.1.transformer_blocks.0.ff.net.2.bias",
+                "mid_block.attentions.0.transformer_blocks.0.ff.net.2.bias",
+            ),
+            ("middle_block.2.out_layers.3.weight", "mid_block.resnets.1.conv2.weight"),
+            ("output_blocks.0.0.in_layers.0.weight", "up_blocks.0.resnets.0.norm1.weight"),
+            ("output_blocks.1.1.conv.weight", "up_blocks.0.upsamplers.0.conv.weight"),
+            ("output_blocks.2.0.in_layers.0.weight", "up_blocks.1.resnets.0.norm1.weight"),
+            ("output_blocks.3.2.conv.weight", "up_blocks.1.upsamplers.0.conv.weight"),
+            ("output_blocks.5.1.norm.weight", "up_blocks.2.attentions.1.norm.weight"),
+            ("output_blocks.4.0.out_layers.0.bias", "up_blocks.2.resnets.0.norm2.bias"),
+            ("out.2.weight", "conv_out.weight"),
+        ];
+        let keys: Vec<String> = original.iter().map(|(key, _)| format!("{UNET}{key}")).collect();
+        let (_folder, path) = file_with(&keys.iter().map(String::as_str).collect::<Vec<_>>());
+        let blocks = UNetBlocks::of(&WeightSet::open_file(&path).unwrap());
+        for ((_, ours), key) in original.iter().zip(&keys) {
+            assert_eq!(blocks.key(key).as_deref(), Some(*ours), "{key}");
+        }
+        assert_eq!(blocks.key("model_ema.diffusion_modelinput_blocks00weight"), None);
+    }
+
+    #[test]
+    fn the_decoders_levels_are_counted_from_the_latent() {
+        for (original, ours) in [
+            ("decoder.up.3.block.1.conv1.weight", "decoder.up_blocks.0.resnets.1.conv1.weight"),
+            ("decoder.up.0.block.0.nin_shortcut.bias", "decoder.up_blocks.3.resnets.0.conv_shortcut.bias"),
+            ("decoder.up.1.upsample.conv.weight", "decoder.up_blocks.2.upsamplers.0.conv.weight"),
+            ("encoder.down.1.downsample.conv.weight", "encoder.down_blocks.1.downsamplers.0.conv.weight"),
+            ("encoder.mid.attn_1.q.weight", "encoder.mid_block.attentions.0.to_q.weight"),
+            ("encoder.mid.attn_1.to_q.weight", "encoder.mid_block.attentions.0.to_q.weight"),
+            ("decoder.mid.attn_1.proj_out.bias", "decoder.mid_block.attentions.0.to_out.0.bias"),
+            ("decoder.norm_out.weight", "decoder.conv_norm_out.weight"),
+            ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+            ("post_quant_conv.weight", "post_quant_conv.weight"),
+        ] {
+            assert_eq!(vae_key(&format!("{VAE}{original}"), 4).as_deref(), Some(ours));
+        }
+        assert_eq!(vae_key("first_stage_model.loss.logvar", 4), None);
+    }
+
+    #[test]
+    fn a_fused_projection_is_three_weights() {
+        let keys = open_clip_keys("cond_stage_model.model.transformer.resblocks.7.attn.in_proj_bias");
+        assert_eq!(keys[1], ("encoder.layers.7.self_attn.k_proj.bias".to_owned(), Part::Band { index: 1, of: 3 }));
+        assert_eq!(keys.len(), 3);
+        assert!(open_clip_keys("cond_stage_model.model.text_projection").is_empty());
+    }
+
+    #[test]
+    fn other_kinds_of_files_are_named() {
+        let sdxl = ["conditioner.embedders.0.transformer.x.weight", "model.diffusion_model.input_blocks.0.0.weight"];
+        assert!(refused(&sdxl).contains("Stable Diffusion XL"));
+        assert!(refused(&["lora_unet_mid_block.lora_down.weight"]).contains("LoRA adapter"));
+        assert!(refused(&["base_model.model.to_q.lora_A.weight"]).contains("LoRA adapter"));
+        assert!(refused(&["down_blocks.0.resnets.0.conv1.weight"]).contains("diffusers layout"));
+        let message = refused(&["model.diffusion_model.input_blocks.0.0.weight"]);
+        assert!(message.contains("no VAE (first_stage_model.*) and no text encoder"), "{message}");
+    }
+}
