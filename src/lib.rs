@@ -24,4 +24,4 @@ pub mod sample;
 
 pub mod recipes;
 
-
+pub mod cli;

@@ -18,7 +18,11 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let mut lines = vec![
         format!("     libtorch  2.11 ({})", libtorch_path().unwrap_or_else(|| "linked in".into())),
-        format!("          CPU  {cores} cores, {} threads used, bf16 {}", tch::get_num_threads(), if bf16 { "in hardware" } else { "not in hardware: fp32 is used" }),
+        format!(
+            "          CPU  {cores} cores, {} threads used, bf16 {}",
+            tch::get_num_threads(),
+            if bf16 { "in hardware" } else { "not in hardware: fp32 is used" }
+        ),
         format!("       memory  {:.1} GiB free of {:.1} GiB", gib(free), gib(total)),
     ];
     let mut problems = Vec::new();
@@ -43,7 +47,9 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
         }
     }
     if free > 0 && gib(free) < 4.0 {
-        problems.push("less than 4 GiB of memory is free: Stable Diffusion 1.5 needs about that in bf16; close other programs");
+        problems.push(
+            "less than 4 GiB of memory is free: Stable Diffusion 1.5 needs about that in bf16; close other programs",
+        );
     }
     lines.extend(problems.iter().map(|problem| format!("      problem  {problem}")));
     if problems.is_empty() {

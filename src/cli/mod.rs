@@ -139,7 +139,11 @@ pub fn main(args: Vec<String>) -> ExitCode {
     startup::fast_float32_matmul(true);
     if let Some(threads) = cli.common.threads {
         if threads < 1 {
-            return failed(&Error::invalid(format!("--threads is {threads}; it must be at least 1")), cli.common.json, 2);
+            return failed(
+                &Error::invalid(format!("--threads is {threads}; it must be at least 1")),
+                cli.common.json,
+                2,
+            );
         }
         tch::set_num_threads(threads);
     }

@@ -374,7 +374,9 @@ impl DreamBoothConfig {
         }
         match self.accepted.report_to.as_deref() {
             None | Some("tensorboard") => {}
-            Some(other) => warnings.push(format!("--report-to {other} is not supported; TensorBoard events are written")),
+            Some(other) => {
+                warnings.push(format!("--report-to {other} is not supported; TensorBoard events are written"))
+            }
         }
         warnings
     }

@@ -12,12 +12,11 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, UNet2DConditionModel};
-use crate::sample::text_to_image::{decode, sample_latents, Conditioning, Sampling};
+use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::schedulers::SchedulerConfig;
 use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::write_atomically;
+use crate::train::run_folder::write_bytes;
 use crate::weights::Placement;
-use image::RgbImage;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -124,12 +123,13 @@ pub fn make_class_images(
         let seeds: Vec<i64> = (done..config.num_class_images.min(done + config.sample_batch_size))
             .map(|i| run.seed.wrapping_add(i as i64))
             .collect();
-        let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut |_, _| {
-            match interrupt.requested() {
+        let latents =
+            sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut |_, _| match interrupt
+                .requested()
+            {
                 true => Err(Error::Interrupted(format!("{done} class images are in {}", folder.display()))),
                 false => Ok(()),
-            }
-        })?;
+            })?;
         for image in decode(&vae.model, &latents, vae_kind(kind))? {
             save_class_image(folder, done, &image)?;
             done += 1;
@@ -208,8 +208,7 @@ pub fn load_networks(
     };
     if let (Some(prompt), Some(text_encoder)) = (&config.validation_prompt, &networks.text_encoder) {
         let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
-        networks.validation =
-            Some(Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?);
+        networks.validation = Some(Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?);
     }
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
@@ -224,8 +223,7 @@ pub fn encode_prompts(
     networks: &Networks,
 ) -> Result<Embeddings> {
     let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
-    let prompts: Vec<String> =
-        (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
+    let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
         if !ids.contains_key(prompt) {
@@ -261,35 +259,21 @@ pub fn write_samples(
     let Some(conditioning) = retrained.as_ref().or(networks.validation.as_ref()) else { return Ok(()) };
     let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?;
     let (latent_height, latent_width) = native_latent_size(config, run)?;
-    let sampling = Sampling {
-        steps: 25,
-        guidance_scale: 7.5,
-        scheduler: Some("dpm++2m".into()),
-        latent_height,
-        latent_width,
-    };
+    let sampling =
+        Sampling { steps: 25, guidance_scale: 7.5, scheduler: Some("dpm++2m".into()), latent_height, latent_width };
     for i in 0..config.num_validation_images {
         let seeds = [run.seed.wrapping_add(i as i64)];
         let latents =
             sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut |_, _| Ok(()))?;
         for image in decode(&vae.model, &latents, networks.vae_kind)? {
             let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
-            let png = png_of(&image)?;
+            let text = format!("{prompt}\nSteps: 25, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);
+            let png = png_with_parameters(&image, &text)?;
             std::fs::create_dir_all(run.folder.join("samples")).map_err(|e| Error::io("create", &path, e))?;
-            write_atomically(&path, |temporary| {
-                std::fs::write(temporary, &png).map_err(|e| Error::io("write", &path, e))
-            })?;
+            write_bytes(&path, &png)?;
             run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;
             observer.on(Event::Wrote { path });
         }
     }
     memory::release_cached(run.device)
-}
-
-fn png_of(image: &RgbImage) -> Result<Vec<u8>> {
-    let mut png = std::io::Cursor::new(Vec::new());
-    image
-        .write_to(&mut png, image::ImageFormat::Png)
-        .map_err(|e| Error::invalid(format!("a sample image cannot be encoded: {e}")))?;
-    Ok(png.into_inner())
 }

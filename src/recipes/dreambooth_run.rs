@@ -4,12 +4,12 @@ use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
 use super::dreambooth_lora::scaler_state;
 use super::dreambooth_phases::Networks;
 use super::observer::{Event, Observer};
-use crate::adapters::{attach, Attached, Init, InitWeights, LoraConfig, TargetModules};
+use crate::adapters::{attach, Attached, Init, InitWeights, LoraConfig, Part, TargetModules};
 use crate::data::dreambooth_dataset::BatchOrder;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::PipelineFiles;
+use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::lr_schedule::LrSchedule;
@@ -65,7 +65,7 @@ pub struct Run {
     pub schedule: LrSchedule,
     /// float16's loss scale.
     pub scaler: Option<LossScaler>,
-    adapters: Vec<(&'static str, Attached)>,
+    adapters: Vec<(Part, Attached)>,
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
     options: BTreeMap<String, String>,
@@ -87,13 +87,14 @@ fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
 
 impl Run {
     /// Opens the model and the output folder.
-    pub fn start(
-        config: &DreamBoothConfig,
-        device: Device,
-        seed: i64,
-        observer: &mut dyn Observer,
-    ) -> Result<Self> {
-        let files = PipelineFiles::open(std::path::Path::new(&config.model), config.variant.as_deref())?;
+    pub fn start(config: &DreamBoothConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Self> {
+        let options = ModelOptions {
+            variant: config.variant.clone(),
+            revision: config.revision.clone(),
+            tokenizer: config.tokenizer_name.clone(),
+            ..ModelOptions::default()
+        };
+        let files = super::open_model(&config.model, &options, observer)?;
         let unet = files.unet_config()?;
         let multiple = unet.size_multiple() * files.vae_config()?.scale_factor();
         let resolution = i64::from(config.resolution);
@@ -185,7 +186,7 @@ impl Run {
             ),
         );
         for (part, adapter) in &self.adapters {
-            observer.fact(&part.replace('_', " "), adapter.summary());
+            observer.fact(&part.name().replace('_', " "), adapter.summary());
         }
         self.write_run_json(config, "running")?;
         self.training_began = Instant::now();
@@ -195,9 +196,9 @@ impl Run {
 
     fn attach_adapters(&mut self, config: &DreamBoothConfig, networks: &Networks) -> Result<()> {
         let mut generator = Generator::new(self.seed);
-        let mut parts = vec![("unet", &networks.unet.sites)];
+        let mut parts = vec![(Part::UNet, &networks.unet.sites)];
         if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
-            parts.push(("text_encoder", &text_encoder.sites));
+            parts.push((Part::TextEncoder, &text_encoder.sites));
         }
         for (part, sites) in parts {
             let given = match &config.init_adapter {
@@ -209,7 +210,7 @@ impl Run {
                 None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
             };
             self.params.extend(
-                attached.params.iter().map(|(name, param)| (format!("{part}.{name}"), param.shallow_clone())),
+                attached.params.iter().map(|(name, param)| (format!("{}.{name}", part.name()), param.shallow_clone())),
             );
             self.adapters.push((part, attached));
         }
@@ -344,7 +345,7 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
-        for path in super::dreambooth_outputs::write(&self.folder, &self.adapters, &config.model)? {
+        for path in super::dreambooth_outputs::write(&self.folder, &self.adapters)? {
             observer.on(Event::Wrote { path });
         }
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
@@ -389,8 +390,8 @@ impl Run {
     }
 }
 
-fn lora_config(config: &DreamBoothConfig, part: &str) -> LoraConfig {
-    let unet = part == "unet";
+fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
+    let unet = part == Part::UNet;
     let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
     LoraConfig {
         r: if unet { config.lora_r } else { config.lora_text_encoder_r },
@@ -420,15 +421,18 @@ fn options_that_matter(config: &DreamBoothConfig, kind: Kind) -> BTreeMap<String
         ("center-crop", config.center_crop.to_string()),
         ("no-shuffle", config.no_shuffle.to_string()),
         ("train-text-encoder", config.train_text_encoder.to_string()),
-        ("lora", format!("{:?}", lora_config(config, "unet"))),
-        ("lora-text-encoder", format!("{:?}", lora_config(config, "text_encoder"))),
+        ("lora", format!("{:?}", lora_config(config, Part::UNet))),
+        ("lora-text-encoder", format!("{:?}", lora_config(config, Part::TextEncoder))),
         ("train-batch-size", config.train_batch_size.to_string()),
         ("gradient-accumulation-steps", accum.to_string()),
         ("learning-rate", config.learning_rate.to_string()),
         ("lr-scheduler", format!("{:?}", config.lr_scheduler)),
         ("lr-warmup-steps", config.lr_warmup_steps.to_string()),
         ("use-8bit-adam", config.use_8bit_adam.to_string()),
-        ("adam", format!("{:?}", (config.adam_beta1, config.adam_beta2, config.adam_weight_decay, config.adam_epsilon))),
+        (
+            "adam",
+            format!("{:?}", (config.adam_beta1, config.adam_beta2, config.adam_weight_decay, config.adam_epsilon)),
+        ),
         ("max-grad-norm", config.max_grad_norm.to_string()),
         ("snr-gamma", format!("{:?}", config.snr_gamma)),
         ("noise-offset", config.noise_offset.to_string()),

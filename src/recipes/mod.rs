@@ -6,3 +6,24 @@ mod dreambooth_outputs;
 mod dreambooth_phases;
 pub mod dreambooth_run;
 pub mod observer;
+
+use crate::error::Result;
+use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::weights::hub::Download;
+use observer::{Event, Observer};
+
+/// Opens a model, with a bar for what has to be downloaded.
+pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut present = String::new();
+    let opened = PipelineFiles::resolve(model, options, &mut |download: Download| {
+        if present != download.file {
+            present = download.file.to_owned();
+            observer.on(Event::Begin { phase: present.clone(), total: download.total, done: download.done });
+        }
+        observer.on(Event::Progress { done: download.done });
+    });
+    if !present.is_empty() {
+        observer.on(Event::End);
+    }
+    opened
+}

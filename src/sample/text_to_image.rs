@@ -122,3 +122,21 @@ pub fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     let bytes = Vec::<u8>::try_from(bytes.permute([1, 2, 0]).contiguous().to_device(Device::Cpu).flatten(0, -1))?;
     RgbImage::from_raw(width as u32, height as u32, bytes).ok_or_else(|| Error::invalid("an image has no pixels"))
 }
+
+/// A PNG with `parameters` as a text chunk of that name.
+pub fn png_with_parameters(image: &RgbImage, parameters: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let failed = |e: png::EncodingError| Error::invalid(format!("an image cannot be encoded: {e}"));
+    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    match parameters.is_ascii() {
+        true => encoder.add_text_chunk("parameters".into(), parameters.into()),
+        false => encoder.add_itxt_chunk("parameters".into(), parameters.into()),
+    }
+    .map_err(failed)?;
+    let mut writer = encoder.write_header().map_err(failed)?;
+    writer.write_image_data(image.as_raw()).map_err(failed)?;
+    writer.finish().map_err(failed)?;
+    Ok(bytes)
+}

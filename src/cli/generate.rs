@@ -1,0 +1,197 @@
+//! `lorabooth generate`: images from a prompt, with any number of adapters.
+
+use super::adapter::path_and_scale;
+use super::{Common, Dtype, Reporter};
+use crate::adapters::{attach, read_any, Init, Part, Sites};
+use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+use crate::models::stable_diffusion::ModelOptions;
+use crate::recipes::observer::{Event, Observer};
+use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
+use crate::schedulers::SchedulerConfig;
+use crate::train::run_folder::write_bytes;
+use crate::weights::Placement;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use tch::Kind;
+
+/// Flags of the command.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
+    #[arg(long)]
+    model: String,
+    /// Revision of a hub id
+    #[arg(long)]
+    revision: Option<String>,
+    /// Variant of the weight files, such as fp16
+    #[arg(long)]
+    variant: Option<String>,
+    /// Folder or hub id of the tokenizer, where the model has none
+    #[arg(long)]
+    tokenizer_name: Option<String>,
+    /// What to draw
+    #[arg(long)]
+    prompt: String,
+    /// What not to draw
+    #[arg(long, default_value = "")]
+    negative_prompt: String,
+    /// Adapter, with a strength after an equals sign; any number of times
+    #[arg(long, value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
+    lora: Vec<String>,
+    /// Steps of the sampler
+    #[arg(long, default_value_t = 30)]
+    steps: usize,
+    /// How closely to follow the prompt
+    #[arg(long, default_value_t = 7.5)]
+    guidance_scale: f64,
+    /// pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; the model's own where not given
+    #[arg(long)]
+    scheduler: Option<String>,
+    /// Height in pixels; the model's own where not given
+    #[arg(long)]
+    height: Option<i64>,
+    /// Width in pixels
+    #[arg(long)]
+    width: Option<i64>,
+    /// Images to make; image i is that of seed + i
+    #[arg(long, default_value_t = 1)]
+    num_images: usize,
+    /// Images at a time
+    #[arg(long, default_value_t = 1)]
+    batch_size: usize,
+    /// Dtype to compute in
+    #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+    /// FILE.png, or a folder
+    #[arg(long, default_value = "image.png")]
+    output: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    let device = common.device()?;
+    let kind = args.dtype.kind(device);
+    let options = ModelOptions {
+        variant: args.variant.clone(),
+        revision: args.revision.clone(),
+        tokenizer: args.tokenizer_name.clone(),
+        ..ModelOptions::default()
+    };
+    let files = crate::recipes::open_model(&args.model, &options, reporter)?;
+    let scheduler = SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?;
+    let sampling = sampling(&args, &files.unet_config()?, files.vae_config()?.scale_factor())?;
+    crate::schedulers::scheduler(args.scheduler.as_deref(), &scheduler, args.steps)?;
+    let paths = output_paths(&args)?;
+    let mut adapters = Vec::new();
+    for text in &args.lora {
+        let (path, scale) = path_and_scale(text)?;
+        adapters.push((text.clone(), read_any(&path, None)?, scale));
+    }
+    let put_on = |sites: &Sites, part: Part| -> Result<()> {
+        for (name, set, scale) in &adapters {
+            if let Some(adapter) = set.part(part) {
+                attach(sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+                sites.set_scale(name, *scale)?;
+            }
+        }
+        // Folded in, a step costs what the plain model's does.
+        sites.merge();
+        Ok(())
+    };
+
+    let place = Placement { device, kind };
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    let conditioning = {
+        let text_encoder = files.load_text_encoder(place)?;
+        put_on(&text_encoder.sites, Part::TextEncoder)?;
+        Conditioning::encode(&tokenizer, &text_encoder.model, device, &args.prompt, &args.negative_prompt)?
+    };
+    let unet = files.load_unet(place)?;
+    put_on(&unet.sites, Part::UNet)?;
+    let vae_kind = if kind == Kind::Half { Kind::Float } else { kind };
+    let vae = files.load_vae(Placement { device, kind: vae_kind })?;
+    memory::release_cached(device)?;
+
+    let seeds: Vec<i64> = (0..args.num_images).map(|i| common.seed.wrapping_add(i as i64)).collect();
+    let groups: Vec<&[i64]> = seeds.chunks(args.batch_size.max(1)).collect();
+    reporter.on(Event::Begin { phase: "generating".into(), total: (groups.len() * args.steps) as u64, done: 0 });
+    let mut paths = paths.into_iter();
+    for (group, seeds) in groups.iter().enumerate() {
+        let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, seeds, &mut |done, total| {
+            let done = (group * args.steps + done * args.steps / total) as u64;
+            reporter.on(Event::Progress { done });
+            Ok(())
+        })?;
+        for (image, seed) in decode(&vae.model, &latents, vae_kind)?.iter().zip(*seeds) {
+            let Some(path) = paths.next() else { break };
+            write_bytes(&path, &png_with_parameters(image, &parameters(&args, &sampling, *seed, image.dimensions()))?)?;
+            reporter.on(Event::Wrote { path });
+        }
+    }
+    reporter.on(Event::End);
+    Ok(())
+}
+
+fn sampling(args: &GenerateArgs, unet: &crate::models::stable_diffusion::UNetConfig, factor: i64) -> Result<Sampling> {
+    if args.steps == 0 || args.num_images == 0 {
+        return Err(Error::invalid("--steps and --num-images must be at least 1"));
+    }
+    if !args.guidance_scale.is_finite() {
+        return Err(Error::invalid("--guidance-scale must be a number"));
+    }
+    let native = unet.sample_size.unwrap_or(64) * factor;
+    let side = |flag: &str, value: Option<i64>| -> Result<i64> {
+        let value = value.unwrap_or(native);
+        match value > 0 && value % factor.max(8) == 0 {
+            true => Ok(value / factor),
+            false => {
+                let multiple = factor.max(8);
+                let near = ((value + multiple / 2) / multiple).max(1) * multiple;
+                Err(Error::invalid(format!("{flag} {value} is not a multiple of {multiple}; the nearest is {near}")))
+            }
+        }
+    };
+    Ok(Sampling {
+        steps: args.steps,
+        guidance_scale: args.guidance_scale,
+        scheduler: args.scheduler.clone(),
+        latent_height: side("--height", args.height)?,
+        latent_width: side("--width", args.width)?,
+    })
+}
+
+/// One file, or numbered files in a folder that overwrite nothing.
+fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
+    let is_png = args.output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("png"));
+    let create = |folder: &Path| match folder.as_os_str().is_empty() {
+        true => Ok(()),
+        false => std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e)),
+    };
+    if is_png {
+        create(args.output.parent().unwrap_or(Path::new("")))?;
+        if args.num_images == 1 {
+            return Ok(vec![args.output.clone()]);
+        }
+        let stem = args.output.with_extension("");
+        return Ok((0..args.num_images).map(|i| PathBuf::from(format!("{}-{i}.png", stem.display()))).collect());
+    }
+    create(&args.output)?;
+    let free = (0..).map(|i| args.output.join(format!("{i:05}.png"))).filter(|path| !path.exists());
+    Ok(free.take(args.num_images).collect())
+}
+
+/// The text that image tools read (AUTOMATIC1111's form).
+fn parameters(args: &GenerateArgs, sampling: &Sampling, seed: i64, (width, height): (u32, u32)) -> String {
+    let loras: String = args.lora.iter().map(|lora| format!(" <lora:{lora}>")).collect();
+    let negative = match args.negative_prompt.is_empty() {
+        true => String::new(),
+        false => format!("Negative prompt: {}\n", args.negative_prompt),
+    };
+    let scheduler = sampling.scheduler.as_deref().unwrap_or("model default");
+    format!(
+        "{}{loras}\n{negative}Steps: {}, Sampler: {scheduler}, CFG scale: {}, Seed: {seed}, Size: {width}x{height}, Model: {}",
+        args.prompt, args.steps, args.guidance_scale, args.model
+    )
+}
