@@ -75,22 +75,25 @@ pub fn read_json(path: impl AsRef<Path>) -> Value {
 
 /// The largest absolute difference over the largest absolute value of `expected`; infinite where something is not a number.
 pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
-    assert_eq!(actual.size(), expected.size(), "the shapes differ");
-    let (actual, expected) = (actual.detach().to_kind(Kind::Double), expected.detach().to_kind(Kind::Double));
-    let scale = expected.abs().max().double_value(&[]);
-    let difference = (actual - expected).abs().max().double_value(&[]);
-    match difference {
-        0.0 => 0.0,
-        difference if (difference / scale).is_nan() => f64::INFINITY,
-        difference => difference / scale,
-    }
+    ratio(actual, expected, |tensor| tensor.abs().max())
 }
 
-/// The norm of the difference over the norm of `expected`.
+/// The norm of the difference over the norm of `expected`; infinite where something is not a number.
 pub fn relative_norm_error(actual: &Tensor, expected: &Tensor) -> f64 {
+    ratio(actual, expected, Tensor::norm)
+}
+
+/// The size of the difference over that of `expected`; 0 where they are equal, be it that both are 0.
+fn ratio(actual: &Tensor, expected: &Tensor, size: impl Fn(&Tensor) -> Tensor) -> f64 {
     assert_eq!(actual.size(), expected.size(), "the shapes differ");
-    let (actual, expected) = (actual.detach().to_kind(Kind::Double), expected.detach().to_kind(Kind::Double));
-    (actual - &expected).norm().double_value(&[]) / expected.norm().double_value(&[])
+    let [actual, expected] = [actual, expected].map(|tensor| tensor.detach().to_kind(Kind::Double));
+    let difference = size(&(actual - &expected)).double_value(&[]);
+    let ratio = difference / size(&expected).double_value(&[]);
+    match (difference == 0.0, ratio.is_nan()) {
+        (true, _) => 0.0,
+        (false, true) => f64::INFINITY,
+        (false, false) => ratio,
+    }
 }
 
 /// Peak signal-to-noise ratio of two images in decibels, over 8-bit RGB; infinite where they are equal.
