@@ -17,7 +17,7 @@ pub(super) fn choose(exists: impl Fn(&str) -> bool, variant: Option<&str>) -> Op
         Some(variant) => vec![format!(".{variant}")],
         None => vec![String::new(), ".fp16".to_owned()],
     };
-    suffixes.iter().flat_map(|suffix| STEMS.map(|stem| (stem, suffix))).find_map(|(stem, suffix)| {
+    suffixes.into_iter().flat_map(|suffix| STEMS.map(|stem| (stem, suffix.clone()))).find_map(|(stem, suffix)| {
         let single = format!("{stem}{suffix}.safetensors");
         if exists(&single) {
             return Some(WeightFile::Single(single));

@@ -37,7 +37,12 @@ pub fn unet(weights: &WeightSet) -> Result<UNetConfig> {
         (0..levels).map(|i| weights.contains(&format!("down_blocks.{i}.attentions.0.norm.weight"))).collect();
     let depth =
         |place: &str| count(weights, |j| format!("{place}.attentions.0.transformer_blocks.{j}.norm1.weight")) as i64;
-    let depths = (0..levels).map(|i| depth(&if attends[i] { format!("down_blocks.{i}") } else { "mid_block".into() }));
+    let depths: Vec<i64> =
+        (0..levels).map(|i| depth(&if attends[i] { format!("down_blocks.{i}") } else { "mid_block".into() })).collect();
+    let transformer_layers_per_block = match depths.first() {
+        Some(&first) if depths.iter().all(|&depth| depth == first) => PerLevel::Same(first),
+        _ => PerLevel::Each(depths),
+    };
     let middle = "mid_block.attentions.0";
     let use_linear_projection = weights.shape(&format!("{middle}.proj_in.weight")).is_some_and(|s| s.len() == 2);
     let attention_head_dim = match use_linear_projection {
@@ -55,7 +60,7 @@ pub fn unet(weights: &WeightSet) -> Result<UNetConfig> {
         layers_per_block: layers as i64,
         attention_head_dim,
         cross_attention_dim: dimension(weights, &format!("{middle}.transformer_blocks.0.attn2.to_k.weight"), 1)?,
-        transformer_layers_per_block: PerLevel::Each(depths.collect()),
+        transformer_layers_per_block,
         use_linear_projection,
         block_out_channels,
         ..UNetConfig::default()

@@ -50,8 +50,7 @@ impl Attempt<'_> {
                     transport.message().unwrap_or("no connection")
                 )),
             },
-            ApiError::TooManyRetries(error) => self.error(*error),
-            ApiError::IoError(source) if source.raw_os_error().is_none() => Error::invalid(format!(
+            ApiError::IoError(source) if is_of_the_connection(&source) => Error::invalid(format!(
                 "the download of `{id}` ({revision}) broke off: {source}; run it again and it goes on where it stopped"
             )),
             ApiError::IoError(source) => Error::io("write", &hub.cache, source),
@@ -96,8 +95,22 @@ pub(super) fn is_transport(error: &ApiError) -> bool {
 pub(super) fn is_bad_resume(error: &ApiError) -> bool {
     match error {
         ApiError::InvalidResume => true,
-        ApiError::TooManyRetries(error) => is_bad_resume(error),
         ApiError::RequestError(error) => matches!(**error, ureq::Error::Status(416, _)),
         _ => false,
     }
+}
+
+/// Whether the connection broke while a file came.
+pub(super) fn is_interruption(error: &ApiError) -> bool {
+    is_transport(error) || matches!(error, ApiError::IoError(source) if is_of_the_connection(source))
+}
+
+fn is_of_the_connection(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, Interrupted, InvalidData, Other, TimedOut, UnexpectedEof,
+    };
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | Interrupted | InvalidData | Other | TimedOut | UnexpectedEof
+    )
 }

@@ -10,7 +10,7 @@ mod selection;
 use super::weight_set::shard_names;
 use crate::error::{Error, Result};
 use failure::Attempt;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 use selection::Selection;
 use std::collections::BTreeSet;
@@ -18,6 +18,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// How often a download is taken up again after the connection broke.
 const RETRIES: usize = 3;
+/// Time before that.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// How far the download of one file is.
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +125,8 @@ impl Hub {
             .with_endpoint(self.endpoint.clone())
             .with_token(self.token.clone())
             .with_progress(false)
-            .with_retries(RETRIES)
+            // Its own retries append to a partial file from the wrong place: `Fetching::file` retries instead.
+            .with_retries(0)
             .build()
             .map_err(|e| attempt.error(e))?;
         let info = match api.repo(attempt.repo(attempt.revision)).info() {
@@ -246,17 +249,18 @@ impl Fetching<'_> {
         }
         let repository =
             self.api.repo(Repo::with_revision(self.attempt.id.to_owned(), RepoType::Model, self.sha.to_owned()));
-        let mut download =
-            || repository.download_with_progress(name, Reporter { file: name.to_owned(), done: 0, total: 0, progress });
-        let result = match download() {
-            // What an earlier attempt left is longer than the file, or the whole of it: a fresh start.
-            Err(error) if failure::is_bad_resume(&error) => {
-                self.forget_partial_downloads();
-                download()
+        for attempt in 0.. {
+            let reporter = Reporter { file: name.to_owned(), done: 0, total: 0, progress: &mut *progress };
+            match repository.download_with_progress(name, reporter) {
+                Ok(_) => break,
+                Err(error) if attempt == RETRIES => return Err(self.attempt.error(error)),
+                // What an earlier attempt left is longer than the file, or the whole of it: a fresh start.
+                Err(error) if failure::is_bad_resume(&error) => self.forget_partial_downloads(),
+                Err(error) if failure::is_interruption(&error) => std::thread::sleep(PAUSE),
+                Err(error) => return Err(self.attempt.error(error)),
             }
-            result => result,
-        };
-        result.map(drop).map_err(|error: ApiError| self.attempt.error(error))
+        }
+        Ok(())
     }
 
     fn forget_partial_downloads(&self) {

@@ -1,0 +1,175 @@
+//! Single-file checkpoints with the original Stable Diffusion key names: the same networks as in the diffusers layout.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+mod support;
+
+use lorabooth::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use lorabooth::weights::{Placement, WeightSet};
+use serde_json::{json, Map, Value};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use support::{made, read_json};
+use tch::{Device, Kind, Tensor};
+
+const CPU: Placement = Placement { device: Device::Cpu, kind: Kind::Float };
+
+/// A safetensors file of these shapes in float16, all zeros and not on the disk; `global_step` is an int64.
+fn hollow(path: &Path, shapes: &Map<String, Value>, global_step: Option<i64>) {
+    let mut header = Map::new();
+    let mut end = 0;
+    let mut put = |key: &str, dtype: &str, shape: &Value, bytes: i64| {
+        header.insert(key.into(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [end, end + bytes] }));
+        end += bytes;
+    };
+    if global_step.is_some() {
+        put("global_step", "I64", &json!([]), 8);
+    }
+    for (key, shape) in shapes {
+        let elements: i64 = shape.as_array().unwrap().iter().map(|d| d.as_i64().unwrap()).product();
+        put(key, "F16", shape, elements * 2);
+    }
+    let mut text = Value::Object(header).to_string();
+    text.push_str(&" ".repeat(7 - (text.len() + 7) % 8));
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(&(text.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file.write_all(&global_step.unwrap_or(0).to_le_bytes()).unwrap();
+    file.seek(SeekFrom::Start(8 + text.len() as u64)).unwrap();
+    file.set_len(8 + text.len() as u64 + end as u64).unwrap();
+}
+
+fn failure(path: &Path) -> String {
+    PipelineFiles::open_single(path, None).err().unwrap().to_string()
+}
+
+fn assert_same(ours: &Tensor, folders: &Tensor, what: &str) {
+    assert!(folders.abs().max().double_value(&[]) > 0.0);
+    assert!(ours.equal(folders), "{what} differs");
+}
+
+#[test]
+fn a_single_file_computes_the_same_bits_as_its_folder() {
+    tch::set_num_threads(1);
+    let _no_gradient = tch::no_grad_guard();
+    for (variant, dtype) in [("tiny4", "float32"), ("tiny4", "float16"), ("tiny-v", "float32"), ("tiny-v", "float16")] {
+        let folder = made("models.py", variant, &json!({ "variant": variant, "dtype": dtype }));
+        let file = made("single_file.py", "model.safetensors", &json!({ "model": folder, "dtype": dtype }));
+        let parts = PipelineFiles::open(&folder, None).unwrap();
+        let single = PipelineFiles::open_single(&file, Some(&folder)).unwrap();
+
+        let ids = Tensor::randint(49408, [2, 77], (Kind::Int64, Device::Cpu));
+        let text = |files: &PipelineFiles| files.load_text_encoder(CPU).unwrap().model.forward(&ids, false);
+        let embeds = text(&parts);
+        assert_same(&text(&single), &embeds, "the text encoder");
+
+        let images = Tensor::rand([2, 3, 64, 48], (Kind::Float, Device::Cpu)) * 2 - 1;
+        let encode = |files: &PipelineFiles| {
+            let vae = files.load_vae(CPU).unwrap().model;
+            let mean = vae.encode(&images).mean;
+            let decoded = vae.decode(&mean);
+            (mean, decoded)
+        };
+        let ((mean, decoded), expected) = (encode(&single), encode(&parts));
+        assert_same(&mean, &expected.0, "the encoder");
+        assert_same(&decoded, &expected.1, "the decoder");
+
+        let timesteps = Tensor::from_slice(&[17i64, 801]);
+        let unet = |files: &PipelineFiles| {
+            let latents = mean.repeat([1, 1, 1, 1]);
+            files.load_unet(CPU).unwrap().model.forward(&latents, &timesteps, &embeds, false)
+        };
+        assert_same(&unet(&single), &unet(&parts), "the UNet");
+        assert_eq!(single.scheduler_config_json().unwrap(), parts.scheduler_config_json().unwrap());
+        assert_eq!(single.tokenizer_folder().unwrap(), parts.tokenizer_folder().unwrap());
+    }
+}
+
+#[test]
+fn keys_and_configurations_of_the_real_models_follow_from_the_shapes() {
+    for variant in ["sd15", "sd21"] {
+        let reference = made("single_file_shapes.py", variant, &json!({ "variant": variant }));
+        let shapes = read_json(reference.join("shapes.json"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        hollow(&path, shapes["original"].as_object().unwrap(), None);
+        let single = PipelineFiles::open_single(&path, None).unwrap();
+        let described = PipelineFiles::open_single(&path, Some(&reference)).unwrap();
+
+        assert_eq!(format!("{:?}", single.unet_config().unwrap()), format!("{:?}", described.unet_config().unwrap()));
+        assert_eq!(format!("{:?}", single.vae_config().unwrap()), format!("{:?}", described.vae_config().unwrap()));
+        let text = |files: &PipelineFiles| format!("{:?}", files.text_encoder_config().unwrap());
+        assert_eq!(text(&single), text(&described));
+        assert_eq!(single.scheduler_config_json().unwrap()["_class_name"], described.scheduler_config_json().unwrap()["_class_name"]);
+
+        let same_keys = |part: &str, weights: WeightSet, extra: usize| {
+            let expected = shapes[part].as_object().unwrap();
+            for (key, shape) in expected {
+                let mut found = weights.shape(key).unwrap_or_else(|| panic!("{part} has no {key}"));
+                if part == "vae" && key.contains(".attentions.") && found.len() == 4 {
+                    found.truncate(2);
+                }
+                assert_eq!(json!(found), *shape, "{key}");
+            }
+            assert_eq!(weights.keys().count(), expected.len() + extra, "{part}");
+        };
+        same_keys("unet", single.unet_weights().unwrap(), 0);
+        same_keys("vae", single.vae_weights().unwrap(), 0);
+        // OpenCLIP's last layer: two norms, four projections and the fused one, each with a bias.
+        same_keys("text_encoder", single.text_encoder_weights().unwrap(), if variant == "sd21" { 16 } else { 0 });
+    }
+}
+
+#[test]
+fn the_schedulers_prediction_follows_from_the_step_and_can_be_overridden() {
+    let reference = made("single_file_shapes.py", "tiny-v", &json!({ "variant": "tiny-v" }));
+    let shapes = read_json(reference.join("shapes.json"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let name = path.to_str().unwrap();
+    let expected = read_json(reference.join("scheduler/scheduler_config.json"));
+    for (step, prediction) in [(None, "v_prediction"), (Some(110_000), "v_prediction"), (Some(875_000), "epsilon")] {
+        hollow(&path, shapes["original"].as_object().unwrap(), step);
+        let mut config = PipelineFiles::open_single(&path, None).unwrap().scheduler_config_json().unwrap();
+        assert_eq!(config["prediction_type"], prediction, "{step:?}");
+        config["prediction_type"] = json!("v_prediction");
+        assert_eq!(config, expected);
+    }
+    let options = ModelOptions { prediction_type: Some("sample".into()), ..ModelOptions::default() };
+    let files = PipelineFiles::resolve(name, &options, &mut |_| {}).unwrap();
+    assert_eq!(files.scheduler_config_json().unwrap()["prediction_type"], "sample");
+
+    let message = files.tokenizer_folder().err().unwrap().to_string();
+    assert!(message.contains("--tokenizer-name"), "{message}");
+    let message = files.unet_config().err().unwrap().to_string();
+    assert!(message.contains("--config-folder"), "{message}");
+    let tokenizer = support::model("tiny-v");
+    let options = ModelOptions { tokenizer: Some(tokenizer.to_str().unwrap().into()), ..ModelOptions::default() };
+    let files = PipelineFiles::resolve(name, &options, &mut |_| {}).unwrap();
+    assert_eq!(files.tokenizer_folder().unwrap(), tokenizer.join("tokenizer"));
+}
+
+#[test]
+fn files_that_are_no_model_are_refused_with_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let zero = || Tensor::zeros([4, 4], (Kind::Float, Device::Cpu));
+    let mut refused = |keys: &[&str]| {
+        let tensors: Vec<(&str, Tensor)> = keys.iter().map(|key| (*key, zero())).collect();
+        Tensor::write_safetensors(&tensors, &path).unwrap();
+        failure(&path)
+    };
+    let sdxl = ["conditioner.embedders.1.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight"];
+    assert!(refused(&sdxl).contains("Stable Diffusion XL checkpoint, which is not supported"));
+    assert!(refused(&["unet.mid_block.attentions.0.to_q.lora_A.weight"]).contains("a LoRA adapter, not a model"));
+    assert!(refused(&["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"]).contains("LoRA adapter"));
+    assert!(refused(&["x.weight"]).contains("no UNet"));
+
+    let whole: PathBuf = made("single_file.py", "model.safetensors", &json!({ "model": support::model("tiny4") }));
+    let bytes = std::fs::read(&whole).unwrap();
+    for length in [bytes.len() - 1, bytes.len() / 2, 100, 7, 0] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        let message = failure(&path);
+        assert!(message.contains("model.safetensors") && !message.contains('\n'), "{message}");
+    }
+    let message = PipelineFiles::resolve("no/such/model", &ModelOptions::default(), &mut |_| {}).err().unwrap();
+    assert!(message.to_string().contains("no model `no/such/model`"), "{message}");
+}
