@@ -88,9 +88,10 @@ pub fn read(file: &MappedFile) -> Result<AdapterSet> {
         };
         set.set(part, adapter.map_err(|error| Error::file(file.path(), error.to_string()))?);
     }
-    match set.parts().next() {
-        Some(_) => Ok(set),
-        None => Err(Error::file(file.path(), "holds no LoRA tensors")),
+    let empty = set.parts().next().is_none();
+    match empty {
+        false => Ok(set),
+        true => Err(Error::file(file.path(), "holds no LoRA tensors")),
     }
 }
 

@@ -80,7 +80,7 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
         ..ModelOptions::default()
     };
     let files = crate::recipes::open_model(&args.model, &options, reporter)?;
-    let scheduler = SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?;
+    let scheduler = SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
     let sampling = sampling(&args, &files.unet_config()?, files.vae_config()?.scale_factor())?;
     crate::schedulers::scheduler(args.scheduler.as_deref(), &scheduler, args.steps)?;
     let paths = output_paths(&args)?;

@@ -109,7 +109,7 @@ pub fn make_class_images(
     };
     let unet = run.files.load_unet(place)?;
     let vae = run.files.load_vae(placement(run, vae_kind(kind)))?;
-    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?;
+    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
     let (height, width) = native_latent_size(config, run)?;
     let sampling =
         Sampling { steps: 50, guidance_scale: 7.5, scheduler: None, latent_height: height, latent_width: width };
@@ -257,7 +257,7 @@ pub fn write_samples(
         None => None,
     };
     let Some(conditioning) = retrained.as_ref().or(networks.validation.as_ref()) else { return Ok(()) };
-    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?;
+    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
     let (latent_height, latent_width) = native_latent_size(config, run)?;
     let sampling =
         Sampling { steps: 25, guidance_scale: 7.5, scheduler: Some("dpm++2m".into()), latent_height, latent_width };
