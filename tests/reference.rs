@@ -1,4 +1,6 @@
 //! The harness and the Python side of parity, checked on themselves.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
 mod support;
 
 use serde_json::json;
