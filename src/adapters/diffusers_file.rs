@@ -88,9 +88,9 @@ pub fn read(file: &MappedFile) -> Result<AdapterSet> {
         };
         set.set(part, adapter.map_err(|error| Error::file(file.path(), error.to_string()))?);
     }
-    match set.parts().next() {
-        Some(_) => Ok(set),
-        None => Err(Error::file(file.path(), "holds no LoRA tensors")),
+    match set.unet.is_some() || set.text_encoder.is_some() {
+        true => Ok(set),
+        false => Err(Error::file(file.path(), "holds no LoRA tensors")),
     }
 }
 
