@@ -48,7 +48,7 @@ class Options:
     class_prompt: str = None
     with_prior_preservation: bool = False
     prior_loss_weight: float = 1.0
-    resolution: int = 64
+    resolution: int = 64  # 128 or more for a VAE of scale factor 8: on one latent in the middle, self-attention has no gradient
     center_crop: bool = False
     train_text_encoder: bool = False
     init_adapter: str = None  # a folder with unet/ and text_encoder/; otherwise fresh adapters of these shapes:

@@ -1,0 +1,213 @@
+//! What the tests share: the Python reference, models that are made once, comparisons, the built binary.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use serde_json::{json, Value};
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+
+/// Runs `tests/reference/SCRIPT ARGS` and panics with what it printed if it fails.
+///
+/// One Python process serves a whole test file, since importing the libraries takes seconds; calls wait for each other.
+pub fn python(script: &str, args: &[&str]) {
+    let mut worker = lock(&WORKER);
+    let worker = worker.get_or_insert_with(Worker::start);
+    let error = worker.run(script, args);
+    assert!(error.is_null(), "{script} {args:?} failed:\n{}", error.as_str().unwrap_or_default());
+}
+
+/// Runs a script in a process of its own: where its time from the start, or its memory, is measured.
+pub fn python_alone(script: &str, args: &[&str]) {
+    let output = interpreter().arg(script).args(args).output().unwrap_or_else(no_python);
+    assert!(output.status.success(), "{script} {args:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The path `NAME` that a script was asked to write with `options` (`script.py OUT OPTIONS`).
+///
+/// Made at most once for one script, name and options: tests and test runs share it, so don't write there. Not for options that
+/// name a temporary folder.
+pub fn made(script: &str, name: &str, options: &Value) -> PathBuf {
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = lock(&MAKING);
+    let options = options.to_string();
+    let key = hash([script, name, &options, &SCRIPTS]);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reference").join(&key[..16]);
+    if !folder.exists() {
+        let partial = folder.with_extension(std::process::id().to_string());
+        std::fs::create_dir_all(&partial).unwrap();
+        python(script, &[partial.join(name).to_str().unwrap(), &options]);
+        // Another test process may have been quicker; what it made is the same.
+        if std::fs::rename(&partial, &folder).is_err() {
+            std::fs::remove_dir_all(&partial).unwrap();
+        }
+    }
+    folder.join(name)
+}
+
+/// A pipeline folder of random weights; `variant` is one of `tests/reference/configs.py`.
+pub fn model(variant: &str) -> PathBuf {
+    made("models.py", variant, &json!({ "variant": variant }))
+}
+
+/// A folder of PNG photos to train on.
+pub fn photos(count: usize, seed: u64) -> PathBuf {
+    made("sample_photos.py", "photos", &json!({ "count": count, "seed": seed }))
+}
+
+/// All tensors of a safetensors file, by name.
+pub fn read(path: impl AsRef<Path>) -> BTreeMap<String, Tensor> {
+    let path = path.as_ref();
+    Tensor::read_safetensors(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into_iter().collect()
+}
+
+/// A JSON file.
+pub fn read_json(path: impl AsRef<Path>) -> Value {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The largest absolute difference over the largest absolute value of `expected`; infinite where something is not a number.
+pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
+    ratio(actual, expected, |tensor| tensor.abs().max())
+}
+
+/// The norm of the difference over the norm of `expected`; infinite where something is not a number.
+pub fn relative_norm_error(actual: &Tensor, expected: &Tensor) -> f64 {
+    ratio(actual, expected, Tensor::norm)
+}
+
+/// The size of the difference over that of `expected`; 0 where they are equal, be it that both are 0.
+fn ratio(actual: &Tensor, expected: &Tensor, size: impl Fn(&Tensor) -> Tensor) -> f64 {
+    assert_eq!(actual.size(), expected.size(), "the shapes differ");
+    let [actual, expected] = [actual, expected].map(|tensor| tensor.detach().to_kind(Kind::Double));
+    let difference = size(&(actual - &expected)).double_value(&[]);
+    let ratio = difference / size(&expected).double_value(&[]);
+    match (difference == 0.0, ratio.is_nan()) {
+        (true, _) => 0.0,
+        (false, true) => f64::INFINITY,
+        (false, false) => ratio,
+    }
+}
+
+/// Peak signal-to-noise ratio of two images in decibels, over 8-bit RGB; infinite where they are equal.
+pub fn psnr(actual: impl AsRef<Path>, expected: impl AsRef<Path>) -> f64 {
+    let [actual, expected] = [actual.as_ref(), expected.as_ref()]
+        .map(|path| image::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).to_rgb8());
+    assert_eq!(actual.dimensions(), expected.dimensions(), "the sizes differ");
+    let squares = actual.iter().zip(expected.iter()).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2));
+    let mean = squares.sum::<f64>() / actual.len() as f64;
+    10.0 * (255.0_f64.powi(2) / mean).log10()
+}
+
+/// Runs the built binary on one thread.
+pub fn lorabooth<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_lorabooth"))
+        .args(args)
+        .env("OMP_NUM_THREADS", "1")
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .unwrap()
+}
+
+/// Runs the built binary and panics with what it printed if it fails; its standard output otherwise.
+pub fn lorabooth_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
+    let output = lorabooth(args);
+    let [out, error] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "lorabooth ended with {}:\n{out}{error}", output.status);
+    out
+}
+
+static WORKER: Mutex<Option<Worker>> = Mutex::new(None);
+
+/// The contents of all scripts: what was made by others is made again.
+static SCRIPTS: LazyLock<String> = LazyLock::new(|| {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(scripts()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
+    paths.sort();
+    let contents: Vec<String> = paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    hash(contents.iter().map(String::as_str))
+});
+
+/// A Python process that runs scripts one after another; it ends when its standard input closes, at the end of this process.
+struct Worker {
+    requests: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    _process: Child,
+}
+
+impl Worker {
+    fn start() -> Self {
+        let mut process = interpreter()
+            .arg("worker.py")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(no_python);
+        Self {
+            requests: process.stdin.take().unwrap(),
+            answers: BufReader::new(process.stdout.take().unwrap()),
+            _process: process,
+        }
+    }
+
+    /// What went wrong, or null.
+    fn run(&mut self, script: &str, args: &[&str]) -> Value {
+        let mut answer = String::new();
+        let sent = writeln!(self.requests, "{}", json!({ "script": script, "args": args }));
+        if sent.is_err() || self.answers.read_line(&mut answer).unwrap_or(0) == 0 {
+            return json!("the Python process ended");
+        }
+        serde_json::from_str::<Value>(&answer).unwrap()["error"].take()
+    }
+}
+
+/// The venv's Python, in the folder of the scripts.
+fn interpreter() -> Command {
+    let mut command = Command::new(python_path());
+    command
+        .current_dir(scripts())
+        .env("OMP_NUM_THREADS", "1")
+        .env("HF_HUB_OFFLINE", "1")
+        .env("TRANSFORMERS_VERBOSITY", "error")
+        .env("DIFFUSERS_VERBOSITY", "error")
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+fn python_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("LORABOOTH_PYTHON") {
+        return path.into();
+    }
+    let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
+    cache.join("lorabooth/venv/bin/python")
+}
+
+fn no_python<T>(error: std::io::Error) -> T {
+    panic!("{}: {error}; `make reference` puts the Python libraries there", python_path().display())
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference")
+}
+
+fn hash<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hasher = Sha256::new();
+    for text in texts {
+        hasher.update(text.len().to_le_bytes());
+        hasher.update(text);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The lock, also after a test that held it has failed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
