@@ -31,7 +31,7 @@ fn check_close(name: &str, ours: &Tensor, theirs: &Tensor) {
 #[test]
 fn photos_equal_what_pillow_and_torchvision_make_of_them() {
     let folder = tempfile::tempdir().unwrap();
-    support::python("photos.py", &[folder.path().to_str().unwrap()]);
+    support::python("photo_cases.py", &[folder.path().to_str().unwrap()]);
     let expected = read(&folder.path().join("expected.safetensors"));
     let draws = read(&folder.path().join("draws.safetensors"));
     let mut compared = 0;

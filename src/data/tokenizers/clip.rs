@@ -8,7 +8,7 @@ use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{Merges, Vocab, BPE};
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
 use tokenizers::normalizers::{Lowercase, Sequence as Normalizers, NFC};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -257,18 +257,31 @@ fn bpe_of_vocabulary(folder: &Path, unknown: &str) -> Result<BPE> {
 }
 
 fn bpe(path: &Path, vocabulary: Value, merges: Value, unknown: &str) -> Result<BPE> {
-    let mut model = Map::new();
-    for (key, value) in [
-        ("type", json!("BPE")),
-        ("unk_token", json!(unknown)),
-        ("continuing_subword_prefix", json!("")),
-        ("end_of_word_suffix", json!("</w>")),
-        ("fuse_unk", json!(false)),
-        ("vocab", vocabulary),
-        ("merges", merges),
-    ] {
-        model.insert(key.to_owned(), value);
-    }
-    serde_json::from_value(Value::Object(model))
-        .map_err(|error| Error::file(path, format!("its vocabulary and merges do not fit together: {error}")))
+    let misfit = |cause: String| Error::file(path, format!("its vocabulary and merges do not fit together: {cause}"));
+    let vocabulary: BTreeMap<String, u32> = serde_json::from_value(vocabulary).map_err(|e| misfit(e.to_string()))?;
+    let pairs: Option<Merges> = merges.as_array().map(Vec::as_slice).unwrap_or_default().iter().map(pair).collect();
+    BPE::builder()
+        .vocab_and_merges(
+            vocabulary.into_iter().collect::<Vocab>(),
+            pairs.ok_or_else(|| misfit("a merge is no pair".into()))?,
+        )
+        .unk_token(unknown.to_owned())
+        .continuing_subword_prefix(String::new())
+        .end_of_word_suffix("</w>".to_owned())
+        .fuse_unk(false)
+        .build()
+        .map_err(|error| misfit(error.to_string()))
+}
+
+/// A merge is `"a b"` in older files and `["a", "b"]` in newer ones.
+fn pair(merge: &Value) -> Option<(String, String)> {
+    let (first, second) = match merge {
+        Value::String(text) => text.split_once(' ')?,
+        Value::Array(parts) => match parts.as_slice() {
+            [Value::String(first), Value::String(second)] => (first.as_str(), second.as_str()),
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some((first.to_owned(), second.to_owned()))
 }
