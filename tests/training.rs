@@ -1,4 +1,5 @@
 //! Losses and adapters of a training run equal those of PEFT's script's loop with the same draws.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 mod support;
 
