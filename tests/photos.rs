@@ -139,7 +139,8 @@ fn a_resumed_run_prepares_the_batches_of_one_never_stopped() {
         (0..count).for_each(|index| png(&folder.join(format!("{index}.png")), 50 + index, 40));
     }
     let class = PhotoFolder::open(&classes, 24).unwrap();
-    let dataset = DreamBoothDataset::new(PhotoFolder::open(&instances, 24).unwrap(), "sks", Some((class, "dog")), false);
+    let dataset =
+        DreamBoothDataset::new(PhotoFolder::open(&instances, 24).unwrap(), "sks", Some((class, "dog")), false);
     let dataset = std::sync::Arc::new(dataset.unwrap());
     let order = dataset.order(2, 7, true).unwrap();
     let prepare = |from: usize| {
