@@ -1,5 +1,7 @@
 //! Photos become the tensors that Pillow and torchvision make of them, and bad files cost a warning.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use image::RgbImage;
