@@ -15,9 +15,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::roberta::RobertaProcessing;
-use tokenizers::{
-    AddedToken, PaddingParams, PaddingStrategy, SplitDelimiterBehavior, Tokenizer, TruncationParams, TruncationStrategy,
-};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
 /// Positions of CLIP's text encoder, where the configuration names no length.
 const DEFAULT_MAX_LENGTH: usize = 77;
@@ -33,6 +31,7 @@ const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
     max_length: usize,
+    end_id: i64,
     pad_id: i64,
 }
 
@@ -66,30 +65,27 @@ impl ClipTokenizer {
             id.map(|id| (name.to_owned(), id))
                 .ok_or_else(|| Error::file(folder, format!("its vocabulary has no {role} `{name}`")))
         };
-        let (start, end, (pad_token, pad_id)) = (token("bos_token")?, token("eos_token")?, token("pad_token")?);
-        tokenizer
-            .with_post_processor(Some(RobertaProcessing::new(end, start).trim_offsets(false).add_prefix_space(false)));
-        let strategy = TruncationStrategy::LongestFirst;
-        let truncation = TruncationParams { max_length, strategy, ..Default::default() };
-        tokenizer.with_truncation(Some(truncation)).map_err(failed)?;
-        let strategy = PaddingStrategy::Fixed(max_length);
-        tokenizer.with_padding(Some(PaddingParams { strategy, pad_id, pad_token, ..Default::default() }));
-        Ok(Self { tokenizer, max_length, pad_id: i64::from(pad_id) })
+        let (start, end, (_, pad)) = (token("bos_token")?, token("eos_token")?, token("pad_token")?);
+        let (end_id, pad_id) = (i64::from(end.1), i64::from(pad));
+        let frame = RobertaProcessing::new(end, start).trim_offsets(false).add_prefix_space(false);
+        tokenizer.with_post_processor(Some(frame));
+        Ok(Self { tokenizer, max_length, end_id, pad_id })
     }
 
     /// A text's ids between the start and end tokens, padded and cut to [`ClipTokenizer::max_length`].
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
-        Ok(self.encoding(text)?.get_ids().iter().map(|&id| i64::from(id)).collect())
+        let mut ids = self.all_ids(text)?;
+        if ids.len() > self.max_length {
+            ids.truncate(self.max_length - 1);
+            ids.push(self.end_id);
+        }
+        ids.resize(self.max_length, self.pad_id);
+        Ok(ids)
     }
 
     /// How many of a text's tokens [`ClipTokenizer::encode`] cuts off.
     pub fn cut_tokens(&self, text: &str) -> Result<usize> {
-        let encoding = self.encoding(text)?;
-        // Overflowing parts carry start and end tokens and padding of their own.
-        let real = |part: &tokenizers::Encoding| {
-            part.get_special_tokens_mask().iter().filter(|&&special| special == 0).count()
-        };
-        Ok(encoding.get_overflowing().iter().map(real).sum())
+        Ok(self.all_ids(text)?.len().saturating_sub(self.max_length))
     }
 
     /// The number of ids of each encoded text: 77 for Stable Diffusion.
@@ -102,8 +98,11 @@ impl ClipTokenizer {
         self.pad_id
     }
 
-    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding> {
-        self.tokenizer.encode(text, true).map_err(|error| Error::invalid(format!("cannot tokenize {text:?}: {error}")))
+    /// A text's ids between the start and end tokens, however many.
+    fn all_ids(&self, text: &str) -> Result<Vec<i64>> {
+        let encoding = self.tokenizer.encode_fast(text, true);
+        let encoding = encoding.map_err(|error| Error::invalid(format!("cannot tokenize {text:?}: {error}")))?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 }
 
