@@ -1,8 +1,6 @@
 //! Photos become the tensors that Pillow and torchvision make of them, and bad files cost a warning.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod support;
 
 use image::RgbImage;

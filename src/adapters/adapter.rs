@@ -26,13 +26,16 @@ pub enum Init<'a> {
     Tensors(&'a BTreeMap<String, Tensor>),
 }
 
+/// One site's adapter, and its trained tensors by name.
+pub type Made = (Box<dyn Adapter>, BTreeMap<String, Tensor>);
+
 /// A kind of adapter: a name in `adapter_config.json`, and how one is made for a site.
 pub struct Method {
     /// PEFT's `peft_type`.
     pub peft_type: &'static str,
     /// Makes the adapter of one site, with its trained tensors by their names in PEFT's files, such as
     /// `mid_block.attentions.0.proj_in.lora_A.weight`.
-    pub make: fn(&Site, &LoraConfig, &mut Init) -> Result<(Box<dyn Adapter>, BTreeMap<String, Tensor>)>,
+    pub make: fn(&Site, &LoraConfig, &mut Init) -> Result<Made>,
 }
 
 /// All methods that change projections.

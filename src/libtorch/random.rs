@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn the_global_generator_can_go_on_where_one_stands() {
         let mut generator = Generator::new(11);
-        generator.randn(&[5]);
+        let _before = generator.randn(&[5]);
         generator.becomes_global().unwrap();
         let global = Tensor::randn([20], (tch::Kind::Float, Device::Cpu));
         assert_eq!(generator.randn(&[20]), global);

@@ -319,7 +319,7 @@ impl DreamBoothConfig {
     /// What is wrong with the options by themselves, before anything is read.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(message));
-        if self.resolution == 0 || self.resolution % 8 != 0 {
+        if self.resolution == 0 || !self.resolution.is_multiple_of(8) {
             return refuse(format!(
                 "--resolution {} is not a multiple of 8; the nearest is {}",
                 self.resolution,

@@ -115,13 +115,13 @@ fn train_loop(
         let epoch = job.order.position(first as usize).0 as u64;
         run.note(StepMetrics { epoch, ..metrics }, observer)?;
         let last = run.step == run.total_steps;
-        if config.validation_prompt.is_some() && (run.step % config.validation_steps == 0 || last) {
+        if config.validation_prompt.is_some() && (run.step.is_multiple_of(config.validation_steps) || last) {
             networks.set_training(false);
             phases::write_samples(config, run, networks, observer)?;
             networks.set_training(true);
         }
         let stop = interrupt.requested();
-        if stop || last || run.step % config.checkpointing_steps == 0 {
+        if stop || last || run.step.is_multiple_of(config.checkpointing_steps) {
             let folder = run.save_checkpoint(config.keep_checkpoints, job.order.position(run.micro_step as usize).0)?;
             if stop && !last {
                 return Err(Error::Interrupted(format!(
@@ -138,7 +138,7 @@ fn train_loop(
 
 /// The batches from the run's place on, each decoded while the one before it trains.
 fn prefetched(job: &Job, run: &Run) -> Prefetch<Result<PreparedBatch>> {
-    let (dataset, order, known) = (job.dataset.clone(), job.order.clone(), job.cache.known());
+    let (dataset, order, known) = (job.dataset.clone(), job.order, job.cache.known());
     let seed = run.seed;
     Prefetch::new((run.micro_step..).map(move |micro_step| {
         let generator = Generator::new(seed.wrapping_add(micro_step as i64));

@@ -58,7 +58,7 @@ impl ResnetBlock2d {
     pub fn forward(&self, xs: &Tensor, time_embedding: Option<&Tensor>) -> Tensor {
         let mut hidden = self.conv1.forward(&self.norm1.forward(xs).silu());
         if let (Some(project), Some(embedding)) = (&self.time_emb_proj, time_embedding) {
-            hidden = hidden + project.forward(embedding).unsqueeze(-1).unsqueeze(-1);
+            hidden += project.forward(embedding).unsqueeze(-1).unsqueeze(-1);
             // [b, outputs, 1, 1]
         }
         let hidden = self.conv2.forward(&self.norm2.forward(&hidden).silu());
