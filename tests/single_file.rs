@@ -98,7 +98,10 @@ fn keys_and_configurations_of_the_real_models_follow_from_the_shapes() {
         assert_eq!(format!("{:?}", single.vae_config().unwrap()), format!("{:?}", described.vae_config().unwrap()));
         let text = |files: &PipelineFiles| format!("{:?}", files.text_encoder_config().unwrap());
         assert_eq!(text(&single), text(&described));
-        assert_eq!(single.scheduler_config_json().unwrap()["_class_name"], described.scheduler_config_json().unwrap()["_class_name"]);
+        assert_eq!(
+            single.scheduler_config_json().unwrap()["_class_name"],
+            described.scheduler_config_json().unwrap()["_class_name"]
+        );
 
         let same_keys = |part: &str, weights: WeightSet, extra: usize| {
             let expected = shapes[part].as_object().unwrap();
