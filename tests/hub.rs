@@ -140,7 +140,7 @@ fn files_in(folder: &Path) -> BTreeSet<String> {
         let name = entry.file_name().into_string().unwrap();
         match entry.path().is_dir() {
             true => names.extend(files_in(&entry.path()).iter().map(|inner| format!("{name}/{inner}"))),
-            false => drop(names.insert(name)),
+            false => names.extend([name]),
         }
     }
     names
@@ -150,7 +150,9 @@ fn files_in(folder: &Path) -> BTreeSet<String> {
 fn a_pipeline_comes_once_and_only_the_files_that_are_used() {
     let mut mirror = Mirror::of(&pipeline());
     let mut heard = BTreeMap::new();
-    let mut listen = |download: Download| drop(heard.insert(download.file.to_owned(), (download.done, download.total)));
+    let mut listen = |download: Download| {
+        heard.insert(download.file.to_owned(), (download.done, download.total));
+    };
     let folder = mirror.hub.fetch_pipeline(&request(None, &NETWORKS), &mut listen).unwrap();
     let unused = [
         "README.md",

@@ -119,7 +119,7 @@ impl Hub {
         }
         let attempt = Attempt { hub: self, id: request.id, revision: request.revision.unwrap_or("main") };
         if self.offline {
-            return self.from_cache(&attempt, selection)?.ok_or_else(|| attempt.not_cached());
+            return self.cached(&attempt, selection)?.ok_or_else(|| attempt.not_cached());
         }
         let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
             .with_endpoint(self.endpoint.clone())
@@ -133,7 +133,7 @@ impl Hub {
             Ok(info) => info,
             // No answer at all: what was fetched before is as good as it gets.
             Err(error) if failure::is_transport(&error) => {
-                return self.from_cache(&attempt, selection)?.ok_or_else(|| attempt.error(error));
+                return self.cached(&attempt, selection)?.ok_or_else(|| attempt.error(error));
             }
             Err(error) => return Err(attempt.error(error)),
         };
@@ -162,7 +162,7 @@ impl Hub {
     }
 
     /// The folder in the cache, if all that is selected is there.
-    fn from_cache(&self, attempt: &Attempt, selection: &Selection) -> Result<Option<PathBuf>> {
+    fn cached(&self, attempt: &Attempt, selection: &Selection) -> Result<Option<PathBuf>> {
         let reference = self.folder(attempt.id).join("refs").join(attempt.revision);
         let sha = match stays_inside(attempt.revision) {
             true => std::fs::read_to_string(reference).unwrap_or_else(|_| attempt.revision.to_owned()),
@@ -201,7 +201,7 @@ fn list(folder: &Path, prefix: &str, names: &mut BTreeSet<String>) {
         // `is_dir` follows links, as the cache's files are.
         match entry.path().is_dir() {
             true => list(&entry.path(), &format!("{name}/"), names),
-            false => drop(names.insert(name)),
+            false => names.extend([name]),
         }
     }
 }

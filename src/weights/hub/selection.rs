@@ -157,7 +157,7 @@ impl Selection {
             });
         }
         if self.required.is_empty() && self.configurations(names).is_empty() {
-            return Err(format!("holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"));
+            return Err("holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)".into());
         }
         for (prefix, file) in self.chosen(names) {
             if file.is_none() {
