@@ -41,13 +41,26 @@ fn failure(path: &Path) -> String {
     PipelineFiles::open_single(path, None).err().unwrap().to_string()
 }
 
-fn assert_same(ours: &Tensor, folders: &Tensor, what: &str) {
+/// Equal bits of every weight, in the dtype of the files.
+fn assert_same_weights(ours: &WeightSet, folders: &WeightSet, kind: Kind) {
+    assert_eq!(ours.keys().collect::<Vec<_>>(), folders.keys().collect::<Vec<_>>());
+    for key in folders.keys() {
+        let shape = folders.shape(key).unwrap();
+        let load = |weights: &WeightSet| weights.load(key, &shape, Placement { device: Device::Cpu, kind }).unwrap();
+        assert!(load(ours).equal(&load(folders)), "{key}");
+    }
+}
+
+/// Equal bits where weights were converted; where they lie over the mapped files, matrix products round by how the
+/// memory is aligned (with MKL_CBWR=COMPATIBLE they don't).
+fn assert_same_output(ours: &Tensor, folders: &Tensor, kind: Kind, what: &str) {
     assert!(folders.abs().max().double_value(&[]) > 0.0);
-    assert!(ours.equal(folders), "{what} differs");
+    let error = support::relative_error(ours, folders);
+    assert!(error <= if kind == Kind::Half { 0.0 } else { 1e-5 }, "{what} differs by {error}");
 }
 
 #[test]
-fn a_single_file_computes_the_same_bits_as_its_folder() {
+fn a_single_file_holds_the_same_bits_as_its_folder_and_computes_the_same() {
     tch::set_num_threads(1);
     let _no_gradient = tch::no_grad_guard();
     for (variant, dtype) in [("tiny4", "float32"), ("tiny4", "float16"), ("tiny-v", "float32"), ("tiny-v", "float16")] {
@@ -56,10 +69,15 @@ fn a_single_file_computes_the_same_bits_as_its_folder() {
         let parts = PipelineFiles::open(&folder, None).unwrap();
         let single = PipelineFiles::open_single(&file, Some(&folder)).unwrap();
 
+        let kind = if dtype == "float32" { Kind::Float } else { Kind::Half };
+        assert_same_weights(&single.unet_weights().unwrap(), &parts.unet_weights().unwrap(), kind);
+        assert_same_weights(&single.vae_weights().unwrap(), &parts.vae_weights().unwrap(), kind);
+        assert_same_weights(&single.text_encoder_weights().unwrap(), &parts.text_encoder_weights().unwrap(), kind);
+
         let ids = Tensor::randint(49408, [2, 77], (Kind::Int64, Device::Cpu));
         let text = |files: &PipelineFiles| files.load_text_encoder(CPU).unwrap().model.forward(&ids, false);
         let embeds = text(&parts);
-        assert_same(&text(&single), &embeds, "the text encoder");
+        assert_same_output(&text(&single), &embeds, kind, "the text encoder");
 
         let images = Tensor::rand([2, 3, 64, 48], (Kind::Float, Device::Cpu)) * 2 - 1;
         let encode = |files: &PipelineFiles| {
@@ -69,15 +87,13 @@ fn a_single_file_computes_the_same_bits_as_its_folder() {
             (mean, decoded)
         };
         let ((mean, decoded), expected) = (encode(&single), encode(&parts));
-        assert_same(&mean, &expected.0, "the encoder");
-        assert_same(&decoded, &expected.1, "the decoder");
+        assert_same_output(&mean, &expected.0, kind, "the encoder");
+        assert_same_output(&decoded, &expected.1, kind, "the decoder");
 
         let timesteps = Tensor::from_slice(&[17i64, 801]);
-        let unet = |files: &PipelineFiles| {
-            let latents = mean.repeat([1, 1, 1, 1]);
-            files.load_unet(CPU).unwrap().model.forward(&latents, &timesteps, &embeds, false)
-        };
-        assert_same(&unet(&single), &unet(&parts), "the UNet");
+        let unet =
+            |files: &PipelineFiles| files.load_unet(CPU).unwrap().model.forward(&mean, &timesteps, &embeds, false);
+        assert_same_output(&unet(&single), &unet(&parts), kind, "the UNet");
         assert_eq!(single.scheduler_config_json().unwrap(), parts.scheduler_config_json().unwrap());
         assert_eq!(single.tokenizer_folder().unwrap(), parts.tokenizer_folder().unwrap());
     }
@@ -155,7 +171,7 @@ fn files_that_are_no_model_are_refused_with_what_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     let zero = || Tensor::zeros([4, 4], (Kind::Float, Device::Cpu));
-    let mut refused = |keys: &[&str]| {
+    let refused = |keys: &[&str]| {
         let tensors: Vec<(&str, Tensor)> = keys.iter().map(|key| (*key, zero())).collect();
         Tensor::write_safetensors(&tensors, &path).unwrap();
         failure(&path)

@@ -201,7 +201,7 @@ fn list(folder: &Path, prefix: &str, names: &mut BTreeSet<String>) {
         // `is_dir` follows links, as the cache's files are.
         match entry.path().is_dir() {
             true => list(&entry.path(), &format!("{name}/"), names),
-            false => drop(names.insert(name)),
+            false => names.extend([name]),
         }
     }
 }

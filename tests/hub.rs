@@ -1,0 +1,272 @@
+//! Models by hub id, from a small mirror that runs in the test.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+use lorabooth::weights::hub::{Download, Hub, Request};
+use serde_json::{json, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
+const ID: &str = "someone/a-model";
+const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
+
+/// What the mirror serves and what it was asked.
+#[derive(Default)]
+struct Site {
+    files: BTreeMap<String, Vec<u8>>,
+    /// Only this token may read.
+    token: Option<String>,
+    /// The next body of more than one byte is cut here.
+    cut_at: Option<usize>,
+    /// Method-less lines: path and range of each request.
+    requests: Vec<String>,
+}
+
+struct Mirror {
+    site: Arc<Mutex<Site>>,
+    hub: Hub,
+    _cache: tempfile::TempDir,
+}
+
+impl Mirror {
+    fn of(files: &[(&str, &[u8])]) -> Self {
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        let site = Arc::new(Mutex::new(Site { files, ..Site::default() }));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let shared = site.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                // The client may hang up at any time.
+                drop(answer(stream, &shared));
+            }
+        });
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub { endpoint, cache: cache.path().join("hub"), token: None, offline: false };
+        Self { site, hub, _cache: cache }
+    }
+
+    fn fetch(&self, request: &Request) -> Result<std::path::PathBuf, String> {
+        self.hub.fetch_pipeline(request, &mut |_| {}).map_err(|error| error.to_string())
+    }
+
+    fn requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.site.lock().unwrap().requests)
+    }
+}
+
+/// Answers one request and closes.
+fn answer(mut stream: TcpStream, site: &Mutex<Site>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let path = lines.next().unwrap_or(Ok(String::new()))?.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut headers = BTreeMap::new();
+    for line in lines {
+        let line = line?;
+        let Some((name, value)) = line.split_once(": ") else { break };
+        headers.insert(name.to_lowercase(), value.to_owned());
+    }
+    let mut site = site.lock().unwrap();
+    let range = headers.get("range").map_or("", |range| range.strip_prefix("bytes=").unwrap());
+    site.requests.push(format!("{path} {range}"));
+    let authorized =
+        site.token.as_ref().is_none_or(|token| headers.get("authorization") == Some(&format!("Bearer {token}")));
+    let (status, extra, body) = match (path.strip_prefix(&format!("/api/models/{ID}/revision/")), authorized) {
+        (_, false) => ("401 Unauthorized", "x-error-code: GatedRepo\r\n".to_owned(), Vec::new()),
+        (Some("main" | SHA), _) => {
+            let siblings: Vec<Value> = site.files.keys().map(|name| json!({ "rfilename": name })).collect();
+            ("200 OK", String::new(), json!({ "sha": SHA, "siblings": siblings }).to_string().into_bytes())
+        }
+        (Some(_), _) => ("404 Not Found", "x-error-code: RevisionNotFound\r\n".to_owned(), Vec::new()),
+        (None, _) => {
+            match path.strip_prefix(&format!("/{ID}/resolve/{SHA}/")).and_then(|name| site.files.get_key_value(name)) {
+                None => ("404 Not Found", "x-error-code: RepoNotFound\r\n".to_owned(), Vec::new()),
+                Some((name, bytes)) => {
+                    let (first, last) = range.split_once('-').unwrap();
+                    let first: usize = first.parse().unwrap();
+                    let last = last.parse().unwrap_or(bytes.len() - 1);
+                    let etag = name.replace('/', "_");
+                    match first < bytes.len() {
+                    true => (
+                        "206 Partial Content",
+                        format!("etag: \"{etag}\"\r\nx-repo-commit: {SHA}\r\ncontent-range: bytes {first}-{last}/{}\r\n", bytes.len()),
+                        bytes[first..=last].to_vec(),
+                    ),
+                    false => ("416 Range Not Satisfiable", String::new(), Vec::new()),
+                }
+                }
+            }
+        }
+    };
+    write!(stream, "HTTP/1.1 {status}\r\n{extra}content-length: {}\r\nconnection: close\r\n\r\n", body.len())?;
+    let cut = (path.contains("/resolve/") && body.len() > 1).then(|| site.cut_at.take()).flatten();
+    stream.write_all(&body[..cut.unwrap_or(body.len()).min(body.len())])
+}
+
+const INDEX: &[u8] = br#"{"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}"#;
+const SHARDS: &[u8] =
+    br#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
+
+fn pipeline() -> Vec<(&'static str, &'static [u8])> {
+    vec![
+        ("model_index.json", INDEX),
+        ("README.md", b"words"),
+        ("scheduler/scheduler_config.json", b"{}"),
+        ("text_encoder/config.json", b"{}"),
+        ("text_encoder/model-00001-of-00002.safetensors", b"first shard"),
+        ("text_encoder/model-00002-of-00002.safetensors", b"second shard"),
+        ("text_encoder/model.safetensors.index.json", SHARDS),
+        ("text_encoder/pytorch_model.bin", b"pickle"),
+        ("tokenizer/merges.txt", b"m"),
+        ("tokenizer/vocab.json", b"{}"),
+        ("unet/config.json", b"{}"),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", b"half weights"),
+        ("unet/diffusion_pytorch_model.safetensors", b"whole weights"),
+        ("vae/config.json", b"{}"),
+        ("vae/diffusion_pytorch_model.safetensors", b"vae"),
+        ("v1-5-pruned.safetensors", b"much"),
+    ]
+}
+
+fn request<'a>(variant: Option<&'a str>, weights_of: &'a [&'a str]) -> Request<'a> {
+    Request { id: ID, revision: None, variant, weights_of }
+}
+
+fn files_in(folder: &Path) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        match entry.path().is_dir() {
+            true => names.extend(files_in(&entry.path()).iter().map(|inner| format!("{name}/{inner}"))),
+            false => names.extend([name]),
+        }
+    }
+    names
+}
+
+#[test]
+fn a_pipeline_comes_once_and_only_the_files_that_are_used() {
+    let mut mirror = Mirror::of(&pipeline());
+    let mut heard = BTreeMap::new();
+    let mut listen = |download: Download| {
+        heard.insert(download.file.to_owned(), (download.done, download.total));
+    };
+    let folder = mirror.hub.fetch_pipeline(&request(None, &NETWORKS), &mut listen).unwrap();
+    let unused = [
+        "README.md",
+        "text_encoder/pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "v1-5-pruned.safetensors",
+    ];
+    let expected: BTreeSet<String> =
+        pipeline().iter().map(|(name, _)| (*name).to_owned()).filter(|name| !unused.contains(&name.as_str())).collect();
+    assert_eq!(files_in(&folder), expected);
+    assert_eq!(std::fs::read(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap(), b"whole weights");
+    assert_eq!(heard["text_encoder/model-00002-of-00002.safetensors"], (12, 12));
+    assert_eq!(folder.file_name().unwrap(), SHA);
+
+    mirror.requests();
+    assert_eq!(mirror.fetch(&request(None, &NETWORKS)).unwrap(), folder);
+    assert_eq!(mirror.requests().len(), 1, "what is there is not fetched again");
+    mirror.hub.offline = true;
+    assert_eq!(mirror.fetch(&request(None, &NETWORKS)).unwrap(), folder);
+    assert!(mirror.requests().is_empty());
+}
+
+#[test]
+fn a_variant_is_preferred_and_configurations_come_alone() {
+    let mirror = Mirror::of(&pipeline());
+    let folder = mirror.fetch(&request(None, &[])).unwrap();
+    assert!(files_in(&folder).iter().all(|name| !name.ends_with(".safetensors")));
+    let folder = mirror.fetch(&request(Some("fp16"), &["unet", "vae"])).unwrap();
+    let weights: Vec<String> = files_in(&folder).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
+    assert_eq!(weights, ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.safetensors"]);
+    let message = mirror.fetch(&request(Some("bf16"), &["unet"])).unwrap_err();
+    assert!(message.contains("no weights of the variant `bf16`"), "{message}");
+}
+
+#[test]
+fn a_download_that_broke_off_goes_on_where_it_stopped() {
+    let weights: Vec<u8> = (0..100_000u32).flat_map(u32::to_le_bytes).collect();
+    let mut files = pipeline();
+    files.retain(|(name, _)| !name.starts_with("vae/diffusion"));
+    files.push(("vae/diffusion_pytorch_model.safetensors", &weights));
+    let mirror = Mirror::of(&files);
+    mirror.fetch(&request(None, &[])).unwrap();
+    mirror.requests();
+    mirror.site.lock().unwrap().cut_at = Some(1000);
+    let folder = mirror.fetch(&request(None, &["vae"])).unwrap();
+    assert_eq!(std::fs::read(folder.join("vae/diffusion_pytorch_model.safetensors")).unwrap(), weights);
+    assert!(mirror.requests().iter().any(|request| request.ends_with(" 1000-")));
+
+    // Another process was stopped between the last byte and the new name.
+    let blobs = folder.join("../../blobs");
+    let whole = blobs.join("unet_diffusion_pytorch_model.safetensors");
+    std::fs::write(whole.with_extension("part"), b"whole weights").unwrap();
+    let folder = mirror.fetch(&request(None, &["unet"])).unwrap();
+    assert_eq!(std::fs::read(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap(), b"whole weights");
+}
+
+#[test]
+fn each_failure_is_one_plain_sentence() {
+    let mut mirror = Mirror::of(&pipeline());
+    let fails = |mirror: &Mirror, request: &Request, part: &str| {
+        let message = mirror.fetch(request).unwrap_err();
+        assert!(message.contains(part) && !message.contains('\n'), "{message}");
+    };
+    let all = request(None, &NETWORKS);
+    mirror.hub.offline = true;
+    fails(&mirror, &all, "HF_HUB_OFFLINE is set");
+    mirror.hub.offline = false;
+    fails(&mirror, &Request { revision: Some("v9"), ..all.clone() }, "has no revision `v9`");
+    fails(&mirror, &Request { id: "some/other", ..all.clone() }, "there is no model `some/other`");
+    fails(&mirror, &Request { id: "../etc", ..all.clone() }, "is no hub id");
+    mirror.site.lock().unwrap().token = Some("hf_right".into());
+    fails(&mirror, &all, "is gated: accept its terms");
+    mirror.hub.token = Some("hf_right".into());
+    mirror.fetch(&all).unwrap();
+    mirror.hub.endpoint = "http://127.0.0.1:9".into();
+    mirror.fetch(&all).expect("what was fetched before is found without the hub");
+    fails(&mirror, &Request { id: "some/other", ..all.clone() }, "cannot reach http://127.0.0.1:9");
+}
+
+#[test]
+fn repositories_that_cannot_be_used_are_refused_before_their_weights_come() {
+    let refused = |files: &[(&str, &[u8])], part: &str| {
+        let mirror = Mirror::of(files);
+        let message = mirror.fetch(&request(None, &NETWORKS)).unwrap_err();
+        assert!(message.contains(part) && message.contains(ID), "{message}");
+        assert!(!mirror.requests().iter().any(|request| request.contains(".safetensors")));
+    };
+    let only = |keep: &dyn Fn(&str) -> bool| -> Vec<(&str, &[u8])> {
+        pipeline().into_iter().filter(|(name, _)| keep(name)).collect()
+    };
+    refused(
+        &only(&|name| !name.starts_with("text_encoder/model")),
+        "as a Python pickle (text_encoder/pytorch_model.bin)",
+    );
+    refused(&only(&|name| !name.contains("model_index")), "it has the file v1-5-pruned.safetensors");
+    refused(&[("config.json", b"{}")], "has no model_index.json");
+    let mut xl = only(&|name| name != "model_index.json");
+    xl.push((
+        "model_index.json",
+        br#"{"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "U"], "text_encoder_2": ["transformers", "C"]}"#,
+    ));
+    refused(&xl, "is a StableDiffusionXLPipeline, which is not supported");
+}
+
+#[test]
+fn a_language_model_and_a_tokenizer_come_from_flat_repositories() {
+    let mirror = Mirror::of(&[
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("model.safetensors", b"weights"),
+        ("pytorch_model.bin", b"pickle"),
+    ]);
+    let tokenizer = mirror.hub.fetch_tokenizer(&request(None, &[]), &mut |_| {}).unwrap();
+    assert_eq!(files_in(&tokenizer), BTreeSet::from(["tokenizer.json".to_owned()]));
+    let model = mirror.hub.fetch_language_model(&request(None, &[""]), &mut |_| {}).unwrap();
+    assert_eq!(files_in(&model).len(), 3);
+}
