@@ -1,9 +1,11 @@
 //! kohya's and AUTOMATIC1111's files: `lora_unet_….lora_down.weight`, `.lora_up.weight`, `.alpha`, `.dora_scale`.
 //!
-//! The change is scaled by alpha/rank there, so rsLoRA's scale is written as another alpha.
+//! The change is scaled by alpha/rank there, so rsLoRA's scale is written as another alpha. All modules of a part are
+//! written with one alpha, the difference multiplied into `lora_up`: diffusers 0.42 loses the alphas of projections that
+//! differ from the most common one.
 //! Reference: sd-scripts `networks/lora.py` (keys), `library/train_util.py` (metadata and hashes).
 
-use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::adapter_set::{most_common, AdapterSet, Part, PartAdapter};
 use super::peft_folder::check_written;
 use crate::error::{Error, Result};
 use crate::weights::{tensor_file, MappedFile};
@@ -34,14 +36,15 @@ fn prefix(part: Part) -> &'static str {
 pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (part, adapter) in set.parts() {
+        let alpha = common_alpha(adapter);
         for module in adapter.modules() {
             let name = format!("{}{}", prefix(part), module.replace('.', "_"));
             let of = |end: &str| adapter.tensors.get(&format!("{module}.{end}"));
             let (Some(a), Some(b)) = (of("lora_A.weight"), of("lora_B.weight")) else {
                 return Err(Error::invalid(format!("the adapter has no pair for `{module}`")));
             };
-            // scaling = alpha / rank in these files, whatever it is in ours.
-            let alpha = adapter.config.scaling_of(&module) * a.size()[0] as f64;
+            let gain = alpha_of(adapter, &module) / alpha;
+            let b = if gain == 1.0 { b.shallow_clone() } else { b.to_kind(Kind::Float) * gain };
             tensors.insert(format!("{name}.lora_down.weight"), a.to_kind(kind));
             tensors.insert(format!("{name}.lora_up.weight"), b.to_kind(kind));
             tensors.insert(format!("{name}.alpha"), Tensor::from(alpha as f32).to_kind(kind));
@@ -64,14 +67,28 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
     read(&MappedFile::open(path)?, None).map(|_| ())
 }
 
+/// The alpha for which alpha/rank is the module's scale.
+fn alpha_of(adapter: &PartAdapter, module: &str) -> f64 {
+    adapter.config.scaling_of(module) * adapter.config.rank_of(module) as f64
+}
+
+/// The most common alpha of the modules; 1 where that is 0.
+fn common_alpha(adapter: &PartAdapter) -> f64 {
+    let alphas = adapter.modules().into_iter().map(|module| alpha_of(adapter, &module).to_bits());
+    match f64::from_bits(most_common(alphas)) {
+        0.0 => 1.0,
+        alpha => alpha,
+    }
+}
+
 /// sd-scripts' smallest set of metadata.
 fn training_metadata(set: &AdapterSet) -> BTreeMap<String, String> {
     let (mut dims, mut alphas, mut conv) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     for (_, adapter) in set.parts() {
+        let alpha = common_alpha(adapter);
         for module in adapter.modules() {
             let a = &adapter.tensors[&format!("{module}.lora_A.weight")];
             let rank = a.size()[0];
-            let alpha = adapter.config.scaling_of(&module) * rank as f64;
             if a.size().last().is_some_and(|&kernel| a.dim() == 4 && kernel > 1) {
                 conv.insert("conv_dim", rank.to_string());
                 conv.insert("conv_alpha", alpha.to_string());
