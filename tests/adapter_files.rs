@@ -118,6 +118,22 @@ fn an_rslora_keeps_its_scale_in_every_format() {
 }
 
 #[test]
+fn a_kohya_text_encoder_of_two_projections_loads_in_diffusers_and_again_here() {
+    let options = json!({ "model": model("tiny"), "formats": ["peft"],
+        "unet": { "r": 4, "lora_alpha": 7, "target_modules": ["to_q", "to_v"] },
+        "text_encoder": { "r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"] } });
+    let made = made("adapters.py", "adapters", &options);
+    let outputs = made.join("outputs.safetensors");
+    let set = read_any(&made.join("peft"), None).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (out, file) = (dir.path().join("out.safetensors"), dir.path().join("kohya.safetensors"));
+    write_kohya(&file, &set, Kind::Float, &BTreeMap::new()).unwrap();
+    assert_same_outputs(&in_python(&made, &out, ("lora", &file)), &outputs, "adapter", "kohya");
+    let again = read_any(&file, None).unwrap();
+    assert_eq!(again.text_encoder.unwrap().modules(), set.text_encoder.unwrap().modules());
+}
+
+#[test]
 fn dora_biases_and_saved_modules_go_through_peft_folders() {
     for extra in [
         json!({ "use_dora": true, "bias": "lora_only" }),

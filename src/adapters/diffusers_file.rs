@@ -73,7 +73,7 @@ pub fn read(file: &MappedFile) -> Result<AdapterSet> {
                 tensors.entry(part).or_default().insert(name, file.tensor(&key)?);
             }
             (part, Key::Alpha(module)) => {
-                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).get(0))?;
+                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).f_get(0)?)?;
                 alphas.entry(part).or_default().insert(module, alpha);
             }
         }

@@ -55,6 +55,9 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
             }
         }
     }
+    if let Some(text_encoder) = &set.text_encoder {
+        tensors.extend(marker(text_encoder, kind));
+    }
     if tensors.is_empty() {
         return Err(Error::invalid("the adapter has no LoRA pairs, which a kohya file is made of"));
     }
@@ -65,6 +68,24 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
     tensor_file::save(path, &tensors, &whole)?;
     check_written(path, &tensors)?;
     read(&MappedFile::open(path)?, None).map(|_| ())
+}
+
+/// A pair of zeros for the first `out_proj` of a text encoder that has attention's other projections alone: diffusers 0.42
+/// knows a kohya text encoder by an `out_proj`, and fails without. Readers leave it out again.
+fn marker(adapter: &PartAdapter, kind: Kind) -> BTreeMap<String, Tensor> {
+    let modules = adapter.modules();
+    let first = modules.iter().find_map(|module| Some((module, module.rsplit_once(".self_attn.")?.0)));
+    let Some((module, layer)) = first.filter(|_| !modules.iter().any(|module| module.ends_with(".out_proj"))) else {
+        return BTreeMap::new();
+    };
+    let name = format!("{}{}_self_attn_out_proj", prefix(Part::TextEncoder), layer.replace('.', "_"));
+    let a = adapter.tensors[&format!("{module}.lora_A.weight")].zeros_like().to_kind(kind);
+    let alpha = Tensor::from(common_alpha(adapter) as f32).to_kind(kind);
+    BTreeMap::from([
+        (format!("{name}.lora_up.weight"), a.tr().contiguous()),
+        (format!("{name}.lora_down.weight"), a),
+        (format!("{name}.alpha"), alpha),
+    ])
 }
 
 /// The alpha for which alpha/rank is the module's scale.
@@ -177,7 +198,7 @@ pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet
             "lora_up.weight" => "lora_B.weight",
             "dora_scale" => "lora_magnitude_vector",
             "alpha" => {
-                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).get(0))?;
+                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).f_get(0)?)?;
                 alphas.entry(part).or_default().insert(module, alpha);
                 continue;
             }
@@ -190,11 +211,27 @@ pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet
         tensors.entry(part).or_default().insert(format!("{module}.{ours}"), tensor);
     }
     let mut set = AdapterSet::default();
-    for (part, tensors) in tensors {
+    for (part, mut tensors) in tensors {
+        leave_out_zeros(&mut tensors);
         let adapter = PartAdapter::inferred(tensors, alphas.get(&part).unwrap_or(&BTreeMap::new()));
         set.set(part, adapter.map_err(|error| failed(error.to_string()))?);
     }
     Ok(set)
+}
+
+/// Takes pairs out whose A and B are zero, which no training makes: markers.
+fn leave_out_zeros(tensors: &mut BTreeMap<String, Tensor>) {
+    let is_zero = |name: &str| tensors.get(name).is_some_and(|t| t.numel() > 0 && t.abs().max().double_value(&[]) == 0.0);
+    let names = |module: &str| ["A", "B"].map(|which| format!("{module}.lora_{which}.weight"));
+    let zeros: Vec<String> = tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix(".lora_A.weight"))
+        .filter(|module| module.ends_with(".out_proj") && names(module).iter().all(|name| is_zero(name)))
+        .map(str::to_owned)
+        .collect();
+    for name in zeros.iter().flat_map(|module| names(module)) {
+        tensors.remove(&name);
+    }
 }
 
 /// PEFT's shape of a magnitude: `[out]`, or `[1, out, 1, 1]` for a convolution.
