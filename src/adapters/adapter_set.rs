@@ -114,7 +114,8 @@ impl PartAdapter {
     }
 }
 
-fn most_common<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
+/// The value that is there most often; of several the least.
+pub(super) fn most_common<T: Ord + Copy + Default>(values: impl Iterator<Item = T>) -> T {
     let mut counts: BTreeMap<T, usize> = BTreeMap::new();
     values.for_each(|value| *counts.entry(value).or_default() += 1);
     counts.into_iter().rev().max_by_key(|(_, count)| *count).map(|(value, _)| value).unwrap_or_default()

@@ -35,7 +35,10 @@ pub fn write(path: &Path, set: &AdapterSet) -> Result<()> {
             Part::TextEncoder => "text_encoder.text_model.",
         };
         for (name, tensor) in adapter.tensors.iter().filter(|(name, _)| name.contains(".lora_")) {
-            tensors.insert(format!("{prefix}{name}"), tensor.shallow_clone());
+            // transformers 5, which loads the text encoder's, finds a magnitude only as a module's weight; PEFT takes both.
+            let is_bare = part == Part::TextEncoder && name.ends_with(".lora_magnitude_vector");
+            let end = if is_bare { ".weight" } else { "" };
+            tensors.insert(format!("{prefix}{name}{end}"), tensor.shallow_clone());
         }
         let fields = config_fields(&adapter.config)?;
         let off = |value: &Value| value.is_null() || value == &json!(false);
@@ -70,7 +73,7 @@ pub fn read(file: &MappedFile) -> Result<AdapterSet> {
                 tensors.entry(part).or_default().insert(name, file.tensor(&key)?);
             }
             (part, Key::Alpha(module)) => {
-                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).get(0))?;
+                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).f_get(0)?)?;
                 alphas.entry(part).or_default().insert(module, alpha);
             }
         }

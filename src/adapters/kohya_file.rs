@@ -1,9 +1,11 @@
 //! kohya's and AUTOMATIC1111's files: `lora_unet_….lora_down.weight`, `.lora_up.weight`, `.alpha`, `.dora_scale`.
 //!
-//! The change is scaled by alpha/rank there, so rsLoRA's scale is written as another alpha.
+//! The change is scaled by alpha/rank there, so rsLoRA's scale is written as another alpha. All modules of a part are
+//! written with one alpha, the difference multiplied into `lora_up`: diffusers 0.42 loses the alphas of projections that
+//! differ from the most common one.
 //! Reference: sd-scripts `networks/lora.py` (keys), `library/train_util.py` (metadata and hashes).
 
-use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::adapter_set::{most_common, AdapterSet, Part, PartAdapter};
 use super::peft_folder::check_written;
 use crate::error::{Error, Result};
 use crate::weights::{tensor_file, MappedFile};
@@ -34,14 +36,15 @@ fn prefix(part: Part) -> &'static str {
 pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (part, adapter) in set.parts() {
+        let alpha = common_alpha(adapter);
         for module in adapter.modules() {
             let name = format!("{}{}", prefix(part), module.replace('.', "_"));
             let of = |end: &str| adapter.tensors.get(&format!("{module}.{end}"));
             let (Some(a), Some(b)) = (of("lora_A.weight"), of("lora_B.weight")) else {
                 return Err(Error::invalid(format!("the adapter has no pair for `{module}`")));
             };
-            // scaling = alpha / rank in these files, whatever it is in ours.
-            let alpha = adapter.config.scaling_of(&module) * a.size()[0] as f64;
+            let gain = alpha_of(adapter, &module) / alpha;
+            let b = if gain == 1.0 { b.shallow_clone() } else { b.to_kind(Kind::Float) * gain };
             tensors.insert(format!("{name}.lora_down.weight"), a.to_kind(kind));
             tensors.insert(format!("{name}.lora_up.weight"), b.to_kind(kind));
             tensors.insert(format!("{name}.alpha"), Tensor::from(alpha as f32).to_kind(kind));
@@ -51,6 +54,9 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
                 tensors.insert(format!("{name}.dora_scale"), magnitude.reshape(shape.as_slice()).to_kind(kind));
             }
         }
+    }
+    if let Some(text_encoder) = &set.text_encoder {
+        tensors.extend(marker(text_encoder, kind));
     }
     if tensors.is_empty() {
         return Err(Error::invalid("the adapter has no LoRA pairs, which a kohya file is made of"));
@@ -64,14 +70,46 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
     read(&MappedFile::open(path)?, None).map(|_| ())
 }
 
+/// A pair of zeros for the first `out_proj` of a text encoder that has attention's other projections alone: diffusers 0.42
+/// knows a kohya text encoder by an `out_proj`, and fails without. Readers leave it out again.
+fn marker(adapter: &PartAdapter, kind: Kind) -> BTreeMap<String, Tensor> {
+    let modules = adapter.modules();
+    let first = modules.iter().find_map(|module| Some((module, module.rsplit_once(".self_attn.")?.0)));
+    let Some((module, layer)) = first.filter(|_| !modules.iter().any(|module| module.ends_with(".out_proj"))) else {
+        return BTreeMap::new();
+    };
+    let name = format!("{}{}_self_attn_out_proj", prefix(Part::TextEncoder), layer.replace('.', "_"));
+    let a = adapter.tensors[&format!("{module}.lora_A.weight")].zeros_like().to_kind(kind);
+    let alpha = Tensor::from(common_alpha(adapter) as f32).to_kind(kind);
+    BTreeMap::from([
+        (format!("{name}.lora_up.weight"), a.tr().contiguous()),
+        (format!("{name}.lora_down.weight"), a),
+        (format!("{name}.alpha"), alpha),
+    ])
+}
+
+/// The alpha for which alpha/rank is the module's scale.
+fn alpha_of(adapter: &PartAdapter, module: &str) -> f64 {
+    adapter.config.scaling_of(module) * adapter.config.rank_of(module) as f64
+}
+
+/// The most common alpha of the modules; 1 where that is 0.
+fn common_alpha(adapter: &PartAdapter) -> f64 {
+    let alphas = adapter.modules().into_iter().map(|module| alpha_of(adapter, &module).to_bits());
+    match f64::from_bits(most_common(alphas)) {
+        0.0 => 1.0,
+        alpha => alpha,
+    }
+}
+
 /// sd-scripts' smallest set of metadata.
 fn training_metadata(set: &AdapterSet) -> BTreeMap<String, String> {
     let (mut dims, mut alphas, mut conv) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     for (_, adapter) in set.parts() {
+        let alpha = common_alpha(adapter);
         for module in adapter.modules() {
             let a = &adapter.tensors[&format!("{module}.lora_A.weight")];
             let rank = a.size()[0];
-            let alpha = adapter.config.scaling_of(&module) * rank as f64;
             if a.size().last().is_some_and(|&kernel| a.dim() == 4 && kernel > 1) {
                 conv.insert("conv_dim", rank.to_string());
                 conv.insert("conv_alpha", alpha.to_string());
@@ -160,7 +198,7 @@ pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet
             "lora_up.weight" => "lora_B.weight",
             "dora_scale" => "lora_magnitude_vector",
             "alpha" => {
-                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).get(0))?;
+                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).f_get(0)?)?;
                 alphas.entry(part).or_default().insert(module, alpha);
                 continue;
             }
@@ -173,11 +211,27 @@ pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet
         tensors.entry(part).or_default().insert(format!("{module}.{ours}"), tensor);
     }
     let mut set = AdapterSet::default();
-    for (part, tensors) in tensors {
+    for (part, mut tensors) in tensors {
+        leave_out_zeros(&mut tensors);
         let adapter = PartAdapter::inferred(tensors, alphas.get(&part).unwrap_or(&BTreeMap::new()));
         set.set(part, adapter.map_err(|error| failed(error.to_string()))?);
     }
     Ok(set)
+}
+
+/// Takes pairs out whose A and B are zero, which no training makes: markers.
+fn leave_out_zeros(tensors: &mut BTreeMap<String, Tensor>) {
+    let is_zero = |name: &str| tensors.get(name).is_some_and(|t| t.numel() > 0 && t.abs().max().double_value(&[]) == 0.0);
+    let names = |module: &str| ["A", "B"].map(|which| format!("{module}.lora_{which}.weight"));
+    let zeros: Vec<String> = tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix(".lora_A.weight"))
+        .filter(|module| module.ends_with(".out_proj") && names(module).iter().all(|name| is_zero(name)))
+        .map(str::to_owned)
+        .collect();
+    for name in zeros.iter().flat_map(|module| names(module)) {
+        tensors.remove(&name);
+    }
 }
 
 /// PEFT's shape of a magnitude: `[out]`, or `[1, out, 1, 1]` for a convolution.
