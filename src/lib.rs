@@ -7,4 +7,5 @@ pub mod error;
 pub mod libtorch;
 pub mod models;
 pub mod nn;
+pub mod train;
 pub mod weights;

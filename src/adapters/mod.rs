@@ -11,4 +11,4 @@ pub use adapter::{Adapter, Init, Method, METHODS};
 pub use attach::{attach, AdapterParams, Attached};
 pub use config::{Bias, InitWeights, LoraConfig, TargetModules};
 pub use site::{Param, Site, Sites};
-pub use targets::matching_sites;
+pub use targets::{matching_sites, TargetRules};

@@ -1,0 +1,3 @@
+//! Building blocks of a training loop.
+
+pub mod memory_plan;
