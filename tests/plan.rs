@@ -61,7 +61,9 @@ fn write_network(folder: &Path, config: &Value, weights: &BTreeMap<String, Vec<i
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let tensors: Vec<(&str, Tensor)> = weights
         .iter()
-        .map(|(key, shape)| (key.as_str(), Tensor::randn(shape, (Kind::Float, Device::Cpu)).g_mul_scalar_(0.02).to_kind(kind)))
+        .map(|(key, shape)| {
+            (key.as_str(), Tensor::randn(shape, (Kind::Float, Device::Cpu)).g_mul_scalar_(0.02).to_kind(kind))
+        })
         .collect();
     Tensor::write_safetensors(&tensors, folder.join("model.safetensors")).unwrap();
 }
@@ -70,11 +72,8 @@ fn write_pipeline(root: &Path, case: &Case) {
     tch::manual_seed(1);
     let (unet, text): (UNetConfig, ClipTextConfig) = (parsed(case.unet()), parsed(case.text_encoder()));
     write_network(&root.join("unet"), &case.unet(), &unet_weights(&unet), Kind::Float);
-    std::fs::rename(
-        root.join("unet/model.safetensors"),
-        root.join("unet/diffusion_pytorch_model.safetensors"),
-    )
-    .unwrap();
+    std::fs::rename(root.join("unet/model.safetensors"), root.join("unet/diffusion_pytorch_model.safetensors"))
+        .unwrap();
     write_network(&root.join("text_encoder"), &case.text_encoder(), &text_encoder_weights(&text), Kind::Float);
     for part in ["vae", "scheduler"] {
         std::fs::create_dir_all(root.join(part)).unwrap();
@@ -181,7 +180,11 @@ fn ratios(cases: &[&str]) -> Vec<f64> {
             let (peak, seconds) = measured(folder.path(), name);
             let ratio = predicted as f64 / peak as f64;
             let mib = |bytes: u64| bytes >> 20;
-            eprintln!("{name:34} predicted {:6} measured {:6} MiB {ratio:.3} {seconds:.2} s/step", mib(predicted), mib(peak));
+            eprintln!(
+                "{name:34} predicted {:6} measured {:6} MiB {ratio:.3} {seconds:.2} s/step",
+                mib(predicted),
+                mib(peak)
+            );
             for (part, bytes) in &training.parts {
                 eprintln!("    {part:40} {:6} MiB", mib(*bytes));
             }
@@ -221,6 +224,11 @@ fn the_plan_is_within_a_tenth_on_more_shapes() {
 #[test]
 #[ignore = "needs 10 GB of memory and minutes: the real shapes"]
 fn the_plan_is_within_a_tenth_on_stable_diffusion_1() {
-    let all = ["sd15/512/bf16/text/checkpointing", "sd15/512/bf16/text", "sd15/512/f32/text/checkpointing", "sd15/512/f32/text"];
+    let all = [
+        "sd15/512/bf16/text/checkpointing",
+        "sd15/512/bf16/text",
+        "sd15/512/f32/text/checkpointing",
+        "sd15/512/f32/text",
+    ];
     within_a_tenth(&all);
 }

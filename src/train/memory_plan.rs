@@ -281,13 +281,7 @@ impl MemoryPlan {
         resident.push(runtime);
         phase("training", resident);
         let peak_bytes = phases.iter().map(Phase::bytes).max().unwrap_or(0);
-        Ok(Self {
-            phases,
-            peak_bytes,
-            trained_parameters: trained,
-            flops_per_step: step.work.flops(),
-            work: step.work,
-        })
+        Ok(Self { phases, peak_bytes, trained_parameters: trained, flops_per_step: step.work.flops(), work: step.work })
     }
 
     /// Elements of the three networks.

@@ -39,14 +39,16 @@ fn cache_latents<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'
 
 fn half_precision<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
     let changed = PlanInput { kind: Kind::BFloat16, ..input.clone() };
-    (input.kind == Kind::Float)
-        .then(|| (changed, "--mixed-precision bf16".into(), "three digits of precision in activations; steps get faster"))
+    (input.kind == Kind::Float).then(|| {
+        (changed, "--mixed-precision bf16".into(), "three digits of precision in activations; steps get faster")
+    })
 }
 
 fn checkpointing<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
     let changed = PlanInput { gradient_checkpointing: true, ..input.clone() };
-    (!input.gradient_checkpointing)
-        .then(|| (changed, "--gradient-checkpointing".into(), "the forward runs twice: a step takes about a third longer"))
+    (!input.gradient_checkpointing).then(|| {
+        (changed, "--gradient-checkpointing".into(), "the forward runs twice: a step takes about a third longer")
+    })
 }
 
 fn adam_8bit<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
@@ -67,7 +69,10 @@ fn batch_1<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static
 
 fn only_unet<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
     let changed = PlanInput { text_lora: None, ..input.clone() };
-    input.text_lora.as_ref().map(|_| (changed, "no --train-text-encoder".into(), "the prompt's new word is learned less well"))
+    input
+        .text_lora
+        .as_ref()
+        .map(|_| (changed, "no --train-text-encoder".into(), "the prompt's new word is learned less well"))
 }
 
 fn smaller<'a>(input: &PlanInput<'a>, multiple: i64) -> Option<(PlanInput<'a>, String, &'static str)> {

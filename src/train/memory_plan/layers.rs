@@ -110,7 +110,8 @@ impl Tape {
         let mut out_shape = xs.shape.clone();
         out_shape.pop();
         out_shape.push(outputs);
-        let product = |inner: i64, outer: i64| Work { matmul: 2.0 * (rows * inner) as f64 * outer as f64, ..Work::default() };
+        let product =
+            |inner: i64, outer: i64| Work { matmul: 2.0 * (rows * inner) as f64 * outer as f64, ..Work::default() };
         self.count(product(inputs, outputs));
         // A frozen weight needs nothing of the input.
         let record = Record { work: product(inputs, outputs), ..Record::default() };
@@ -123,7 +124,8 @@ impl Tape {
         let input = self.adapter_input(at, xs);
         let a = self.cast_copy(rank * inputs);
         self.count(product(inputs, rank));
-        let record = Record { saved: vec![input.storage(), a.storage()], work: low_rank, trained: true, ..Record::default() };
+        let record =
+            Record { saved: vec![input.storage(), a.storage()], work: low_rank, trained: true, ..Record::default() };
         let hidden = self.record_one(&[&input], self.tensor(&[rows, rank]), record);
         let scaled = self.record_one(&[&hidden], self.tensor(&[rows, rank]), Record::default());
         drop(hidden);
@@ -134,7 +136,11 @@ impl Tape {
             return self.dora(at, xs, &ys, &scaled, saved);
         }
         // The product is added in place: the gradient of `ys` is handed on as it is.
-        let low = self.record_one(&[&scaled], scaled.clone(), Record { saved, trained: true, work: low_rank, ..Record::default() });
+        let low = self.record_one(
+            &[&scaled],
+            scaled.clone(),
+            Record { saved, trained: true, work: low_rank, ..Record::default() },
+        );
         let shape = ys.shape.clone();
         self.record_one(&[&ys, &low], ys.view(&shape), Record { pass_on: true, ..Record::default() })
     }
@@ -163,12 +169,22 @@ impl Tape {
         let product = Work { matmul: 2.0 * ys.elements() as f64 * inputs as f64, ..Work::default() };
         self.count(product);
         let base = self.record_one(&[xs], self.tensor(&ys.shape), Record { work: product, ..Record::default() });
-        let whole = self.bytes(at.network.weights.borrow().get(&format!("{}.weight", at.path)).map_or(0, |shape| {
-            2 * 4 * shape.iter().product::<i64>() as u64
-        }));
+        let whole = self.bytes(
+            at.network
+                .weights
+                .borrow()
+                .get(&format!("{}.weight", at.path))
+                .map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
+        );
         drop(whole);
-        let low = self.record_one(&[scaled], self.tensor(&ys.shape), Record { saved, trained: true, ..Record::default() });
-        let kept = |xs: &Shadow| Record { saved: vec![xs.storage()], trained: true, scratch: outputs as u64 * 4, ..Record::default() };
+        let low =
+            self.record_one(&[scaled], self.tensor(&ys.shape), Record { saved, trained: true, ..Record::default() });
+        let kept = |xs: &Shadow| Record {
+            saved: vec![xs.storage()],
+            trained: true,
+            scratch: outputs as u64 * 4,
+            ..Record::default()
+        };
         let left = self.record_one(&[&base], self.tensor(&ys.shape), kept(&base));
         let right = self.record_one(&[&low], self.tensor(&ys.shape), kept(&low));
         let change = self.add(&left, &right);
@@ -212,7 +228,8 @@ impl Tape {
         drop(self.bytes(scratch));
         // The input is saved although a frozen weight has no use for it: the formula has several outputs.
         let times = if trained { 2.0 } else { 1.0 };
-        let record = Record { saved: vec![xs.storage()], scratch, work: work.times(times), trained, ..Record::default() };
+        let record =
+            Record { saved: vec![xs.storage()], scratch, work: work.times(times), trained, ..Record::default() };
         self.record_one(&[xs], ys, record)
     }
 
@@ -226,7 +243,8 @@ impl Tape {
     /// An operation that keeps its input.
     pub(super) fn element_wise(&self, xs: &Shadow, passes: f64) -> Shadow {
         self.count(self.moved(xs.elements(), passes));
-        let record = Record { saved: vec![xs.storage()], work: self.moved(xs.elements(), passes + 1.0), ..Record::default() };
+        let record =
+            Record { saved: vec![xs.storage()], work: self.moved(xs.elements(), passes + 1.0), ..Record::default() };
         self.record_one(&[xs], self.tensor(&xs.shape), record)
     }
 
@@ -274,7 +292,7 @@ impl Tape {
         if let Some(last) = shape.last_mut() {
             *last /= 2;
         }
-        let views = vec![Shadow { ..xs.view(&shape) }, Shadow { ..xs.view(&shape) }];
+        let views = vec![xs.view(&shape), xs.view(&shape)];
         let work = self.moved(xs.elements(), 2.0);
         let mut halves = self.record(&[xs], views, Record { outputs: 2, work, ..Record::default() });
         let second = halves.remove(1);

@@ -141,7 +141,8 @@ pub(super) fn unet(
     let width = config.time_embedding_width();
     let time_at = at / "time_embedding";
     let time = tape.tensor(&[latents.shape[0], channels[0]]);
-    let time = tape.linear(&(&time_at / "linear_2"), &tape.linear(&(&time_at / "linear_1"), &time, width, true), width, true);
+    let time =
+        tape.linear(&(&time_at / "linear_2"), &tape.linear(&(&time_at / "linear_1"), &time, width, true), width, true);
     let on = Conditions { time: &time, text, checkpointing };
     let laid_out = tape.tensor(&latents.shape);
     let mut xs = tape.conv(&(at / "conv_in"), &laid_out, channels[0], 3, 1);

@@ -305,12 +305,8 @@ impl Tape {
         inputs: &[Shadow],
         grads: &[Option<Rc<Storage>>],
     ) -> Vec<Option<Rc<Storage>>> {
-        let inner = Tape {
-            meter: self.meter.clone(),
-            nodes: RefCell::default(),
-            grad: Cell::new(true),
-            width: self.width,
-        };
+        let inner =
+            Tape { meter: self.meter.clone(), nodes: RefCell::default(), grad: Cell::new(true), width: self.width };
         let leaves: Vec<Shadow> = inputs
             .iter()
             .map(|input| {
