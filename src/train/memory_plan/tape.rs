@@ -4,6 +4,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+/// Blocks from this size on are given back to the system one by one (`memory::return_freed_memory`); smaller ones leave
+/// gaps in the heap.
+pub(super) const SMALL: u64 = 4 << 20;
+
 /// What the computation costs, beside memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
@@ -46,6 +50,7 @@ impl Work {
 pub(super) struct Meter {
     live: Cell<u64>,
     peak: Cell<u64>,
+    small: Cell<u64>,
     work: Cell<Work>,
 }
 
@@ -56,6 +61,11 @@ impl Meter {
 
     pub(super) fn peak(&self) -> u64 {
         self.peak.get()
+    }
+
+    /// Bytes that live in blocks below [`SMALL`].
+    pub(super) fn small(&self) -> u64 {
+        self.small.get()
     }
 
     pub(super) fn work(&self) -> Work {
@@ -78,6 +88,9 @@ pub(super) struct Storage {
 impl Drop for Storage {
     fn drop(&mut self) {
         self.meter.live.set(self.meter.live.get() - self.bytes);
+        if self.bytes < SMALL {
+            self.meter.small.set(self.meter.small.get() - self.bytes);
+        }
     }
 }
 
@@ -187,6 +200,9 @@ impl Tape {
         let live = self.meter.live.get() + bytes;
         self.meter.live.set(live);
         self.meter.peak.set(self.meter.peak.get().max(live));
+        if bytes < SMALL {
+            self.meter.small.set(self.meter.small.get() + bytes);
+        }
         Rc::new(Storage { bytes, meter: self.meter.clone() })
     }
 
