@@ -221,7 +221,8 @@ pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet
 
 /// Takes pairs out whose A and B are zero, which no training makes: markers.
 fn leave_out_zeros(tensors: &mut BTreeMap<String, Tensor>) {
-    let is_zero = |name: &str| tensors.get(name).is_some_and(|t| t.numel() > 0 && t.abs().max().double_value(&[]) == 0.0);
+    let is_zero =
+        |name: &str| tensors.get(name).is_some_and(|t| t.numel() > 0 && t.abs().max().double_value(&[]) == 0.0);
     let names = |module: &str| ["A", "B"].map(|which| format!("{module}.lora_{which}.weight"));
     let zeros: Vec<String> = tensors
         .keys()

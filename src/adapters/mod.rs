@@ -23,4 +23,4 @@ pub use kohya_file::ModuleNames;
 pub use merge::Merge;
 pub use peft_folder::TextEncoderSpelling;
 pub use site::{Param, Site, Sites};
-pub use targets::matching_sites;
+pub use targets::{matching_sites, TargetRules};

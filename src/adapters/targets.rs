@@ -8,20 +8,40 @@ use std::rc::Rc;
 
 /// The sites that `config` targets, in the order of their paths. None is an error that names near paths.
 pub fn matching_sites(sites: &Sites, config: &LoraConfig) -> Result<Vec<Rc<Site>>> {
-    let targets = config.target_modules.as_ref().ok_or_else(|| Error::invalid("no target modules are given"))?;
+    let rules = TargetRules::new(config)?;
     let all = sites.all();
-    let wanted = Matcher::new(targets)?;
-    let excluded = config.exclude_modules.as_ref().map(Matcher::new).transpose()?;
-    let layers = LayerFilter::new(config)?;
-    let matching: Vec<Rc<Site>> = all
-        .iter()
-        .filter(|site| !excluded.as_ref().is_some_and(|excluded| excluded.matches(site)))
-        .filter(|site| wanted.matches(site) && layers.lets_pass(site.path()))
-        .cloned()
-        .collect();
+    let matching: Vec<Rc<Site>> = all.iter().filter(|site| rules.contain(site.path(), site.op())).cloned().collect();
     match matching.is_empty() {
         false => Ok(matching),
-        true => Err(nothing_matches(targets, &all)),
+        true => Err(nothing_matches(rules.targets, &all)),
+    }
+}
+
+/// Which paths a configuration names.
+pub struct TargetRules<'a> {
+    targets: &'a TargetModules,
+    wanted: Matcher<'a>,
+    excluded: Option<Matcher<'a>>,
+    layers: LayerFilter<'a>,
+}
+
+impl<'a> TargetRules<'a> {
+    /// The rules of `config`.
+    pub fn new(config: &'a LoraConfig) -> Result<Self> {
+        let targets = config.target_modules.as_ref().ok_or_else(|| Error::invalid("no target modules are given"))?;
+        Ok(Self {
+            targets,
+            wanted: Matcher::new(targets)?,
+            excluded: config.exclude_modules.as_ref().map(Matcher::new).transpose()?,
+            layers: LayerFilter::new(config)?,
+        })
+    }
+
+    /// Whether the projection `op` at `path` gets an adapter.
+    pub fn contain(&self, path: &str, op: Op) -> bool {
+        !self.excluded.as_ref().is_some_and(|excluded| excluded.matches(path, op))
+            && self.wanted.matches(path, op)
+            && self.layers.lets_pass(path)
     }
 }
 
@@ -43,10 +63,9 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    fn matches(&self, site: &Site) -> bool {
-        let path = site.path();
+    fn matches(&self, path: &str, op: Op) -> bool {
         match self {
-            Self::AllLinear => site.op() == Op::Linear,
+            Self::AllLinear => op == Op::Linear,
             Self::Names(names) => names.iter().any(|name| ends_with_name(path, name)),
             Self::Pattern(pattern) => pattern.is_match(path),
         }

@@ -4,6 +4,7 @@ mod adapter;
 mod arguments;
 mod doctor;
 mod generate;
+mod plan;
 mod reporter;
 mod tokenize;
 mod train;
@@ -36,6 +37,9 @@ enum Command {
     /// Look at an adapter, fold it into a model, convert it
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
+    /// Say what memory and time a training run will need, and what to turn on to fit a card
+    #[command(args_override_self = true)]
+    Plan(plan::PlanArgs),
     /// Print a prompt's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
@@ -136,7 +140,6 @@ pub fn main(args: Vec<String>) -> ExitCode {
         }
     }));
     memory::return_freed_memory();
-    startup::fast_float32_matmul(true);
     if let Some(threads) = cli.common.threads {
         if threads < 1 {
             return failed(
@@ -153,6 +156,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
+        Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
     };

@@ -3,10 +3,6 @@
 use std::sync::OnceLock;
 use tch::{Cuda, Device};
 
-extern "C" {
-    fn lorabooth_set_float32_kernels(fast: bool);
-}
-
 /// Loads `libtorch_cuda.so` where the machine has it. A Rust binary is linked without it, and the first CUDA query
 /// decides for good whether CUDA exists, so every question about CUDA comes through here.
 /// Returns whether the library was found; a device may still be absent.
@@ -38,13 +34,4 @@ pub fn best_device() -> Device {
     } else {
         Device::Cpu
     }
-}
-
-/// Chooses oneDNN's float32 matrix products on the CPU (`fast`), about twice as fast as MKL's on AMD processors with
-/// errors of the same size, or libtorch's default. On processors with AMX "fast" may compute in bfloat16, so there it
-/// is left alone.
-pub fn fast_float32_matmul(fast: bool) {
-    let amx = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("amx_bf16"));
-    // SAFETY: sets one process-wide option.
-    unsafe { lorabooth_set_float32_kernels(fast && !amx) }
 }

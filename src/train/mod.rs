@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod loss_curve;
 pub mod losses;
 pub mod lr_schedule;
+pub mod memory_plan;
 pub mod metrics;
 pub mod optimizer;
 pub mod precision;

@@ -1,0 +1,134 @@
+//! `lorabooth plan`: the memory and time that a training run will need, from configurations alone.
+
+use super::{Common, Dtype, Reporter};
+use crate::adapters::{LoraConfig, TargetModules};
+use crate::error::Result;
+use crate::models::stable_diffusion::ModelOptions;
+use crate::train::memory_plan::{fit, parse_size, MemoryPlan, PlanInput, Rates};
+use clap::Args;
+use serde_json::json;
+
+/// Flags of the command; those of `train dreambooth` mean the same.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id (configurations alone are fetched)
+    #[arg(long, visible_alias = "pretrained-model-name-or-path")]
+    model: String,
+    /// Revision of a hub id
+    #[arg(long)]
+    revision: Option<String>,
+    /// Height and width to train at, in pixels
+    #[arg(long, default_value_t = 512)]
+    resolution: i64,
+    /// Instance images in a batch
+    #[arg(long, default_value_t = 1)]
+    train_batch_size: i64,
+    /// Class images beside them
+    #[arg(long)]
+    with_prior_preservation: bool,
+    /// Train the text encoder too
+    #[arg(long)]
+    train_text_encoder: bool,
+    /// Rank of the UNet's LoRA
+    #[arg(long, default_value_t = 8)]
+    lora_r: i64,
+    /// UNet modules
+    #[arg(long, default_value = "to_q,to_v")]
+    lora_targets: String,
+    /// Rank of the text encoder's LoRA
+    #[arg(long, default_value_t = 8)]
+    lora_text_encoder_r: i64,
+    /// Text encoder modules
+    #[arg(long, default_value = "q_proj,v_proj")]
+    lora_text_encoder_targets: String,
+    /// Compute activations again in backward
+    #[arg(long)]
+    gradient_checkpointing: bool,
+    /// Keep the optimizer's state in 8 bits
+    #[arg(long)]
+    use_8bit_adam: bool,
+    /// Sample images will be made while training
+    #[arg(long)]
+    validation_prompt: Option<String>,
+    /// Dtype of the frozen weights and of the computation
+    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
+    mixed_precision: Dtype,
+    /// Say what to turn on to fit this much memory, such as 11GB
+    #[arg(long)]
+    fit: Option<String>,
+}
+
+fn lora(r: i64, targets: &str) -> LoraConfig {
+    LoraConfig { r, target_modules: Some(TargetModules::from_flag(targets)), ..LoraConfig::default() }
+}
+
+/// Runs the command.
+pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    let budget = args.fit.as_deref().map(parse_size).transpose()?;
+    let device = common.device()?;
+    let kind = args.mixed_precision.kind(device);
+    let options = ModelOptions { revision: args.revision.clone(), configs_only: true, ..ModelOptions::default() };
+    let files = crate::recipes::open_model(&args.model, &options, reporter)?;
+    let (unet, vae, text) = (files.unet_config()?, files.vae_config()?, files.text_encoder_config()?);
+    let unet_lora = lora(args.lora_r, &args.lora_targets).checked()?;
+    let text_lora = lora(args.lora_text_encoder_r, &args.lora_text_encoder_targets).checked()?;
+    let input = PlanInput {
+        unet: &unet,
+        vae: &vae,
+        text: &text,
+        resolution: args.resolution,
+        batch: args.train_batch_size,
+        prior_preservation: args.with_prior_preservation,
+        generate_class_images: args.with_prior_preservation,
+        sample_batch: 4,
+        validation: args.validation_prompt.is_some(),
+        kind,
+        unet_lora,
+        text_lora: args.train_text_encoder.then_some(text_lora),
+        gradient_checkpointing: args.gradient_checkpointing,
+        optimizer_8bit: args.use_8bit_adam,
+        cache_latents: true,
+        device,
+    };
+    let plan = MemoryPlan::new(&input)?;
+    let seconds = plan.step_seconds(&Rates::measure(device, kind)?);
+    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    let mut lines = Vec::new();
+    for phase in &plan.phases {
+        lines.push(format!("{:>10}  {}", gib(phase.bytes()), phase.name));
+        lines.extend(phase.parts.iter().map(|(name, bytes)| format!("{:>24}  {name}", gib(*bytes))));
+    }
+    lines.push(format!("{:>10}  peak of the run, above what the process starts with", gib(plan.peak_bytes)));
+    lines.push(format!("{:>10}  a step, by a quick measure of this machine", format!("{seconds:.1} s")));
+    lines.push(format!("{:>10}  trained parameters", plan.trained_parameters));
+    let mut suggestions = Vec::new();
+    if let Some(budget) = budget {
+        let fitted = fit(budget, &input)?;
+        for suggestion in &fitted.suggestions {
+            lines.push(format!(
+                "turn on {}: saves {}, {}",
+                suggestion.what,
+                gib(suggestion.saves_bytes),
+                suggestion.costs
+            ));
+            suggestions.push(
+                json!({ "what": suggestion.what, "saves_bytes": suggestion.saves_bytes, "costs": suggestion.costs }),
+            );
+        }
+        lines.push(match fitted.fits {
+            true => format!("fits {} with a peak of {}", gib(budget), gib(fitted.peak_bytes)),
+            false => format!("nothing makes it fit {}: the least is {}", gib(budget), gib(fitted.peak_bytes)),
+        });
+    }
+    let phases: Vec<_> = plan
+        .phases
+        .iter()
+        .map(|phase| json!({ "name": phase.name, "bytes": phase.bytes(), "parts": phase.parts }))
+        .collect();
+    let report = json!({
+        "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": seconds,
+        "trained_parameters": plan.trained_parameters, "flops_per_step": plan.flops_per_step, "suggestions": suggestions,
+    });
+    reporter.result(report, &lines.join("\n"));
+    Ok(())
+}

@@ -1,0 +1,322 @@
+//! The layers of `nn` on shadows: what each allocates, keeps for backward and computes.
+
+use super::tape::{Record, Shadow, Tape, Work};
+use crate::adapters::{LoraConfig, TargetRules};
+use crate::error::Result;
+use crate::weights::Op;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Div;
+use std::rc::Rc;
+
+/// A network: what it is made of and where adapters are on it. Fills itself while it is walked.
+#[derive(Default)]
+pub(super) struct Network {
+    lora: Option<LoraConfig>,
+    /// Key of a weight to its shape.
+    weights: RefCell<BTreeMap<String, Vec<i64>>>,
+    /// Path of a projection to the rank of its adapter and the number of trained elements.
+    trained: RefCell<BTreeMap<String, (i64, i64)>>,
+}
+
+impl Network {
+    pub(super) fn new(lora: Option<&LoraConfig>) -> Result<Rc<Self>> {
+        lora.map(TargetRules::new).transpose()?;
+        Ok(Rc::new(Self { lora: lora.cloned(), ..Self::default() }))
+    }
+
+    pub(super) fn root(self: &Rc<Self>) -> At {
+        At { network: self.clone(), path: String::new() }
+    }
+
+    /// Key to shape of every weight that a walk passed.
+    pub(super) fn weights(&self) -> BTreeMap<String, Vec<i64>> {
+        self.weights.borrow().clone()
+    }
+
+    pub(super) fn elements(&self) -> u64 {
+        self.weights.borrow().values().map(|shape| shape.iter().product::<i64>() as u64).sum()
+    }
+
+    pub(super) fn trained_elements(&self) -> u64 {
+        self.trained.borrow().values().map(|(_, elements)| *elements as u64).sum()
+    }
+}
+
+/// A path in a network, as a loader's.
+#[derive(Clone)]
+pub(super) struct At {
+    network: Rc<Network>,
+    path: String,
+}
+
+impl<S: std::fmt::Display> Div<S> for &At {
+    type Output = At;
+
+    fn div(self, name: S) -> At {
+        let path = match self.path.is_empty() {
+            true => name.to_string(),
+            false => format!("{}.{name}", self.path),
+        };
+        At { network: self.network.clone(), path }
+    }
+}
+
+impl At {
+    pub(super) fn weight(&self, name: &str, shape: &[i64]) {
+        self.network.weights.borrow_mut().insert(format!("{}.{name}", self.path), shape.to_vec());
+    }
+
+    /// The rank of the adapter here, on a weight `[out, in, ..]`; 0 where there is none.
+    fn rank(&self, op: Op, shape: &[i64]) -> i64 {
+        let Some(config) = &self.network.lora else { return 0 };
+        let mut trained = self.network.trained.borrow_mut();
+        let (rank, _) = *trained.entry(self.path.clone()).or_insert_with(|| {
+            match TargetRules::new(config).is_ok_and(|rules| rules.contain(&self.path, op)) {
+                true => {
+                    let rank = config.rank_of(&self.path);
+                    let magnitude = if config.use_dora { shape[0] } else { 0 };
+                    (rank, rank * (shape[0] + shape[1..].iter().product::<i64>()) + magnitude)
+                }
+                false => (0, 0),
+            }
+        });
+        rank
+    }
+
+    fn dropout(&self) -> bool {
+        self.network.lora.as_ref().is_some_and(|config| config.lora_dropout > 0.0)
+    }
+
+    fn dora(&self) -> bool {
+        self.network.lora.as_ref().is_some_and(|config| config.use_dora)
+    }
+}
+
+impl Tape {
+    fn moved(&self, elements: i64, passes: f64) -> Work {
+        Work { bytes: elements as f64 * self.width() as f64 * passes, ..Work::default() }
+    }
+
+    /// `[.., in] -> [.., outputs]` with the adapter there.
+    pub(super) fn linear(&self, at: &At, xs: &Shadow, outputs: i64, bias: bool) -> Shadow {
+        let inputs = xs.shape.last().copied().unwrap_or(1);
+        let shape = [outputs, inputs];
+        at.weight("weight", &shape);
+        if bias {
+            at.weight("bias", &[outputs]);
+        }
+        let rows = xs.elements() / inputs.max(1);
+        let mut out_shape = xs.shape.clone();
+        out_shape.pop();
+        out_shape.push(outputs);
+        let product =
+            |inner: i64, outer: i64| Work { matmul: 2.0 * (rows * inner) as f64 * outer as f64, ..Work::default() };
+        self.count(product(inputs, outputs));
+        // A frozen weight needs nothing of the input.
+        let record = Record { work: product(inputs, outputs), ..Record::default() };
+        let ys = self.record_one(&[xs], self.tensor(&out_shape), record);
+        let rank = at.rank(Op::Linear, &shape);
+        if rank == 0 {
+            return ys;
+        }
+        let low_rank = Work { matmul: product(inputs, rank).matmul * 2.0, ..Work::default() };
+        let input = self.adapter_input(at, xs);
+        let a = self.cast_copy(rank * inputs);
+        self.count(product(inputs, rank));
+        let record =
+            Record { saved: vec![input.storage(), a.storage()], work: low_rank, trained: true, ..Record::default() };
+        let hidden = self.record_one(&[&input], self.tensor(&[rows, rank]), record);
+        let scaled = self.record_one(&[&hidden], self.tensor(&[rows, rank]), Record::default());
+        drop(hidden);
+        let b = self.cast_copy(rank * outputs);
+        self.count(product(rank, outputs));
+        let saved = vec![scaled.storage(), b.storage()];
+        if at.dora() {
+            return self.dora(at, xs, &ys, &scaled, saved);
+        }
+        // The product is added in place: the gradient of `ys` is handed on as it is.
+        let low = self.record_one(
+            &[&scaled],
+            scaled.clone(),
+            Record { saved, trained: true, work: low_rank, ..Record::default() },
+        );
+        let shape = ys.shape.clone();
+        self.record_one(&[&ys, &low], ys.view(&shape), Record { pass_on: true, ..Record::default() })
+    }
+
+    /// What A is applied to: the input, or a copy of it with zeros dropped in.
+    fn adapter_input(&self, at: &At, xs: &Shadow) -> Shadow {
+        match at.dropout() {
+            false => xs.clone(),
+            true => {
+                let mask = self.tensor(&xs.shape);
+                let record = Record { saved: vec![mask.storage()], ..Record::default() };
+                self.record_one(&[xs], self.tensor(&xs.shape), record)
+            }
+        }
+    }
+
+    /// The copy of a float32 parameter in the compute dtype.
+    fn cast_copy(&self, elements: i64) -> Shadow {
+        self.tensor(&[if self.width() < 4 { elements } else { 0 }])
+    }
+
+    /// `ys + change` where the change is measured from the base projection, computed again.
+    fn dora(&self, at: &At, xs: &Shadow, ys: &Shadow, scaled: &Shadow, saved: Vec<Rc<super::tape::Storage>>) -> Shadow {
+        let inputs = xs.shape.last().copied().unwrap_or(1);
+        let outputs = ys.shape.last().copied().unwrap_or(1);
+        let product = Work { matmul: 2.0 * ys.elements() as f64 * inputs as f64, ..Work::default() };
+        self.count(product);
+        let base = self.record_one(&[xs], self.tensor(&ys.shape), Record { work: product, ..Record::default() });
+        let whole = self.bytes(
+            at.network
+                .weights
+                .borrow()
+                .get(&format!("{}.weight", at.path))
+                .map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
+        );
+        drop(whole);
+        let low =
+            self.record_one(&[scaled], self.tensor(&ys.shape), Record { saved, trained: true, ..Record::default() });
+        let kept = |xs: &Shadow| Record {
+            saved: vec![xs.storage()],
+            trained: true,
+            scratch: outputs as u64 * 4,
+            ..Record::default()
+        };
+        let left = self.record_one(&[&base], self.tensor(&ys.shape), kept(&base));
+        let right = self.record_one(&[&low], self.tensor(&ys.shape), kept(&low));
+        let change = self.add(&left, &right);
+        let scaled_change = self.record_one(&[&change], self.tensor(&ys.shape), Record::default());
+        self.add(ys, &scaled_change)
+    }
+
+    /// `[b, in, h, w] -> [b, outputs, h/stride, w/stride]` with a bias and the adapter there.
+    pub(super) fn conv(&self, at: &At, xs: &Shadow, outputs: i64, kernel: i64, stride: i64) -> Shadow {
+        let (inputs, padding) = (xs.shape[1], kernel / 2);
+        let shape = [outputs, inputs, kernel, kernel];
+        at.weight("weight", &shape);
+        at.weight("bias", &[outputs]);
+        let ys = self.bare_conv(xs, outputs, kernel, stride, false);
+        let rank = at.rank(Op::Conv2d { stride, padding }, &shape);
+        if rank == 0 {
+            return ys;
+        }
+        let input = self.adapter_input(at, xs);
+        let hidden = self.bare_conv(&input, rank, kernel, stride, true);
+        let scaled = self.record_one(&[&hidden], self.tensor(&hidden.shape), Record::default());
+        drop(hidden);
+        let low = self.bare_conv(&scaled, outputs, 1, 1, true);
+        if at.dora() {
+            let change = self.add(&low, &ys);
+            return self.add(&ys, &change);
+        }
+        self.add(&ys, &low)
+    }
+
+    fn bare_conv(&self, xs: &Shadow, outputs: i64, kernel: i64, stride: i64, trained: bool) -> Shadow {
+        let inputs = xs.shape[1];
+        let out_shape = [xs.shape[0], outputs, xs.shape[2] / stride, xs.shape[3] / stride];
+        let pixels = out_shape[0] * out_shape[2] * out_shape[3];
+        let weight = outputs * inputs * kernel * kernel;
+        let work = Work { conv: 2.0 * pixels as f64 * weight as f64, ..Work::default() };
+        self.count(work);
+        let ys = self.tensor(&out_shape);
+        // oneDNN puts the weight in its own order, for this call only.
+        let scratch = weight as u64 * self.width();
+        drop(self.bytes(scratch));
+        // The input is saved although a frozen weight has no use for it: the formula has several outputs.
+        let times = if trained { 2.0 } else { 1.0 };
+        let record =
+            Record { saved: vec![xs.storage()], scratch, work: work.times(times), trained, ..Record::default() };
+        self.record_one(&[xs], ys, record)
+    }
+
+    /// A group or layer norm over `width` channels.
+    pub(super) fn norm(&self, at: &At, xs: &Shadow, width: i64) -> Shadow {
+        at.weight("weight", &[width]);
+        at.weight("bias", &[width]);
+        self.element_wise(xs, 3.0)
+    }
+
+    /// An operation that keeps its input.
+    pub(super) fn element_wise(&self, xs: &Shadow, passes: f64) -> Shadow {
+        self.count(self.moved(xs.elements(), passes));
+        let record =
+            Record { saved: vec![xs.storage()], work: self.moved(xs.elements(), passes + 1.0), ..Record::default() };
+        self.record_one(&[xs], self.tensor(&xs.shape), record)
+    }
+
+    /// A sum.
+    pub(super) fn add(&self, xs: &Shadow, ys: &Shadow) -> Shadow {
+        self.count(self.moved(xs.elements(), 3.0));
+        self.record_one(&[xs, ys], self.tensor(&xs.shape), Record { pass_on: true, ..Record::default() })
+    }
+
+    /// A product.
+    pub(super) fn mul(&self, xs: &Shadow, ys: &Shadow) -> Shadow {
+        self.count(self.moved(xs.elements(), 3.0));
+        // Each factor is kept for the other's gradient.
+        let mut saved = Vec::new();
+        if xs.requires_grad() {
+            saved.push(ys.storage());
+        }
+        if ys.requires_grad() {
+            saved.push(xs.storage());
+        }
+        let record = Record { saved, work: self.moved(xs.elements(), 3.0), ..Record::default() };
+        self.record_one(&[xs, ys], self.tensor(&xs.shape), record)
+    }
+
+    /// `[b, c1, h, w]` and `[b, c2, h, w]` to `[b, c1 + c2, h, w]`; gradients are views of the output's.
+    pub(super) fn cat_channels(&self, xs: &Shadow, ys: &Shadow) -> Shadow {
+        let mut shape = xs.shape.clone();
+        shape[1] += ys.shape[1];
+        let joined = self.tensor(&shape);
+        self.count(self.moved(joined.elements(), 2.0));
+        self.record_one(&[xs, ys], joined, Record { pass_on: true, ..Record::default() })
+    }
+
+    /// A copy of another size that keeps nothing: upsampling, padding.
+    pub(super) fn resized(&self, xs: &Shadow, height: i64, width: i64) -> Shadow {
+        let ys = self.tensor(&[xs.shape[0], xs.shape[1], height, width]);
+        self.count(self.moved(ys.elements(), 1.5));
+        let record = Record { work: self.moved(ys.elements(), 1.5), ..Record::default() };
+        self.record_one(&[xs], ys, record)
+    }
+
+    /// The two halves of the last dimension, as views.
+    pub(super) fn halves(&self, xs: &Shadow) -> (Shadow, Shadow) {
+        let mut shape = xs.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last /= 2;
+        }
+        let views = vec![xs.view(&shape), xs.view(&shape)];
+        let work = self.moved(xs.elements(), 2.0);
+        let mut halves = self.record(&[xs], views, Record { outputs: 2, work, ..Record::default() });
+        let second = halves.remove(1);
+        (halves.remove(0), second)
+    }
+
+    /// `[b, s, c]`, `[b, t, c]`, `[b, t, c]` to `[b, s, c]`; a causal one does half the work.
+    pub(super) fn attend(&self, q: &Shadow, k: &Shadow, v: &Shadow, heads: i64, causal: bool) -> Shadow {
+        let (batch, rows, keys, width) = (q.shape[0], q.shape[1], k.shape[1], q.shape[2]);
+        let share = if causal { 0.5 } else { 1.0 };
+        let attention = 4.0 * share * (batch * rows) as f64 * (keys * width) as f64;
+        let work = Work { attention, ..Work::default() };
+        self.count(work);
+        let ys = self.tensor(&q.shape);
+        let log_sums = self.bytes((batch * heads * rows * 4) as u64);
+        let needed = [q, k, v].iter().filter(|xs| xs.requires_grad()).count().max(1);
+        let unneeded: i64 = [q, k, v].iter().filter(|xs| !xs.requires_grad()).map(|xs| xs.elements()).sum();
+        let record = Record {
+            saved: vec![q.storage(), k.storage(), v.storage(), ys.storage(), log_sums],
+            // All three gradients are made, wanted or not.
+            scratch: unneeded as u64 * self.width(),
+            work: work.times(2.5 / needed as f64),
+            ..Record::default()
+        };
+        self.record_one(&[q, k, v], ys, record)
+    }
+}

@@ -1,0 +1,136 @@
+use super::*;
+use crate::adapters::TargetModules;
+
+fn unet(json: &str) -> UNetConfig {
+    serde_json::from_str(json).unwrap()
+}
+
+fn sd15_unet() -> UNetConfig {
+    unet(r#"{"cross_attention_dim":768,"attention_head_dim":8}"#)
+}
+
+fn sd21_unet() -> UNetConfig {
+    unet(r#"{"cross_attention_dim":1024,"attention_head_dim":[5,10,20,20],"use_linear_projection":true}"#)
+}
+
+fn vae() -> VaeConfig {
+    serde_json::from_str(r#"{"block_out_channels":[128,256,512,512],"layers_per_block":2}"#).unwrap()
+}
+
+fn clip_l() -> ClipTextConfig {
+    serde_json::from_str(r#"{"hidden_size":768,"intermediate_size":3072,"num_attention_heads":12}"#).unwrap()
+}
+
+fn lora(targets: &str) -> LoraConfig {
+    LoraConfig { r: 16, target_modules: Some(TargetModules::from_flag(targets)), ..LoraConfig::default() }
+}
+
+fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
+    let (unet, vae, text) = (sd15_unet(), vae(), clip_l());
+    check(PlanInput {
+        unet: &unet,
+        vae: &vae,
+        text: &text,
+        resolution: 512,
+        batch: 1,
+        prior_preservation: false,
+        generate_class_images: false,
+        sample_batch: 1,
+        validation: false,
+        kind: Kind::Float,
+        unet_lora: lora("to_q,to_v"),
+        text_lora: Some(lora("q_proj,v_proj")),
+        gradient_checkpointing: false,
+        optimizer_8bit: false,
+        cache_latents: true,
+        device: Device::Cpu,
+    })
+}
+
+#[test]
+fn the_published_networks_have_their_published_sizes() {
+    assert_eq!(walked_unet(&sd15_unet()).elements(), 859_520_964);
+    assert_eq!(walked_unet(&sd21_unet()).elements(), 865_910_724);
+    assert_eq!(walked_text(&clip_l()).elements(), 123_060_480);
+    assert_eq!(walked_vae(&vae()).elements(), 83_653_863);
+}
+
+#[test]
+fn each_option_saves_memory() {
+    with_input(|input| {
+        let peak = |input: &PlanInput| MemoryPlan::new(input).unwrap().peak_bytes;
+        let full = peak(&input);
+        assert!(peak(&PlanInput { kind: Kind::BFloat16, ..input.clone() }) < full * 6 / 10);
+        assert!(peak(&PlanInput { gradient_checkpointing: true, ..input.clone() }) < full);
+        assert!(peak(&PlanInput { optimizer_8bit: true, ..input.clone() }) < full);
+        assert!(peak(&PlanInput { text_lora: None, ..input.clone() }) < full);
+        assert!(peak(&PlanInput { resolution: 256, ..input.clone() }) < full);
+        assert!(peak(&PlanInput { batch: 2, ..input.clone() }) > full);
+        assert_eq!(
+            peak(&PlanInput { batch: 2, ..input.clone() }),
+            peak(&PlanInput { prior_preservation: true, ..input.clone() })
+        );
+    });
+}
+
+#[test]
+fn checkpointing_computes_the_forward_about_once_more() {
+    with_input(|input| {
+        let plain = MemoryPlan::new(&input).unwrap().flops_per_step;
+        let again = MemoryPlan::new(&PlanInput { gradient_checkpointing: true, ..input }).unwrap().flops_per_step;
+        assert!((1.3..1.6).contains(&(again / plain)), "{}", again / plain);
+    });
+}
+
+#[test]
+fn a_run_is_made_to_fit_with_the_cheapest_options() {
+    with_input(|input| {
+        let plan = MemoryPlan::new(&input).unwrap();
+        assert!(fit(plan.peak_bytes, &input).unwrap().suggestions.is_empty());
+        let fitted = fit(plan.peak_bytes - 1, &input).unwrap();
+        assert!(fitted.fits);
+        assert_eq!(fitted.suggestions.len(), 1);
+        assert_eq!(fitted.suggestions[0].what, "--mixed-precision bf16");
+        assert_eq!(fitted.peak_bytes, plan.peak_bytes - fitted.suggestions[0].saves_bytes);
+        let nothing = fit(parse_size("1GB").unwrap(), &input).unwrap();
+        assert!(!nothing.fits);
+        assert_eq!(nothing.suggestions.last().unwrap().what, "--resolution 256");
+    });
+}
+
+#[test]
+fn sizes_are_read_in_decimal_and_binary_units() {
+    let sizes =
+        [("11GB", 11_000_000_000), ("8GiB", 8 << 30), ("6000MB", 6_000_000_000), ("1.5 gib", 3 << 29), ("42", 42)];
+    for (text, bytes) in sizes {
+        assert_eq!(parse_size(text).unwrap(), bytes);
+    }
+    for text in ["", "GB", "-1GB", "11 bananas", "1e3GB", "0GB", "1.2.3GB", "999999999999TB"] {
+        assert!(parse_size(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn impossible_inputs_are_refused() {
+    with_input(|input| {
+        for changed in [
+            PlanInput { resolution: 500, ..input.clone() },
+            PlanInput { resolution: 0, ..input.clone() },
+            PlanInput { batch: 0, ..input.clone() },
+            PlanInput { unet_lora: LoraConfig::default(), ..input.clone() },
+        ] {
+            assert!(MemoryPlan::new(&changed).is_err());
+        }
+    });
+}
+
+#[test]
+fn only_what_follows_the_first_adapter_is_kept() {
+    with_input(|input| {
+        let kept = |targets: &str| {
+            let input = PlanInput { text_lora: None, unet_lora: lora(targets), ..input.clone() };
+            Step::of(&input).unwrap().kept
+        };
+        assert!(kept("up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q") < kept("to_q") / 8);
+    });
+}
