@@ -1,6 +1,5 @@
 //! Token ids equal transformers' `CLIPTokenizer`.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

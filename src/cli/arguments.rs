@@ -88,7 +88,7 @@ mod tests {
         let line = format!("lorabooth train dreambooth --lora-r 8 --config {}", file.display());
         assert_eq!(
             expand(words(&line)).unwrap(),
-            words("lorabooth train dreambooth --lora-r=4 --train-text-encoder --seed=1 --lora-r 8")
+            words("lorabooth train dreambooth --lora-r=4 --seed=1 --train-text-encoder --lora-r 8")
         );
     }
 }

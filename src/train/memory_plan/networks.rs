@@ -148,7 +148,7 @@ pub(super) fn unet(
     let mut xs = tape.conv(&(at / "conv_in"), &laid_out, channels[0], 3, 1);
     drop(laid_out);
     let mut skips = vec![xs.clone()];
-    for level in 0..=last {
+    for (level, &outputs) in channels.iter().enumerate() {
         let block = &(at / "down_blocks") / level;
         let sizes = Level::of(config, level, &config.down_block_types[level]);
         for i in 0..config.layers_per_block {
@@ -156,7 +156,7 @@ pub(super) fn unet(
             skips.push(xs.clone());
         }
         if level < last {
-            xs = tape.conv(&(&block / "downsamplers.0.conv"), &xs, channels[level], 3, 2);
+            xs = tape.conv(&(&block / "downsamplers.0.conv"), &xs, outputs, 3, 2);
             skips.push(xs.clone());
         }
     }
