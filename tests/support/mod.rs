@@ -36,8 +36,7 @@ pub fn made(script: &str, name: &str, options: &Value) -> PathBuf {
     static MAKING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = lock(&MAKING);
     let options = options.to_string();
-    let key = hash([script, name, &options, &SCRIPTS]);
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reference").join(&key[..16]);
+    let folder = MADE.join(&hash([script, name, &options])[..16]);
     if !folder.exists() {
         let partial = folder.with_extension(std::process::id().to_string());
         std::fs::create_dir_all(&partial).unwrap();
@@ -126,13 +125,19 @@ pub fn lorabooth_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
 
 static WORKER: Mutex<Option<Worker>> = Mutex::new(None);
 
-/// The contents of all scripts: what was made by others is made again.
-static SCRIPTS: LazyLock<String> = LazyLock::new(|| {
+/// Where this version of the scripts keeps what it made; what others left is gigabytes, so it goes.
+static MADE: LazyLock<PathBuf> = LazyLock::new(|| {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(scripts()).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
     paths.sort();
     let contents: Vec<String> = paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
-    hash(contents.iter().map(String::as_str))
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reference");
+    let own = all.join(&hash(contents.iter().map(String::as_str))[..16]);
+    std::fs::create_dir_all(&own).unwrap();
+    for stale in std::fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().path()).filter(|path| *path != own) {
+        std::fs::remove_dir_all(stale).unwrap();
+    }
+    own
 });
 
 /// A Python process that runs scripts one after another; it ends when its standard input closes, at the end of this process.
