@@ -28,19 +28,17 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, Stride { stri
     if xs.device() == Device::Cpu && convolution.is_a_projection() {
         return convolution.project(xs, weight, bias);
     }
-    let as_product = xs.device() == Device::Cpu && convolution.columns_are_smaller_than_weight();
-    let ys = tch::no_grad(|| match as_product {
-        true => convolution.multiply(xs, weight, bias),
-        false => xs.conv2d(weight, bias, [stride; 2], [padding; 2], [1, 1], 1),
-    });
+    if xs.device() == Device::Cpu && convolution.columns_are_smaller_than_weight() {
+        return convolution.multiply(xs, weight, bias);
+    }
+    let ys = tch::no_grad(|| xs.conv2d(weight, bias, [stride; 2], [padding; 2], [1, 1], 1));
     let weight = weight.shallow_clone();
-    let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| {
-        let gradient = |grad: &Tensor| match as_product {
-            true => convolution.multiply_transposed(grad, &weight),
-            false => convolution.transpose(grad, &weight),
-        };
-        Ok(vec![grads[0].as_ref().map(gradient)])
-    };
+    with_gradient(xs, ys, move |grad| convolution.transpose(grad, &weight))
+}
+
+/// `ys`, computed from `xs` without a gradient, with this one.
+fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
+    let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| Ok(vec![grads[0].as_ref().map(&gradient)]);
     match autograd_node::attach(&[xs], &[], &[&ys], Box::new(backward)) {
         Ok(()) => ys,
         // As each of tch's operations does; the step's boundary makes a sentence of it.
@@ -106,12 +104,10 @@ impl Convolution {
     }
 
     fn multiply(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        self.to_image(&self.columns(xs).linear(&self.matrix(weight), bias))
-    }
-
-    fn multiply_transposed(self, grad: &Tensor, weight: &Tensor) -> Tensor {
-        let rows = grad.permute([0, 2, 3, 1]).reshape([-1, self.outputs]); // [b·y·x, o]
-        self.gathered(&rows.matmul(&self.matrix(weight)))
+        let matrix = self.matrix(weight);
+        let rows = tch::no_grad(|| self.columns(xs).linear(&matrix, bias)); // [b·y·x, o]
+        let rows = with_gradient(xs, rows, move |grad| self.gathered(&grad.matmul(&matrix)));
+        self.to_image(&rows)
     }
 
     /// What the kernel sees at each place: `[b, c, h, w] -> [b·y·x, k·k·c]`
@@ -162,7 +158,9 @@ mod tests {
             let image = generator.randn(&[2, 6, height, 3 + kernel]);
             let run = |convolve: &dyn Fn(&Tensor) -> Tensor, grad: &Tensor| {
                 let xs = image.copy().set_requires_grad(true);
-                let ys = convolve(&xs);
+                // In place, as the UNet adds the time embedding.
+                let mut ys = convolve(&xs);
+                ys += 1.0;
                 (&ys * grad).sum(Kind::Float).backward();
                 (ys, xs.grad())
             };
