@@ -223,13 +223,18 @@ impl Tape {
         let work = Work { conv: 2.0 * pixels as f64 * weight as f64, ..Work::default() };
         self.count(work);
         let ys = self.tensor(&out_shape);
-        // oneDNN puts the weight in its own order, for this call only.
-        let scratch = weight as u64 * self.width();
+        // oneDNN puts the weight in its own order, for this call only; a product lays out what the kernel sees (`weights::convolution`).
+        let columns = pixels * inputs * kernel * kernel;
+        let as_product = !trained && (kernel == 1 || pixels <= outputs);
+        let scratch = match (kernel, as_product) {
+            (1, true) => 0,
+            (_, true) => columns as u64 * self.width(),
+            (_, false) => weight as u64 * self.width(),
+        };
         drop(self.bytes(scratch));
-        // The input is saved although a frozen weight has no use for it: the formula has several outputs.
-        let times = if trained { 2.0 } else { 1.0 };
-        let record =
-            Record { saved: vec![xs.storage()], scratch, work: work.times(times), trained, ..Record::default() };
+        // libtorch's own convolution keeps its input, for the gradient of the weight.
+        let (saved, times) = if trained { (vec![xs.storage()], 2.0) } else { (Vec::new(), 1.0) };
+        let record = Record { saved, scratch, work: work.times(times), trained, ..Record::default() };
         self.record_one(&[xs], ys, record)
     }
 
