@@ -4,6 +4,8 @@
 
 pub mod error;
 
+pub mod whole_file;
+
 pub mod libtorch;
 
 pub mod weights;

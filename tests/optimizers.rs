@@ -4,10 +4,11 @@
 
 mod support;
 
+use lorabooth::schedulers::{NoiseSchedule, PredictionType, SchedulerConfig};
 use lorabooth::train::adamw::AdamWConfig;
 use lorabooth::train::adamw8bit::Codebook;
 use lorabooth::train::gradients::clip_grad_norm;
-use lorabooth::train::losses::{dreambooth_loss, min_snr_weights, signal_to_noise, PredictionType};
+use lorabooth::train::losses::dreambooth_loss;
 use lorabooth::train::lr_schedule::LrSchedule;
 use lorabooth::train::optimizer::Optimizer;
 use lorabooth::train::tensorboard::EventWriter;
@@ -199,14 +200,17 @@ fn clipping_is_torchs_for_small_and_large_gradients() {
 #[test]
 fn losses_and_their_gradients_are_the_scripts() {
     let expected = reference("losses", "losses.safetensors");
-    let snr = signal_to_noise(&expected["alphas_cumprod"], &expected["timesteps"]);
+    let config = r#"{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}"#;
+    let schedule = NoiseSchedule::new(&SchedulerConfig::from_json(config).unwrap()).unwrap();
+    let timesteps = &expected["timesteps"];
+    let snr = schedule.snr(timesteps);
     assert!(number(&(&snr / &expected["snr"] - 1.).abs().max()) < 1e-6);
     for (gamma_name, gamma) in [("None", None), ("5.0", Some(5.0))] {
         for (kind_name, kind) in [("epsilon", PredictionType::Epsilon), ("v_prediction", PredictionType::VPrediction)] {
             for (prior_name, prior) in [("None", None), ("0.7", Some(0.7))] {
                 let theirs = |what: &str| &expected[&format!("{gamma_name}.{kind_name}.{prior_name}.{what}")];
                 let prediction = expected["prediction"].copy().set_requires_grad(true);
-                let weights = gamma.map(|gamma| min_snr_weights(&snr, gamma, kind));
+                let weights = gamma.map(|gamma| schedule.min_snr_weights(kind, gamma, timesteps));
                 let loss = dreambooth_loss(&prediction, &expected["target"], prior, weights.as_ref());
                 loss.total.backward();
                 assert!(distance(&loss.total, theirs("total")) < 1e-6);

@@ -3,7 +3,8 @@
 use super::adapter_set::{Part, PartAdapter};
 use super::config::{LoraConfig, TargetModules};
 use crate::error::{Error, Result};
-use crate::weights::{tensor_file, write_whole, MappedFile};
+use crate::weights::{tensor_file, MappedFile};
+use crate::whole_file::write_whole;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;

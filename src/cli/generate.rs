@@ -10,8 +10,8 @@ use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::observer::{Event, Observer};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::schedulers::SchedulerConfig;
-use crate::train::run_folder::write_bytes;
 use crate::weights::Placement;
+use crate::whole_file::write_whole;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tch::Kind;
@@ -126,7 +126,7 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
         })?;
         for (image, seed) in decode(&vae.model, &latents, vae_kind)?.iter().zip(*seeds) {
             let Some(path) = paths.next() else { break };
-            write_bytes(&path, &png_with_parameters(image, &parameters(&args, &sampling, *seed, image.dimensions()))?)?;
+            write_whole(&path, &png_with_parameters(image, &parameters(&args, &sampling, *seed, image.dimensions()))?)?;
             reporter.on(Event::Wrote { path });
         }
     }

@@ -15,8 +15,8 @@ use crate::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, UNet
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::schedulers::SchedulerConfig;
 use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::write_bytes;
 use crate::weights::Placement;
+use crate::whole_file::write_whole;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -270,7 +270,7 @@ pub fn write_samples(
             let text = format!("{prompt}\nSteps: 25, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);
             let png = png_with_parameters(&image, &text)?;
             std::fs::create_dir_all(run.folder.join("samples")).map_err(|e| Error::io("create", &path, e))?;
-            write_bytes(&path, &png)?;
+            write_whole(&path, &png)?;
             run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;
             observer.on(Event::Wrote { path });
         }

@@ -72,8 +72,9 @@ impl NoiseSchedule {
         (signal / sigma).square()
     }
 
-    /// The weight of each image's loss, `min(SNR, gamma)` over the SNR of the prediction (arXiv 2303.09556, and as
-    /// diffusers' training scripts have it for v-prediction): `[b]` int64 -> `[b]` float32.
+    /// The weight of each image's loss (arXiv 2303.09556): `min(SNR, gamma) / SNR` where the noise is predicted, and
+    /// `min(SNR, gamma) / (SNR + 1)` where the velocity is, as in the paper, diffusers' text-to-image script and kohya
+    /// (diffusers' train_dreambooth.py has `min(SNR, gamma) / SNR + 1` there). `[b]` int64 -> `[b]` float32.
     pub fn min_snr_weights(&self, prediction_type: PredictionType, gamma: f64, timesteps: &Tensor) -> Tensor {
         let snr = self.snr(timesteps);
         let capped = snr.clamp_max(gamma);

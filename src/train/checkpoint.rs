@@ -2,9 +2,10 @@
 //! content is durable, so that a run killed at any moment leaves its previous checkpoint as it was.
 
 use super::precision::ScalerState;
-use super::run_folder::{entries, restore_replaced, write_folder_atomically, write_json};
+use super::run_folder::{entries, restore_replaced, write_folder_atomically};
 use super::Parameters;
 use crate::error::{Error, Result};
+use crate::whole_file::write_json;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! `loss.png`: the loss of each step, and its running mean that an eye can follow.
 
 use super::metrics::StepMetrics;
-use super::run_folder::write_bytes;
 use crate::error::{Error, Result};
+use crate::whole_file::write_whole;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn draw(path: &Path, lines: &[StepMetrics]) -> Result<()> {
     let mut png = std::io::Cursor::new(Vec::new());
     image::write_buffer_with_format(&mut png, &pixels, SIZE.0, SIZE.1, image::ColorType::Rgb8, image::ImageFormat::Png)
         .map_err(failed)?;
-    write_bytes(path, png.get_ref())
+    write_whole(path, png.get_ref())
 }
 
 fn plot(pixels: &mut [u8], raw: &[(f64, f64)]) -> std::result::Result<(), String> {

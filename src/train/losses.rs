@@ -5,15 +5,6 @@
 
 use tch::{Kind, Reduction, Tensor};
 
-/// What a model predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PredictionType {
-    /// The noise.
-    Epsilon,
-    /// The velocity (Salimans and Ho, arXiv 2202.00512).
-    VPrediction,
-}
-
 /// Float32 scalars on the training device; only `total` carries the graph that backward needs.
 #[derive(Debug)]
 pub struct DreamboothLoss {
@@ -28,7 +19,7 @@ pub struct DreamboothLoss {
 /// DreamBooth's loss (Ruiz et al., arXiv 2208.12242) as PEFT's and diffusers' scripts compute it: the mean squared error
 /// in float32. With a `prior_weight` the batch is halved, as `torch.chunk(2)` does it.
 ///
-/// `weights` `[b]` multiply each sample's mean, before the mean over samples ([`min_snr_weights`]). The class images' are
+/// `weights` `[b]` multiply each sample's mean, before the mean over samples (min-SNR: `schedulers::NoiseSchedule::min_snr_weights`). The class images' are
 /// not used: their loss stays plain, as in diffusers. diffusers also leaves them in the tensor that it multiplies the
 /// instance loss with, which mixes class timesteps in at batch 1 and is a shape error above; here each image has its own.
 pub fn dreambooth_loss(
@@ -57,25 +48,4 @@ pub fn dreambooth_loss(
     let prior = ours.mse_loss(&theirs, Reduction::Mean);
     let total = &instance + &prior * prior_weight;
     DreamboothLoss { total, instance: instance.detach(), prior: Some(prior.detach()) }
-}
-
-/// The signal-to-noise ratio at `timesteps` `[b]` (int64) for `alphas_cumprod` `[train steps]`: float32 `[b]`, on the
-/// device of the timesteps.
-pub fn signal_to_noise(alphas_cumprod: &Tensor, timesteps: &Tensor) -> Tensor {
-    // In the order of diffusers' compute_snr, so that the last bits are the same.
-    let at = |values: Tensor| values.to_device(timesteps.device()).index_select(0, timesteps).to_kind(Kind::Float);
-    let alpha = at(alphas_cumprod.sqrt());
-    let sigma = at((1f64 - alphas_cumprod).sqrt());
-    (alpha / sigma).square()
-}
-
-/// Min-SNR weights `[b]` (Hang et al., arXiv 2303.09556): `min(snr, gamma) / snr` where the noise is predicted,
-/// `min(snr, gamma) / (snr + 1)` where the velocity is. The second is the paper's, diffusers' text-to-image script's and
-/// kohya's; diffusers' train_dreambooth.py has `min(snr, gamma) / snr + 1` there.
-pub fn min_snr_weights(snr: &Tensor, gamma: f64, prediction: PredictionType) -> Tensor {
-    let capped = snr.clamp_max(gamma);
-    match prediction {
-        PredictionType::Epsilon => capped / snr,
-        PredictionType::VPrediction => capped / (snr + 1.),
-    }
 }

@@ -1,41 +1,15 @@
 //! The folder that a run writes: each file whole or not at all, and never over another run by accident.
 
 use crate::error::{Error, Result};
+use crate::whole_file::{beside, sync, sync_parent, TEMPORARY};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What temporary names end in: what is left of a run that was killed is known by it.
-const TEMPORARY: &str = ".lorabooth-tmp";
 /// Where a folder waits while its successor takes its name.
 const REPLACED: &str = ".lorabooth-old";
 
-/// Runs `write` on a temporary name in the folder of `path`, then makes its file durable and gives it the name `path`.
-/// Whatever happens, `path` is the old file or the new one, whole.
-pub fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let temporary = beside(path, TEMPORARY);
-    let finish = || -> Result<()> {
-        write(&temporary)?;
-        sync(&temporary)?;
-        fs::rename(&temporary, path).map_err(|error| Error::io("write", path, error))?;
-        sync_parent(path)
-    };
-    finish().inspect_err(|_| drop(fs::remove_file(&temporary)))
-}
-
-/// [`write_atomically`] of `bytes`.
-pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_atomically(path, |temporary| fs::write(temporary, bytes).map_err(|error| Error::io("write", path, error)))
-}
-
-/// [`write_atomically`] of `value`, indented by two spaces, with a line end.
-pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::file(path, error.to_string()))?;
-    text.push(b'\n');
-    write_bytes(path, &text)
-}
-
-/// [`write_atomically`] for a folder: `write` fills an empty folder with files, which are made durable before the folder
+/// The folder `path`, whole or not at all: `write` fills an empty folder with files, which are made durable before the folder
 /// takes the name `path`. A folder that has the name waits beside it until then; [`restore_replaced`] brings it back if
 /// the process ended in between.
 pub fn write_folder_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -74,10 +48,6 @@ pub fn restore_replaced(parent: &Path) -> Result<()> {
     Ok(())
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    path.with_file_name(format!(".{}{suffix}", name_of(path)))
-}
-
 fn name_of(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
@@ -88,17 +58,6 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = list.flatten().map(|entry| entry.path()).collect();
     paths.sort();
     Ok(paths)
-}
-
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("write", path, error))
-}
-
-fn sync_parent(path: &Path) -> Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync(parent),
-        _ => sync(Path::new(".")),
-    }
 }
 
 /// What to do with a run that is already in the folder.
@@ -217,20 +176,6 @@ mod tests {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "x").unwrap();
-    }
-
-    #[test]
-    fn a_failed_write_leaves_the_old_file_and_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run.json");
-        write_bytes(&path, b"old").unwrap();
-        let failed = write_atomically(&path, |temporary| {
-            fs::write(temporary, "half").unwrap();
-            Err(Error::invalid("no more"))
-        });
-        assert!(failed.is_err());
-        assert_eq!(fs::read(&path).unwrap(), b"old");
-        assert_eq!(entries(folder.path()).unwrap(), [path]);
     }
 
     #[test]

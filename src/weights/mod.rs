@@ -9,11 +9,9 @@ pub mod spelling;
 pub mod tensor_file;
 mod weight_files;
 mod weight_set;
-mod whole_file;
 
 pub use base_weight::{BaseWeight, Op};
 pub use convolution::Stride;
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};
-pub use whole_file::{write_whole, WholeFile};

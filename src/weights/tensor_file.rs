@@ -1,8 +1,8 @@
 //! Writes safetensors files: header and order of the tensors as the Python library writes them, metadata sorted, so that
 //! one content is one file. Format: <https://github.com/huggingface/safetensors>.
 
-use super::whole_file::WholeFile;
 use crate::error::{Error, Result};
+use crate::whole_file::WholeFile;
 use safetensors::tensor::Dtype;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;

@@ -5,6 +5,29 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+/// What temporary names end in: what is left of a process that was killed is known by it.
+pub const TEMPORARY: &str = ".lorabooth-tmp";
+
+/// The name beside `path` for what is not yet, or no longer, in its place.
+pub fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}{suffix}"))
+}
+
+/// Brings a file, or a folder's list of names, to the disk.
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("write", path, error))
+}
+
+/// Brings the name of `path` to the disk.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    sync(folder_of(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// A file that appears at its path when it is finished. Dropped before that, it leaves nothing.
 pub struct WholeFile {
     path: PathBuf,
@@ -15,10 +38,10 @@ pub struct WholeFile {
 impl WholeFile {
     /// Starts the file `path`; its folder is made where it is missing.
     pub fn create(path: &Path) -> Result<Self> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        let name = path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?.to_string_lossy();
-        let temporary = folder.join(format!(".{name}.{}.partial", std::process::id()));
+        path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?;
+        let temporary = beside(path, TEMPORARY);
         let file = File::create(&temporary).map_err(|e| Error::io("write", path, e))?;
         Ok(Self { path: path.to_owned(), temporary, writer: Some(BufWriter::new(file)) })
     }
@@ -38,7 +61,8 @@ impl WholeFile {
             let file = writer.into_inner().map_err(|e| failed(e.into_error()))?;
             file.sync_all().map_err(failed)?;
         }
-        std::fs::rename(&self.temporary, &self.path).map_err(failed)
+        std::fs::rename(&self.temporary, &self.path).map_err(failed)?;
+        sync_parent(&self.path)
     }
 }
 
@@ -55,6 +79,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
     file.write(bytes)?;
     file.finish()
+}
+
+/// Writes `value` as JSON, indented by two spaces, with a line end, whole or not at all.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_vec_pretty(value).map_err(|error| Error::file(path, error.to_string()))?;
+    text.push(b'\n');
+    write_whole(path, &text)
 }
 
 #[cfg(test)]
