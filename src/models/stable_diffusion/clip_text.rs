@@ -5,7 +5,7 @@
 
 use super::activation::Activation;
 use super::config_file::{self, check_sizes, MAX_LAYERS};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::libtorch::checkpoint::checkpoint;
 use crate::nn::{attend, Bias, Embedding, LayerNorm, Linear, Loader};
 use serde::Deserialize;

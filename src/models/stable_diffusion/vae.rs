@@ -79,6 +79,9 @@ impl VaeConfig {
             ("latent_channels", self.latent_channels),
             ("in_channels", self.in_channels),
         ])?;
+        for &channels in channels {
+            check_sizes(&[("block_out_channels", channels)])?;
+        }
         if channels.len() > MAX_LEVELS || self.layers_per_block > MAX_LAYERS {
             return Err(format!("more than {MAX_LEVELS} levels or {MAX_LAYERS} layers a level are not supported"));
         }
