@@ -130,7 +130,7 @@ fn killed_again_and_again(more: &[&str]) {
     train(&args, more, &whole);
     // After so many lines of metrics, more each time; in between, while a checkpoint is written.
     let mut kills = 0;
-    for goal in [0, 1, 2, 4, 5, 7, 9, 11, usize::MAX] {
+    for goal in [0, 1, 3, 5, 8, 11, usize::MAX] {
         for while_saving in [false, true] {
             let resume: Vec<&str> =
                 more.iter().copied().chain(["--resume"].into_iter().filter(|_| kills > 0)).collect();
@@ -146,7 +146,7 @@ fn killed_again_and_again(more: &[&str]) {
             assert!(running || status.success(), "{}", error_of(&child.wait_with_output().unwrap()));
         }
     }
-    assert!(kills > 8, "the run was too quick to be killed: {kills} times");
+    assert!(kills > 6, "the run was too quick to be killed: {kills} times");
     assert_same(&killed, &whole, &format!("killed {kills} times"));
 }
 
@@ -164,8 +164,11 @@ fn so_does_one_with_adam_in_8_bits() {
 fn so_does_one_in_float16_with_its_loss_scale() {
     let folder = tempfile::tempdir().unwrap();
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
-    let (args, more) = (plain(), ["--mixed-precision", "fp16", "--gradient-checkpointing"]);
+    // The weight makes the first steps overflow: they are skipped, and the schedule waits for them.
+    let (args, more) =
+        (everything(), ["--mixed-precision", "fp16", "--prior-loss-weight", "1e5", "--gradient-checkpointing"]);
     train(&args, &more, &whole);
+    assert!(support::read_json(whole.join("run.json"))["skipped_steps"].as_u64().unwrap() > 0, "no step overflowed");
     let mut child = start(&args, &more, &killed);
     assert!(wait(&mut child, || killed.join("checkpoint-4").is_dir()), "{:?}", child.wait());
     child.kill().unwrap();
