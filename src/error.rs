@@ -52,6 +52,9 @@ pub enum Error {
     /// Libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(String),
+    /// A mistake of ours.
+    #[error("an internal check failed ({0}); please report it with the command line")]
+    Internal(String),
     /// The device's memory is full.
     #[error("out of memory on {device}: {advice}")]
     OutOfMemory {
@@ -105,7 +108,10 @@ impl From<tch::TchError> for Error {
         {
             return Error::OutOfMemory {
                 device: if line.contains("CUDA") { "the GPU".into() } else { "the host".into() },
-                advice: line,
+                advice: format!(
+                    "{}; turn on --gradient-checkpointing, or lower --resolution, --train-batch-size or --lora-r (`lorabooth plan` says what fits)",
+                    line.split_once("DefaultCPUAllocator: ").map_or(line.as_str(), |(_, cause)| cause)
+                ),
             };
         }
         Error::Torch(line)

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lorabooth::cli::main(std::env::args().collect())
+    lorabooth::cli::main(std::env::args_os().collect())
 }

@@ -2,40 +2,60 @@
 //! ones override.
 
 use crate::error::{Error, Result};
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// What clap reads.
+#[derive(Debug, PartialEq)]
+pub struct Expanded {
+    /// The program's name, subcommands, flags of the file, flags of the command line.
+    pub args: Vec<OsString>,
+    /// The TOML file, and the flags that it holds.
+    pub config: Option<(PathBuf, Vec<String>)>,
+}
+
+impl Expanded {
+    /// The TOML file, if `flag` is from it.
+    pub fn file_of(&self, flag: &str) -> Option<&Path> {
+        let (file, flags) = self.config.as_ref()?;
+        let own = |known: &String| known.split('=').next() == Some(flag);
+        flags.iter().any(own).then_some(file)
+    }
+}
 
 /// `args` with snake_case flags in kebab-case and the flags of a TOML file put before those of the command line.
-pub fn expand(args: Vec<String>) -> Result<Vec<String>> {
+pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
     let mut out = Vec::with_capacity(args.len());
-    let mut config = None;
+    let mut file = None;
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
         if arg == "--" {
             out.push(arg);
             out.extend(args.by_ref());
         } else if arg == "--config" {
-            config = Some(args.next().ok_or_else(|| Error::invalid("--config needs a TOML file"))?);
-        } else if let Some(file) = arg.strip_prefix("--config=") {
-            config = Some(file.to_owned());
+            file = Some(args.next().ok_or_else(|| Error::invalid("--config needs a TOML file"))?);
+        } else if let Some(given) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+            file = Some(OsString::from(given));
         } else {
-            out.push(kebab(arg));
+            out.push(kebab(&arg));
         }
     }
-    if let Some(file) = config {
-        // Behind the words of the subcommand, before its flags.
-        let place = out.iter().skip(1).position(|arg| arg.starts_with('-')).map_or(out.len(), |i| i + 1);
-        out.splice(place..place, flags_of(Path::new(&file))?);
-    }
-    Ok(out)
+    let Some(file) = file.map(PathBuf::from) else { return Ok(Expanded { args: out, config: None }) };
+    let flags = flags_of(&file)?;
+    // Behind the words of the subcommand, before its flags.
+    let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+    let place = out.iter().skip(1).position(is_flag).map_or(out.len(), |i| i + 1);
+    out.splice(place..place, flags.iter().map(OsString::from));
+    Ok(Expanded { args: out, config: Some((file, flags)) })
 }
 
-/// `--instance_data_dir=x` is `--instance-data-dir=x`; values keep their underscores.
-fn kebab(arg: String) -> String {
-    match arg.strip_prefix("--") {
-        None => arg,
+/// `--instance_data_dir=x` is `--instance-data-dir=x`; values keep their underscores, and may be no UTF-8.
+fn kebab(arg: &OsStr) -> OsString {
+    match arg.to_str().and_then(|arg| arg.strip_prefix("--")) {
+        None => arg.to_owned(),
         Some(rest) => match rest.split_once('=') {
-            Some((name, value)) => format!("--{}={value}", name.replace('_', "-")),
-            None => format!("--{}", rest.replace('_', "-")),
+            Some((name, value)) => format!("--{}={value}", name.replace('_', "-")).into(),
+            None => format!("--{}", rest.replace('_', "-")).into(),
         },
     }
 }
@@ -68,14 +88,14 @@ fn flags_of(file: &Path) -> Result<Vec<String>> {
 mod tests {
     use super::*;
 
-    fn words(text: &str) -> Vec<String> {
-        text.split(' ').map(str::to_owned).collect()
+    fn words(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
     }
 
     #[test]
     fn flags_of_pefts_script_are_ours() {
         assert_eq!(
-            expand(words("lorabooth train dreambooth --instance_data_dir my_dog --lora_r=4")).unwrap(),
+            expand(words("lorabooth train dreambooth --instance_data_dir my_dog --lora_r=4")).unwrap().args,
             words("lorabooth train dreambooth --instance-data-dir my_dog --lora-r=4")
         );
     }
@@ -86,8 +106,11 @@ mod tests {
         let file = folder.path().join("c.toml");
         std::fs::write(&file, "lora_r = 4\ntrain_text_encoder = true\ncenter_crop = false\nseed = 1").unwrap();
         let line = format!("lorabooth train dreambooth --lora-r 8 --config {}", file.display());
+        let expanded = expand(words(&line)).unwrap();
+        assert_eq!(expanded.file_of("--lora-r"), Some(file.as_path()));
+        assert_eq!(expanded.file_of("--lora-alpha"), None);
         assert_eq!(
-            expand(words(&line)).unwrap(),
+            expanded.args,
             words("lorabooth train dreambooth --lora-r=4 --seed=1 --train-text-encoder --lora-r 8")
         );
     }

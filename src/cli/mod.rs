@@ -10,11 +10,17 @@ mod tokenize;
 mod train;
 
 use crate::error::{Error, Result};
-use crate::libtorch::{failure, memory, startup};
+use crate::libtorch::failure::{self, catching};
+use crate::libtorch::{memory, startup};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reporter::Reporter;
+use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 use tch::Device;
+
+/// More threads than any machine has cores only fill memory with stacks.
+const MAX_THREADS: i32 = 1024;
 
 /// DreamBooth LoRA for Stable Diffusion, without Python
 #[derive(Parser)]
@@ -120,18 +126,14 @@ impl Dtype {
 }
 
 /// Runs the command line `args` (the program's name first).
-pub fn main(args: Vec<String>) -> ExitCode {
-    let args = match arguments::expand(args) {
-        Ok(args) => args,
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let expanded = match arguments::expand(args) {
+        Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&expanded.args) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are no mistakes: clap tells them apart.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
-        }
+        Err(error) => return misused(&error, &expanded),
     };
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -142,25 +144,22 @@ pub fn main(args: Vec<String>) -> ExitCode {
     memory::return_freed_memory();
     startup::use_onednn_matmul();
     if let Some(threads) = cli.common.threads {
-        if threads < 1 {
-            return failed(
-                &Error::invalid(format!("--threads is {threads}; it must be at least 1")),
-                cli.common.json,
-                2,
-            );
+        if !(1..=MAX_THREADS).contains(&threads) {
+            let error = Error::invalid(format!("--threads is {threads}; it must be 1 to {MAX_THREADS}"));
+            return failed(&error, cli.common.json, 2);
         }
         tch::set_num_threads(threads);
     }
     let json = cli.common.json;
     let mut reporter = Reporter::new(json, cli.common.quiet);
-    let outcome = match cli.command {
+    let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
-    };
+    });
     drop(reporter);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -169,10 +168,37 @@ pub fn main(args: Vec<String>) -> ExitCode {
     }
 }
 
+/// Prints what clap says, with the name of the TOML file where the flag is from there, and makes the exit code.
+fn misused(error: &clap::Error, expanded: &arguments::Expanded) -> ExitCode {
+    use clap::error::{ContextKind, ContextValue};
+    let flag = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(flag)) => flag.split([' ', '=']).next(),
+        _ => None,
+    };
+    match flag.and_then(|flag| expanded.file_of(flag)) {
+        Some(file) => {
+            let text = error.to_string().replacen("error: ", &format!("error: {}: ", file.display()), 1);
+            let _ = write!(std::io::stderr(), "{text}");
+        }
+        None => drop(error.print()),
+    }
+    // Help and version are no mistakes: clap tells them apart.
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}
+
+/// `text` on one line that leaves the terminal as it is: file names can hold line ends and escape sequences.
+fn one_line(text: &str) -> String {
+    let plain = |c: char| match c {
+        '\n' => ' ',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(plain).collect()
+}
+
 /// Prints an error as one line, and makes its exit code.
 fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
-    use std::io::Write;
-    let text = error.to_string().replace('\n', " ");
+    let text = one_line(&error.to_string());
     let _ = match json {
         true => writeln!(std::io::stdout(), "{}", serde_json::json!({ "event": "error", "text": text })),
         false => writeln!(std::io::stderr(), "error: {text}"),

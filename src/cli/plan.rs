@@ -2,8 +2,9 @@
 
 use super::{Common, Dtype, Reporter};
 use crate::adapters::{LoraConfig, TargetModules};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
+use crate::recipes::dreambooth_config::{MAX_RANK, MAX_RESOLUTION};
 use crate::train::memory_plan::{fit, parse_size, MemoryPlan, PlanInput, Rates};
 use clap::Args;
 use serde_json::json;
@@ -70,6 +71,16 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     let options = ModelOptions { revision: args.revision.clone(), configs_only: true, ..ModelOptions::default() };
     let files = crate::recipes::open_model(&args.model, &options, reporter)?;
     let (unet, vae, text) = (files.unet_config()?, files.vae_config()?, files.text_encoder_config()?);
+    for (flag, number, most) in [
+        ("--resolution", args.resolution, MAX_RESOLUTION.into()),
+        ("--train-batch-size", args.train_batch_size, 4096),
+        ("--lora-r", args.lora_r, MAX_RANK),
+        ("--lora-text-encoder-r", args.lora_text_encoder_r, MAX_RANK),
+    ] {
+        if !(1..=most).contains(&number) {
+            return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {most}")));
+        }
+    }
     let unet_lora = lora(args.lora_r, &args.lora_targets).checked()?;
     let text_lora = lora(args.lora_text_encoder_r, &args.lora_text_encoder_targets).checked()?;
     let input = PlanInput {
@@ -91,6 +102,10 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
         device,
     };
     let plan = MemoryPlan::new(&input)?;
+    if plan.trained_parameters == 0 {
+        let flag = "no module of the model matches --lora-targets";
+        return Err(Error::invalid(format!("{flag} {}; to_q,to_v are usual", args.lora_targets)));
+    }
     let seconds = plan.step_seconds(&Rates::measure(device, kind)?);
     let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
     let mut lines = Vec::new();

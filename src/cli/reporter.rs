@@ -86,6 +86,7 @@ impl Observer for Reporter {
         }
         match event {
             Event::Warning { text } => {
+                let text = super::one_line(&text);
                 let write = || drop(writeln!(std::io::stderr(), "warning: {text}"));
                 match &self.bar {
                     Some(bar) => bar.suspend(write),

@@ -13,6 +13,7 @@ pub struct TokenizeArgs {
     #[arg(long)]
     model: String,
     /// Prompts
+    #[arg(required_unless_present = "json_lines")]
     prompts: Vec<String>,
     /// A file with a JSON string a line
     #[arg(long)]

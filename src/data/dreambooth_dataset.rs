@@ -6,6 +6,7 @@ use super::photo_transform::{crop_values, to_tensor, Crop};
 use super::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
+use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 /// The photos of a DreamBooth run with their prompts.
@@ -63,6 +64,18 @@ impl DreamBoothDataset {
     /// How many of the photos are class photos: 0 without prior preservation.
     pub fn class_count(&self) -> usize {
         self.photos.len() - self.instance_count
+    }
+
+    /// How many photos there are, and a hash of their names, sizes and prompts: a resumed run must find the same.
+    pub fn fingerprint(&self) -> String {
+        let mut digest = Sha256::new();
+        for (index, photo) in self.photos.iter().enumerate() {
+            let name = photo.path().file_name().unwrap_or_default().to_string_lossy();
+            let bytes = std::fs::metadata(photo.path()).map_or(0, |about| about.len());
+            digest.update(format!("{name}\0{bytes}\0{}\0", self.prompt(index)));
+        }
+        let hash: String = digest.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{} instance and {} class photos ({hash})", self.instance_count, self.class_count())
     }
 
     /// Height and width of a crop, in pixels.

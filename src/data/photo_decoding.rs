@@ -24,6 +24,9 @@ pub fn decode(path: &Path) -> Result<RgbImage> {
     if !metadata.is_file() {
         return Err(Error::file(path, "is not a regular file"));
     }
+    if metadata.len() == 0 {
+        return Err(Error::file(path, "is empty"));
+    }
     if metadata.len() > MAX_FILE_BYTES {
         return Err(Error::file(path, "is too large for a photo"));
     }
@@ -36,6 +39,9 @@ pub fn decode(path: &Path) -> Result<RgbImage> {
 
 /// Whether the first bytes of `path` are those of an image format that [`decode`] reads.
 pub fn looks_like_an_image(path: &Path) -> bool {
+    if !path.is_file() {
+        return false;
+    }
     let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
     reader.is_ok_and(|reader| reader.format().is_some_and(|format| format.reading_enabled()))
 }

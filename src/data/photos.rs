@@ -12,6 +12,8 @@ use std::thread;
 
 /// Resized photos of a folder that stay in memory, in bytes; those beyond are decoded again when they are needed.
 const KEPT_BYTES: usize = 512 << 20;
+/// A larger caption is a mistake: 77 tokens are read.
+const MAX_CAPTION_BYTES: u64 = 1 << 20;
 /// Threads that decode at once: each holds a photo at its full size.
 const DECODERS: usize = 8;
 
@@ -180,6 +182,9 @@ fn reason(error: &Error, path: &Path) -> String {
 /// `NAME.txt` beside the image, trimmed.
 fn caption(image: &Path) -> Result<Option<String>> {
     let path = image.with_extension("txt");
+    if fs::metadata(&path).is_ok_and(|about| !about.is_file() || about.len() > MAX_CAPTION_BYTES) {
+        return Err(Error::file(&path, "is no caption: not a regular file, or larger than 1 MB; move it elsewhere"));
+    }
     match fs::read(&path) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned())),

@@ -16,7 +16,10 @@ pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     outcome.unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("an operation failed");
-        Err(Error::from(tch::TchError::Torch(message_in(text))))
+        match text.split_once("Torch(\"") {
+            Some((_, message)) => Err(Error::from(tch::TchError::Torch(first_line(message)))),
+            None => Err(Error::Internal(text.lines().next().unwrap_or_default().to_owned())),
+        }
     })
 }
 
@@ -25,9 +28,8 @@ pub fn is_caught() -> bool {
     INSIDE.get()
 }
 
-/// Libtorch's first line inside tch's ``called `Result::unwrap()` on an `Err` value: Torch("…")``.
-fn message_in(panic: &str) -> String {
-    let text = panic.split_once("Torch(\"").map_or(panic, |(_, text)| text);
+/// Libtorch's first line in `text`, what follows ``called `Result::unwrap()` on an `Err` value: Torch("`` in tch's panic.
+fn first_line(text: &str) -> String {
     let end = text.find("\\n").unwrap_or(text.len());
     text[..end].trim_end_matches("\")").replace("\\\"", "\"")
 }
@@ -36,6 +38,15 @@ fn message_in(panic: &str) -> String {
 mod tests {
     use super::*;
     use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn a_mistake_of_ours_is_not_blamed_on_libtorch() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let error = catching::<()>(|| panic!("index 3\nof 2")).unwrap_err().to_string();
+        std::panic::set_hook(hook);
+        assert!(error.contains("(index 3)") && error.contains("report"), "{error}");
+    }
 
     #[test]
     fn a_failed_operation_is_an_error_with_libtorchs_words() {

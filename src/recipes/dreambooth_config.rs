@@ -6,10 +6,17 @@ use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::train::lr_schedule::ScheduleKind;
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use std::path::PathBuf;
 
+/// The largest height and width to train at, in pixels.
+pub const MAX_RESOLUTION: u32 = 8192;
+/// The largest rank: no projection of these models is as narrow.
+pub const MAX_RANK: i64 = 4096;
+
 /// Dtype that a model computes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MixedPrecision {
     /// bf16 where the device computes in it, fp16 on older CUDA cards, else none.
     Auto,
@@ -23,8 +30,9 @@ pub enum MixedPrecision {
 }
 
 /// Which biases train.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum BiasChoice {
     /// None.
     None,
@@ -45,7 +53,8 @@ impl From<BiasChoice> for Bias {
 }
 
 /// `--cache-latents`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CacheLatents {
     /// Where a photo's crop is fixed.
     Auto,
@@ -66,8 +75,9 @@ impl From<CacheLatents> for CacheMode {
 }
 
 /// `--lr-scheduler`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the names are the schedules'")]
 pub enum LrSchedulerChoice {
     Linear,
@@ -92,7 +102,7 @@ impl From<LrSchedulerChoice> for ScheduleKind {
 }
 
 /// All options of a run.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize)]
 pub struct DreamBoothConfig {
     /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
     #[arg(long, visible_alias = "pretrained-model-name-or-path", help_heading = "Model")]
@@ -152,6 +162,7 @@ pub struct DreamBoothConfig {
     pub train_text_encoder: bool,
     /// Accepted: LoRA is what this trains
     #[arg(long, hide = true)]
+    #[serde(skip)]
     pub use_lora: bool,
     /// Rank of the UNet's LoRA
     #[arg(long, default_value_t = 8, help_heading = "Adapter")]
@@ -284,6 +295,7 @@ pub struct DreamBoothConfig {
 
     /// Flags of PEFT's script that change nothing here
     #[command(flatten)]
+    #[serde(skip)]
     pub accepted: AcceptedFlags,
 }
 
@@ -326,10 +338,23 @@ impl DreamBoothConfig {
                 ((self.resolution + 4) / 8 * 8).max(8)
             ));
         }
+        if self.resolution > MAX_RESOLUTION {
+            return refuse(format!("--resolution is {}; it can be at most {MAX_RESOLUTION}", self.resolution));
+        }
         for (flag, rank) in [("--lora-r", self.lora_r), ("--lora-text-encoder-r", self.lora_text_encoder_r)] {
-            if rank < 1 {
-                return refuse(format!("{flag} is {rank}; it must be at least 1"));
+            if !(1..=MAX_RANK).contains(&rank) {
+                return refuse(format!("{flag} is {rank}; it must be 1 to {MAX_RANK}"));
             }
+        }
+        for (flag, dropout) in
+            [("--lora-dropout", self.lora_dropout), ("--lora-text-encoder-dropout", self.lora_text_encoder_dropout)]
+        {
+            if !(0.0..1.0).contains(&dropout) {
+                return refuse(format!("{flag} is {dropout}; it must be at least 0 and below 1"));
+            }
+        }
+        if self.adam_epsilon == 0.0 {
+            return refuse("--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is no number".into());
         }
         for (flag, number) in [
             ("--train-batch-size", self.train_batch_size as u64),

@@ -13,7 +13,7 @@ use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::LatentDistribution;
-use crate::schedulers::{NoiseSchedule, PredictionType, SchedulerConfig};
+use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::gradients;
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
@@ -49,20 +49,39 @@ pub fn train(
     config.check()?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let mut run = Run::start(config, device, seed, observer)?;
+    let folder = run.folder.clone();
+    let outcome = prepare(config, &mut run, interrupt, observer).and_then(|(job, networks)| {
+        run.begin_training(config, &job.dataset, &job.order, &networks, observer)?;
+        // 3. The loop.
+        let outcome = train_loop(config, &job, &networks, &mut run, interrupt, observer);
+        observer.on(Event::End);
+        outcome?;
+        // 4. The adapter files.
+        run.finish(config, observer)
+    });
+    outcome.inspect_err(|_| folder.remove_if_unused())
+}
 
+/// All that comes before the loop.
+fn prepare(
+    config: &DreamBoothConfig,
+    run: &mut Run,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<(Job, Networks)> {
+    let (device, seed) = (run.device, run.seed);
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
-    phases::make_class_images(config, &run, interrupt, observer)?;
+    phases::make_class_images(config, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
-    let (cache, vae) = phases::encode_photos(config, &run, &mut dataset, observer)?;
-    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?;
-    let mut networks = phases::load_networks(config, &run, vae, observer)?;
-    let embeddings = phases::encode_prompts(config, &run, &dataset, &networks)?;
+    let (cache, vae) = phases::encode_photos(config, run, &mut dataset, observer)?;
+    let scheduler = super::scheduler_config(&run.files)?;
+    let mut networks = phases::load_networks(config, run, vae, observer)?;
+    let embeddings = phases::encode_prompts(config, run, &dataset, &networks)?;
     if !config.train_text_encoder {
         networks.text_encoder = None;
     }
     memory::release_cached(device)?;
 
-    // 3. The loop.
     let order = dataset.order(config.train_batch_size, seed, !config.no_shuffle)?;
     let job = Job {
         cache,
@@ -73,13 +92,7 @@ pub fn train(
         scaling_factor: run.files.vae_config()?.scaling_factor,
         dataset: Arc::new(dataset),
     };
-    run.begin_training(config, &job.order, &networks, observer)?;
-    let outcome = train_loop(config, &job, &networks, &mut run, interrupt, observer);
-    observer.on(Event::End);
-    outcome?;
-
-    // 4. The adapter files.
-    run.finish(config, &networks, observer)
+    Ok((job, networks))
 }
 
 /// Optimizer steps until the run's last one.
@@ -93,7 +106,7 @@ fn train_loop(
 ) -> Result<()> {
     let mut batches = prefetched(job, run);
     if run.step == 0 {
-        phases::write_samples(config, run, networks, observer)?;
+        phases::write_samples(config, run, networks, interrupt, observer)?;
     }
     networks.set_training(true);
     while run.step < run.total_steps {
@@ -117,7 +130,7 @@ fn train_loop(
         let last = run.step == run.total_steps;
         if config.validation_prompt.is_some() && (run.step.is_multiple_of(config.validation_steps) || last) {
             networks.set_training(false);
-            phases::write_samples(config, run, networks, observer)?;
+            phases::write_samples(config, run, networks, interrupt, observer)?;
             networks.set_training(true);
         }
         let stop = interrupt.requested();

@@ -13,7 +13,6 @@ use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, UNet2DConditionModel};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
-use crate::schedulers::SchedulerConfig;
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::write_whole;
@@ -101,6 +100,7 @@ pub fn make_class_images(
         Some(MixedPrecision::Bf16) => Kind::BFloat16,
         _ => run.kind,
     };
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let place = placement(run, kind);
     let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
     let conditioning = {
@@ -109,7 +109,7 @@ pub fn make_class_images(
     };
     let unet = run.files.load_unet(place)?;
     let vae = run.files.load_vae(placement(run, vae_kind(kind)))?;
-    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
+    let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
     let (height, width) = native_latent_size(config, run)?;
     let sampling =
         Sampling { steps: 50, guidance_scale: 7.5, scheduler: None, latent_height: height, latent_width: width };
@@ -127,7 +127,10 @@ pub fn make_class_images(
             sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut |_, _| match interrupt
                 .requested()
             {
-                true => Err(Error::Interrupted(format!("{done} class images are in {}", folder.display()))),
+                true => Err(Error::Interrupted(format!(
+                    "{done} class images are in {}; go on with the same command",
+                    folder.display()
+                ))),
                 false => Ok(()),
             })?;
         for image in decode(&vae.model, &latents, vae_kind(kind))? {
@@ -241,11 +244,12 @@ pub fn encode_prompts(
     Ok(Embeddings { ids, known, prompts })
 }
 
-/// Makes the sample images of the run's present step, if it has a prompt for them.
+/// Makes the sample images of the run's present step, if it has a prompt for them. A run that is asked to stop makes no more.
 pub fn write_samples(
     config: &DreamBoothConfig,
     run: &mut Run,
     networks: &Networks,
+    interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let (Some(prompt), Some(vae)) = (&config.validation_prompt, &networks.vae) else { return Ok(()) };
@@ -257,14 +261,21 @@ pub fn write_samples(
         None => None,
     };
     let Some(conditioning) = retrained.as_ref().or(networks.validation.as_ref()) else { return Ok(()) };
-    let scheduler = SchedulerConfig::from_json(&run.files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
+    let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
     let (latent_height, latent_width) = native_latent_size(config, run)?;
     let sampling =
         Sampling { steps: 25, guidance_scale: 7.5, scheduler: Some("dpm++2m".into()), latent_height, latent_width };
     for i in 0..config.num_validation_images {
         let seeds = [run.seed.wrapping_add(i as i64)];
+        let mut go_on = |_, _| match interrupt.requested() {
+            true => Err(Error::Interrupted(String::new())),
+            false => Ok(()),
+        };
         let latents =
-            sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut |_, _| Ok(()))?;
+            match sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut go_on) {
+                Err(Error::Interrupted(_)) => return Ok(()),
+                latents => latents?,
+            };
         for image in decode(&vae.model, &latents, networks.vae_kind)? {
             let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
             let text = format!("{prompt}\nSteps: 25, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);

@@ -1,18 +1,19 @@
 //! The state of a DreamBooth run: where it stands, what it trains, and what it leaves on disk.
 
-use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
+use super::dreambooth_config::{CacheLatents, DreamBoothConfig, MixedPrecision};
 use super::dreambooth_lora::scaler_state;
 use super::dreambooth_phases::Networks;
 use super::observer::{Event, Observer};
 use crate::adapters::{attach, Attached, Init, InitWeights, LoraConfig, Part, TargetModules};
-use crate::data::dreambooth_dataset::BatchOrder;
+use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint::{self, TrainingState};
-use crate::train::lr_schedule::LrSchedule;
+use crate::train::gradients::all_finite;
+use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::metrics::{self, MetricsLog, StepMetrics};
 use crate::train::optimizer::Optimizer;
 use crate::train::precision::{LossScaler, Precision};
@@ -24,7 +25,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// Steps in a row that may overflow in float16 before the run is given up.
 const MOST_SKIPPED: u32 = 25;
@@ -111,7 +112,6 @@ impl Run {
             (None, true) => ExistingRun::Overwrite,
             (None, false) => ExistingRun::Refuse,
         };
-        let folder = RunFolder::create(&config.output_dir, existing)?;
         let precision = precision_of(config.mixed_precision, device);
         let adamw = AdamWConfig {
             betas: (config.adam_beta1, config.adam_beta2),
@@ -131,6 +131,8 @@ impl Run {
             power: config.lr_power,
         };
         schedule.check()?;
+        let optimizer = Optimizer::new(adamw, config.use_8bit_adam)?;
+        let folder = RunFolder::create(&config.output_dir, existing)?;
         let kind = precision.compute_kind();
         observer.fact("model", config.model.clone());
         observer.fact("device", device_name(device, kind));
@@ -144,13 +146,13 @@ impl Run {
             micro_step: 0,
             total_steps: 0,
             params: Parameters::new(),
-            optimizer: Optimizer::new(adamw, config.use_8bit_adam)?,
+            optimizer,
             schedule,
             scaler: precision.needs_loss_scale().then(LossScaler::default),
             adapters: Vec::new(),
             metrics: None,
             events: None,
-            options: options_that_matter(config, kind),
+            options: options_that_matter(config, kind, seed),
             skipped: 0,
             skipped_in_a_row: 0,
             began: Instant::now(),
@@ -163,15 +165,21 @@ impl Run {
     pub fn begin_training(
         &mut self,
         config: &DreamBoothConfig,
+        dataset: &DreamBoothDataset,
         order: &BatchOrder,
         networks: &Networks,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         self.attach_adapters(config, networks)?;
         let updates_per_epoch = (order.batches_per_epoch() as u64).div_ceil(config.gradient_accumulation_steps);
-        self.total_steps = config.max_train_steps.unwrap_or(config.num_train_epochs * updates_per_epoch);
+        self.total_steps = config.max_train_steps.unwrap_or(config.num_train_epochs.saturating_mul(updates_per_epoch));
         self.schedule.total_steps = self.total_steps;
+        self.options.insert("photos".into(), dataset.fingerprint());
+        if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
+            self.options.insert("max-train-steps".into(), self.total_steps.to_string());
+        }
         let resumed = self.resume(config, observer)?;
+        self.folder.remove_run()?;
         let log = self.folder.join("metrics.jsonl");
         if self.metrics.is_none() {
             self.metrics = Some(MetricsLog::create(&log)?);
@@ -240,6 +248,7 @@ impl Run {
         self.micro_step = saved.state.micro_step;
         if let Some(state) = saved.state.scaler {
             self.scaler = Some(LossScaler::from_state(state)?);
+            self.skipped = state.skipped_steps;
         }
         self.metrics = Some(MetricsLog::resume(&self.folder.join("metrics.jsonl"), saved.state.metrics_bytes)?);
         observer.fact("resumed", format!("{} at step {}", folder.display(), self.step));
@@ -272,18 +281,30 @@ impl Run {
         if !diverged && self.skipped_in_a_row <= MOST_SKIPPED && !(loss_is_lost && self.scaler.is_none()) {
             return Ok(());
         }
-        let kept = match checkpoint::latest(self.folder.path())? {
-            Some(folder) => format!("the last good state is kept in {}", folder.display()),
-            None => "no checkpoint was made before it".to_owned(),
+        Err(self.diverged("the loss is", config.learning_rate))
+    }
+
+    /// Refuses to save weights that are no numbers: a large step can make them so behind a loss that was one.
+    fn check_weights(&self, learning_rate: f64) -> Result<()> {
+        let params: Vec<Tensor> = self.params.values().map(Tensor::detach).collect();
+        match all_finite(&params)? {
+            true => Ok(()),
+            false => Err(self.diverged("the trained weights are", learning_rate)),
+        }
+    }
+
+    fn diverged(&self, what: &str, learning_rate: f64) -> Error {
+        let kept = match checkpoint::latest(self.folder.path()) {
+            Ok(Some(folder)) => format!("the last good state is kept in {}", folder.display()),
+            _ => "no checkpoint was made before it".to_owned(),
         };
         let cure = match self.kind {
             Kind::Half => "use --mixed-precision bf16 or no, or a lower --learning-rate",
+            _ if self.step == 1 => "lower --learning-rate; if that does not help, the model's weights are damaged",
             _ => "lower --learning-rate, or raise --lr-warmup-steps",
         };
-        Err(Error::Diverged(format!(
-            "the loss is not a number at step {} (learning rate {:e}); {kept}; {cure}",
-            self.step, config.learning_rate
-        )))
+        let step = self.step;
+        Error::Diverged(format!("{what} not a number at step {step} (learning rate {learning_rate:e}); {kept}; {cure}"))
     }
 
     /// Writes a step's numbers to the logs and tells the observer.
@@ -319,6 +340,7 @@ impl Run {
 
     /// Writes `checkpoint-N` and removes those that need not be kept.
     pub fn save_checkpoint(&mut self, keep: Option<usize>, epoch: usize) -> Result<PathBuf> {
+        self.check_weights(self.schedule.learning_rate)?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
             step: self.step,
@@ -337,12 +359,8 @@ impl Run {
     }
 
     /// Writes the adapters, run.json and the loss curve.
-    pub fn finish(
-        mut self,
-        config: &DreamBoothConfig,
-        _networks: &Networks,
-        observer: &mut dyn Observer,
-    ) -> Result<Finished> {
+    pub fn finish(mut self, config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<Finished> {
+        self.check_weights(self.schedule.learning_rate)?;
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
@@ -368,8 +386,7 @@ impl Run {
             "status": status,
             "lorabooth": env!("CARGO_PKG_VERSION"),
             "libtorch": "2.11",
-            "command": format!("{config:?}"),
-            "options": self.options,
+            "options": config,
             "device": format!("{:?}", self.device),
             "precision": format!("{:?}", self.kind),
             "seed": self.seed,
@@ -409,7 +426,7 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
 }
 
 /// The options on which a run's numbers depend: a resumed run must have the same.
-fn options_that_matter(config: &DreamBoothConfig, kind: Kind) -> BTreeMap<String, String> {
+fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTreeMap<String, String> {
     let accum = config.gradient_accumulation_steps;
     let list: Vec<(&str, String)> = vec![
         ("model", config.model.clone()),
@@ -422,13 +439,32 @@ fn options_that_matter(config: &DreamBoothConfig, kind: Kind) -> BTreeMap<String
         ("center-crop", config.center_crop.to_string()),
         ("no-shuffle", config.no_shuffle.to_string()),
         ("train-text-encoder", config.train_text_encoder.to_string()),
-        ("lora", format!("{:?}", lora_config(config, Part::UNet))),
-        ("lora-text-encoder", format!("{:?}", lora_config(config, Part::TextEncoder))),
+        ("revision", format!("{:?}", config.revision)),
+        ("variant", format!("{:?}", config.variant)),
+        ("tokenizer-name", format!("{:?}", config.tokenizer_name)),
+        ("init-adapter", format!("{:?}", config.init_adapter)),
+        ("seed", seed.to_string()),
+        ("cache-latents", (config.cache_latents == CacheLatents::True).to_string()),
+        ("lora-r", config.lora_r.to_string()),
+        ("lora-alpha", config.lora_alpha.to_string()),
+        ("lora-dropout", config.lora_dropout.to_string()),
+        ("lora-bias", format!("{:?}", config.lora_bias)),
+        ("lora-targets", config.lora_targets.clone()),
+        ("lora-text-encoder-r", config.lora_text_encoder_r.to_string()),
+        ("lora-text-encoder-alpha", config.lora_text_encoder_alpha.to_string()),
+        ("lora-text-encoder-dropout", config.lora_text_encoder_dropout.to_string()),
+        ("lora-text-encoder-bias", format!("{:?}", config.lora_text_encoder_bias)),
+        ("lora-text-encoder-targets", config.lora_text_encoder_targets.clone()),
+        ("use-rslora", config.use_rslora.to_string()),
+        ("use-dora", config.use_dora.to_string()),
         ("train-batch-size", config.train_batch_size.to_string()),
         ("gradient-accumulation-steps", accum.to_string()),
         ("learning-rate", config.learning_rate.to_string()),
         ("lr-scheduler", format!("{:?}", config.lr_scheduler)),
         ("lr-warmup-steps", config.lr_warmup_steps.to_string()),
+        ("lr-num-cycles", config.lr_num_cycles.to_string()),
+        ("lr-power", config.lr_power.to_string()),
+        ("scale-lr", config.scale_lr.to_string()),
         ("use-8bit-adam", config.use_8bit_adam.to_string()),
         (
             "adam",

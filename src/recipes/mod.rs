@@ -7,8 +7,9 @@ mod dreambooth_phases;
 pub mod dreambooth_run;
 pub mod observer;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::schedulers::SchedulerConfig;
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
 
@@ -25,5 +26,14 @@ pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observ
     if !present.is_empty() {
         observer.on(Event::End);
     }
-    opened
+    let opened = opened?;
+    opened.check_parts()?;
+    Ok(opened)
+}
+
+/// The noise schedule's configuration of a model.
+pub fn scheduler_config(files: &PipelineFiles) -> Result<SchedulerConfig> {
+    let text = files.scheduler_config_json()?.to_string();
+    SchedulerConfig::from_json(&text)
+        .map_err(|error| Error::file(files.root().join("scheduler/scheduler_config.json"), error.to_string()))
 }

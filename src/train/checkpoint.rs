@@ -5,6 +5,7 @@ use super::precision::ScalerState;
 use super::run_folder::{entries, restore_replaced, write_folder_atomically};
 use super::Parameters;
 use crate::error::{Error, Result};
+use crate::weights::tensor_file;
 use crate::whole_file::write_json;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -113,11 +114,11 @@ pub fn save(
     let on_host = |prefix: &str, (name, tensor): (&String, &Tensor)| {
         (format!("{prefix}{name}"), tensor.detach().to_device(Device::Cpu).contiguous())
     };
-    let mut tensors: Vec<(String, Tensor)> = params.iter().map(|entry| on_host(PARAMETER, entry)).collect();
+    let mut tensors: BTreeMap<String, Tensor> = params.iter().map(|entry| on_host(PARAMETER, entry)).collect();
     tensors.extend(optimizer.iter().map(|entry| on_host(OPTIMIZER, entry)));
     write_folder_atomically(&folder, |temporary| {
         let path = temporary.join(TENSORS);
-        Tensor::write_safetensors(&tensors, &path).map_err(|error| Error::file(&folder, error.to_string()))?;
+        tensor_file::save(&path, &tensors, &BTreeMap::new())?;
         let file = StateFile { state: state.clone(), tensors: Fingerprint::of(&path)? };
         write_json(&temporary.join(STATE), &file)
     })?;

@@ -67,7 +67,7 @@ pub enum ExistingRun {
     Refuse,
     /// Leave it: it goes on.
     Resume,
-    /// Remove what it wrote, and nothing else.
+    /// Remove what it wrote, and nothing else, once the new run is known to begin ([`RunFolder::remove_run`]).
     Overwrite,
 }
 
@@ -75,14 +75,17 @@ pub enum ExistingRun {
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
+    existing: ExistingRun,
+    made: bool,
 }
 
 impl RunFolder {
     /// Makes the folder, and answers for it before any time is spent: that it can be written to, and that it holds no
     /// other run unless `existing` says so.
     pub fn create(path: &Path, existing: ExistingRun) -> Result<Self> {
+        let made = !path.exists();
         fs::create_dir_all(path).map_err(|error| Error::io("create", path, error))?;
-        let folder = Self { path: path.to_owned() };
+        let folder = Self { path: path.to_owned(), existing, made };
         if existing == ExistingRun::Refuse {
             if let Some(trace) = folder.trace_of_a_run()? {
                 return Err(Error::file(
@@ -99,9 +102,6 @@ impl RunFolder {
         written.map_err(|error| Error::io("write to", path, error))?;
         restore_replaced(path)?;
         folder.remove_left_overs()?;
-        if existing == ExistingRun::Overwrite {
-            folder.remove_run()?;
-        }
         Ok(folder)
     }
 
@@ -133,9 +133,20 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Removes the files that a run writes, by name, and the folders that are empty then: a user may have put the folder
-    /// of a model here.
-    fn remove_run(&self) -> Result<()> {
+    /// Takes the folder away again if this run made it and wrote nothing.
+    pub fn remove_if_unused(&self) {
+        if self.made {
+            // Fails, rightly, where something is in it.
+            drop(fs::remove_dir(&self.path));
+        }
+    }
+
+    /// With [`ExistingRun::Overwrite`], removes the files that a run writes, by name, and the folders that are empty then:
+    /// a user may have put the folder of a model here. Called when nothing can be refused any more.
+    pub fn remove_run(&self) -> Result<()> {
+        if self.existing != ExistingRun::Overwrite {
+            return Ok(());
+        }
         for name in ["pytorch_lora_weights.safetensors", "run.json", "metrics.jsonl", "loss.png"] {
             remove_file(&self.join(name))?;
         }
@@ -226,7 +237,9 @@ mod tests {
         for name in theirs.iter().chain(&ours).chain(&in_folders).chain(&half) {
             touch(folder.path(), name);
         }
-        RunFolder::create(folder.path(), ExistingRun::Overwrite).unwrap();
+        let run = RunFolder::create(folder.path(), ExistingRun::Overwrite).unwrap();
+        assert!(ours.iter().all(|name| folder.path().join(name).exists()), "removed before the new run begins");
+        run.remove_run().unwrap();
         assert!(theirs.iter().all(|name| folder.path().join(name).exists()));
         for name in ours.iter().chain(&in_folders).chain(&half) {
             assert!(!folder.path().join(name).exists(), "{name}");

@@ -28,6 +28,11 @@ impl MappedFile {
                 ),
             ));
         }
+        // Asked first: opening a named pipe would wait for its other end.
+        let about = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+        if !about.is_file() {
+            return Err(Error::file(path, "is not a regular file; it must be a .safetensors file"));
+        }
         let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
         // SAFETY: the map is read-only; a file that another program cuts short while we read it ends the process, as
         // with every memory-mapped reader.

@@ -105,14 +105,16 @@ pub fn psnr(actual: impl AsRef<Path>, expected: impl AsRef<Path>) -> f64 {
     10.0 * (255.0_f64.powi(2) / mean).log10()
 }
 
+/// The built binary on one thread, not yet started.
+pub fn lorabooth_command<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lorabooth"));
+    command.args(args).env("OMP_NUM_THREADS", "1").env("HF_HUB_OFFLINE", "1");
+    command
+}
+
 /// Runs the built binary on one thread.
 pub fn lorabooth<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lorabooth"))
-        .args(args)
-        .env("OMP_NUM_THREADS", "1")
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .unwrap()
+    lorabooth_command(args).output().unwrap()
 }
 
 /// Runs the built binary and panics with what it printed if it fails; its standard output otherwise.

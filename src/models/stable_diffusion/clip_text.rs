@@ -4,8 +4,8 @@
 //! Shapes: b batch, t text length, d width.
 
 use super::activation::Activation;
-use super::config_file;
-use crate::error::Result;
+use super::config_file::{self, check_sizes, MAX_LAYERS};
+use crate::error::{Error, Result};
 use crate::libtorch::checkpoint::checkpoint;
 use crate::nn::{attend, Bias, Embedding, LayerNorm, Linear, Loader};
 use serde::Deserialize;
@@ -53,7 +53,28 @@ impl Default for ClipTextConfig {
 impl ClipTextConfig {
     /// Reads `config.json` in `folder`.
     pub fn from_folder(folder: &Path) -> Result<Self> {
-        config_file::read(&folder.join("config.json"), &[("model_type", &["clip_text_model", "clip"])])
+        let path = folder.join("config.json");
+        let config: Self = config_file::read(&path, &[("model_type", &["clip_text_model", "clip"])])?;
+        config.check().map_err(|message| Error::file(&path, message))?;
+        Ok(config)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let (width, heads, layers) = (self.hidden_size, self.num_attention_heads, self.num_hidden_layers);
+        check_sizes(&[
+            ("hidden_size", width),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", heads),
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ])?;
+        if width % heads != 0 {
+            return Err(format!("a hidden_size of {width} cannot be parted into {heads} attention heads"));
+        }
+        match (1..=MAX_LAYERS).contains(&layers) {
+            true => Ok(()),
+            false => Err(format!("`num_hidden_layers` is {layers}; it must be 1 to {MAX_LAYERS}")),
+        }
     }
 }
 

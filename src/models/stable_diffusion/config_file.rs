@@ -8,13 +8,33 @@ use std::path::Path;
 /// A JSON file.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    // Python writes infinities that are no JSON: `"lambda_min_clipped": -Infinity` in many a scheduler_config.json.
+    let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null").replace(": NaN", ": null");
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
 }
+
+/// Refuses numbers that no model has, before something is computed with them: `sizes` are names and values.
+pub fn check_sizes(sizes: &[(&str, i64)]) -> std::result::Result<(), String> {
+    match sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
+        Some((name, size)) => Err(format!("`{name}` is {size}; it must be 1 to {MAX_SIZE}")),
+        None => Ok(()),
+    }
+}
+
+/// Levels that a network can have: the sizes double from one to the next.
+pub const MAX_LEVELS: usize = 8;
+/// Layers that a level can have.
+pub const MAX_LAYERS: i64 = 256;
+/// A vocabulary is the largest of the sizes.
+const MAX_SIZE: i64 = 1 << 20;
 
 /// A `config.json` as `T`. Every field in `fixed` must be absent, null or one of the values beside it; another value
 /// would change what the model computes in a way that is not written here.
 pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Result<T> {
     let value = read_json(path)?;
+    if !value.is_object() {
+        return Err(Error::file(path, "not a JSON object of the configuration's fields"));
+    }
     for (field, allowed) in fixed {
         let found = match value.get(field) {
             None | Some(Value::Null) => continue,

@@ -178,6 +178,30 @@ impl PipelineFiles {
         Ok(config)
     }
 
+    /// Refuses parts of different models, whose shapes do not meet.
+    pub fn check_parts(&self) -> Result<()> {
+        let (unet, vae, text) = (self.unet_config()?, self.vae_config()?, self.text_encoder_config()?);
+        if text.hidden_size != unet.cross_attention_dim {
+            return Err(Error::file(
+                &self.root,
+                format!(
+                    "the text encoder gives {} numbers a token and the UNet takes {}: they are of different models",
+                    text.hidden_size, unet.cross_attention_dim
+                ),
+            ));
+        }
+        if vae.latent_channels != unet.in_channels || unet.out_channels != unet.in_channels {
+            return Err(Error::file(
+                &self.root,
+                format!(
+                    "the VAE's latents have {} channels, the UNet takes {} and gives {}: they are of different models",
+                    vae.latent_channels, unet.in_channels, unet.out_channels
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// The UNet's configuration.
     pub fn unet_config(&self) -> Result<UNetConfig> {
         match self.described("unet") {

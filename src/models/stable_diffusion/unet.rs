@@ -3,7 +3,7 @@
 //!
 //! Shapes: b batch, h and w height and width of the latent, t text length, e text width.
 
-use super::config_file;
+use super::config_file::{self, check_sizes, MAX_LAYERS, MAX_LEVELS};
 use super::spatial_transformer::TransformerSizes;
 use super::time_embedding::{sinusoids, TimestepEmbedding};
 use super::unet_blocks::{Conditions, DownBlock, LevelSizes, MidBlock, UpBlock};
@@ -149,6 +149,25 @@ impl UNetConfig {
         let levels = self.block_out_channels.len();
         if levels == 0 || self.down_block_types.len() != levels || self.up_block_types.len() != levels {
             return Err("block_out_channels, down_block_types and up_block_types must have one length".into());
+        }
+        if levels > MAX_LEVELS {
+            return Err(format!("{levels} levels are more than the {MAX_LEVELS} that are supported"));
+        }
+        check_sizes(&[
+            ("out_channels", self.out_channels),
+            ("layers_per_block", self.layers_per_block),
+            ("cross_attention_dim", self.cross_attention_dim),
+            ("norm_num_groups", self.norm_num_groups),
+        ])?;
+        for &channels in &self.block_out_channels {
+            check_sizes(&[("block_out_channels", channels)])?;
+        }
+        let depth = (0..levels).map(|level| self.transformer_layers_per_block.at(level)).max().unwrap_or(1);
+        if self.layers_per_block > MAX_LAYERS || !(1..=MAX_LAYERS).contains(&depth) {
+            return Err(format!("layers_per_block and transformer_layers_per_block must be 1 to {MAX_LAYERS}"));
+        }
+        if !(0..=1).contains(&self.downsample_padding) {
+            return Err(format!("`downsample_padding` is {}; it must be 0 or 1", self.downsample_padding));
         }
         let known = |kind: &str, plain: &str, cross: &str| kind == plain || kind == cross;
         let unknown = self

@@ -3,7 +3,7 @@
 //!
 //! Shapes: b batch, h and w height and width of the image, f the scale factor (8 for Stable Diffusion).
 
-use super::config_file;
+use super::config_file::{self, check_sizes, MAX_LAYERS, MAX_LEVELS};
 use super::vae_coders::{Decoder, Encoder};
 use crate::error::{Error, Result};
 use crate::nn::{Conv2d, Loader};
@@ -72,8 +72,22 @@ impl VaeConfig {
     }
 
     pub(super) fn checked(self) -> std::result::Result<Self, String> {
-        let groups = self.norm_num_groups.max(1);
-        let channels = &self.block_out_channels;
+        let (groups, channels) = (self.norm_num_groups, &self.block_out_channels);
+        check_sizes(&[
+            ("norm_num_groups", groups),
+            ("layers_per_block", self.layers_per_block),
+            ("latent_channels", self.latent_channels),
+            ("in_channels", self.in_channels),
+        ])?;
+        for &channels in channels {
+            check_sizes(&[("block_out_channels", channels)])?;
+        }
+        if channels.len() > MAX_LEVELS || self.layers_per_block > MAX_LAYERS {
+            return Err(format!("more than {MAX_LEVELS} levels or {MAX_LAYERS} layers a level are not supported"));
+        }
+        if !self.scaling_factor.is_finite() || self.scaling_factor <= 0.0 {
+            return Err(format!("`scaling_factor` is {}; it must be a positive number", self.scaling_factor));
+        }
         match channels.is_empty() || channels.iter().any(|&c| c <= 0 || c % groups != 0) {
             true => Err(format!("block_out_channels {channels:?} do not fit {groups} norm groups")),
             false => Ok(self),

@@ -1,0 +1,355 @@
+//! A run that was stopped and resumed ends with the same bits as one that never was, however it was stopped.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+mod support;
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Output, Stdio};
+use std::time::{Duration, Instant};
+use support::{lorabooth, lorabooth_command, lorabooth_ok, model, photos};
+
+const STEPS: u64 = 12;
+
+/// A run with everything that has a state: dropout, random crops, two networks, prior preservation, accumulation over the
+/// end of an epoch (3 batches in one, 2 a step), a schedule.
+fn everything() -> Vec<String> {
+    let mut args = plain();
+    let text = "--train-text-encoder --lora-dropout 0.1 --lora-text-encoder-dropout 0.2 --with-prior-preservation \
+        --class-prompt dog --num-class-images 4 --train-batch-size 2 --gradient-accumulation-steps 2 \
+        --lr-scheduler cosine --lr-warmup-steps 3 --max-grad-norm 0.5 --noise-offset 0.1 --cache-latents false \
+        --checkpointing-steps 1";
+    args.extend(text.split_whitespace().map(str::to_owned));
+    args.extend(["--class-data-dir".to_owned(), photos(4, 7).display().to_string()]);
+    args
+}
+
+/// A run with nothing special.
+fn plain() -> Vec<String> {
+    let (model, photos) = (model("tiny"), photos(5, 0));
+    let text = format!(
+        "train dreambooth --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --learning-rate 1e-3 \
+         --max-train-steps {STEPS} --checkpointing-steps 4 --mixed-precision no --device cpu --threads 1",
+        model.display(),
+        photos.display()
+    );
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+fn with(args: &[String], more: &[&str], out: &Path) -> Vec<String> {
+    let mut args = args.to_vec();
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    args.extend(["--output-dir".to_owned(), out.display().to_string()]);
+    args
+}
+
+/// Runs to the end.
+fn train(args: &[String], more: &[&str], out: &Path) {
+    lorabooth_ok(&with(args, more, out));
+}
+
+fn start(args: &[String], more: &[&str], out: &Path) -> Child {
+    lorabooth_command(&with(args, more, out)).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until `ready`, or the process has ended: false.
+fn wait(child: &mut Child, mut ready: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    while !ready() {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "the run hangs");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    true
+}
+
+fn lines(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// All that a run leaves that does not tell of time and memory: the adapter files, byte for byte, and the metrics.
+fn bits(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut bits = BTreeMap::new();
+    for name in [
+        "unet/adapter_config.json",
+        "unet/adapter_model.safetensors",
+        "text_encoder/adapter_config.json",
+        "text_encoder/adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ] {
+        if let Ok(bytes) = fs::read(out.join(name)) {
+            bits.insert(name.to_owned(), bytes);
+        }
+    }
+    for mut line in lines(out) {
+        let step = line["step"].as_u64().unwrap();
+        for name in ["step_s", "peak_mib"] {
+            line.as_object_mut().unwrap().remove(name);
+        }
+        let before = bits.insert(format!("step {step:03}"), line.to_string().into_bytes());
+        assert!(before.is_none(), "step {step} is twice in metrics.jsonl");
+    }
+    bits
+}
+
+fn assert_same(out: &Path, expected: &Path, how: &str) {
+    let (actual, expected) = (bits(out), bits(expected));
+    assert_eq!(actual.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{how}");
+    for (name, bytes) in &actual {
+        let text = String::from_utf8_lossy(bytes);
+        assert!(*bytes == expected[name], "{how}: {name} differs: {}", &text[..text.len().min(300)]);
+    }
+    let left: Vec<_> = names(out).into_iter().filter(|name| name.starts_with('.')).collect();
+    assert!(left.is_empty(), "{how}: {left:?} is left");
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let list = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = list.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn checkpoints(out: &Path) -> Vec<String> {
+    names(out).into_iter().filter(|name| name.starts_with("checkpoint-")).collect()
+}
+
+fn error_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Kills a run again and again, and resumes it each time, until it ends by itself.
+fn killed_again_and_again(more: &[&str]) {
+    let (args, folder) = (everything(), tempfile::tempdir().unwrap());
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    train(&args, more, &whole);
+    // After so many lines of metrics, more each time; in between, while a checkpoint is written.
+    let mut kills = 0;
+    for goal in [0, 1, 3, 5, 8, 11, usize::MAX] {
+        for while_saving in [false, true] {
+            let resume: Vec<&str> =
+                more.iter().copied().chain(["--resume"].into_iter().filter(|_| kills > 0)).collect();
+            let mut child = start(&args, &resume, &killed);
+            let saving = || {
+                let unfinished = |name: &String| name.starts_with(".checkpoint-");
+                killed.is_dir() && names(&killed).iter().any(unfinished)
+            };
+            let running = wait(&mut child, || lines(&killed).len() >= goal && (!while_saving || saving()));
+            kills += usize::from(running);
+            child.kill().ok();
+            let status = child.wait().unwrap();
+            assert!(running || status.success(), "{}", error_of(&child.wait_with_output().unwrap()));
+        }
+    }
+    assert!(kills > 6, "the run was too quick to be killed: {kills} times");
+    assert_same(&killed, &whole, &format!("killed {kills} times"));
+}
+
+#[test]
+fn a_run_killed_at_many_moments_ends_with_the_bits_of_one_never_stopped() {
+    killed_again_and_again(&[]);
+}
+
+#[test]
+fn so_does_one_with_adam_in_8_bits() {
+    killed_again_and_again(&["--use-8bit-adam", "--lora-targets", "all-linear", "--lora-r", "64"]);
+}
+
+#[test]
+fn so_does_one_in_float16_with_its_loss_scale() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
+    // The weight makes the first steps overflow: they are skipped, and the schedule waits for them.
+    let (args, more) =
+        (everything(), ["--mixed-precision", "fp16", "--prior-loss-weight", "1e5", "--gradient-checkpointing"]);
+    train(&args, &more, &whole);
+    assert!(support::read_json(whole.join("run.json"))["skipped_steps"].as_u64().unwrap() > 0, "no step overflowed");
+    let mut child = start(&args, &more, &killed);
+    assert!(wait(&mut child, || killed.join("checkpoint-4").is_dir()), "{:?}", child.wait());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    train(&args, &[&more[..], &["--resume", "latest"]].concat(), &killed);
+    assert_same(&killed, &whole, "float16");
+}
+
+#[test]
+fn ctrl_c_saves_the_state_and_names_the_way_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, stopped] = ["whole", "stopped"].map(|name| folder.path().join(name));
+    let args = plain();
+    train(&args, &[], &whole);
+    for (signal, goal) in [("-INT", 2), ("-TERM", 7)] {
+        let more: &[&str] = if goal == 2 { &[] } else { &["--resume"] };
+        let mut child = start(&args, more, &stopped);
+        assert!(wait(&mut child, || lines(&stopped).len() >= goal));
+        let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let output = child.wait_with_output().unwrap();
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(130), "{error}");
+        let saved = checkpoints(&stopped);
+        assert!(saved.iter().any(|name| error.contains(name.as_str())) && error.contains("--resume"), "{error}");
+        assert_eq!(error.trim().lines().count(), 1, "{error}");
+    }
+    train(&args, &["--resume"], &stopped);
+    assert_same(&stopped, &whole, "Ctrl-C");
+}
+
+#[test]
+fn a_run_goes_on_from_the_checkpoint_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, again] = ["whole", "again"].map(|name| folder.path().join(name));
+    let args = everything();
+    train(&args, &[], &whole);
+    copy(&whole, &again);
+    train(&args, &["--resume-from-checkpoint", "checkpoint-5"], &again);
+    assert_same(&again, &whole, "a name");
+    let other = folder.path().join("other");
+    train(&args, &["--resume-from-checkpoint", whole.join("checkpoint-8").to_str().unwrap()], &other);
+    assert_eq!(lines(&other).len() as u64, STEPS - 8);
+    for name in ["unet", "text_encoder"].map(|part| format!("{part}/adapter_model.safetensors")) {
+        assert!(fs::read(other.join(&name)).unwrap() == fs::read(whole.join(&name)).unwrap(), "{name}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn one_seed_gives_one_result_and_another_seed_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second, other] = ["first", "second", "other"].map(|name| folder.path().join(name));
+    let args = everything();
+    train(&args, &["--seed", "3"], &first);
+    train(&args, &["--seed", "3"], &second);
+    train(&args, &["--seed", "4"], &other);
+    assert_same(&second, &first, "the same seed");
+    let (first, other) = (bits(&first), bits(&other));
+    for name in ["unet/adapter_model.safetensors", "text_encoder/adapter_model.safetensors", "step 001"] {
+        assert!(first[name] != other[name], "another seed: {name} is the same");
+    }
+}
+
+#[test]
+fn a_killed_generation_of_class_images_goes_on_without_overwriting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let args: Vec<String> = with(&plain(), &["--max-train-steps", "1"], &path("out"));
+    let flags = |class: &Path| -> Vec<String> {
+        let more = ["--with-prior-preservation", "--class-prompt", "dog", "--num-class-images", "4"];
+        let more = more.into_iter().chain(["--sample-batch-size", "1", "--overwrite", "--class-data-dir"]);
+        args.iter().cloned().chain(more.map(str::to_owned)).chain([class.display().to_string()]).collect()
+    };
+    lorabooth_ok(&flags(&path("whole")));
+    let images = |class: &Path| -> BTreeMap<String, Vec<u8>> {
+        let visible = names(class).into_iter().filter(|name| !name.starts_with('.'));
+        visible.map(|name| (name.clone(), fs::read(class.join(name)).unwrap())).collect()
+    };
+    let whole = images(&path("whole"));
+    assert_eq!(whole.len(), 4);
+
+    let class = path("class");
+    let mut child = lorabooth_command(&flags(&class)).stdout(Stdio::null()).spawn().unwrap();
+    assert!(wait(&mut child, || class.is_dir() && images(&class).len() == 2));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = images(&class);
+    lorabooth_ok(&flags(&class));
+    let after = images(&class);
+    assert!(before.iter().all(|(name, bytes)| after[name] == *bytes), "an image was overwritten");
+    assert!(after == whole, "{:?} are not {:?}", after.keys(), whole.keys());
+}
+
+#[test]
+fn only_as_many_checkpoints_stay_as_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    train(&plain(), &["--checkpointing-steps", "2", "--keep-checkpoints", "2"], folder.path());
+    assert_eq!(checkpoints(folder.path()), ["checkpoint-10", "checkpoint-12"]);
+}
+
+#[test]
+fn options_that_would_change_the_numbers_are_refused_by_name_when_resuming() {
+    let folder = tempfile::tempdir().unwrap();
+    let (args, out) = (plain(), folder.path().join("out"));
+    let schedule = ["--lr-scheduler", "cosine"];
+    train(&args, &[&schedule[..], &["--max-train-steps", "4"]].concat(), &out);
+    let before = bits(&out);
+    let (prompted, other_photos) = (folder.path().join("photos"), photos(4, 0));
+    copy(&photos(5, 0), &prompted);
+    fs::write(prompted.join("00.txt"), "a caption").unwrap();
+    let changes: [(&[&str], &str); 10] = [
+        (&["--learning-rate", "2e-3"], "learning-rate"),
+        (&["--lora-r", "4"], "lora-r"),
+        (&["--lora-dropout", "0.5"], "lora-dropout"),
+        (&["--seed", "1"], "seed"),
+        (&["--train-batch-size", "2"], "train-batch-size"),
+        (&["--gradient-accumulation-steps", "2"], "gradient-accumulation-steps"),
+        (&["--max-train-steps", "8"], "max-train-steps"),
+        (&["--use-8bit-adam"], "use-8bit-adam"),
+        (&["--instance-data-dir", other_photos.to_str().unwrap()], "photos"),
+        (&["--instance-data-dir", prompted.to_str().unwrap()], "photos"),
+    ];
+    for (change, name) in changes {
+        let more = [&schedule[..], &["--max-train-steps", "4", "--resume"], change].concat();
+        let output = lorabooth(&with(&args, &more, &out));
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{change:?}: {error}");
+        assert!(error.contains(&format!("{name} was ")) && error.contains("--output-dir"), "{change:?}: {error}");
+        assert_eq!(error.trim().lines().count(), 1, "{error}");
+    }
+    assert!(bits(&out) == before, "a refused resume changed the run");
+}
+
+#[test]
+fn a_finished_run_at_a_constant_rate_goes_on_to_more_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, longer] = ["whole", "longer"].map(|name| folder.path().join(name));
+    train(&plain(), &[], &whole);
+    train(&plain(), &["--max-train-steps", "6"], &longer);
+    train(&plain(), &["--resume"], &longer);
+    assert_same(&longer, &whole, "more steps");
+}
+
+#[test]
+fn a_torn_checkpoint_is_passed_over_for_the_one_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, torn] = ["whole", "torn"].map(|name| folder.path().join(name));
+    let args = plain();
+    train(&args, &[], &whole);
+    let tensors: PathBuf = torn.join("checkpoint-12/state.safetensors");
+    for cut in [0, 100, 20_000] {
+        copy(&whole, &torn);
+        fs::File::options().write(true).open(&tensors).unwrap().set_len(cut).unwrap();
+        let output = lorabooth(&with(&args, &["--resume", "checkpoint-12"], &torn));
+        let error = error_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("damaged") && error.contains("checkpoint-8"), "{error}");
+        let said = lorabooth_ok(&with(&args, &["--resume", "latest"], &torn));
+        assert!(said.contains("checkpoint-8 at step 8"), "{said}");
+        assert_same(&torn, &whole, "a torn checkpoint");
+        fs::remove_dir_all(&torn).unwrap();
+    }
+    // A flipped bit shows in the hash alone: refused, with the one to take.
+    copy(&whole, &torn);
+    let mut bytes = fs::read(&tensors).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&tensors, bytes).unwrap();
+    let output = lorabooth(&with(&args, &["--resume"], &torn));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_of(&output).contains("checkpoint-8"), "{}", error_of(&output));
+}
