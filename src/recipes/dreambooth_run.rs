@@ -9,7 +9,7 @@ use crate::data::dreambooth_dataset::BatchOrder;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::models::stable_diffusion::PipelineFiles;
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::lr_schedule::LrSchedule;
@@ -88,13 +88,7 @@ fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
 impl Run {
     /// Opens the model and the output folder.
     pub fn start(config: &DreamBoothConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Self> {
-        let options = ModelOptions {
-            variant: config.variant.clone(),
-            revision: config.revision.clone(),
-            tokenizer: config.tokenizer_name.clone(),
-            ..ModelOptions::default()
-        };
-        let files = super::open_model(&config.model, &options, observer)?;
+        let files = super::open_model(&config.model.name, &config.model.options(), observer)?;
         let unet = files.unet_config()?;
         let multiple = unet.size_multiple() * files.vae_config()?.scale_factor();
         let resolution = i64::from(config.resolution);
@@ -131,7 +125,7 @@ impl Run {
         };
         schedule.check()?;
         let kind = precision.compute_kind();
-        observer.fact("model", config.model.clone());
+        observer.fact("model", config.model.name.clone());
         observer.fact("device", device_name(device, kind));
         Ok(Self {
             files,
@@ -345,9 +339,7 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
-        for path in super::dreambooth_outputs::write(&self.folder, &self.adapters)? {
-            observer.on(Event::Wrote { path });
-        }
+        super::dreambooth_outputs::write(&self.folder, &self.adapters, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines)?;
         self.write_run_json(config, "finished")?;
@@ -402,7 +394,7 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
         init_lora_weights: InitWeights::Kaiming,
-        base_model_name_or_path: Some(config.model.clone()),
+        base_model_name_or_path: Some(config.model.name.clone()),
         ..LoraConfig::default()
     }
 }
@@ -411,7 +403,8 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
 fn options_that_matter(config: &DreamBoothConfig, kind: Kind) -> BTreeMap<String, String> {
     let accum = config.gradient_accumulation_steps;
     let list: Vec<(&str, String)> = vec![
-        ("model", config.model.clone()),
+        ("model", config.model.name.clone()),
+        ("prediction-type", config.model.prediction_type.clone().unwrap_or_default()),
         ("precision", format!("{kind:?}")),
         ("instance-prompt", config.instance_prompt.clone()),
         ("class-prompt", config.class_prompt.clone().unwrap_or_default()),
