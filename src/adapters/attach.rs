@@ -136,7 +136,7 @@ mod tests {
     use super::*;
     use crate::adapters::{InitWeights, TargetModules};
     use crate::libtorch::random::Generator;
-    use crate::weights::{BaseWeight, Op};
+    use crate::weights::{BaseWeight, Op, Stride};
     use std::rc::Rc;
     use tch::{Device, Kind};
 
@@ -148,7 +148,7 @@ mod tests {
         let bias = sites.register_param("block.proj.bias", randn(&[6]));
         sites.register("block.proj", Op::Linear, BaseWeight::Dense(randn(&[6, 4])), Some(bias));
         let bias = sites.register_param("block.conv.bias", randn(&[5]));
-        let op = Op::Conv2d { stride: 2, padding: 1 };
+        let op = Op::Conv2d(Stride { stride: 2, padding: 1 });
         sites.register("block.conv", op, BaseWeight::Dense(randn(&[5, 3, 3, 3])), Some(bias));
         (sites, randn(&[2, 7, 4]), randn(&[2, 3, 8, 8]))
     }

@@ -5,7 +5,7 @@ use super::adapter::{Adapter, Init};
 use super::config::{InitWeights, LoraConfig};
 use super::site::Site;
 use crate::error::{Error, Result};
-use crate::weights::Op;
+use crate::weights::{Op, Stride};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
@@ -106,7 +106,7 @@ impl Lora {
         let hidden = op.run(xs, &a, None) * factor;
         match op {
             Op::Linear => hidden.linear(&b, None::<&Tensor>),
-            Op::Conv2d { .. } => Op::Conv2d { stride: 1, padding: 0 }.run(&hidden, &b, None),
+            Op::Conv2d(_) => Op::Conv2d(Stride { stride: 1, padding: 0 }).run(&hidden, &b, None),
         }
     }
 

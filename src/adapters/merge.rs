@@ -7,7 +7,7 @@ use super::adapter_set::{AdapterSet, Part, PartAdapter};
 use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
-use crate::weights::{spelling, BaseWeight, Op, Placement, WeightSet};
+use crate::weights::{spelling, BaseWeight, Op, Placement, Stride, WeightSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -159,7 +159,7 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
         .iter()
         .find(|method| method.peft_type == adapter.config.peft_type)
         .ok_or_else(|| Error::invalid(format!("{} adapters cannot be merged", adapter.config.peft_type)))?;
-    let op = if weight.dim() == 4 { Op::Conv2d { stride: 1, padding: 0 } } else { Op::Linear };
+    let op = if weight.dim() == 4 { Op::Conv2d(Stride { stride: 1, padding: 0 }) } else { Op::Linear };
     let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
     let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
     Ok(Some(made.merged(&site, weight, scale).detach()))

@@ -140,6 +140,7 @@ pub fn main(args: Vec<String>) -> ExitCode {
         }
     }));
     memory::return_freed_memory();
+    startup::use_onednn_matmul();
     if let Some(threads) = cli.common.threads {
         if threads < 1 {
             return failed(

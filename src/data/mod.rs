@@ -6,5 +6,6 @@ pub mod latent_cache;
 pub mod photo_decoding;
 pub mod photo_transform;
 pub mod photos;
+pub mod pillow_resize;
 pub mod prefetch;
 pub mod tokenizers;

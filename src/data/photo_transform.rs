@@ -2,10 +2,9 @@
 //! `RandomCrop(size)`, `ToTensor` and `Normalize(0.5, 0.5)`, on a Pillow image.
 
 use super::photo_decoding::MAX_PIXELS;
+use super::pillow_resize::resize;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 use tch::Tensor;
 
@@ -78,12 +77,7 @@ pub fn resize_shorter_side(image: RgbImage, size: u32) -> Result<RgbImage> {
     if u64::from(to_width) * u64::from(to_height) > MAX_PIXELS {
         return Err(Error::invalid(format!("an image of {width} x {height} pixels is too long and thin to train on")));
     }
-    let refused = |error: String| Error::invalid(format!("cannot resize {width} x {height} pixels: {error}"));
-    let source = ImageRef::new(width, height, image.as_raw(), PixelType::U8x3).map_err(|e| refused(e.to_string()))?;
-    let mut resized = Image::new(to_width, to_height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
-    Resizer::new().resize(&source, &mut resized, &options).map_err(|error| refused(error.to_string()))?;
-    RgbImage::from_raw(to_width, to_height, resized.into_vec()).ok_or_else(|| refused("its size is wrong".into()))
+    resize(&image, to_width, to_height).ok_or_else(|| Error::invalid("an image has no pixels"))
 }
 
 /// Cuts `size` x `size` pixels out: float32 in [-1, 1], planes first: `[3, size, size]` in row-major order.

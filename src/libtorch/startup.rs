@@ -3,6 +3,10 @@
 use std::sync::OnceLock;
 use tch::{Cuda, Device};
 
+extern "C" {
+    fn lorabooth_use_onednn_matmul();
+}
+
 /// Loads `libtorch_cuda.so` where the machine has it. A Rust binary is linked without it, and the first CUDA query
 /// decides for good whether CUDA exists, so every question about CUDA comes through here.
 /// Returns whether the library was found; a device may still be absent.
@@ -33,5 +37,33 @@ pub fn best_device() -> Device {
         Device::Cuda(0)
     } else {
         Device::Cpu
+    }
+}
+
+/// Has float32 matrix products on the CPU computed by oneDNN, twice as fast as MKL on AMD processors with errors of the same
+/// size. libtorch takes that way only under its "bf16" setting, which lets oneDNN round the inputs where the processor multiplies
+/// bfloat16 tiles (AMX) and changes nothing elsewhere: with AMX it is left alone, since float32 must stay float32.
+pub fn use_onednn_matmul() {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if info.contains("avx2") && !info.contains("amx") {
+        // SAFETY: sets one option of the process.
+        unsafe { lorabooth_use_onednn_matmul() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libtorch::random::Generator;
+    use tch::Kind;
+
+    #[test]
+    fn float32_products_stay_float32() {
+        let mut generator = Generator::new(0);
+        let (a, b) = (generator.randn(&[70, 600]), generator.randn(&[600, 90]));
+        use_onednn_matmul();
+        let exact = a.to_kind(Kind::Double).matmul(&b.to_kind(Kind::Double));
+        let error = (a.matmul(&b).to_kind(Kind::Double) - &exact).abs().max() / exact.abs().max();
+        assert!(error.double_value(&[]) < 1e-5, "{error:?}");
     }
 }

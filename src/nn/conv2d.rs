@@ -3,7 +3,7 @@
 use super::loader::{Bias, Loader};
 use crate::adapters::Site;
 use crate::error::Result;
-use crate::weights::Op;
+use crate::weights::{Op, Stride};
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
@@ -24,7 +24,7 @@ impl Conv2d {
         kernel: i64,
         (stride, padding): (i64, i64),
     ) -> Result<Self> {
-        let op = Op::Conv2d { stride, padding };
+        let op = Op::Conv2d(Stride { stride, padding });
         Ok(Self(loader.site(op, &[outputs, inputs, kernel, kernel], Bias::Yes)?))
     }
 

@@ -59,7 +59,7 @@ impl Loader {
     pub(super) fn site(&self, op: Op, shape: &[i64], bias: Bias) -> Result<Rc<Site>> {
         let key = self.key("weight");
         let mut weight = self.weights.load(&key, shape, self.placement)?;
-        if matches!(op, Op::Conv2d { .. }) && self.placement.device == Device::Cpu && shape[2] > 1 {
+        if matches!(op, Op::Conv2d(_)) && self.placement.device == Device::Cpu && shape[2] > 1 {
             // oneDNN convolves channels-last without reordering.
             weight = channels_last_copy(&weight);
             self.weights.let_go(&key);

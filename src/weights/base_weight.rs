@@ -1,5 +1,6 @@
 //! How the frozen weight of one projection is kept, and what the projection computes with it.
 
+use super::convolution::{conv2d, Stride};
 use tch::{Kind, Tensor};
 
 /// What a projection does with its weight.
@@ -8,12 +9,7 @@ pub enum Op {
     /// `[.., in] -> [.., out]` with a weight `[out, in]`.
     Linear,
     /// `[batch, in, h, w] -> [batch, out, h', w']` with a weight `[out, in, k, k]`.
-    Conv2d {
-        /// Step of the kernel in both directions.
-        stride: i64,
-        /// Zeros added at each side.
-        padding: i64,
-    },
+    Conv2d(Stride),
 }
 
 impl Op {
@@ -21,7 +17,7 @@ impl Op {
     pub fn run(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         match self {
             Op::Linear => xs.linear(weight, bias),
-            Op::Conv2d { stride, padding } => xs.conv2d(weight, bias, [stride; 2], [padding; 2], [1, 1], 1),
+            Op::Conv2d(stride) => conv2d(xs, weight, bias, stride),
         }
     }
 }

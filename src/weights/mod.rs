@@ -1,6 +1,7 @@
 //! Frozen numbers: where they are (folders, single files, the hub), how their keys are spelled, how they are kept.
 
 mod base_weight;
+mod convolution;
 pub mod hub;
 mod mapped_file;
 mod original_stable_diffusion;
@@ -11,6 +12,7 @@ mod weight_set;
 mod whole_file;
 
 pub use base_weight::{BaseWeight, Op};
+pub use convolution::Stride;
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};

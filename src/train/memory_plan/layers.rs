@@ -3,7 +3,7 @@
 use super::tape::{Record, Shadow, Tape, Work};
 use crate::adapters::{LoraConfig, TargetRules};
 use crate::error::Result;
-use crate::weights::Op;
+use crate::weights::{Op, Stride};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Div;
@@ -199,7 +199,7 @@ impl Tape {
         at.weight("weight", &shape);
         at.weight("bias", &[outputs]);
         let ys = self.bare_conv(xs, outputs, kernel, stride, false);
-        let rank = at.rank(Op::Conv2d { stride, padding }, &shape);
+        let rank = at.rank(Op::Conv2d(Stride { stride, padding }), &shape);
         if rank == 0 {
             return ys;
         }
