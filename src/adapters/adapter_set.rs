@@ -4,6 +4,7 @@ use super::attach::{AdapterParams, Attached};
 use super::config::{LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::path::Path;
 use tch::Tensor;
 
 /// The network of a pipeline that an adapter is for.
@@ -158,5 +159,16 @@ impl AdapterSet {
             adapter.whole_tensors().into_iter().map(move |name| format!("{}.{name}", part.name()))
         };
         self.parts().flat_map(named).collect()
+    }
+
+    /// What to tell a user about tensors that the file `path`, of a format for low-rank pairs alone, lacks.
+    pub fn left_out_warning(&self, path: &Path) -> Option<String> {
+        let whole = self.whole_tensors();
+        let first = whole.first()?;
+        Some(format!(
+            "{} lacks {} trained biases and whole weights (such as {first}), for which its format has no place: use PEFT's folders where they matter",
+            path.display(),
+            whole.len()
+        ))
     }
 }

@@ -6,10 +6,10 @@ use crate::adapters::{attach, read_any, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::ModelOptions;
+use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
-use crate::schedulers::SchedulerConfig;
+use crate::schedulers::{default_name, SchedulerConfig};
 use crate::weights::Placement;
 use crate::whole_file::write_whole;
 use clap::Args;
@@ -19,18 +19,9 @@ use tch::Kind;
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
-    #[arg(long)]
-    model: String,
-    /// Revision of a hub id
-    #[arg(long)]
-    revision: Option<String>,
-    /// Variant of the weight files, such as fp16
-    #[arg(long)]
-    variant: Option<String>,
-    /// Folder or hub id of the tokenizer, where the model has none
-    #[arg(long)]
-    tokenizer_name: Option<String>,
+    /// The model to draw with.
+    #[command(flatten)]
+    model: ModelArgs,
     /// What to draw
     #[arg(long)]
     prompt: String,
@@ -58,9 +49,12 @@ pub struct GenerateArgs {
     /// Images to make; image i is that of seed + i
     #[arg(long, default_value_t = 1)]
     num_images: usize,
-    /// Images at a time
+    /// Images at a time; the VAE decodes them one by one, whatever this is
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
+    /// Decode images larger than the model's own tile by tile, in the memory of one tile
+    #[arg(long)]
+    vae_tiling: bool,
     /// Dtype to compute in
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
@@ -73,16 +67,16 @@ pub struct GenerateArgs {
 pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let device = common.device()?;
     let kind = args.dtype.kind(device);
-    let options = ModelOptions {
-        variant: args.variant.clone(),
-        revision: args.revision.clone(),
-        tokenizer: args.tokenizer_name.clone(),
-        ..ModelOptions::default()
-    };
-    let files = crate::recipes::open_model(&args.model, &options, reporter)?;
+    let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
     let scheduler = SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
-    let sampling = sampling(&args, &files.unet_config()?, files.vae_config()?.scale_factor())?;
-    crate::schedulers::scheduler(args.scheduler.as_deref(), &scheduler, args.steps)?;
+    let sampling = Sampling {
+        scheduler: Some(match &args.scheduler {
+            Some(name) => name.clone(),
+            None => default_name(&scheduler)?.to_owned(),
+        }),
+        ..sampling(&args, &files.unet_config()?, files.vae_config()?.scale_factor())?
+    };
+    crate::schedulers::scheduler(sampling.scheduler.as_deref(), &scheduler, args.steps)?;
     let paths = output_paths(&args)?;
     let mut adapters = Vec::new();
     for text in &args.lora {
@@ -111,7 +105,8 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
     let unet = files.load_unet(place)?;
     put_on(&unet.sites, Part::UNet)?;
     let vae_kind = if kind == Kind::Half { Kind::Float } else { kind };
-    let vae = files.load_vae(Placement { device, kind: vae_kind })?;
+    let mut vae = files.load_vae(Placement { device, kind: vae_kind })?;
+    vae.model.use_tiling(args.vae_tiling);
     memory::release_cached(device)?;
 
     let seeds: Vec<i64> = (0..args.num_images).map(|i| common.seed.wrapping_add(i as i64)).collect();
@@ -184,14 +179,20 @@ fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
 
 /// The text that image tools read (AUTOMATIC1111's form).
 fn parameters(args: &GenerateArgs, sampling: &Sampling, seed: i64, (width, height): (u32, u32)) -> String {
-    let loras: String = args.lora.iter().map(|lora| format!(" <lora:{lora}>")).collect();
+    let stem = |path: &Path| path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let lora = |text: &String| match path_and_scale(text) {
+        Ok((path, scale)) => format!(" <lora:{}:{scale}>", stem(&path)),
+        Err(_) => String::new(),
+    };
+    let loras: String = args.lora.iter().map(lora).collect();
     let negative = match args.negative_prompt.is_empty() {
         true => String::new(),
         false => format!("Negative prompt: {}\n", args.negative_prompt),
     };
-    let scheduler = sampling.scheduler.as_deref().unwrap_or("model default");
+    let scheduler = sampling.scheduler.as_deref().unwrap_or_default();
+    let model = stem(Path::new(&args.model.name));
     format!(
-        "{}{loras}\n{negative}Steps: {}, Sampler: {scheduler}, CFG scale: {}, Seed: {seed}, Size: {width}x{height}, Model: {}",
-        args.prompt, args.steps, args.guidance_scale, args.model
+        "{}{loras}\n{negative}Steps: {}, Sampler: {scheduler}, CFG scale: {}, Seed: {seed}, Size: {width}x{height}, Model: {model}",
+        args.prompt, args.steps, args.guidance_scale
     )
 }

@@ -5,6 +5,7 @@ use crate::adapters::{LoraConfig, TargetModules};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::dreambooth_config::{MAX_RANK, MAX_RESOLUTION};
+use crate::recipes::model_args::ModelArgs;
 use crate::train::memory_plan::{fit, parse_size, MemoryPlan, PlanInput, Rates};
 use clap::Args;
 use serde_json::json;
@@ -12,12 +13,9 @@ use serde_json::json;
 /// Flags of the command; those of `train dreambooth` mean the same.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id (configurations alone are fetched)
-    #[arg(long, visible_alias = "pretrained-model-name-or-path")]
-    model: String,
-    /// Revision of a hub id
-    #[arg(long)]
-    revision: Option<String>,
+    /// The model, of which configurations alone are fetched.
+    #[command(flatten)]
+    model: ModelArgs,
     /// Height and width to train at, in pixels
     #[arg(long, default_value_t = 512)]
     resolution: i64,
@@ -68,8 +66,8 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     let budget = args.fit.as_deref().map(parse_size).transpose()?;
     let device = common.device()?;
     let kind = args.mixed_precision.kind(device);
-    let options = ModelOptions { revision: args.revision.clone(), configs_only: true, ..ModelOptions::default() };
-    let files = crate::recipes::open_model(&args.model, &options, reporter)?;
+    let options = ModelOptions { configs_only: true, ..args.model.options() };
+    let files = crate::recipes::open_model(&args.model.name, &options, reporter)?;
     let (unet, vae, text) = (files.unet_config()?, files.vae_config()?, files.text_encoder_config()?);
     for (flag, number, most) in [
         ("--resolution", args.resolution, MAX_RESOLUTION.into()),

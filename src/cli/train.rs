@@ -26,7 +26,7 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
     reporter.say(&format!("\ntrained {} steps{loss}; everything is in {folder}", finished.steps));
     reporter.say(&format!(
         "try it:  lorabooth generate --model {} --lora {folder} --prompt \"{}\" --output try.png",
-        config.model, config.instance_prompt
+        config.model.name, config.instance_prompt
     ));
     Ok(())
 }

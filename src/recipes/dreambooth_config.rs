@@ -1,6 +1,7 @@
 //! The options of DreamBooth LoRA training, for the command line, TOML files and the page alike.
 //! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
+use super::model_args::ModelArgs;
 use crate::adapters::Bias;
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
@@ -104,18 +105,10 @@ impl From<LrSchedulerChoice> for ScheduleKind {
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct DreamBoothConfig {
-    /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
-    #[arg(long, visible_alias = "pretrained-model-name-or-path", help_heading = "Model")]
-    pub model: String,
-    /// Revision of a hub id
-    #[arg(long, help_heading = "Model")]
-    pub revision: Option<String>,
-    /// Variant of the weight files, such as fp16
-    #[arg(long, help_heading = "Model")]
-    pub variant: Option<String>,
-    /// Folder or hub id of the tokenizer, where the model has none
-    #[arg(long, help_heading = "Model")]
-    pub tokenizer_name: Option<String>,
+    /// The model to train on.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub model: ModelArgs,
     /// Adapter of an earlier run to start from
     #[arg(long, help_heading = "Model")]
     pub init_adapter: Option<PathBuf>,

@@ -9,7 +9,7 @@ use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::models::stable_diffusion::PipelineFiles;
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::gradients::all_finite;
@@ -90,13 +90,7 @@ fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
 impl Run {
     /// Opens the model and the output folder.
     pub fn start(config: &DreamBoothConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Self> {
-        let options = ModelOptions {
-            variant: config.variant.clone(),
-            revision: config.revision.clone(),
-            tokenizer: config.tokenizer_name.clone(),
-            ..ModelOptions::default()
-        };
-        let files = super::open_model(&config.model, &options, observer)?;
+        let files = super::open_model(&config.model.name, &config.model.options(), observer)?;
         let unet = files.unet_config()?;
         let multiple = unet.size_multiple() * files.vae_config()?.scale_factor();
         let resolution = i64::from(config.resolution);
@@ -134,7 +128,7 @@ impl Run {
         let optimizer = Optimizer::new(adamw, config.use_8bit_adam)?;
         let folder = RunFolder::create(&config.output_dir, existing)?;
         let kind = precision.compute_kind();
-        observer.fact("model", config.model.clone());
+        observer.fact("model", config.model.name.clone());
         observer.fact("device", device_name(device, kind));
         Ok(Self {
             files,
@@ -364,9 +358,7 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
-        for path in super::dreambooth_outputs::write(&self.folder, &self.adapters)? {
-            observer.on(Event::Wrote { path });
-        }
+        super::dreambooth_outputs::write(&self.folder, &self.adapters, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines)?;
         self.write_run_json(config, "finished")?;
@@ -420,7 +412,7 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
         init_lora_weights: InitWeights::Kaiming,
-        base_model_name_or_path: Some(config.model.clone()),
+        base_model_name_or_path: Some(config.model.name.clone()),
         ..LoraConfig::default()
     }
 }
@@ -429,7 +421,8 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
 fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTreeMap<String, String> {
     let accum = config.gradient_accumulation_steps;
     let list: Vec<(&str, String)> = vec![
-        ("model", config.model.clone()),
+        ("model", config.model.name.clone()),
+        ("prediction-type", config.model.prediction_type.clone().unwrap_or_default()),
         ("precision", format!("{kind:?}")),
         ("instance-prompt", config.instance_prompt.clone()),
         ("class-prompt", config.class_prompt.clone().unwrap_or_default()),
@@ -439,9 +432,9 @@ fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTre
         ("center-crop", config.center_crop.to_string()),
         ("no-shuffle", config.no_shuffle.to_string()),
         ("train-text-encoder", config.train_text_encoder.to_string()),
-        ("revision", format!("{:?}", config.revision)),
-        ("variant", format!("{:?}", config.variant)),
-        ("tokenizer-name", format!("{:?}", config.tokenizer_name)),
+        ("revision", format!("{:?}", config.model.revision)),
+        ("variant", format!("{:?}", config.model.variant)),
+        ("tokenizer-name", format!("{:?}", config.model.tokenizer_name)),
         ("init-adapter", format!("{:?}", config.init_adapter)),
         ("seed", seed.to_string()),
         ("cache-latents", (config.cache_latents == CacheLatents::True).to_string()),

@@ -5,6 +5,7 @@ pub mod dreambooth_lora;
 mod dreambooth_outputs;
 mod dreambooth_phases;
 pub mod dreambooth_run;
+pub mod model_args;
 pub mod observer;
 
 use crate::error::{Error, Result};

@@ -10,7 +10,9 @@ steps, guidance_scale 30 and 7.5
 scheduler             one of SCHEDULERS; none: the model's own
 height, width         none: the model's own
 loras                 a list, all of one kind, of {"peft": DIR} (with unet/ and perhaps text_encoder/), or {"file": FILE}
-                      (diffusers or kohya), each with "scale", 1.0
+                      (diffusers or kohya), each with "scale", 1.0; a warning of the libraries, or a key of the file
+                      that is not used, is a failure
+vae_tiling            whether the VAE decodes in tiles, false
 """
 
 import json
@@ -22,7 +24,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+import complaints
 
 SCHEDULERS = {
     "pndm": ("PNDMScheduler", {}),
@@ -68,22 +72,34 @@ def add_peft_folders(pipeline, loras):
             setattr(pipeline, part, model.eval())
 
 
+def count_pairs(pipeline):
+    """How many matrices of adapters are on the networks."""
+    names = [name for network in (pipeline.unet, pipeline.text_encoder) for name, _ in network.named_parameters()]
+    return sum(".lora_A." in name or ".lora_B." in name for name in names)
+
+
 def add_files(pipeline, loras):
     names = [f"adapter{i}" for i in range(len(loras))]
     for name, lora in zip(names, loras):
         path = Path(lora["file"])
+        before = count_pairs(pipeline)
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=name)
+        written = sum(key.endswith((".lora_A.weight", ".lora_B.weight", "down.weight", "up.weight")) for key in load_file(path))
+        assert count_pairs(pipeline) - before == written, (path, count_pairs(pipeline) - before, written)
     pipeline.set_adapters(names, [lora.get("scale", 1.0) for lora in loras])
 
 
-def run(out, name, model, prompt, negative_prompt=None, seed=0, num_images=1, steps=30, guidance_scale=7.5, scheduler=None, height=None, width=None, loras=(), config=None):
+def run(out, name, model, prompt, negative_prompt=None, seed=0, num_images=1, steps=30, guidance_scale=7.5, scheduler=None, height=None, width=None, loras=(), config=None, vae_tiling=False):
     pipeline = load(model, config)
     pipeline.set_progress_bar_config(disable=True)
     if scheduler:
         class_name, options = SCHEDULERS[scheduler]
         pipeline.scheduler = getattr(diffusers, class_name).from_config(pipeline.scheduler.config, **options)
     if loras:
-        (add_peft_folders if "peft" in loras[0] else add_files)(pipeline, loras)
+        with complaints.refused():
+            (add_peft_folders if "peft" in loras[0] else add_files)(pipeline, loras)
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
     latents = {}
     images = pipeline(
         [prompt] * num_images,

@@ -12,6 +12,7 @@ pub mod unet;
 mod unet_blocks;
 pub mod vae;
 mod vae_coders;
+mod vae_tiling;
 
 pub use clip_text::{ClipTextConfig, ClipTextModel};
 pub use pipeline::{Loaded, ModelOptions, PipelineFiles};

@@ -208,19 +208,27 @@ impl PipelineFiles {
             Described::ByFile(folder) => UNetConfig::from_folder(&folder),
             Described::ByShapes(checkpoint) => {
                 let mut config = inferred_config::unet(&checkpoint.unet())?;
-                let scheduler = self.scheduler_config_json()?;
-                let prediction_type = scheduler.get("prediction_type").and_then(Value::as_str);
-                config.sample_size = Some(inferred_config::sample_size(prediction_type));
+                config.sample_size = Some(self.inferred_latent_size()?);
                 Ok(config)
             }
         }
+    }
+
+    fn inferred_latent_size(&self) -> Result<i64> {
+        let scheduler = self.scheduler_config_json()?;
+        let prediction_type = scheduler.get("prediction_type").and_then(Value::as_str);
+        Ok(inferred_config::sample_size(prediction_type))
     }
 
     /// The VAE's configuration.
     pub fn vae_config(&self) -> Result<VaeConfig> {
         match self.described("vae") {
             Described::ByFile(folder) => VaeConfig::from_folder(&folder),
-            Described::ByShapes(checkpoint) => inferred_config::vae(&checkpoint.vae()),
+            Described::ByShapes(checkpoint) => {
+                let mut config = inferred_config::vae(&checkpoint.vae())?;
+                config.sample_size = self.inferred_latent_size()? * config.scale_factor();
+                Ok(config)
+            }
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::config_file::{self, check_sizes, MAX_LAYERS, MAX_LEVELS};
 use super::vae_coders::{Decoder, Encoder};
+use super::vae_tiling::Tiles;
 use crate::error::{Error, Result};
 use crate::nn::{Conv2d, Loader};
 use serde::Deserialize;
@@ -27,6 +28,8 @@ pub struct VaeConfig {
     pub layers_per_block: i64,
     /// Groups of the norms.
     pub norm_num_groups: i64,
+    /// Height and width in pixels that it was trained at: a tile's.
+    pub sample_size: i64,
     /// Latents are multiplied by this for the UNet.
     pub scaling_factor: f64,
     /// Attention in the middle.
@@ -46,6 +49,7 @@ impl Default for VaeConfig {
             block_out_channels: vec![64],
             layers_per_block: 1,
             norm_num_groups: 32,
+            sample_size: 32,
             scaling_factor: 0.18215,
             mid_block_add_attention: true,
             use_quant_conv: true,
@@ -122,6 +126,7 @@ pub struct AutoencoderKl {
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
     config: VaeConfig,
+    tiling: bool,
 }
 
 impl AutoencoderKl {
@@ -140,12 +145,18 @@ impl AutoencoderKl {
                 .then(|| Conv2d::load(&(loader / "post_quant_conv"), latent, latent, 1))
                 .transpose()?,
             config: config.clone(),
+            tiling: false,
         })
     }
 
     /// The configuration.
     pub fn config(&self) -> &VaeConfig {
         &self.config
+    }
+
+    /// Whether images larger than `sample_size` are decoded in overlapping tiles, for the memory of one tile.
+    pub fn use_tiling(&mut self, tiling: bool) {
+        self.tiling = tiling;
     }
 
     /// Images `[b, 3, h, w]` in [-1, 1] to latents `[b, latent channels, h/f, w/f]`, float32 and unscaled.
@@ -160,6 +171,13 @@ impl AutoencoderKl {
 
     /// Unscaled latents `[b, latent channels, h, w]` to images `[b, 3, h·f, w·f]`, about [-1, 1].
     pub fn decode(&self, latents: &Tensor) -> Tensor {
+        match Tiles::of(&self.config).filter(|tiles| self.tiling && tiles.are_smaller_than(latents)) {
+            Some(tiles) => tiles.decode(latents, |tile| self.decode_whole(tile)),
+            None => self.decode_whole(latents),
+        }
+    }
+
+    fn decode_whole(&self, latents: &Tensor) -> Tensor {
         match &self.post_quant_conv {
             Some(conv) => self.decoder.forward(&conv.forward(latents)),
             None => self.decoder.forward(latents),
