@@ -38,16 +38,16 @@ enum Command {
     #[command(subcommand)]
     Train(train::TrainCommand),
     /// Make images from a prompt, with any number of adapters
-    #[command(args_override_self = true, allow_negative_numbers = true)]
+    #[command(args_override_self = true)]
     Generate(generate::GenerateArgs),
     /// Look at an adapter, fold it into a model, convert it
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Say what memory and time a training run will need, and what to turn on to fit a card
-    #[command(args_override_self = true, allow_negative_numbers = true)]
+    #[command(args_override_self = true)]
     Plan(plan::PlanArgs),
     /// Print a prompt's token ids
-    #[command(args_override_self = true, allow_negative_numbers = true)]
+    #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
     /// Say what was found on this machine, with the cure for each problem
     Doctor,

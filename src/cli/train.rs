@@ -11,7 +11,7 @@ use clap::Subcommand;
 #[derive(Subcommand)]
 pub enum TrainCommand {
     /// LoRA on UNet (and text encoder) from a folder of photos of one subject
-    #[command(args_override_self = true, allow_negative_numbers = true)]
+    #[command(args_override_self = true)]
     Dreambooth(Box<DreamBoothConfig>),
 }
 
