@@ -2,7 +2,7 @@
 //! Reference: diffusers' `ConfigMixin` and the `__init__` of each scheduler.
 
 use crate::error::{Error, Result};
-use crate::models::stable_diffusion::config_file;
+use crate::weights::json_fields;
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
@@ -148,7 +148,7 @@ impl SchedulerConfig {
         let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null");
         let unsupported = |error| Error::invalid(format!("not a scheduler configuration that is supported: {error}"));
         let value: Value = serde_json::from_str(&text).map_err(|error| unsupported(error.to_string()))?;
-        let config: Self = config_file::parse(&value).map_err(unsupported)?;
+        let config: Self = json_fields::parse(&value).map_err(unsupported)?;
         config.check()?;
         Ok(config)
     }

@@ -1,6 +1,7 @@
 //! Reads a part's `config.json` and refuses what the architectures here do not compute.
 
 use crate::error::{Error, Result};
+use crate::weights::json_fields;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
@@ -15,19 +16,6 @@ pub fn read_json(path: &Path) -> Result<Value> {
         true => Ok(value),
         false => Err(Error::file(path, "not a JSON object of the configuration's fields")),
     }
-}
-
-/// `value` as `T`, all of whose fields have defaults; what is wrong is told with the name of its field.
-pub fn parse<T: DeserializeOwned>(value: &Value) -> std::result::Result<T, String> {
-    T::deserialize(value).map_err(|error| {
-        let alone = |(name, value): &(&String, &Value)| {
-            T::deserialize(Value::Object([((*name).clone(), (*value).clone())].into_iter().collect())).is_err()
-        };
-        match value.as_object().into_iter().flatten().find(alone) {
-            Some((name, _)) => format!("`{name}`: {error}"),
-            None => error.to_string(),
-        }
-    })
 }
 
 /// Refuses numbers that no model has, before something is computed with them: `sizes` are names and values.
@@ -59,5 +47,5 @@ pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Resu
             return Err(Error::file(path, format!("`{field}` is {found}, which is not supported")));
         }
     }
-    parse(&value).map_err(|e| Error::file(path, format!("not the configuration expected: {e}")))
+    json_fields::parse(&value).map_err(|e| Error::file(path, format!("not the configuration expected: {e}")))
 }
