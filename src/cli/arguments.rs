@@ -36,6 +36,9 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
             file = Some(args.next().ok_or_else(|| Error::invalid("--config needs a TOML file"))?);
         } else if let Some(given) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
             file = Some(OsString::from(given));
+        } else if let Some(flag) = out.last_mut().filter(|last| takes_value(last)).filter(|_| is_negative(&arg)) {
+            flag.push("=");
+            flag.push(arg);
         } else {
             out.push(kebab(&arg));
         }
@@ -47,6 +50,18 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
     let place = out.iter().skip(1).position(is_flag).map_or(out.len(), |i| i + 1);
     out.splice(place..place, flags.iter().map(OsString::from));
     Ok(Expanded { args: out, config: Some((file, flags)) })
+}
+
+/// Whether `arg` is a long flag without a value.
+fn takes_value(arg: &OsStr) -> bool {
+    let bytes = arg.as_encoded_bytes();
+    bytes.starts_with(b"--") && !bytes.contains(&b'=')
+}
+
+/// Whether `arg` is a number below 0, as `-1e-4` or `-inf`: no flag here is called so, but clap would take it for one.
+fn is_negative(arg: &OsStr) -> bool {
+    let rest = arg.to_str().and_then(|arg| arg.strip_prefix('-'));
+    rest.is_some_and(|rest| rest == "inf" || rest.starts_with(|c: char| c.is_ascii_digit() || c == '.'))
 }
 
 /// `--instance_data_dir=x` is `--instance-data-dir=x`; values keep their underscores, and may be no UTF-8.
@@ -62,8 +77,11 @@ fn kebab(arg: &OsStr) -> OsString {
 
 fn flags_of(file: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
-    let table: toml::Table =
-        text.parse().map_err(|e: toml::de::Error| Error::file(file, format!("not valid TOML: {}", e.message())))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        Error::file(file, format!("not valid TOML: {} in line {line}", e.message()))
+    })?;
     let mut flags = Vec::new();
     for (name, value) in table {
         let flag = format!("--{}", name.replace('_', "-"));
@@ -97,6 +115,14 @@ mod tests {
         assert_eq!(
             expand(words("lorabooth train dreambooth --instance_data_dir my_dog --lora_r=4")).unwrap().args,
             words("lorabooth train dreambooth --instance-data-dir my_dog --lora-r=4")
+        );
+    }
+
+    #[test]
+    fn a_negative_number_is_the_value_of_the_flag_before_it() {
+        assert_eq!(
+            expand(words("lorabooth generate --guidance_scale -1e-4 --seed -3 -q")).unwrap().args,
+            words("lorabooth generate --guidance-scale=-1e-4 --seed=-3 -q")
         );
     }
 

@@ -115,8 +115,10 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     lines.push(format!("{:>10}  a step, by a quick measure of this machine", format!("{seconds:.1} s")));
     lines.push(format!("{:>10}  trained parameters", plan.trained_parameters));
     let mut suggestions = Vec::new();
+    let (mut fits, mut fitted_peak) = (None, None);
     if let Some(budget) = budget {
         let fitted = fit(budget, &input)?;
+        (fits, fitted_peak) = (Some(fitted.fits), Some(fitted.peak_bytes));
         for suggestion in &fitted.suggestions {
             lines.push(format!(
                 "turn on {}: saves {}, {}",
@@ -141,6 +143,7 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     let report = json!({
         "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": seconds,
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.flops_per_step, "suggestions": suggestions,
+        "fits": fits, "fitted_peak_bytes": fitted_peak,
     });
     reporter.result(report, &lines.join("\n"));
     Ok(())

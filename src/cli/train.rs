@@ -25,8 +25,19 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
     let loss = finished.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
     reporter.say(&format!("\ntrained {} steps{loss}; everything is in {folder}", finished.steps));
     reporter.say(&format!(
-        "try it:  lorabooth generate --model {} --lora {folder} --prompt \"{}\" --output try.png",
-        config.model.name, config.instance_prompt
+        "try it:  lorabooth generate --model {} --lora {} --prompt {} --output try.png",
+        quoted(&config.model.name),
+        quoted(&folder.to_string()),
+        quoted(&config.instance_prompt)
     ));
     Ok(())
+}
+
+/// `text` as one word of a shell's command line.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }

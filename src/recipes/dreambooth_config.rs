@@ -372,6 +372,9 @@ impl DreamBoothConfig {
                 return refuse(format!("{flag} is {number}; it must be a number of at least 0"));
             }
         }
+        if self.snr_gamma == Some(0.0) {
+            return refuse("--snr-gamma is 0, which makes every loss 0; 5 is usual".into());
+        }
         if self.with_prior_preservation && (self.class_data_dir.is_none() || self.class_prompt.is_none()) {
             return refuse("--with-prior-preservation needs --class-data-dir and --class-prompt".into());
         }

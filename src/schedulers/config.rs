@@ -2,6 +2,7 @@
 //! Reference: diffusers' `ConfigMixin` and the `__init__` of each scheduler.
 
 use crate::error::{Error, Result};
+use crate::weights::json_fields;
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
@@ -145,8 +146,9 @@ impl SchedulerConfig {
     pub fn from_json(text: &str) -> Result<Self> {
         // Python writes infinities that are no JSON: `"lambda_min_clipped": -Infinity`.
         let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null");
-        let config: Self = serde_json::from_str(&text)
-            .map_err(|error| Error::invalid(format!("not a scheduler configuration that is supported: {error}")))?;
+        let unsupported = |error| Error::invalid(format!("not a scheduler configuration that is supported: {error}"));
+        let value: Value = serde_json::from_str(&text).map_err(|error| unsupported(error.to_string()))?;
+        let config: Self = json_fields::parse(&value).map_err(unsupported)?;
         config.check()?;
         Ok(config)
     }

@@ -3,6 +3,7 @@
 mod base_weight;
 mod convolution;
 pub mod hub;
+pub mod json_fields;
 mod mapped_file;
 mod original_stable_diffusion;
 pub mod spelling;

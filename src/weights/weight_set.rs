@@ -177,6 +177,10 @@ impl WeightSet {
             let rows = tensor.size().first().copied().unwrap_or(0) / of;
             tensor = tensor.narrow(0, index * rows, rows);
         }
+        if !tensor.is_floating_point() {
+            let message = format!("weight `{key}` is {:?}; a model's weights must be f32, f16 or bf16", tensor.kind());
+            return Err(Error::file(&self.origin, message));
+        }
         let found = tensor.size();
         if found != shape {
             let core = |shape: &[i64]| shape.strip_suffix(&[1, 1]).unwrap_or(shape).to_vec();

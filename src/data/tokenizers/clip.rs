@@ -128,18 +128,17 @@ impl SpecialTokens {
     ];
 
     fn read(folder: &Path, whole: Option<&Value>) -> Result<Self> {
-        let mut config =
-            optional_json(&folder.join("tokenizer_config.json"))?.and_then(into_object).unwrap_or_default();
+        let mut config = optional_object(&folder.join("tokenizer_config.json"))?;
         // Token texts by id: from the configuration, or in older folders from the other files.
         let mut by_id = BTreeMap::new();
         if let Some(tokens) = config.get("added_tokens_decoder").and_then(Value::as_object) {
             by_id.extend(tokens.iter().filter_map(|(id, token)| Some((id.parse::<u64>().ok()?, added(token, false)?))));
         } else {
-            let map = optional_json(&folder.join("special_tokens_map.json"))?.and_then(into_object).unwrap_or_default();
+            let map = optional_object(&folder.join("special_tokens_map.json"))?;
             for (role, token) in map {
                 config.insert(role, mark_special(token));
             }
-            let older = optional_json(&folder.join("added_tokens.json"))?.and_then(into_object).unwrap_or_default();
+            let older = optional_object(&folder.join("added_tokens.json"))?;
             let named =
                 |text: &str| Self::ROLES.iter().any(|(role, _)| config.get(*role).and_then(text_of) == Some(text));
             by_id.extend(
@@ -219,6 +218,15 @@ fn into_object(value: Value) -> Option<Map<String, Value>> {
     match value {
         Value::Object(object) => Some(object),
         _ => None,
+    }
+}
+
+/// The fields of a JSON file; none where there is no such file.
+fn optional_object(path: &Path) -> Result<Map<String, Value>> {
+    match optional_json(path)? {
+        None => Ok(Map::new()),
+        Some(Value::Object(fields)) => Ok(fields),
+        Some(_) => Err(Error::file(path, "is no JSON object")),
     }
 }
 

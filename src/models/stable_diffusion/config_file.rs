@@ -1,16 +1,21 @@
 //! Reads a part's `config.json` and refuses what the architectures here do not compute.
 
 use crate::error::{Error, Result};
+use crate::weights::json_fields;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
 
-/// A JSON file.
+/// A JSON file of a configuration's fields.
 pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     // Python writes infinities that are no JSON: `"lambda_min_clipped": -Infinity` in many a scheduler_config.json.
     let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null").replace(": NaN", ": null");
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
+    let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    match value.is_object() {
+        true => Ok(value),
+        false => Err(Error::file(path, "not a JSON object of the configuration's fields")),
+    }
 }
 
 /// Refuses numbers that no model has, before something is computed with them: `sizes` are names and values.
@@ -32,9 +37,6 @@ const MAX_SIZE: i64 = 1 << 20;
 /// would change what the model computes in a way that is not written here.
 pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Result<T> {
     let value = read_json(path)?;
-    if !value.is_object() {
-        return Err(Error::file(path, "not a JSON object of the configuration's fields"));
-    }
     for (field, allowed) in fixed {
         let found = match value.get(field) {
             None | Some(Value::Null) => continue,
@@ -45,5 +47,5 @@ pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Resu
             return Err(Error::file(path, format!("`{field}` is {found}, which is not supported")));
         }
     }
-    serde_json::from_value(value).map_err(|e| Error::file(path, format!("not the configuration expected: {e}")))
+    json_fields::parse(&value).map_err(|e| Error::file(path, format!("not the configuration expected: {e}")))
 }

@@ -176,21 +176,26 @@ impl UNetConfig {
             .find(|kind| !known(kind, "DownBlock2D", "CrossAttnDownBlock2D"))
             .or(self.up_block_types.iter().find(|kind| !known(kind, "UpBlock2D", "CrossAttnUpBlock2D")));
         if let Some(kind) = unknown {
-            return Err(format!("the block type {kind} is not supported"));
+            return Err(format!("the block type {kind} is not supported (`down_block_types`, `up_block_types`)"));
         }
         if let Some(channels) =
             self.block_out_channels.iter().find(|&&c| c <= 0 || c % self.norm_num_groups.max(1) != 0)
         {
-            return Err(format!("{channels} channels cannot be parted into {} groups", self.norm_num_groups));
+            return Err(format!(
+                "{channels} channels cannot be parted into {} groups (`norm_num_groups`)",
+                self.norm_num_groups
+            ));
         }
         let heads_fit = (0..levels).all(|i| self.heads(i) > 0 && self.block_out_channels[i] % self.heads(i) == 0);
         if !heads_fit {
-            return Err("block_out_channels cannot be parted into that many attention heads".into());
+            return Err(
+                "`block_out_channels` cannot be parted into that many attention heads (`attention_head_dim`)".into()
+            );
         }
         match self.in_channels {
             4 => Ok(self),
             9 => Err("this is an inpainting model (9 input channels), which cannot be trained or sampled here".into()),
-            other => Err(format!("the UNet takes {other} channels; Stable Diffusion's take 4")),
+            other => Err(format!("`in_channels` is {other}; Stable Diffusion's is 4")),
         }
     }
 

@@ -93,7 +93,7 @@ impl VaeConfig {
             return Err(format!("`scaling_factor` is {}; it must be a positive number", self.scaling_factor));
         }
         match channels.is_empty() || channels.iter().any(|&c| c <= 0 || c % groups != 0) {
-            true => Err(format!("block_out_channels {channels:?} do not fit {groups} norm groups")),
+            true => Err(format!("`block_out_channels` {channels:?} do not fit `norm_num_groups` {groups}")),
             false => Ok(self),
         }
     }
