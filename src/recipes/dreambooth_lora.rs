@@ -238,7 +238,7 @@ fn optimizer_step(config: &DreamBoothConfig, run: &mut Run, losses: &[Losses], b
     }
     run.optimizer.zero_grad(&run.params)?;
     run.step += 1;
-    run.check_divergence(number(0).is_none(), diverged, finite, config)?;
+    run.check_divergence(number(0).is_none(), diverged, finite)?;
     Ok(StepMetrics {
         step: run.step,
         epoch: 0,

@@ -263,31 +263,25 @@ impl Run {
     }
 
     /// Stops a run whose numbers are lost; counts float16's overflows.
-    pub fn check_divergence(
-        &mut self,
-        loss_is_lost: bool,
-        diverged: bool,
-        finite: bool,
-        config: &DreamBoothConfig,
-    ) -> Result<()> {
+    pub fn check_divergence(&mut self, loss_is_lost: bool, diverged: bool, finite: bool) -> Result<()> {
         self.skipped_in_a_row = if finite { 0 } else { self.skipped_in_a_row + 1 };
         self.skipped += u64::from(!finite);
         if !diverged && self.skipped_in_a_row <= MOST_SKIPPED && !(loss_is_lost && self.scaler.is_none()) {
             return Ok(());
         }
-        Err(self.diverged("the loss is", config.learning_rate))
+        Err(self.diverged("the loss is"))
     }
 
     /// Refuses to save weights that are no numbers: a large step can make them so behind a loss that was one.
-    fn check_weights(&self, learning_rate: f64) -> Result<()> {
+    fn check_weights(&self) -> Result<()> {
         let params: Vec<Tensor> = self.params.values().map(Tensor::detach).collect();
         match all_finite(&params)? {
             true => Ok(()),
-            false => Err(self.diverged("the trained weights are", learning_rate)),
+            false => Err(self.diverged("the trained weights are")),
         }
     }
 
-    fn diverged(&self, what: &str, learning_rate: f64) -> Error {
+    fn diverged(&self, what: &str) -> Error {
         let kept = match checkpoint::latest(self.folder.path()) {
             Ok(Some(folder)) => format!("the last good state is kept in {}", folder.display()),
             _ => "no checkpoint was made before it".to_owned(),
@@ -297,7 +291,7 @@ impl Run {
             _ if self.step == 1 => "lower --learning-rate; if that does not help, the model's weights are damaged",
             _ => "lower --learning-rate, or raise --lr-warmup-steps",
         };
-        let step = self.step;
+        let (step, learning_rate) = (self.step, self.schedule.learning_rate);
         Error::Diverged(format!("{what} not a number at step {step} (learning rate {learning_rate:e}); {kept}; {cure}"))
     }
 
@@ -334,7 +328,7 @@ impl Run {
 
     /// Writes `checkpoint-N` and removes those that need not be kept.
     pub fn save_checkpoint(&mut self, keep: Option<usize>, epoch: usize) -> Result<PathBuf> {
-        self.check_weights(self.schedule.learning_rate)?;
+        self.check_weights()?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
             step: self.step,
@@ -354,7 +348,7 @@ impl Run {
 
     /// Writes the adapters, run.json and the loss curve.
     pub fn finish(mut self, config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<Finished> {
-        self.check_weights(self.schedule.learning_rate)?;
+        self.check_weights()?;
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }

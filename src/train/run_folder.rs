@@ -30,13 +30,6 @@ pub fn write_folder_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<
         sync_parent(path)
     };
     finish().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
-    // What a user put into the old folder stays where it was.
-    for file in entries(&replaced).unwrap_or_default() {
-        let place = path.join(name_of(&file));
-        if !place.exists() {
-            fs::rename(&file, &place).map_err(|error| Error::io("keep", &place, error))?;
-        }
-    }
     drop(fs::remove_dir_all(&replaced));
     Ok(())
 }
