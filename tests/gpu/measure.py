@@ -114,13 +114,14 @@ def peer(name, model, options):
 
 
 def memory_and_speed(model):
-    lora = "--lora-r 16 --lora-alpha 27 --lora-text-encoder-r 16 --lora-text-encoder-alpha 27 --train-text-encoder".split()
+    lora = "--lora-r 16 --lora-text-encoder-r 16 --train-text-encoder".split()
+    alpha = "--lora-alpha 27 --lora-text-encoder-alpha 27".split()
     for precision in ["bf16"] if DEVICE == "cpu" else ["bf16", "fp16"]:
         for checkpointing in (True, False):
             name = f"{precision}{', gradient checkpointing' if checkpointing else ''}"
             flags = [*lora, "--mixed-precision", precision, *(["--gradient-checkpointing"] if checkpointing else [])]
             bound = 4.0 if checkpointing else 11.0
-            result = train(f"{precision}-{checkpointing}", model, flags, STEPS, gigabytes=bound)
+            result = train(f"{precision}-{checkpointing}", model, [*flags, *alpha], STEPS, gigabytes=bound)
             seconds, peak = peer(f"peer-{precision}-{checkpointing}", model, {"mixed_precision": precision, "gradient_checkpointing": checkpointing})
             check(f"trains under a cap of {bound} GB, {name}", result is not None, "yes" if result else "no")
             if not result:

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
 # Seconds a step, time to the first step and peak memory of lorabooth and of PEFT's loop, one after the other on the same
-# weights. VARIANT=sd15 (Stable Diffusion 1.5 shapes, 7 GB on disk while it runs) or tiny; STEPS, RESOLUTION.
+# weights. VARIANT=sd15 (Stable Diffusion 1.5 shapes, 7 GB on disk while it runs) or tiny; STEPS, RESOLUTION;
+# MODEL: a pipeline folder to measure with instead.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 variant=${VARIANT:-sd15} steps=${STEPS:-6} resolution=${RESOLUTION:-256}
 python=${LORABOOTH_PYTHON:-$HOME/.cache/lorabooth/venv/bin/python}
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 cd tests/reference
-"$python" models.py "$work/model" "{\"variant\": \"$variant\"}"
+model=${MODEL:-$work/model}
+[ -n "${MODEL:-}" ] || "$python" models.py "$model" "{\"variant\": \"$variant\"}"
 "$python" sample_photos.py "$work/photos" '{"count": 5}'
-common="\"model\": \"$work/model\", \"instance_data_dir\": \"$work/photos\", \"instance_prompt\": \"a photo of sks dog\""
+common="\"model\": \"$model\", \"instance_data_dir\": \"$work/photos\", \"instance_prompt\": \"a photo of sks dog\""
 OMP_NUM_THREADS=${THREADS:-2} "$python" dreambooth_loop.py "$work/theirs" \
   "{$common, \"resolution\": $resolution, \"train_text_encoder\": true, \"max_train_steps\": $steps}"
 cd ../..
 for precision in no bf16; do
   target/release/lorabooth train dreambooth --quiet --threads "${THREADS:-2}" --device cpu --mixed-precision $precision \
-    --model "$work/model" --instance-data-dir "$work/photos" --instance-prompt "a photo of sks dog" \
+    --model "$model" --instance-data-dir "$work/photos" --instance-prompt "a photo of sks dog" \
     --resolution "$resolution" --train-text-encoder --max-train-steps "$steps" --output-dir "$work/$precision"
 done
 "$python" - "$work" <<'PY'
