@@ -124,13 +124,13 @@ fn error_of(output: &Output) -> String {
 }
 
 /// Kills a run again and again, and resumes it each time, until it ends by itself.
-fn killed_again_and_again(more: &[&str]) {
+fn killed_again_and_again(more: &[&str], after: &[usize]) {
     let (args, folder) = (everything(), tempfile::tempdir().unwrap());
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
     train(&args, more, &whole);
     // After so many lines of metrics, more each time; in between, while a checkpoint is written.
     let mut kills = 0;
-    for goal in [0, 1, 3, 5, 8, 11, usize::MAX] {
+    for &goal in after.iter().chain(&[usize::MAX]) {
         for while_saving in [false, true] {
             let resume: Vec<&str> =
                 more.iter().copied().chain(["--resume"].into_iter().filter(|_| kills > 0)).collect();
@@ -146,18 +146,18 @@ fn killed_again_and_again(more: &[&str]) {
             assert!(running || status.success(), "{}", error_of(&child.wait_with_output().unwrap()));
         }
     }
-    assert!(kills > 6, "the run was too quick to be killed: {kills} times");
+    assert!(kills > after.len(), "the run was too quick to be killed: {kills} times");
     assert_same(&killed, &whole, &format!("killed {kills} times"));
 }
 
 #[test]
 fn a_run_killed_at_many_moments_ends_with_the_bits_of_one_never_stopped() {
-    killed_again_and_again(&[]);
+    killed_again_and_again(&[], &[0, 1, 3, 5, 8, 11]);
 }
 
 #[test]
 fn so_does_one_with_adam_in_8_bits() {
-    killed_again_and_again(&["--use-8bit-adam", "--lora-targets", "all-linear", "--lora-r", "64"]);
+    killed_again_and_again(&["--use-8bit-adam", "--lora-targets", "all-linear", "--lora-r", "64"], &[0, 4, 9]);
 }
 
 #[test]
