@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use support::{lorabooth, lorabooth_command, lorabooth_ok, model, photos};
 
@@ -124,13 +124,13 @@ fn error_of(output: &Output) -> String {
 }
 
 /// Kills a run again and again, and resumes it each time, until it ends by itself.
-fn killed_again_and_again(more: &[&str]) {
+fn killed_again_and_again(more: &[&str], after: &[usize]) {
     let (args, folder) = (everything(), tempfile::tempdir().unwrap());
     let [whole, killed] = ["whole", "killed"].map(|name| folder.path().join(name));
     train(&args, more, &whole);
     // After so many lines of metrics, more each time; in between, while a checkpoint is written.
     let mut kills = 0;
-    for goal in [0, 1, 3, 5, 8, 11, usize::MAX] {
+    for &goal in after.iter().chain(&[usize::MAX]) {
         for while_saving in [false, true] {
             let resume: Vec<&str> =
                 more.iter().copied().chain(["--resume"].into_iter().filter(|_| kills > 0)).collect();
@@ -146,18 +146,18 @@ fn killed_again_and_again(more: &[&str]) {
             assert!(running || status.success(), "{}", error_of(&child.wait_with_output().unwrap()));
         }
     }
-    assert!(kills > 6, "the run was too quick to be killed: {kills} times");
+    assert!(kills > after.len(), "the run was too quick to be killed: {kills} times");
     assert_same(&killed, &whole, &format!("killed {kills} times"));
 }
 
 #[test]
 fn a_run_killed_at_many_moments_ends_with_the_bits_of_one_never_stopped() {
-    killed_again_and_again(&[]);
+    killed_again_and_again(&[], &[0, 1, 3, 5, 8, 11]);
 }
 
 #[test]
 fn so_does_one_with_adam_in_8_bits() {
-    killed_again_and_again(&["--use-8bit-adam", "--lora-targets", "all-linear", "--lora-r", "64"]);
+    killed_again_and_again(&["--use-8bit-adam", "--lora-targets", "all-linear", "--lora-r", "64"], &[0, 4, 9]);
 }
 
 #[test]
@@ -177,6 +177,55 @@ fn so_does_one_in_float16_with_its_loss_scale() {
     assert_same(&killed, &whole, "float16");
 }
 
+/// A small disk; unmounted at the end.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// None where this user may not mount.
+    fn new(options: &str) -> Option<Self> {
+        let place = tempfile::tempdir().unwrap();
+        mount(&["-t", "tmpfs", "-o", options, "tmpfs"], place.path()).then_some(Self(place))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        Command::new("umount").arg(self.0.path()).status().ok();
+    }
+}
+
+fn mount(args: &[&str], place: &Path) -> bool {
+    let command = Command::new("mount").args(args).arg(place).stderr(Stdio::null()).status();
+    command.is_ok_and(|status| status.success())
+}
+
+#[test]
+fn so_does_one_whose_disk_was_full_and_then_read_only() {
+    let (args, folder) = (plain(), tempfile::tempdir().unwrap());
+    let (whole, more) = (folder.path().join("whole"), ["--checkpointing-steps", "1"]);
+    train(&args, &more, &whole);
+    // Room for a few checkpoints of 200 kB.
+    let Some(disk) = Disk::new("size=700k") else { return };
+    let out = disk.0.path().join("out");
+    let stopped = |more: &[&str], says: &str| {
+        let output = lorabooth(&with(&args, more, &out));
+        let error = error_of(&output);
+        assert_eq!((output.status.code(), error.trim().lines().count()), (Some(1), 1), "{error}");
+        assert!(error.contains(says), "{error}");
+        let names = names(&out);
+        assert!(names.contains(&"checkpoint-1".to_owned()) && !names.contains(&"unet".to_owned()), "{names:?}");
+        assert!(!names.iter().any(|name| name.starts_with('.')), "{names:?}");
+    };
+    stopped(&more, "no space left on device");
+    let resume = [&more[..], &["--resume"]].concat();
+    stopped(&resume, "no space left on device");
+    assert!(mount(&["-o", "remount,ro"], disk.0.path()));
+    stopped(&resume, "read-only file system");
+    assert!(mount(&["-o", "remount,rw,size=20m"], disk.0.path()));
+    train(&args, &resume, &out);
+    assert_same(&out, &whole, "a full disk");
+}
+
 #[test]
 fn ctrl_c_saves_the_state_and_names_the_way_on() {
     let folder = tempfile::tempdir().unwrap();
@@ -187,7 +236,7 @@ fn ctrl_c_saves_the_state_and_names_the_way_on() {
         let more: &[&str] = if goal == 2 { &[] } else { &["--resume"] };
         let mut child = start(&args, more, &stopped);
         assert!(wait(&mut child, || lines(&stopped).len() >= goal));
-        let killed = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         assert!(killed.success());
         let output = child.wait_with_output().unwrap();
         let error = error_of(&output);

@@ -138,7 +138,7 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     }
     Merge { model: &args.model, variant: args.variant.as_deref(), adapters: &adapters }.write(&args.output_dir)?;
     let text = format!("the merged pipeline is in {}", args.output_dir.display());
-    reporter.result(json!({ "event": "wrote", "path": args.output_dir }), &text);
+    reporter.result(json!({ "event": "wrote", "path": args.output_dir.display().to_string() }), &text);
     Ok(())
 }
 
@@ -160,6 +160,7 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
             args.output.clone()
         }
     };
-    reporter.result(json!({ "event": "wrote", "path": path }), &format!("wrote {}", path.display()));
+    reporter
+        .result(json!({ "event": "wrote", "path": path.display().to_string() }), &format!("wrote {}", path.display()));
     Ok(())
 }

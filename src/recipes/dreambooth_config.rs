@@ -7,8 +7,8 @@ use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::train::lr_schedule::ScheduleKind;
 use clap::{Args, ValueEnum};
-use serde::Serialize;
-use std::path::PathBuf;
+use serde::{Serialize, Serializer};
+use std::path::{Path, PathBuf};
 
 /// The largest height and width to train at, in pixels.
 pub const MAX_RESOLUTION: u32 = 8192;
@@ -102,6 +102,19 @@ impl From<LrSchedulerChoice> for ScheduleKind {
     }
 }
 
+/// A path as text, be it no UTF-8: the options are written for people to read.
+fn path_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
+/// [`path_text`], or null.
+fn optional_path_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => path_text(path, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct DreamBoothConfig {
@@ -111,16 +124,19 @@ pub struct DreamBoothConfig {
     pub model: ModelArgs,
     /// Adapter of an earlier run to start from
     #[arg(long, help_heading = "Model")]
+    #[serde(serialize_with = "optional_path_text")]
     pub init_adapter: Option<PathBuf>,
 
     /// Folder with photos of the subject; NAME.txt beside a photo is its caption
     #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "path_text")]
     pub instance_data_dir: PathBuf,
     /// Prompt that names the subject, such as "a photo of sks dog"
     #[arg(long, help_heading = "Data")]
     pub instance_prompt: String,
     /// Folder with photos of the subject's class; missing ones are generated
     #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "optional_path_text")]
     pub class_data_dir: Option<PathBuf>,
     /// Prompt that names the class, such as "a photo of dog"
     #[arg(long, help_heading = "Data")]
@@ -260,6 +276,7 @@ pub struct DreamBoothConfig {
 
     /// Folder for everything that the run writes
     #[arg(long, default_value = "text-inversion-model", help_heading = "Output")]
+    #[serde(serialize_with = "path_text")]
     pub output_dir: PathBuf,
     /// Replace another run in the output folder
     #[arg(long, help_heading = "Output")]
