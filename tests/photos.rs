@@ -103,7 +103,7 @@ fn files_that_are_no_images_are_named_and_skipped() {
     assert_eq!(names, ["good.png", "whole.jpg"]);
     assert_eq!(opened.photos[0].caption(), Some("a photo of sks dog on a beach"));
     assert_eq!(opened.photos[1].caption(), None);
-    let says = ["cut short", "no image", "100000 x 100000", "no image", "damaged", "no image"];
+    let says = ["cut short", "no image", "100000 x 100000", "is empty", "damaged", "no image"];
     assert_eq!(opened.warnings.len(), says.len(), "{:#?}", opened.warnings);
     for (index, (warning, says)) in opened.warnings.iter().zip(says).enumerate() {
         assert!(warning.contains(&format!("bad{}_", index + 1)) && warning.contains(says), "{warning}");

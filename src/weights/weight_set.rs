@@ -177,7 +177,7 @@ impl WeightSet {
             let rows = tensor.size().first().copied().unwrap_or(0) / of;
             tensor = tensor.narrow(0, index * rows, rows);
         }
-        if !tensor.is_floating_point() {
+        if !tensor.is_floating_point() && placement.kind != Kind::Int64 {
             let message = format!("weight `{key}` is {:?}; a model's weights must be f32, f16 or bf16", tensor.kind());
             return Err(Error::file(&self.origin, message));
         }
