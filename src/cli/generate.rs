@@ -105,7 +105,7 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
     let unet = files.load_unet(place)?;
     put_on(&unet.sites, Part::UNet)?;
     let vae_kind = if kind == Kind::Half { Kind::Float } else { kind };
-    let mut vae = files.load_vae(Placement { device, kind: vae_kind })?;
+    let mut vae = files.load_vae_decoder(Placement { device, kind: vae_kind })?;
     vae.model.use_tiling(args.vae_tiling);
     memory::release_cached(device)?;
 

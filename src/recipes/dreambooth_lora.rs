@@ -10,7 +10,6 @@ use crate::data::latent_cache::LatentCache;
 use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
-use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::LatentDistribution;
 use crate::schedulers::{NoiseSchedule, PredictionType};
@@ -19,6 +18,7 @@ use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
 use crate::train::metrics::StepMetrics;
 use crate::train::precision::LossScaler;
+use crate::weights::Placement;
 use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -73,15 +73,15 @@ fn prepare(
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
-    let (cache, vae) = phases::encode_photos(config, run, &mut dataset, observer)?;
+    let (cache, vae_encoder) = phases::encode_photos(config, run, &mut dataset, observer)?;
     let scheduler = super::scheduler_config(&run.files)?;
-    let mut networks = phases::load_networks(config, run, vae, observer)?;
-    let embeddings = phases::encode_prompts(config, run, &dataset, &networks)?;
-    if !config.train_text_encoder {
-        networks.text_encoder = None;
-    }
-    memory::release_cached(device)?;
-
+    observer.begin("loading the model", 2);
+    let (embeddings, text_encoder) = phases::encode_prompts(config, run, &dataset)?;
+    observer.on(Event::Progress { done: 1 });
+    let unet = run.files.load_unet(Placement { device, kind: run.kind })?;
+    observer.on(Event::Progress { done: 2 });
+    observer.on(Event::End);
+    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: phases::vae_kind(run.kind), device };
     let order = dataset.order(config.train_batch_size, seed, !config.no_shuffle)?;
     let job = Job {
         cache,
@@ -106,7 +106,7 @@ fn train_loop(
 ) -> Result<()> {
     let mut batches = prefetched(job, run);
     if run.step == 0 {
-        phases::write_samples(config, run, networks, interrupt, observer)?;
+        phases::write_samples(config, run, networks, &job.embeddings, interrupt, observer)?;
     }
     networks.set_training(true);
     while run.step < run.total_steps {
@@ -130,7 +130,7 @@ fn train_loop(
         let last = run.step == run.total_steps;
         if config.validation_prompt.is_some() && (run.step.is_multiple_of(config.validation_steps) || last) {
             networks.set_training(false);
-            phases::write_samples(config, run, networks, interrupt, observer)?;
+            phases::write_samples(config, run, networks, &job.embeddings, interrupt, observer)?;
             networks.set_training(true);
         }
         let stop = interrupt.requested();
@@ -171,7 +171,7 @@ fn micro_step(
     let photos = &batch.batch.photos;
     let n = photos.len() as i64;
     // The crops were drawn when the batch was prepared (1).
-    let encoded = match (batch.pixels()?, &networks.vae) {
+    let encoded = match (batch.pixels()?, &networks.vae_encoder) {
         (Some(pixels), Some(vae)) => {
             Some(tch::no_grad(|| vae.model.encode(&pixels.to_device(device).to_kind(networks.vae_kind))))
         }

@@ -11,7 +11,7 @@ use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, UNet2DConditionModel};
+use crate::models::stable_diffusion::{ClipTextModel, Loaded, UNet2DConditionModel, VaeEncoder};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
@@ -23,15 +23,14 @@ use tch::{Device, Kind, Tensor};
 pub struct Networks {
     /// With its adapter.
     pub unet: Loaded<UNet2DConditionModel>,
-    /// Where it trains, with its adapter; else only until the prompts are encoded.
+    /// Where it trains, with its adapter.
     pub text_encoder: Option<Loaded<ClipTextModel>>,
-    /// Where photos are encoded at each step, or samples are made.
-    pub vae: Option<Loaded<AutoencoderKl>>,
+    /// Where photos are encoded at each step.
+    pub vae_encoder: Option<Loaded<VaeEncoder>>,
     /// The VAE's dtype.
     pub vae_kind: Kind,
     /// Where all of them are.
     pub device: Device,
-    validation: Option<Conditioning>,
 }
 
 impl Networks {
@@ -46,9 +45,11 @@ impl Networks {
 
 /// Text embeddings of the photos' prompts: known where the text encoder is frozen, token ids where it trains.
 pub struct Embeddings {
+    tokenizer: ClipTokenizer,
     ids: BTreeMap<String, Vec<i64>>,
     known: BTreeMap<String, Tensor>,
     prompts: Vec<String>,
+    validation: Option<Conditioning>,
 }
 
 impl Embeddings {
@@ -71,7 +72,7 @@ fn placement(run: &Run, kind: Kind) -> Placement {
 }
 
 /// float16 VAEs overflow to black images; they stay in float32.
-fn vae_kind(kind: Kind) -> Kind {
+pub fn vae_kind(kind: Kind) -> Kind {
     match kind {
         Kind::Half => Kind::Float,
         other => other,
@@ -108,7 +109,7 @@ pub fn make_class_images(
         Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?
     };
     let unet = run.files.load_unet(place)?;
-    let vae = run.files.load_vae(placement(run, vae_kind(kind)))?;
+    let vae = run.files.load_vae_decoder(placement(run, vae_kind(kind)))?;
     let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
     let (height, width) = native_latent_size(config, run)?;
     let sampling =
@@ -165,15 +166,15 @@ pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> R
     DreamBoothDataset::new(instances, &config.instance_prompt, class, config.center_crop)
 }
 
-/// Runs the VAE once for each photo whose crop is fixed. Gives the VAE back where the loop still needs it.
+/// Runs the VAE's encoder once for each photo whose crop is fixed. Gives it back where the loop still needs it.
 pub fn encode_photos(
     config: &DreamBoothConfig,
     run: &Run,
     dataset: &mut DreamBoothDataset,
     observer: &mut dyn Observer,
-) -> Result<(LatentCache, Option<Loaded<AutoencoderKl>>)> {
+) -> Result<(LatentCache, Option<Loaded<VaeEncoder>>)> {
     let kind = vae_kind(run.kind);
-    let vae = run.files.load_vae(placement(run, kind))?;
+    let vae = run.files.load_vae_encoder(placement(run, kind))?;
     let total = dataset.photos().len() as u64;
     observer.begin("latents", total);
     let mut done = 0;
@@ -184,48 +185,19 @@ pub fn encode_photos(
         Ok((posterior.mean, posterior.log_variance))
     })?;
     observer.on(Event::End);
-    let needed = !cache.is_complete() || config.validation_prompt.is_some();
-    let vae = needed.then_some(vae);
+    let vae = (!cache.is_complete()).then_some(vae);
     memory::release_cached(run.device)?;
     Ok((cache, vae))
 }
 
-/// Loads the networks that train, and puts their adapters on.
-pub fn load_networks(
-    config: &DreamBoothConfig,
-    run: &Run,
-    vae: Option<Loaded<AutoencoderKl>>,
-    observer: &mut dyn Observer,
-) -> Result<Networks> {
-    let place = placement(run, run.kind);
-    observer.begin("loading the model", 2);
-    let text_encoder = run.files.load_text_encoder(place)?;
-    observer.on(Event::Progress { done: 1 });
-    let mut networks = Networks {
-        text_encoder: Some(text_encoder),
-        unet: run.files.load_unet(place)?,
-        vae,
-        vae_kind: vae_kind(run.kind),
-        device: run.device,
-        validation: None,
-    };
-    if let (Some(prompt), Some(text_encoder)) = (&config.validation_prompt, &networks.text_encoder) {
-        let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
-        networks.validation = Some(Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?);
-    }
-    observer.on(Event::Progress { done: 2 });
-    observer.on(Event::End);
-    Ok(networks)
-}
-
-/// Tokenizes every prompt, and encodes them where the text encoder does not train.
+/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does.
 pub fn encode_prompts(
     config: &DreamBoothConfig,
     run: &Run,
     dataset: &DreamBoothDataset,
-    networks: &Networks,
-) -> Result<Embeddings> {
+) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>)> {
     let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
+    let text_encoder = run.files.load_text_encoder(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
@@ -233,34 +205,43 @@ pub fn encode_prompts(
             ids.insert(prompt.clone(), tokenizer.encode(prompt)?);
         }
     }
-    let mut known = BTreeMap::new();
-    if let (false, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
-        for (prompt, ids) in &ids {
-            let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
-            let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
-            known.insert(prompt.clone(), encoded);
-        }
+    let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
+    if config.train_text_encoder {
+        return Ok((embeddings, Some(text_encoder)));
     }
-    Ok(Embeddings { ids, known, prompts })
+    for (prompt, ids) in &embeddings.ids {
+        let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
+        let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
+        embeddings.known.insert(prompt.clone(), encoded);
+    }
+    if let Some(prompt) = &config.validation_prompt {
+        let on = Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, prompt, "")?;
+        embeddings.validation = Some(on);
+    }
+    drop(text_encoder);
+    memory::release_cached(run.device)?;
+    Ok((embeddings, None))
 }
 
 /// Makes the sample images of the run's present step, if it has a prompt for them. A run that is asked to stop makes no more.
+/// The VAE's decoder is in memory only meanwhile.
 pub fn write_samples(
     config: &DreamBoothConfig,
     run: &mut Run,
     networks: &Networks,
+    embeddings: &Embeddings,
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let (Some(prompt), Some(vae)) = (&config.validation_prompt, &networks.vae) else { return Ok(()) };
+    let Some(prompt) = &config.validation_prompt else { return Ok(()) };
     let retrained = match &networks.text_encoder {
         Some(text_encoder) => {
-            let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
-            Some(Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?)
+            Some(Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, prompt, "")?)
         }
         None => None,
     };
-    let Some(conditioning) = retrained.as_ref().or(networks.validation.as_ref()) else { return Ok(()) };
+    let Some(conditioning) = retrained.as_ref().or(embeddings.validation.as_ref()) else { return Ok(()) };
+    let vae = run.files.load_vae_decoder(placement(run, networks.vae_kind))?;
     let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
     let (latent_height, latent_width) = native_latent_size(config, run)?;
     let sampling =
@@ -286,5 +267,6 @@ pub fn write_samples(
             observer.on(Event::Wrote { path });
         }
     }
+    drop(vae);
     memory::release_cached(run.device)
 }

@@ -7,7 +7,7 @@ use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::{AutoencoderKl, ClipTextModel, UNet2DConditionModel};
+use crate::models::stable_diffusion::{ClipTextModel, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::{scheduler, SchedulerConfig};
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -98,7 +98,7 @@ pub fn sample_latents(
 }
 
 /// Pictures of latents `[n, 4, h, w]` in the UNet's scale, one at a time so that memory stays small.
-pub fn decode(vae: &AutoencoderKl, latents: &Tensor, kind: Kind) -> Result<Vec<RgbImage>> {
+pub fn decode(vae: &VaeDecoder, latents: &Tensor, kind: Kind) -> Result<Vec<RgbImage>> {
     let _no_grad = tch::no_grad_guard();
     let scaled = latents / vae.config().scaling_factor;
     (0..latents.size()[0])

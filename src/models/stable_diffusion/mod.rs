@@ -17,4 +17,4 @@ mod vae_tiling;
 pub use clip_text::{ClipTextConfig, ClipTextModel};
 pub use pipeline::{Loaded, ModelOptions, PipelineFiles};
 pub use unet::{UNet2DConditionModel, UNetConfig};
-pub use vae::{AutoencoderKl, LatentDistribution, VaeConfig};
+pub use vae::{AutoencoderKl, LatentDistribution, VaeConfig, VaeDecoder, VaeEncoder};

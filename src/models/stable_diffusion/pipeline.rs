@@ -1,7 +1,9 @@
 //! A Stable Diffusion pipeline on disk: where its parts are, and each of them loaded.
 
 use super::{config_file, inferred_config};
-use super::{AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig};
+use super::{
+    AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig, VaeDecoder, VaeEncoder,
+};
 use crate::adapters::Sites;
 use crate::error::{Error, Result};
 use crate::nn::Loader;
@@ -290,7 +292,19 @@ impl PipelineFiles {
         load(self.unet_weights()?, placement, |loader| UNet2DConditionModel::load(loader, &config))
     }
 
-    /// Loads the VAE.
+    /// Loads the VAE's encoder alone.
+    pub fn load_vae_encoder(&self, placement: Placement) -> Result<Loaded<VaeEncoder>> {
+        let config = self.vae_config()?;
+        load(self.vae_weights()?, placement, |loader| VaeEncoder::load(loader, &config))
+    }
+
+    /// Loads the VAE's decoder alone.
+    pub fn load_vae_decoder(&self, placement: Placement) -> Result<Loaded<VaeDecoder>> {
+        let config = self.vae_config()?;
+        load(self.vae_weights()?, placement, |loader| VaeDecoder::load(loader, &config))
+    }
+
+    /// Loads the whole VAE.
     pub fn load_vae(&self, placement: Placement) -> Result<Loaded<AutoencoderKl>> {
         let config = self.vae_config()?;
         load(self.vae_weights()?, placement, |loader| AutoencoderKl::load(loader, &config))

@@ -119,44 +119,21 @@ impl LatentDistribution {
     }
 }
 
-/// The autoencoder.
-pub struct AutoencoderKl {
+/// The half of the autoencoder that training needs: images to latents.
+pub struct VaeEncoder {
     encoder: Encoder,
-    decoder: Decoder,
     quant_conv: Option<Conv2d>,
-    post_quant_conv: Option<Conv2d>,
-    config: VaeConfig,
-    tiling: bool,
 }
 
-impl AutoencoderKl {
-    /// Loads the autoencoder.
+impl VaeEncoder {
+    /// Loads the encoder of the autoencoder at `loader`.
     pub fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
-        let latent = config.latent_channels;
+        let moments = config.latent_channels * 2;
+        let conv = || Conv2d::load(&(loader / "quant_conv"), moments, moments, 1);
         Ok(Self {
             encoder: Encoder::load(&(loader / "encoder"), config)?,
-            decoder: Decoder::load(&(loader / "decoder"), config)?,
-            quant_conv: config
-                .use_quant_conv
-                .then(|| Conv2d::load(&(loader / "quant_conv"), latent * 2, latent * 2, 1))
-                .transpose()?,
-            post_quant_conv: config
-                .use_post_quant_conv
-                .then(|| Conv2d::load(&(loader / "post_quant_conv"), latent, latent, 1))
-                .transpose()?,
-            config: config.clone(),
-            tiling: false,
+            quant_conv: config.use_quant_conv.then(conv).transpose()?,
         })
-    }
-
-    /// The configuration.
-    pub fn config(&self) -> &VaeConfig {
-        &self.config
-    }
-
-    /// Whether images larger than `sample_size` are decoded in overlapping tiles, for the memory of one tile.
-    pub fn use_tiling(&mut self, tiling: bool) {
-        self.tiling = tiling;
     }
 
     /// Images `[b, 3, h, w]` in [-1, 1] to latents `[b, latent channels, h/f, w/f]`, float32 and unscaled.
@@ -167,6 +144,38 @@ impl AutoencoderKl {
         }
         let halves = moments.to_kind(Kind::Float).contiguous().chunk(2, 1);
         LatentDistribution { mean: halves[0].contiguous(), log_variance: halves[1].clamp(-30.0, 20.0) }
+    }
+}
+
+/// The half of the autoencoder that generating needs: latents to images.
+pub struct VaeDecoder {
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+    config: VaeConfig,
+    tiling: bool,
+}
+
+impl VaeDecoder {
+    /// Loads the decoder of the autoencoder at `loader`.
+    pub fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        let latent = config.latent_channels;
+        let conv = || Conv2d::load(&(loader / "post_quant_conv"), latent, latent, 1);
+        Ok(Self {
+            post_quant_conv: config.use_post_quant_conv.then(conv).transpose()?,
+            decoder: Decoder::load(&(loader / "decoder"), config)?,
+            config: config.clone(),
+            tiling: false,
+        })
+    }
+
+    /// The autoencoder's configuration.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Whether images larger than `sample_size` are decoded in overlapping tiles, for the memory of one tile.
+    pub fn use_tiling(&mut self, tiling: bool) {
+        self.tiling = tiling;
     }
 
     /// Unscaled latents `[b, latent channels, h, w]` to images `[b, 3, h·f, w·f]`, about [-1, 1].
@@ -182,5 +191,30 @@ impl AutoencoderKl {
             Some(conv) => self.decoder.forward(&conv.forward(latents)),
             None => self.decoder.forward(latents),
         }
+    }
+}
+
+/// The whole autoencoder.
+pub struct AutoencoderKl {
+    /// Images to latents.
+    pub encoder: VaeEncoder,
+    /// Latents to images.
+    pub decoder: VaeDecoder,
+}
+
+impl AutoencoderKl {
+    /// Loads both halves.
+    pub fn load(loader: &Loader, config: &VaeConfig) -> Result<Self> {
+        Ok(Self { encoder: VaeEncoder::load(loader, config)?, decoder: VaeDecoder::load(loader, config)? })
+    }
+
+    /// See [`VaeEncoder::encode`].
+    pub fn encode(&self, images: &Tensor) -> LatentDistribution {
+        self.encoder.encode(images)
+    }
+
+    /// See [`VaeDecoder::decode`].
+    pub fn decode(&self, latents: &Tensor) -> Tensor {
+        self.decoder.decode(latents)
     }
 }
