@@ -3,7 +3,7 @@
 use super::adapter::{Init, Method, METHODS};
 use super::config::{Bias, LoraConfig};
 use super::site::Sites;
-use super::targets::{ends_with_name, matching_sites};
+use super::targets::matching_sites;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -47,13 +47,11 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
     let config = config.checked()?;
     let method = method_of(&config.peft_type)?;
     let matching = matching_sites(sites, &config)?;
-    let saved = config.modules_to_save.clone().unwrap_or_default();
-    let is_saved = |path: &str| saved.iter().any(|module| ends_with_name(path, module));
     let mut params = AdapterParams::new();
     let mut targets = Vec::new();
     let mut made = Vec::new();
     // Nothing is put on before everything was made: a failure leaves the model as it was.
-    for site in matching.into_iter().filter(|site| !is_saved(site.path())) {
+    for site in matching.into_iter().filter(|site| !config.saves_whole(site.path())) {
         let (adapter, trained) = (method.make)(&site, &config, &mut init)?;
         params.extend(trained);
         targets.push(site.path().to_owned());
@@ -69,7 +67,7 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         Init::Draw(_) => None,
         Init::Tensors(tensors) => tensors.get(key).map(Tensor::shallow_clone),
     };
-    for site in sites.all().iter().filter(|site| is_saved(site.path())) {
+    for site in sites.all().iter().filter(|site| config.saves_whole(site.path())) {
         let key = format!("{}.weight", site.path());
         params.insert(key.clone(), site.train_weight(given(&key)));
     }
@@ -82,7 +80,7 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
             Bias::All => is_bias,
             Bias::LoraOnly => is_bias && on_target,
         };
-        if trained || is_saved(module) {
+        if trained || config.saves_whole(module) {
             let key = file_key(param.key(), module, on_target);
             params.insert(key.clone(), param.train(given(&key)));
         }

@@ -1,5 +1,6 @@
 //! `adapter_config.json`: PEFT's `LoraConfig`, read and written as PEFT does.
 
+use super::targets::ends_with_name;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -213,6 +214,11 @@ impl LoraConfig {
             Some(name) => Err(Error::invalid(format!("the adapter's `{name}` is not supported"))),
             None => Ok(self),
         }
+    }
+
+    /// Whether the module at `path` trains whole and gets no adapter (`modules_to_save`).
+    pub fn saves_whole(&self, path: &str) -> bool {
+        self.modules_to_save.iter().flatten().any(|module| ends_with_name(path, module))
     }
 
     /// The rank of the module at `path`.

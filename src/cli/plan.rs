@@ -1,150 +1,138 @@
 //! `lorabooth plan`: the memory and time that a training run will need, from configurations alone.
 
-use super::{Common, Dtype, Reporter};
-use crate::adapters::{LoraConfig, TargetModules};
+use super::{Common, Reporter};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
-use crate::recipes::dreambooth_config::{MAX_RANK, MAX_RESOLUTION};
-use crate::recipes::model_args::ModelArgs;
-use crate::train::memory_plan::{fit, parse_size, MemoryPlan, PlanInput, Rates};
-use clap::Args;
+use crate::recipes::dreambooth_config::DreamBoothConfig;
+use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs};
+use crate::recipes::observer::{Event, Observer};
+use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, PlanInput, Rates};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Arg, Args};
 use serde_json::json;
+use std::path::PathBuf;
+use std::time::Duration;
 
-/// Flags of the command; those of `train dreambooth` mean the same.
+/// The flags of `train dreambooth`, of which the photos' folder and the prompt may be left out.
 #[derive(Debug, Args)]
+#[command(
+    mut_arg("instance_data_dir", |arg| optional(arg).value_parser(OsStringValueParser::new().map(PathBuf::from))),
+    mut_arg("instance_prompt", optional)
+)]
 pub struct PlanArgs {
-    /// The model, of which configurations alone are fetched.
     #[command(flatten)]
-    model: ModelArgs,
-    /// Height and width to train at, in pixels
-    #[arg(long, default_value_t = 512)]
-    resolution: i64,
-    /// Instance images in a batch
-    #[arg(long, default_value_t = 1)]
-    train_batch_size: i64,
-    /// Class images beside them
-    #[arg(long)]
-    with_prior_preservation: bool,
-    /// Train the text encoder too
-    #[arg(long)]
-    train_text_encoder: bool,
-    /// Rank of the UNet's LoRA
-    #[arg(long, default_value_t = 8)]
-    lora_r: i64,
-    /// UNet modules
-    #[arg(long, default_value = "to_q,to_v")]
-    lora_targets: String,
-    /// Rank of the text encoder's LoRA
-    #[arg(long, default_value_t = 8)]
-    lora_text_encoder_r: i64,
-    /// Text encoder modules
-    #[arg(long, default_value = "q_proj,v_proj")]
-    lora_text_encoder_targets: String,
-    /// Compute activations again in backward
-    #[arg(long)]
-    gradient_checkpointing: bool,
-    /// Keep the optimizer's state in 8 bits
-    #[arg(long)]
-    use_8bit_adam: bool,
-    /// Sample images will be made while training
-    #[arg(long)]
-    validation_prompt: Option<String>,
-    /// Dtype of the frozen weights and of the computation
-    #[arg(long, value_enum, default_value_t = Dtype::Auto)]
-    mixed_precision: Dtype,
+    config: Box<DreamBoothConfig>,
     /// Say what to turn on to fit this much memory, such as 11GB
-    #[arg(long)]
+    #[arg(long, help_heading = "Plan")]
     fit: Option<String>,
 }
 
-fn lora(r: i64, targets: &str) -> LoraConfig {
-    LoraConfig { r, target_modules: Some(TargetModules::from_flag(targets)), ..LoraConfig::default() }
+fn optional(arg: Arg) -> Arg {
+    arg.required(false).default_value("").hide_default_value(true)
 }
 
 /// Runs the command.
 pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    let config = &args.config;
     let budget = args.fit.as_deref().map(parse_size).transpose()?;
     let device = common.device()?;
-    let kind = args.mixed_precision.kind(device);
-    let options = ModelOptions { configs_only: true, ..args.model.options() };
-    let files = crate::recipes::open_model(&args.model.name, &options, reporter)?;
-    let (unet, vae, text) = (files.unet_config()?, files.vae_config()?, files.text_encoder_config()?);
-    for (flag, number, most) in [
-        ("--resolution", args.resolution, MAX_RESOLUTION.into()),
-        ("--train-batch-size", args.train_batch_size, 4096),
-        ("--lora-r", args.lora_r, MAX_RANK),
-        ("--lora-text-encoder-r", args.lora_text_encoder_r, MAX_RANK),
-    ] {
-        if !(1..=most).contains(&number) {
-            return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {most}")));
-        }
-    }
-    let unet_lora = lora(args.lora_r, &args.lora_targets).checked()?;
-    let text_lora = lora(args.lora_text_encoder_r, &args.lora_text_encoder_targets).checked()?;
-    let input = PlanInput {
-        unet: &unet,
-        vae: &vae,
-        text: &text,
-        resolution: args.resolution,
-        batch: args.train_batch_size,
-        prior_preservation: args.with_prior_preservation,
-        generate_class_images: args.with_prior_preservation,
-        sample_batch: 4,
-        validation: args.validation_prompt.is_some(),
-        kind,
-        unet_lora,
-        text_lora: args.train_text_encoder.then_some(text_lora),
-        gradient_checkpointing: args.gradient_checkpointing,
-        optimizer_8bit: args.use_8bit_adam,
-        cache_latents: true,
-        device,
-    };
+    config.check()?;
+    config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
+    let options = ModelOptions { configs_only: true, ..config.model.options() };
+    let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
+    let (input, assumed) = plan_input(config, &networks, device)?;
     let plan = MemoryPlan::new(&input)?;
     if plan.trained_parameters == 0 {
         let flag = "no module of the model matches --lora-targets";
-        return Err(Error::invalid(format!("{flag} {}; to_q,to_v are usual", args.lora_targets)));
+        return Err(Error::invalid(format!("{flag} {}; to_q,to_v are usual", config.lora_targets)));
     }
-    let seconds = plan.step_seconds(&Rates::measure(device, kind)?);
-    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
-    let mut lines = Vec::new();
-    for phase in &plan.phases {
-        lines.push(format!("{:>10}  {}", gib(phase.bytes()), phase.name));
-        lines.extend(phase.parts.iter().map(|(name, bytes)| format!("{:>24}  {name}", gib(*bytes))));
-    }
-    lines.push(format!("{:>10}  peak of the run, above what the process starts with", gib(plan.peak_bytes)));
-    lines.push(format!("{:>10}  a step, by a quick measure of this machine", format!("{seconds:.1} s")));
-    lines.push(format!("{:>10}  trained parameters", plan.trained_parameters));
-    let mut suggestions = Vec::new();
-    let (mut fits, mut fitted_peak) = (None, None);
-    if let Some(budget) = budget {
-        let fitted = fit(budget, &input)?;
-        (fits, fitted_peak) = (Some(fitted.fits), Some(fitted.peak_bytes));
-        for suggestion in &fitted.suggestions {
-            lines.push(format!(
-                "turn on {}: saves {}, {}",
-                suggestion.what,
-                gib(suggestion.saves_bytes),
-                suggestion.costs
-            ));
-            suggestions.push(
-                json!({ "what": suggestion.what, "saves_bytes": suggestion.saves_bytes, "costs": suggestion.costs }),
-            );
-        }
-        lines.push(match fitted.fits {
-            true => format!("fits {} with a peak of {}", gib(budget), gib(fitted.peak_bytes)),
-            false => format!("nothing makes it fit {}: the least is {}", gib(budget), gib(fitted.peak_bytes)),
-        });
+    let rates = Rates::measure(device, input.kind)?;
+    let fitted = budget.map(|budget| fit(budget, &input)).transpose()?;
+    let mut lines = assumed.clone();
+    lines.extend(phase_lines(&plan, &rates));
+    lines.extend(summary_lines(&plan, &input, &rates));
+    if let (Some(budget), Some(fitted)) = (&args.fit, &fitted) {
+        lines.extend(fit_lines(budget, fitted));
     }
     let phases: Vec<_> = plan
         .phases
         .iter()
-        .map(|phase| json!({ "name": phase.name, "bytes": phase.bytes(), "parts": phase.parts }))
+        .map(|phase| {
+            let seconds = rates.seconds(&phase.work);
+            json!({ "name": phase.name, "bytes": phase.bytes(), "parts": phase.parts, "seconds": seconds })
+        })
+        .collect();
+    let suggestions: Vec<_> = fitted
+        .iter()
+        .flat_map(|fitted| &fitted.suggestions)
+        .map(|s| json!({ "what": s.what, "saves_bytes": s.saves_bytes, "costs": s.costs }))
         .collect();
     let report = json!({
-        "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": seconds,
-        "trained_parameters": plan.trained_parameters, "flops_per_step": plan.flops_per_step, "suggestions": suggestions,
-        "fits": fits, "fitted_peak_bytes": fitted_peak,
+        "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
+        "steps": input.steps, "seconds": seconds_in_all(&plan, &rates), "assumed": assumed,
+        "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
+        "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
+        "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
     });
     reporter.result(report, &lines.join("\n"));
     Ok(())
+}
+
+fn gib(bytes: u64) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+/// A time as people say it; nothing for work that takes none.
+fn about(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.05 => String::new(),
+        s if s < 10.0 => format!("about {s:.1} s"),
+        s if s < 7200.0 => format!("about {}", indicatif::HumanDuration(Duration::from_secs_f64(s))),
+        s => format!("about {:.1} hours", s / 3600.0),
+    }
+}
+
+fn seconds_in_all(plan: &MemoryPlan, rates: &Rates) -> f64 {
+    plan.phases.iter().map(|phase| rates.seconds(&phase.work)).sum()
+}
+
+/// Each phase with its parts.
+fn phase_lines(plan: &MemoryPlan, rates: &Rates) -> Vec<String> {
+    let mut lines = Vec::new();
+    for phase in &plan.phases {
+        let time = about(rates.seconds(&phase.work));
+        lines.push(format!("{:>10}  {:<18}  {time}", gib(phase.bytes()), phase.name).trim_end().to_owned());
+        lines.extend(phase.parts.iter().map(|(name, bytes)| format!("{:>24}  {name}", gib(*bytes))));
+    }
+    lines
+}
+
+fn summary_lines(plan: &MemoryPlan, input: &PlanInput, rates: &Rates) -> Vec<String> {
+    let step = about(rates.seconds(&plan.step_work));
+    let mut lines = vec![
+        format!("{:>10}  peak of the run, above what the process starts with", gib(plan.peak_bytes)),
+        format!("{:>10}  trained parameters", plan.trained_parameters),
+        format!("a step takes {step}, by a quick measure of this machine"),
+    ];
+    if input.steps > 0 {
+        let all = about(seconds_in_all(plan, rates));
+        lines.push(format!("the run of {} steps takes {all}", input.steps));
+    }
+    lines
+}
+
+fn fit_lines(budget: &str, fitted: &Fit) -> Vec<String> {
+    let mut lines: Vec<String> = fitted
+        .suggestions
+        .iter()
+        .map(|suggestion| {
+            format!("turn on {}: saves {}, {}", suggestion.what, gib(suggestion.saves_bytes), suggestion.costs)
+        })
+        .collect();
+    lines.push(match (fitted.fits, fitted.suggestions.is_empty()) {
+        (true, true) => format!("it fits {budget} as it is"),
+        (true, false) => format!("then it fits {budget}, with a peak of {}", gib(fitted.peak_bytes)),
+        (false, _) => format!("nothing makes it fit {budget}: the least is {}", gib(fitted.peak_bytes)),
+    });
+    lines
 }

@@ -19,6 +19,21 @@ use crate::whole_file::write_whole;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
+/// Steps of the sampler for a class image.
+pub const CLASS_IMAGE_STEPS: usize = 50;
+/// Steps of the sampler for a sample image.
+pub const SAMPLE_STEPS: usize = 25;
+
+/// The dtype in which class images are made, where training computes in `kind`.
+pub fn class_image_kind(config: &DreamBoothConfig, kind: Kind) -> Kind {
+    match config.prior_generation_precision {
+        Some(MixedPrecision::No) => Kind::Float,
+        Some(MixedPrecision::Fp16) => Kind::Half,
+        Some(MixedPrecision::Bf16) => Kind::BFloat16,
+        _ => kind,
+    }
+}
+
 /// The networks that the loop holds.
 pub struct Networks {
     /// With its adapter.
@@ -95,12 +110,7 @@ pub fn make_class_images(
     if present >= config.num_class_images {
         return Ok(());
     }
-    let kind = match config.prior_generation_precision {
-        Some(MixedPrecision::No) => Kind::Float,
-        Some(MixedPrecision::Fp16) => Kind::Half,
-        Some(MixedPrecision::Bf16) => Kind::BFloat16,
-        _ => run.kind,
-    };
+    let kind = class_image_kind(config, run.kind);
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let place = placement(run, kind);
     let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
@@ -112,8 +122,13 @@ pub fn make_class_images(
     let vae = run.files.load_vae_decoder(placement(run, vae_kind(kind)))?;
     let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
     let (height, width) = native_latent_size(config, run)?;
-    let sampling =
-        Sampling { steps: 50, guidance_scale: 7.5, scheduler: None, latent_height: height, latent_width: width };
+    let sampling = Sampling {
+        steps: CLASS_IMAGE_STEPS,
+        guidance_scale: 7.5,
+        scheduler: None,
+        latent_height: height,
+        latent_width: width,
+    };
     observer.on(Event::Begin {
         phase: "class images".into(),
         total: config.num_class_images as u64,
@@ -244,8 +259,13 @@ pub fn write_samples(
     let vae = run.files.load_vae_decoder(placement(run, networks.vae_kind))?;
     let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
     let (latent_height, latent_width) = native_latent_size(config, run)?;
-    let sampling =
-        Sampling { steps: 25, guidance_scale: 7.5, scheduler: Some("dpm++2m".into()), latent_height, latent_width };
+    let sampling = Sampling {
+        steps: SAMPLE_STEPS,
+        guidance_scale: 7.5,
+        scheduler: Some("dpm++2m".into()),
+        latent_height,
+        latent_width,
+    };
     for i in 0..config.num_validation_images {
         let seeds = [run.seed.wrapping_add(i as i64)];
         let mut go_on = |_, _| match interrupt.requested() {
@@ -259,7 +279,7 @@ pub fn write_samples(
             };
         for image in decode(&vae.model, &latents, networks.vae_kind)? {
             let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
-            let text = format!("{prompt}\nSteps: 25, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);
+            let text = format!("{prompt}\nSteps: {SAMPLE_STEPS}, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);
             let png = png_with_parameters(&image, &text)?;
             std::fs::create_dir_all(run.folder.join("samples")).map_err(|e| Error::io("create", &path, e))?;
             write_whole(&path, &png)?;

@@ -78,7 +78,7 @@ pub struct Run {
     host_start: u64,
 }
 
-fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
+pub(super) fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
     match choice {
         MixedPrecision::No => Precision::Fp32,
         MixedPrecision::Fp16 => Precision::Fp16,
@@ -394,7 +394,7 @@ impl Run {
     }
 }
 
-fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
+pub(super) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
     let unet = part == Part::UNet;
     let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
     LoraConfig {

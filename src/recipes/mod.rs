@@ -4,6 +4,7 @@ pub mod dreambooth_config;
 pub mod dreambooth_lora;
 mod dreambooth_outputs;
 mod dreambooth_phases;
+pub mod dreambooth_plan;
 pub mod dreambooth_run;
 pub mod model_args;
 pub mod observer;

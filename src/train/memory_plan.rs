@@ -35,7 +35,20 @@ const HEAP_BASE: u64 = 20 << 20;
 /// cuBLAS' and cuDNN's workspaces.
 const CUDA_RUNTIME: u64 = 64 << 20;
 
-/// All that a run's memory depends on.
+/// Images that the model makes for a run.
+#[derive(Debug, Clone, Copy)]
+pub struct SampledImages {
+    /// How many in all.
+    pub count: u64,
+    /// How many at a time.
+    pub batch: i64,
+    /// Steps of the sampler.
+    pub steps: u64,
+    /// The dtype in which they are made.
+    pub kind: Kind,
+}
+
+/// All that a run's memory and time depend on.
 #[derive(Debug, Clone)]
 pub struct PlanInput<'a> {
     /// The UNet.
@@ -50,14 +63,14 @@ pub struct PlanInput<'a> {
     pub batch: i64,
     /// As many class images beside them.
     pub prior_preservation: bool,
-    /// Class images have yet to be made.
-    pub generate_class_images: bool,
-    /// Images that are sampled at once, for class images.
-    pub sample_batch: i64,
-    /// Sample images are made while training.
-    pub validation: bool,
+    /// Class images that have yet to be made.
+    pub class_images: Option<SampledImages>,
+    /// Sample images while training.
+    pub sample_images: Option<SampledImages>,
     /// The compute dtype, in which frozen weights are kept.
     pub kind: Kind,
+    /// The VAE's dtype.
+    pub vae_kind: Kind,
     /// The UNet's adapter.
     pub unet_lora: LoraConfig,
     /// The text encoder's adapter, where it is trained.
@@ -68,17 +81,25 @@ pub struct PlanInput<'a> {
     pub optimizer_8bit: bool,
     /// The VAE runs before training and is freed.
     pub cache_latents: bool,
+    /// Photos, where they are known.
+    pub photos: u64,
+    /// Batches that one optimizer step adds up.
+    pub accumulation: u64,
+    /// Optimizer steps of the run.
+    pub steps: u64,
     /// Where it all runs.
     pub device: Device,
 }
 
-/// A stretch of a run and what is in memory at its highest point.
+/// A stretch of a run, what is in memory at its highest point, and what it computes.
 #[derive(Debug, Clone)]
 pub struct Phase {
     /// What the run does.
     pub name: &'static str,
     /// What takes memory, in bytes.
     pub parts: Vec<(String, u64)>,
+    /// Its work from start to end.
+    pub work: Work,
 }
 
 impl Phase {
@@ -97,21 +118,8 @@ pub struct MemoryPlan {
     pub peak_bytes: u64,
     /// Elements of the adapters.
     pub trained_parameters: u64,
-    /// Floating-point operations of a micro-step.
-    pub flops_per_step: f64,
-    /// The same by kind of operation.
-    pub work: Work,
-}
-
-/// Elements of each network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Elements {
-    /// The UNet's.
-    pub unet: u64,
-    /// The text encoder's.
-    pub text_encoder: u64,
-    /// The VAE's.
-    pub vae: u64,
+    /// The work of an optimizer step.
+    pub step_work: Work,
 }
 
 /// Bytes of a number.
@@ -131,7 +139,9 @@ pub fn text_encoder_weights(config: &ClipTextConfig) -> BTreeMap<String, Vec<i64
 
 /// Key to shape of every weight of a VAE.
 pub fn vae_weights(config: &VaeConfig) -> BTreeMap<String, Vec<i64>> {
-    walked_vae(config).weights()
+    let mut weights = walked_encoder(config).weights();
+    weights.extend(walked_decoder(config).weights());
+    weights
 }
 
 fn walked_unet(config: &UNetConfig) -> Rc<Network> {
@@ -149,34 +159,67 @@ fn walked_text(config: &ClipTextConfig) -> Rc<Network> {
     network
 }
 
-fn walked_vae(config: &VaeConfig) -> Rc<Network> {
+fn walked_encoder(config: &VaeConfig) -> Rc<Network> {
     let (network, tape) = (Rc::<Network>::default(), Tape::new(4, false));
     let side = config.scale_factor();
     networks::vae_encode(&tape, &network.root(), config, &tape.tensor(&[1, config.in_channels, side, side]));
+    network
+}
+
+fn walked_decoder(config: &VaeConfig) -> Rc<Network> {
+    let (network, tape) = (Rc::<Network>::default(), Tape::new(4, false));
     networks::vae_decode(&tape, &network.root(), config, &tape.tensor(&[1, config.latent_channels, 1, 1]));
     network
 }
 
-/// Bytes that the encoder needs beside weights for one image at a time.
-fn encode_peak(input: &PlanInput, batch: i64) -> u64 {
-    let (network, tape) = (Rc::<Network>::default(), Tape::new(width(input.kind), false));
-    let images = tape.tensor(&[batch, input.vae.in_channels, input.resolution, input.resolution]);
-    networks::vae_encode(&tape, &network.root(), input.vae, &images);
-    tape.meter().peak()
+/// What a forward without gradients needs: bytes beside weights, and work.
+struct Inference {
+    peak: u64,
+    work: Work,
 }
 
-/// Bytes that sampling `batch` images needs beside weights: the UNet on both halves of the guidance, then the decoder.
-fn sample_peaks(input: &PlanInput, batch: i64) -> (u64, u64) {
-    let (network, tape) = (Rc::<Network>::default(), Tape::new(width(input.kind), false));
-    let side = latent_side(input);
-    let latents = tape.tensor(&[batch * 2, input.unet.in_channels, side, side]);
-    let text = tape.tensor(&[batch * 2, input.text.max_position_embeddings, input.unet.cross_attention_dim]);
-    networks::unet(&tape, &network.root(), input.unet, &latents, &text, false);
-    let predicted = tape.meter().peak();
-    let (network, tape) = (Rc::<Network>::default(), Tape::new(width(input.kind), false));
-    let latents = tape.tensor(&[batch, input.vae.latent_channels, side, side]);
-    networks::vae_decode(&tape, &network.root(), input.vae, &latents);
-    (predicted, tape.meter().peak())
+impl Inference {
+    fn of(kind: Kind, walk: impl FnOnce(&Tape, &layers::At)) -> Self {
+        let (network, tape) = (Rc::<Network>::default(), Tape::new(width(kind), false));
+        walk(&tape, &network.root());
+        Self { peak: tape.meter().peak(), work: tape.meter().work() }
+    }
+
+    fn encode(input: &PlanInput, batch: i64) -> Self {
+        Self::of(input.vae_kind, |tape, root| {
+            let images = tape.tensor(&[batch, input.vae.in_channels, input.resolution, input.resolution]);
+            networks::vae_encode(tape, root, input.vae, &images);
+        })
+    }
+
+    fn decode(input: &PlanInput) -> Self {
+        let side = latent_side(input);
+        Self::of(input.vae_kind, |tape, root| {
+            networks::vae_decode(tape, root, input.vae, &tape.tensor(&[1, input.vae.latent_channels, side, side]));
+        })
+    }
+
+    /// The UNet on both halves of the guidance.
+    fn predict(input: &PlanInput, batch: i64, kind: Kind) -> Self {
+        let side = latent_side(input);
+        Self::of(kind, |tape, root| {
+            let latents = tape.tensor(&[batch * 2, input.unet.in_channels, side, side]);
+            let text = tape.tensor(&[batch * 2, input.text.max_position_embeddings, input.unet.cross_attention_dim]);
+            networks::unet(tape, root, input.unet, &latents, &text, false);
+        })
+    }
+}
+
+/// The name and bytes of what is largest beside weights while `images` are made, and the work.
+fn sampling(input: &PlanInput, images: SampledImages) -> ((String, u64), Work) {
+    let (predict, decode) = (Inference::predict(input, images.batch, images.kind), Inference::decode(input));
+    let part = match predict.peak > decode.peak {
+        true => ("activations of the UNet".to_owned(), predict.peak),
+        false => ("activations of the decoder".to_owned(), decode.peak),
+    };
+    let one = predict.work.times(images.steps as f64 / images.batch as f64).plus(decode.work);
+    let work = one.times(images.count as f64);
+    (part, work)
 }
 
 fn latent_side(input: &PlanInput) -> i64 {
@@ -238,34 +281,32 @@ impl MemoryPlan {
         if input.batch < 1 {
             return Err(Error::invalid(format!("the batch size is {}; it must be at least 1", input.batch)));
         }
-        let elements = Self::elements(input);
-        let bytes = |elements: u64| elements * width(input.kind);
-        let weights = |name: &str, elements: u64| (format!("{name} weights"), bytes(elements));
         let step = Step::of(input)?;
-        let (runtime_name, runtime) = match input.device {
-            Device::Cuda(_) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
-            _ if width(input.kind) < 4 => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
-            _ => ("libtorch and oneDNN", HOST_RUNTIME),
+        let weights = |name: &str, network: Rc<Network>, kind: Kind| {
+            (format!("{name} weights"), network.elements() * width(kind))
         };
-        let runtime = (runtime_name.to_owned(), runtime);
-        let unet = weights("UNet", elements.unet);
-        let text_encoder = weights("text encoder", elements.text_encoder);
-        let vae = weights("VAE", elements.vae);
+        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind);
+        let text_encoder = weights("text encoder", walked_text(input.text), input.kind);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind);
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind);
+        let runtime = runtime(input);
         let mut phases = Vec::new();
-        let mut phase = |name: &'static str, parts: Vec<(String, u64)>| phases.push(Phase { name, parts });
-        if input.prior_preservation && input.generate_class_images {
-            let activations = sample_activations(input, input.sample_batch);
-            let parts = vec![unet.clone(), text_encoder.clone(), vae.clone(), activations, runtime.clone()];
-            phase("class images", parts);
+        let mut phase =
+            |name: &'static str, parts: Vec<(String, u64)>, work: Work| phases.push(Phase { name, parts, work });
+        if let Some(images) = input.class_images.filter(|_| input.prior_preservation) {
+            let (activations, work) = sampling(input, images);
+            phase("class images", vec![unet(images.kind), decoder.clone(), activations, runtime.clone()], work);
         }
+        let encode = Inference::encode(input, 1);
         if input.cache_latents {
-            let activations = ("activations of the encoder".to_owned(), encode_peak(input, 1));
-            phase("latents", vec![vae.clone(), activations, runtime.clone()]);
+            let activations = ("activations of the encoder".to_owned(), encode.peak);
+            let work = encode.work.times(input.photos as f64);
+            phase("latents", vec![encoder.clone(), activations, runtime.clone()], work);
         }
         if input.text_lora.is_none() {
-            phase("prompt embeddings", vec![text_encoder.clone(), runtime.clone()]);
+            phase("prompt embeddings", vec![text_encoder.clone(), runtime.clone()], Work::default());
         }
-        let mut resident = vec![unet];
+        let mut resident = vec![unet(input.kind)];
         if input.text_lora.is_some() {
             resident.push(text_encoder);
         }
@@ -273,19 +314,22 @@ impl MemoryPlan {
         let state = trained * if input.optimizer_8bit { 2 } else { 8 };
         resident.push(("adapters and their gradients".to_owned(), trained * 8));
         resident.push(("optimizer state".to_owned(), state));
-        if input.validation {
-            let mut parts = resident.clone();
-            parts.extend([vae.clone(), sample_activations(input, 1), runtime.clone()]);
-            phase("sample images", parts);
-        }
+        let mut micro_step = step.work;
         if !input.cache_latents {
-            resident.push(vae);
-            let encoding = encode_peak(input, images_a_step(input));
-            if encoding > step.kept + step.on_top {
+            resident.push(encoder);
+            let encode = Inference::encode(input, images_a_step(input));
+            micro_step = micro_step.plus(encode.work);
+            if encode.peak > step.kept + step.on_top {
                 let mut parts = resident.clone();
-                parts.extend([("activations of the encoder".to_owned(), encoding), runtime.clone()]);
-                phase("encoding photos", parts);
+                parts.extend([("activations of the encoder".to_owned(), encode.peak), runtime.clone()]);
+                phase("encoding photos", parts, Work::default());
             }
+        }
+        if let Some(images) = input.sample_images {
+            let (activations, work) = sampling(input, images);
+            let mut parts = resident.clone();
+            parts.extend([decoder, activations, runtime.clone()]);
+            phase("sample images", parts, work);
         }
         resident.push(("activations kept for backward".to_owned(), step.kept));
         resident.push(("largest step of forward or backward".to_owned(), step.on_top));
@@ -293,37 +337,26 @@ impl MemoryPlan {
             resident.push(("gaps in the heap".to_owned(), (step.kept_small as f64 * HEAP_GAPS) as u64 + HEAP_BASE));
         }
         resident.push(runtime);
-        phase("training", resident);
+        let step_work = micro_step.times(input.accumulation as f64);
+        phase("training", resident, step_work.times(input.steps as f64));
         let peak_bytes = phases.iter().map(Phase::bytes).max().unwrap_or(0);
-        Ok(Self { phases, peak_bytes, trained_parameters: trained, flops_per_step: step.work.flops(), work: step.work })
-    }
-
-    /// Elements of the three networks.
-    pub fn elements(input: &PlanInput) -> Elements {
-        Elements {
-            unet: walked_unet(input.unet).elements(),
-            text_encoder: walked_text(input.text).elements(),
-            vae: walked_vae(input.vae).elements(),
-        }
+        Ok(Self { phases, peak_bytes, trained_parameters: trained, step_work })
     }
 
     /// The phase called `name`.
     pub fn phase(&self, name: &str) -> Option<&Phase> {
         self.phases.iter().find(|phase| phase.name == name)
     }
-
-    /// Seconds of a micro-step on a device with these rates.
-    pub fn step_seconds(&self, rates: &Rates) -> f64 {
-        rates.seconds(&self.work)
-    }
 }
 
-fn sample_activations(input: &PlanInput, batch: i64) -> (String, u64) {
-    let (predicting, decoding) = sample_peaks(input, batch);
-    match predicting > decoding {
-        true => ("activations of the UNet".to_owned(), predicting),
-        false => ("activations of the decoder".to_owned(), decoding),
-    }
+/// What libtorch takes by itself.
+fn runtime(input: &PlanInput) -> (String, u64) {
+    let (name, bytes) = match input.device {
+        Device::Cuda(_) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
+        _ if width(input.kind) < 4 => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
+        _ => ("libtorch and oneDNN", HOST_RUNTIME),
+    };
+    (name.to_owned(), bytes)
 }
 
 #[cfg(test)]

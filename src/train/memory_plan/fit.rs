@@ -1,6 +1,6 @@
 //! What to turn on, in order of cost, for a run to fit.
 
-use super::{MemoryPlan, PlanInput};
+use super::{MemoryPlan, PlanInput, SampledImages};
 use crate::error::{Error, Result};
 use tch::Kind;
 
@@ -38,9 +38,14 @@ fn cache_latents<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'
 }
 
 fn half_precision<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { kind: Kind::BFloat16, ..input.clone() };
+    let class_images = input.class_images.map(|images| SampledImages { kind: Kind::BFloat16, ..images });
+    let changed = PlanInput { kind: Kind::BFloat16, vae_kind: Kind::BFloat16, class_images, ..input.clone() };
     (input.kind == Kind::Float).then(|| {
-        (changed, "--mixed-precision bf16".into(), "three digits of precision in activations; steps get faster")
+        (
+            changed,
+            "--mixed-precision bf16".into(),
+            "three digits of precision in activations; steps get faster where the device computes in bf16",
+        )
     })
 }
 
@@ -57,13 +62,15 @@ fn adam_8bit<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'stat
 }
 
 fn sample_fewer<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { sample_batch: 1, ..input.clone() };
-    (input.sample_batch > 1).then(|| (changed, "--sample-batch-size 1".into(), "class images are made one by one"))
+    let images = input.class_images.filter(|images| images.batch > 1)?;
+    let changed = PlanInput { class_images: Some(SampledImages { batch: 1, ..images }), ..input.clone() };
+    Some((changed, "--sample-batch-size 1".into(), "class images are made one by one"))
 }
 
 fn batch_1<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { batch: 1, ..input.clone() };
-    let what = format!("--train-batch-size 1 --gradient-accumulation-steps {}", input.batch);
+    let accumulation = input.accumulation * input.batch.unsigned_abs();
+    let changed = PlanInput { batch: 1, accumulation, ..input.clone() };
+    let what = format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}");
     (input.batch > 1).then_some((changed, what, "the same gradient from smaller steps: somewhat slower"))
 }
 

@@ -1,7 +1,7 @@
 //! The layers of `nn` on shadows: what each allocates, keeps for backward and computes.
 
 use super::tape::{Record, Shadow, Tape, Work};
-use crate::adapters::{LoraConfig, TargetRules};
+use crate::adapters::{Bias, LoraConfig, TargetRules};
 use crate::error::Result;
 use crate::weights::{Op, Stride};
 use std::cell::RefCell;
@@ -38,8 +38,26 @@ impl Network {
         self.weights.borrow().values().map(|shape| shape.iter().product::<i64>() as u64).sum()
     }
 
+    /// Elements of adapters, and of the weights and biases that train whole beside them.
     pub(super) fn trained_elements(&self) -> u64 {
-        self.trained.borrow().values().map(|(_, elements)| *elements as u64).sum()
+        let adapters: i64 = self.trained.borrow().values().map(|(_, elements)| *elements).sum();
+        let weights = self.weights.borrow();
+        let whole = weights.iter().filter(|(key, _)| self.trains_whole(key));
+        let whole: i64 = whole.map(|(_, shape)| shape.iter().product::<i64>()).sum();
+        (adapters + whole) as u64
+    }
+
+    /// Whether the tensor `key` trains whole (`bias`, `modules_to_save`).
+    fn trains_whole(&self, key: &str) -> bool {
+        let (Some(config), Some((path, name))) = (&self.lora, key.rsplit_once('.')) else { return false };
+        let has_adapter = || self.trained.borrow().get(path).is_some_and(|(rank, _)| *rank > 0);
+        config.saves_whole(path)
+            || name == "bias"
+                && match config.bias {
+                    Bias::None => false,
+                    Bias::All => true,
+                    Bias::LoraOnly => has_adapter(),
+                }
     }
 }
 
@@ -72,7 +90,8 @@ impl At {
         let Some(config) = &self.network.lora else { return 0 };
         let mut trained = self.network.trained.borrow_mut();
         let (rank, _) = *trained.entry(self.path.clone()).or_insert_with(|| {
-            match TargetRules::new(config).is_ok_and(|rules| rules.contain(&self.path, op)) {
+            let targeted = TargetRules::new(config).is_ok_and(|rules| rules.contain(&self.path, op));
+            match targeted && !config.saves_whole(&self.path) {
                 true => {
                     let rank = config.rank_of(&self.path);
                     let magnitude = if config.use_dora { shape[0] } else { 0 };
@@ -82,6 +101,11 @@ impl At {
             }
         });
         rank
+    }
+
+    /// Whether the tensor `name` here trains whole. To be asked behind [`At::rank`].
+    fn trains(&self, name: &str) -> bool {
+        self.network.trains_whole(&format!("{}.{name}", self.path))
     }
 
     fn dropout(&self) -> bool {
@@ -113,10 +137,15 @@ impl Tape {
         let product =
             |inner: i64, outer: i64| Work { matmul: 2.0 * (rows * inner) as f64 * outer as f64, ..Work::default() };
         self.count(product(inputs, outputs));
-        // A frozen weight needs nothing of the input.
-        let record = Record { work: product(inputs, outputs), ..Record::default() };
-        let ys = self.record_one(&[xs], self.tensor(&out_shape), record);
         let rank = at.rank(Op::Linear, &shape);
+        // A frozen weight needs nothing of the input.
+        let mut record = Record { work: product(inputs, outputs), ..Record::default() };
+        if at.trains("weight") {
+            record.saved = vec![xs.storage(), self.cast_copy(inputs * outputs).storage()];
+            record.work = record.work.times(2.0);
+        }
+        record.trained = at.trains("weight") || bias && at.trains("bias");
+        let ys = self.record_one(&[xs], self.tensor(&out_shape), record);
         if rank == 0 {
             return ys;
         }
@@ -198,8 +227,8 @@ impl Tape {
         let shape = [outputs, inputs, kernel, kernel];
         at.weight("weight", &shape);
         at.weight("bias", &[outputs]);
-        let ys = self.bare_conv(xs, outputs, kernel, stride, false);
         let rank = at.rank(Op::Conv2d(Stride { stride, padding }), &shape);
+        let ys = self.bare_conv(xs, outputs, kernel, stride, at.trains("weight") || at.trains("bias"));
         if rank == 0 {
             return ys;
         }
@@ -242,14 +271,18 @@ impl Tape {
     pub(super) fn norm(&self, at: &At, xs: &Shadow, width: i64) -> Shadow {
         at.weight("weight", &[width]);
         at.weight("bias", &[width]);
-        self.element_wise(xs, 3.0)
+        self.keeping_input(xs, 3.0, at.trains("weight") || at.trains("bias"))
     }
 
     /// An operation that keeps its input.
     pub(super) fn element_wise(&self, xs: &Shadow, passes: f64) -> Shadow {
+        self.keeping_input(xs, passes, false)
+    }
+
+    fn keeping_input(&self, xs: &Shadow, passes: f64, trained: bool) -> Shadow {
         self.count(self.moved(xs.elements(), passes));
-        let record =
-            Record { saved: vec![xs.storage()], work: self.moved(xs.elements(), passes + 1.0), ..Record::default() };
+        let work = self.moved(xs.elements(), passes + 1.0);
+        let record = Record { saved: vec![xs.storage()], work, trained, ..Record::default() };
         self.record_one(&[xs], self.tensor(&xs.shape), record)
     }
 

@@ -37,11 +37,14 @@ impl Work {
         }
     }
 
-    fn add(&mut self, more: Self) {
-        self.conv += more.conv;
-        self.matmul += more.matmul;
-        self.attention += more.attention;
-        self.bytes += more.bytes;
+    /// Both together.
+    pub(super) fn plus(self, more: Self) -> Self {
+        Self {
+            conv: self.conv + more.conv,
+            matmul: self.matmul + more.matmul,
+            attention: self.attention + more.attention,
+            bytes: self.bytes + more.bytes,
+        }
     }
 }
 
@@ -73,9 +76,7 @@ impl Meter {
     }
 
     fn count(&self, more: Work) {
-        let mut work = self.work.get();
-        work.add(more);
-        self.work.set(work);
+        self.work.set(self.work.get().plus(more));
     }
 }
 

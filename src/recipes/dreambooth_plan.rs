@@ -1,0 +1,128 @@
+//! What a DreamBooth run will take, from its options and the model's configurations.
+
+use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
+use super::dreambooth_phases::{class_image_kind, vae_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::dreambooth_run::{lora_config, precision_of};
+use crate::adapters::Part;
+use crate::data::photos::{count_images, PhotoFolder};
+use crate::error::Result;
+use crate::models::stable_diffusion::{ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
+use crate::train::memory_plan::{PlanInput, SampledImages};
+use std::path::Path;
+use tch::Device;
+
+/// The three networks' configurations.
+pub struct NetworkConfigs {
+    unet: UNetConfig,
+    vae: VaeConfig,
+    text_encoder: ClipTextConfig,
+}
+
+impl NetworkConfigs {
+    /// Those of a model, of which nothing else is read.
+    pub fn of(files: &PipelineFiles) -> Result<Self> {
+        let (unet, vae) = (files.unet_config()?, files.vae_config()?);
+        Ok(Self { unet, vae, text_encoder: files.text_encoder_config()? })
+    }
+}
+
+/// The photos of a run, as far as they are known.
+struct Photos {
+    count: u64,
+    crops_are_fixed: bool,
+}
+
+impl Photos {
+    /// Of the folders that are named; `None` where there is no instance folder.
+    fn of(config: &DreamBoothConfig) -> Result<Option<Self>> {
+        if config.instance_data_dir == Path::new("") {
+            return Ok(None);
+        }
+        let mut photos = PhotoFolder::open(&config.instance_data_dir, config.resolution)?.photos;
+        let instances = photos.len() as u64;
+        if let (true, Some(folder)) = (config.with_prior_preservation, &config.class_data_dir) {
+            if count_images(folder)? > 0 {
+                photos.extend(PhotoFolder::open(folder, config.resolution)?.photos);
+            }
+        }
+        let count = instances + class_images(config);
+        let crops_are_fixed = photos.iter().all(|photo| photo.dimensions().0 == photo.dimensions().1);
+        Ok(Some(Self { count, crops_are_fixed }))
+    }
+}
+
+fn class_images(config: &DreamBoothConfig) -> u64 {
+    if config.with_prior_preservation {
+        config.num_class_images as u64
+    } else {
+        0
+    }
+}
+
+/// What the plan of a run depends on, and sentences about what had to be assumed.
+pub fn plan_input<'a>(
+    config: &DreamBoothConfig,
+    networks: &'a NetworkConfigs,
+    device: Device,
+) -> Result<(PlanInput<'a>, Vec<String>)> {
+    let mut assumed = Vec::new();
+    let photos = Photos::of(config)?;
+    let fixed = config.center_crop || photos.as_ref().is_some_and(|photos| photos.crops_are_fixed);
+    let cache_latents = match config.cache_latents {
+        CacheLatents::True => true,
+        CacheLatents::False => false,
+        CacheLatents::Auto => fixed,
+    };
+    if photos.is_none() && config.cache_latents == CacheLatents::Auto && !config.center_crop {
+        assumed.push(
+            "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
+             give --instance-data-dir to have yours looked at"
+                .to_owned(),
+        );
+    }
+    let count = photos.map_or(0, |photos| photos.count);
+    let places = count.saturating_sub(class_images(config)).max(class_images(config));
+    let batches = places.div_ceil(config.train_batch_size as u64);
+    let updates_per_epoch = batches.div_ceil(config.gradient_accumulation_steps);
+    let steps = config.max_train_steps.unwrap_or(config.num_train_epochs.saturating_mul(updates_per_epoch));
+    let kind = precision_of(config.mixed_precision, device).compute_kind();
+    let present = config.class_data_dir.as_deref().map_or(Ok(0), count_images)? as u64;
+    let missing = class_images(config).saturating_sub(present);
+    let (class_batch, class_kind) = (config.sample_batch_size as i64, class_image_kind(config, kind));
+    let samplings = config.num_validation_images as u64 * (2 + steps.saturating_sub(1) / config.validation_steps);
+    let input = PlanInput {
+        unet: &networks.unet,
+        vae: &networks.vae,
+        text: &networks.text_encoder,
+        resolution: config.resolution.into(),
+        batch: config.train_batch_size as i64,
+        prior_preservation: config.with_prior_preservation,
+        class_images: (missing > 0).then_some(SampledImages {
+            count: missing,
+            batch: class_batch,
+            steps: CLASS_IMAGE_STEPS as u64,
+            kind: class_kind,
+        }),
+        sample_images: config.validation_prompt.is_some().then_some(SampledImages {
+            count: samplings,
+            batch: 1,
+            steps: SAMPLE_STEPS as u64,
+            kind,
+        }),
+        kind,
+        vae_kind: vae_kind(kind),
+        unet_lora: lora_config(config, Part::UNet).checked()?,
+        text_lora: match config.train_text_encoder {
+            true => Some(lora_config(config, Part::TextEncoder).checked()?),
+            false => None,
+        },
+        gradient_checkpointing: config.gradient_checkpointing,
+        optimizer_8bit: config.use_8bit_adam,
+        cache_latents,
+        photos: count,
+        accumulation: config.gradient_accumulation_steps,
+        steps,
+        device,
+    };
+    Ok((input, assumed))
+}
