@@ -3,11 +3,12 @@
 `tiny`    two levels (VAE scale factor 2), SD 1 style
 `tiny4`   four levels (VAE scale factor 8), SD 1 style
 `tiny-v`  four levels, SD 2 style: linear projections, heads per block, gelu, v-prediction, padding with "!"
+`medium`  Stable Diffusion 1 at half its width, with a quarter of its weights
 `sd15`    Stable Diffusion 1.4 and 1.5
 `sd21`    Stable Diffusion 2.1
 """
 
-VARIANTS = ("tiny", "tiny4", "tiny-v", "sd15", "sd21")
+VARIANTS = ("tiny", "tiny4", "tiny-v", "medium", "sd15", "sd21")
 
 
 def is_v2(variant):
@@ -24,17 +25,18 @@ def unet(variant):
         "tiny": dict(sample_size=32, block_out_channels=(32, 64), attention_head_dim=4, cross_attention_dim=32, norm_num_groups=8),
         "tiny4": dict(sample_size=8, block_out_channels=(32, 64, 64, 96), attention_head_dim=4, cross_attention_dim=32, norm_num_groups=16),
         "tiny-v": dict(sample_size=8, block_out_channels=(32, 64, 64, 64), attention_head_dim=[2, 4, 8, 8], cross_attention_dim=48, norm_num_groups=32, use_linear_projection=True),
+        "medium": dict(sample_size=32, block_out_channels=(160, 320, 640, 640), cross_attention_dim=768),
         "sd15": dict(sample_size=64, cross_attention_dim=768),
         "sd21": dict(sample_size=96, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True, upcast_attention=True),
     }[variant] | shared
 
 
 def vae(variant):
-    channels = {"tiny": (32, 64), "tiny4": (32, 32, 64, 64), "tiny-v": (32, 32, 64, 64)}.get(variant, (128, 256, 512, 512))
+    channels = {"tiny": (32, 64), "tiny4": (32, 32, 64, 64), "tiny-v": (32, 32, 64, 64), "medium": (64, 128, 256, 256)}.get(variant, (128, 256, 512, 512))
     return dict(
-        sample_size={"sd15": 512, "sd21": 768}.get(variant, 64),
+        sample_size={"medium": 256, "sd15": 512, "sd21": 768}.get(variant, 64),
         block_out_channels=channels,
-        layers_per_block=2 if variant.startswith("sd") else 1,
+        layers_per_block=1 if variant.startswith("tiny") else 2,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
         norm_num_groups={"tiny": 8, "tiny4": 16}.get(variant, 32),
@@ -47,6 +49,7 @@ def text_encoder(variant):
         "tiny": dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2, projection_dim=32),
         "tiny4": dict(hidden_size=32, intermediate_size=96, num_attention_heads=4, num_hidden_layers=2, projection_dim=32),
         "tiny-v": dict(hidden_size=48, intermediate_size=96, num_attention_heads=3, num_hidden_layers=3, projection_dim=32),
+        "medium": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=3, projection_dim=768),
         "sd15": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, projection_dim=768),
         "sd21": dict(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23, projection_dim=512),
     }[variant] | dict(
