@@ -11,7 +11,7 @@ mod train;
 
 use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
-use crate::libtorch::{memory, startup};
+use crate::libtorch::{host_allocator, memory, startup};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reporter::Reporter;
 use std::ffi::OsString;
@@ -142,6 +142,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
     }));
     memory::return_freed_memory();
+    host_allocator::install();
     startup::use_onednn_matmul();
     if let Some(threads) = cli.common.threads {
         if !(1..=MAX_THREADS).contains(&threads) {

@@ -3,8 +3,8 @@
 use super::{Common, Reporter};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
-use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs};
+use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
+use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
 use crate::recipes::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, PlanInput, Rates};
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -27,6 +27,9 @@ pub struct PlanArgs {
     fit: Option<String>,
 }
 
+const ASSUMED: &str = "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
+    give --instance-data-dir to have yours looked at";
+
 fn optional(arg: Arg) -> Arg {
     arg.required(false).default_value("").hide_default_value(true)
 }
@@ -40,7 +43,9 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
     let options = ModelOptions { configs_only: true, ..config.model.options() };
     let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
-    let (input, assumed) = plan_input(config, &networks, device)?;
+    let photos = Photos::of(config)?;
+    let input = plan_input(config, &networks, photos.as_ref(), device)?;
+    let assumed = (photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents).then_some(ASSUMED);
     let plan = MemoryPlan::new(&input)?;
     if plan.trained_parameters == 0 {
         let flag = "no module of the model matches --lora-targets";
@@ -48,7 +53,7 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     }
     let rates = Rates::measure(device, input.kind)?;
     let fitted = budget.map(|budget| fit(budget, &input)).transpose()?;
-    let mut lines = assumed.clone();
+    let mut lines: Vec<String> = assumed.map(str::to_owned).into_iter().collect();
     lines.extend(phase_lines(&plan, &rates));
     lines.extend(summary_lines(&plan, &input, &rates));
     if let (Some(budget), Some(fitted)) = (&args.fit, &fitted) {

@@ -56,8 +56,9 @@ pub fn return_freed_memory() {
     }
 }
 
-/// Gives what the C allocator holds free back to the system.
+/// Gives what the allocators hold free back to the system.
 pub fn trim_host() {
+    super::host_allocator::release();
     // SAFETY: no arguments to get wrong.
     unsafe {
         libc::malloc_trim(0);

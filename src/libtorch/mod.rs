@@ -6,6 +6,7 @@ pub mod autograd_node;
 pub mod checkpoint;
 pub mod failure;
 pub mod fused_adamw;
+pub mod host_allocator;
 pub mod mapped_tensor;
 pub mod memory;
 pub mod random;

@@ -3,6 +3,7 @@
 
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
+use super::dreambooth_plan::outlook;
 use super::dreambooth_run::{Finished, Run};
 use super::observer::{Event, Observer};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
@@ -10,8 +11,9 @@ use crate::data::latent_cache::LatentCache;
 use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::LatentDistribution;
+use crate::models::stable_diffusion::{LatentDistribution, PipelineFiles};
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::gradients;
 use crate::train::interrupt::Interrupt;
@@ -49,7 +51,8 @@ pub fn train(
     config.check()?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let mut run = Run::start(config, device, seed, observer)?;
-    let folder = run.folder.clone();
+    warn_where_it_will_not_fit(config, &run, observer)?;
+    let (folder, files) = (run.folder.clone(), run.files.clone());
     let outcome = prepare(config, &mut run, interrupt, observer).and_then(|(job, networks)| {
         run.begin_training(config, &job.dataset, &job.order, &networks, observer)?;
         // 3. The loop.
@@ -59,7 +62,27 @@ pub fn train(
         // 4. The adapter files.
         run.finish(config, observer)
     });
-    outcome.inspect_err(|_| folder.remove_if_unused())
+    outcome.map_err(|error| with_advice(error, config, &files, device)).inspect_err(|_| folder.remove_if_unused())
+}
+
+/// Tells the planned peak, and what would lower it where the device has less free than that.
+fn warn_where_it_will_not_fit(config: &DreamBoothConfig, run: &Run, observer: &mut dyn Observer) -> Result<()> {
+    let free = memory::device_memory(run.device)?.0.max(0) as u64;
+    let (peak, advice) = outlook(config, &run.files, run.device, free)?;
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    observer.fact("memory", format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak), gib(free)));
+    if free > 0 && peak > free {
+        observer.warning(format!("this run may not fit: {advice}"));
+    }
+    Ok(())
+}
+
+/// Where memory ran out: what would have saved how much, in place of general advice.
+fn with_advice(error: Error, config: &DreamBoothConfig, files: &PipelineFiles, device: Device) -> Error {
+    match (error, outlook(config, files, device, 0)) {
+        (Error::OutOfMemory { device, .. }, Ok((_, advice))) => Error::OutOfMemory { device, advice },
+        (error, _) => error,
+    }
 }
 
 /// All that comes before the loop.

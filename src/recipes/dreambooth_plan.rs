@@ -7,7 +7,7 @@ use crate::adapters::Part;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::error::Result;
 use crate::models::stable_diffusion::{ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
-use crate::train::memory_plan::{PlanInput, SampledImages};
+use crate::train::memory_plan::{fit, MemoryPlan, PlanInput, SampledImages, Suggestion};
 use std::path::Path;
 use tch::Device;
 
@@ -26,15 +26,15 @@ impl NetworkConfigs {
     }
 }
 
-/// The photos of a run, as far as they are known.
-struct Photos {
+/// The photos of a run.
+pub struct Photos {
     count: u64,
     crops_are_fixed: bool,
 }
 
 impl Photos {
     /// Of the folders that are named; `None` where there is no instance folder.
-    fn of(config: &DreamBoothConfig) -> Result<Option<Self>> {
+    pub fn of(config: &DreamBoothConfig) -> Result<Option<Self>> {
         if config.instance_data_dir == Path::new("") {
             return Ok(None);
         }
@@ -59,27 +59,23 @@ fn class_images(config: &DreamBoothConfig) -> u64 {
     }
 }
 
-/// What the plan of a run depends on, and sentences about what had to be assumed.
+/// Whether the VAE runs before training alone: where crops are fixed, or are told to be. Photos that are not known are taken for
+/// photos whose crops are random.
+pub fn caches_latents(config: &DreamBoothConfig, photos: Option<&Photos>) -> bool {
+    match config.cache_latents {
+        CacheLatents::True => true,
+        CacheLatents::False => false,
+        CacheLatents::Auto => config.center_crop || photos.is_some_and(|photos| photos.crops_are_fixed),
+    }
+}
+
+/// What the plan of a run depends on.
 pub fn plan_input<'a>(
     config: &DreamBoothConfig,
     networks: &'a NetworkConfigs,
+    photos: Option<&Photos>,
     device: Device,
-) -> Result<(PlanInput<'a>, Vec<String>)> {
-    let mut assumed = Vec::new();
-    let photos = Photos::of(config)?;
-    let fixed = config.center_crop || photos.as_ref().is_some_and(|photos| photos.crops_are_fixed);
-    let cache_latents = match config.cache_latents {
-        CacheLatents::True => true,
-        CacheLatents::False => false,
-        CacheLatents::Auto => fixed,
-    };
-    if photos.is_none() && config.cache_latents == CacheLatents::Auto && !config.center_crop {
-        assumed.push(
-            "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
-             give --instance-data-dir to have yours looked at"
-                .to_owned(),
-        );
-    }
+) -> Result<PlanInput<'a>> {
     let count = photos.map_or(0, |photos| photos.count);
     let places = count.saturating_sub(class_images(config)).max(class_images(config));
     let batches = places.div_ceil(config.train_batch_size as u64);
@@ -90,7 +86,7 @@ pub fn plan_input<'a>(
     let missing = class_images(config).saturating_sub(present);
     let (class_batch, class_kind) = (config.sample_batch_size as i64, class_image_kind(config, kind));
     let samplings = config.num_validation_images as u64 * (2 + steps.saturating_sub(1) / config.validation_steps);
-    let input = PlanInput {
+    Ok(PlanInput {
         unet: &networks.unet,
         vae: &networks.vae,
         text: &networks.text_encoder,
@@ -118,11 +114,24 @@ pub fn plan_input<'a>(
         },
         gradient_checkpointing: config.gradient_checkpointing,
         optimizer_8bit: config.use_8bit_adam,
-        cache_latents,
+        cache_latents: caches_latents(config, photos),
         photos: count,
         accumulation: config.gradient_accumulation_steps,
         steps,
         device,
+    })
+}
+
+/// The planned peak of a run in bytes, and what to turn on for it to stay within `budget`, in words.
+pub fn outlook(config: &DreamBoothConfig, files: &PipelineFiles, device: Device, budget: u64) -> Result<(u64, String)> {
+    let networks = NetworkConfigs::of(files)?;
+    let input = plan_input(config, &networks, None, device)?;
+    let peak = MemoryPlan::new(&input)?.peak_bytes;
+    let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, s.saves_bytes as f64 / f64::from(1 << 30));
+    let suggestions: Vec<String> = fit(budget, &input)?.suggestions.iter().map(saving).collect();
+    let advice = match suggestions.is_empty() {
+        true => "there is nothing left to turn on; close other programs, or use a smaller model".to_owned(),
+        false => format!("turn on, cheapest first: {}", suggestions.join(", ")),
     };
-    Ok((input, assumed))
+    Ok((peak, advice))
 }

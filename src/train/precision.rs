@@ -45,10 +45,12 @@ impl Precision {
     }
 }
 
-/// Whether a processor with this /proc/cpuinfo multiplies bfloat16 in hardware; without, it is slower than float32.
+/// Whether a processor with this /proc/cpuinfo computes faster in bfloat16 than in float32: with AMX's tiles, or AMD's
+/// AVX512_BF16 (measured: 3.5 to 5 times as fast). Intel's AVX512_BF16 alone is half as fast as its float32.
 fn computes_bf16(cpuinfo: &str) -> bool {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_whitespace().any(|flag| flag == "avx512_bf16" || flag == "amx_bf16")
+    let has = |wanted: &str| flags.split_whitespace().any(|flag| flag == wanted);
+    has("amx_bf16") || has("avx512_bf16") && cpuinfo.contains("AuthenticAMD")
 }
 
 impl FromStr for Precision {
@@ -151,7 +153,8 @@ mod tests {
 
     #[test]
     fn bfloat16_is_chosen_where_the_processor_has_it() {
-        assert!(computes_bf16("processor : 0\nflags\t\t: fpu avx512f avx512_bf16 sse\n"));
+        assert!(computes_bf16("vendor_id : AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16 sse\n"));
+        assert!(!computes_bf16("vendor_id : GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16 sse\n"));
         assert!(computes_bf16("flags : amx_bf16\n"));
         assert!(!computes_bf16("flags : avx512f avx512bw\n"));
         assert!(!computes_bf16(""));
