@@ -14,7 +14,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     let (free, total) = memory::host_memory();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let bf16 = Precision::auto(Device::Cpu, None) == Precision::Bf16;
+    let bf16 = Precision::auto(Device::Cpu) == Precision::Bf16;
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let mut lines = vec![
         format!("     libtorch  2.11 ({})", libtorch_path().unwrap_or_else(|| "linked in".into())),

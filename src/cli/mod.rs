@@ -117,7 +117,7 @@ pub enum Dtype {
 impl Dtype {
     fn kind(self, device: Device) -> tch::Kind {
         match self {
-            Self::Auto => crate::train::precision::Precision::auto(device, None).compute_kind(),
+            Self::Auto => crate::train::precision::Precision::auto(device).compute_kind(),
             Self::Fp32 => tch::Kind::Float,
             Self::Fp16 => tch::Kind::Half,
             Self::Bf16 => tch::Kind::BFloat16,

@@ -31,6 +31,28 @@ pub fn cuda_devices() -> i64 {
     }
 }
 
+/// Compute capability of a CUDA device, such as (7, 5) for a T4; `None` where the CUDA runtime does not tell.
+pub fn cuda_capability(index: usize) -> Option<(i64, i64)> {
+    /// `cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)` of the CUDA runtime API; 0 is success.
+    type GetAttribute = unsafe extern "C" fn(*mut libc::c_int, libc::c_int, libc::c_int) -> libc::c_int;
+    const MAJOR: libc::c_int = 75;
+    const MINOR: libc::c_int = 76;
+    let device = libc::c_int::try_from(index).ok().filter(|&device| i64::from(device) < cuda_devices())?;
+    // SAFETY: a constant NUL-terminated name; libtorch's CUDA part was loaded with RTLD_GLOBAL, and its runtime with it.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cudaDeviceGetAttribute".as_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the function of that name has had this signature since CUDA 5.
+    let get = unsafe { std::mem::transmute::<*mut libc::c_void, GetAttribute>(found) };
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: a valid place for one int.
+        (unsafe { get(&mut value, which, device) } == 0).then_some(i64::from(value))
+    };
+    Some((attribute(MAJOR)?, attribute(MINOR)?))
+}
+
 /// The first CUDA device where there is one, else the CPU.
 pub fn best_device() -> Device {
     if cuda_devices() > 0 {

@@ -83,7 +83,7 @@ pub(super) fn precision_of(choice: MixedPrecision, device: Device) -> Precision 
         MixedPrecision::No => Precision::Fp32,
         MixedPrecision::Fp16 => Precision::Fp16,
         MixedPrecision::Bf16 => Precision::Bf16,
-        MixedPrecision::Auto => Precision::auto(device, None),
+        MixedPrecision::Auto => Precision::auto(device),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::gradients::all_finite;
 use crate::error::{Error, Result};
 use crate::libtorch::fused_adamw::scale;
+use crate::libtorch::startup::cuda_capability;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use tch::{Device, Kind, Tensor};
@@ -34,13 +35,19 @@ impl Precision {
     }
 
     /// What `device` computes fast in: bfloat16 where the hardware has it, float16 on older CUDA cards, else float32.
-    /// `cuda_capability` is the card's compute capability (8.0 and above has bfloat16); unknown counts as older.
-    pub fn auto(device: Device, cuda_capability: Option<(i64, i64)>) -> Self {
+    pub fn auto(device: Device) -> Self {
         match device {
-            Device::Cuda(_) if cuda_capability.is_some_and(|(major, _)| major >= 8) => Self::Bf16,
-            Device::Cuda(_) => Self::Fp16,
+            Device::Cuda(index) => Self::of_capability(cuda_capability(index)),
             Device::Cpu if computes_bf16(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) => Self::Bf16,
             _ => Self::Fp32,
+        }
+    }
+
+    /// For a CUDA card's compute capability: 8.0 and above has bfloat16; unknown counts as older.
+    fn of_capability(capability: Option<(i64, i64)>) -> Self {
+        match capability {
+            Some((8.., _)) => Self::Bf16,
+            _ => Self::Fp16,
         }
     }
 }
@@ -158,8 +165,8 @@ mod tests {
         assert!(computes_bf16("flags : amx_bf16\n"));
         assert!(!computes_bf16("flags : avx512f avx512bw\n"));
         assert!(!computes_bf16(""));
-        assert_eq!(Precision::auto(Device::Cuda(0), Some((8, 0))), Precision::Bf16);
-        assert_eq!(Precision::auto(Device::Cuda(0), Some((7, 5))), Precision::Fp16);
+        assert_eq!(Precision::of_capability(Some((8, 0))), Precision::Bf16);
+        assert_eq!(Precision::of_capability(Some((7, 5))), Precision::Fp16);
     }
 
     #[test]

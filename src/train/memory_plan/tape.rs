@@ -4,8 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-/// Blocks from this size on are given back to the system one by one (`memory::return_freed_memory`); smaller ones leave
-/// gaps in the heap.
+/// Blocks from this size on leave no gaps worth counting (`host_allocator`); smaller ones do.
 pub(super) const SMALL: u64 = 4 << 20;
 
 /// What the computation costs, beside memory.
