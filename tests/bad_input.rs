@@ -295,7 +295,7 @@ fn configurations_that_are_broken_or_absurd_are_refused_by_file_and_key() {
         let (folder, config) = model_with_its_own(files[3]);
         edit_json(&config, |config| config[key] = value);
         let picture = folder.path().join("image.png");
-        complaints.refused(key, &generate(folder.path(), &picture, &[]), 1, &["beta"]);
+        complaints.refused(key, &generate(folder.path(), &picture, &[]), 1, &["beta", files[3]]);
         complaints.check(&format!("{key}: a picture is left"), !picture.exists());
     }
 }
@@ -350,6 +350,43 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
         ("--no-such-flag", 2, &["--no-such-flag"]),
         ("--learning-rat 1", 2, &["--learning-rat", "--learning-rate"]),
         ("--resume checkpoint-7", 1, &["checkpoint-7"]),
+        ("--lora-alpha 0", 1, &["--lora-alpha", "changes nothing"]),
+        ("--lora-alpha 1e300", 1, &["--lora-alpha", "1e300", "1000000"]),
+        ("--lora-text-encoder-alpha 1e300", 1, &["--lora-text-encoder-alpha"]),
+        ("--learning-rate 1e300", 1, &["--learning-rate", "1000"]),
+        ("--prior-loss-weight 1e300", 1, &["--prior-loss-weight"]),
+        ("--prior-loss-weight -1", 1, &["--prior-loss-weight"]),
+        ("--adam-beta1 1.0", 1, &["--adam-beta1"]),
+        ("--adam-epsilon 1e300", 1, &["--adam-epsilon"]),
+        ("--adam-weight-decay 1e300", 1, &["--adam-weight-decay"]),
+        ("--snr-gamma 1e300", 1, &["--snr-gamma"]),
+        ("--noise-offset 1e300", 1, &["--noise-offset"]),
+        ("--max-grad-norm 0", 1, &["--max-grad-norm", "1e9"]),
+        ("--keep-checkpoints 0", 1, &["--keep-checkpoints"]),
+        ("--max-train-steps 99999999999", 1, &["--max-train-steps"]),
+        ("--train-batch-size 99999999999", 1, &["--train-batch-size"]),
+        ("--validation-prompt x --num-validation-images 99999999999", 1, &["--num-validation-images"]),
+        ("--validation-prompt x --num-validation-images 0", 1, &["--num-validation-images"]),
+        ("--with-prior-preservation --class-prompt x --class-data-dir /nowhere --num-class-images 0", 1, &["/nowhere"]),
+        (
+            "--with-prior-preservation --class-prompt x --class-data-dir x --num-class-images 99999999999",
+            1,
+            &["-images"],
+        ),
+        ("--logging-dir ../logs", 1, &["--logging-dir", "../logs", "absolute"]),
+        ("--logging-dir .", 1, &["--logging-dir"]),
+        ("--logging-dir unet", 1, &["--logging-dir", "unet"]),
+        ("--logging-dir checkpoint-1", 1, &["--logging-dir", "another name"]),
+        ("--lora-rank-pattern to_q", 2, &["--lora-rank-pattern", "to_q=16"]),
+        ("--lora-rank-pattern to_q=0", 1, &["--lora-rank-pattern", "to_q"]),
+        ("--lora-rank-pattern to_w=4", 1, &["rank_pattern", "to_w"]),
+        ("--lora-rank-pattern {\"(\":4}", 1, &["regular expression"]),
+        ("--lora-alpha-pattern to_q=1e300", 1, &["--lora-alpha-pattern", "to_q"]),
+        ("--lora-alpha-pattern to_w=4", 1, &["alpha_pattern", "to_w"]),
+        ("--lora-exclude-modules to_q,to_v", 1, &["excluded"]),
+        ("--lora-exclude-modules to_w", 1, &["exclude_modules"]),
+        ("--lora-modules-to-save conv_inn", 1, &["modules_to_save", "conv_inn"]),
+        ("--lora-init pissa", 2, &["--lora-init", "gaussian"]),
     ];
     for &(more, code, expected) in options {
         let more: Vec<&str> = more.split(' ').collect();
@@ -365,7 +402,12 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
         ("--width -8", 1, &["--width"]),
         ("--steps 0", 1, &["--steps"]),
         ("--steps -1", 2, &["--steps"]),
-        ("--steps 100000", 1, &["steps"]),
+        ("--steps 100000", 1, &["--steps", "1000"]),
+        ("--height 16384", 1, &["--height", "8192"]),
+        ("--width 99999999999", 1, &["--width", "8192"]),
+        ("--num-images 99999999999", 1, &["--num-images", "100000"]),
+        ("--batch-size 0", 1, &["--batch-size"]),
+        ("--guidance-scale 1e300", 1, &["--guidance-scale", "1000"]),
         ("--num-images 0", 1, &["--num-images"]),
         ("--guidance-scale nan", 1, &["--guidance-scale"]),
         ("--scheduler magic", 1, &["magic", "euler"]),
@@ -626,13 +668,14 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_is() {
     let before = adapter();
     complaints.refused("another run", &args, 1, &["another run", "--resume", "--overwrite"]);
     complaints.check("the other run was changed", adapter() == before);
-    for name in ["mine.txt", "unet/mine.txt"] {
+    let theirs = ["mine.txt", "unet/mine.txt", "checkpoint-1/mine.txt", "logs/mine.txt"];
+    for name in theirs {
         fs::write(out.join(name), "mine").unwrap();
     }
     let overwrite = [&args[..], &words("--overwrite --seed 9")].concat();
     lorabooth_ok(&overwrite);
     complaints.check("the run was not replaced", adapter() != before);
-    for name in ["mine.txt", "unet/mine.txt"] {
+    for name in theirs {
         complaints.check(&format!("{name} is gone"), out.join(name).exists());
     }
     // What is refused does not cost the run that is there.
