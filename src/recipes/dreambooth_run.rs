@@ -1,10 +1,11 @@
 //! The state of a DreamBooth run: where it stands, what it trains, and what it leaves on disk.
 
-use super::dreambooth_config::{CacheLatents, DreamBoothConfig, MixedPrecision};
+use super::dreambooth_config::{CacheLatents, DreamBoothConfig, LoraInit, MixedPrecision};
 use super::dreambooth_lora::scaler_state;
 use super::dreambooth_phases::Networks;
 use super::observer::{Event, Observer};
-use crate::adapters::{attach, Attached, Init, InitWeights, LoraConfig, Part, TargetModules};
+use super::pattern_flag::PatternFlag;
+use crate::adapters::{attach, short_name, Attached, Init, LoraConfig, Part, TargetModules};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
@@ -129,7 +130,7 @@ impl Run {
         let folder = RunFolder::create(&config.output_dir, existing)?;
         let kind = precision.compute_kind();
         observer.fact("model", config.model.name.clone());
-        observer.fact("device", device_name(device, kind));
+        observer.fact("device", super::device_name(device, kind));
         Ok(Self {
             files,
             device,
@@ -173,28 +174,53 @@ impl Run {
             self.options.insert("max-train-steps".into(), self.total_steps.to_string());
         }
         let resumed = self.resume(config, observer)?;
-        self.folder.remove_run()?;
+        let logs = self.folder.join(&config.logging_dir);
+        self.folder.remove_run(&logs)?;
         let log = self.folder.join("metrics.jsonl");
         if self.metrics.is_none() {
             self.metrics = Some(MetricsLog::create(&log)?);
         }
-        self.events = Some(EventWriter::create(&self.folder.join(&config.logging_dir), resumed)?);
-        let epochs = self.total_steps.div_ceil(updates_per_epoch.max(1));
-        observer.fact("photos", format!("{} in an epoch, {epochs} epochs", order.places()));
-        observer.fact(
-            "training",
-            format!(
-                "{} steps, batch {}, {} px, lr {:e}",
-                self.total_steps, config.train_batch_size, config.resolution, self.schedule.learning_rate
-            ),
-        );
-        for (part, adapter) in &self.adapters {
-            observer.fact(&part.name().replace('_', " "), adapter.summary());
-        }
+        self.events = Some(EventWriter::create(&logs, resumed)?);
+        self.tell_first_screen(config, dataset, updates_per_epoch, observer);
         self.write_run_json(config, "running")?;
         self.training_began = Instant::now();
         observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
         Ok(())
+    }
+
+    /// What will be trained, on what, how many parameters, and where it will be.
+    fn tell_first_screen(
+        &self,
+        config: &DreamBoothConfig,
+        dataset: &DreamBoothDataset,
+        updates_per_epoch: u64,
+        observer: &mut dyn Observer,
+    ) {
+        let instances = dataset.instance_count();
+        let class = match dataset.class_count() {
+            0 => String::new(),
+            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
+        };
+        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
+        let epochs = self.total_steps as f64 / updates_per_epoch.max(1) as f64;
+        observer.fact(
+            "training",
+            format!(
+                "{} steps ({epochs:.1} epochs), batch {}, {} px, lr {:e}, seed {}",
+                self.total_steps, config.train_batch_size, config.resolution, self.schedule.learning_rate, self.seed
+            ),
+        );
+        for (part, adapter) in &self.adapters {
+            let (name, lora) = (part.name().replace('_', " "), &adapter.config);
+            let mut kinds: Vec<&str> = adapter.targets.iter().map(|path| short_name(path)).collect();
+            kinds.sort_unstable();
+            kinds.dedup();
+            let (rank, alpha, modules) = (lora.r, lora.lora_alpha, adapter.targets.len());
+            observer
+                .fact(&name, format!("LoRA of rank {rank}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")));
+            observer.fact("", adapter.summary());
+        }
+        observer.fact("output", self.folder.path().display().to_string());
     }
 
     fn attach_adapters(&mut self, config: &DreamBoothConfig, networks: &Networks) -> Result<()> {
@@ -397,6 +423,10 @@ impl Run {
 fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
     let unet = part == Part::UNet;
     let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
+    let ranks = if unet { &config.lora_rank_pattern } else { &config.lora_text_encoder_rank_pattern };
+    let alphas = if unet { &config.lora_alpha_pattern } else { &config.lora_text_encoder_alpha_pattern };
+    let excluded = if unet { &config.lora_exclude_modules } else { &config.lora_text_encoder_exclude_modules };
+    let saved = if unet { &config.lora_modules_to_save } else { &config.lora_text_encoder_modules_to_save };
     LoraConfig {
         r: if unet { config.lora_r } else { config.lora_text_encoder_r },
         lora_alpha: if unet { config.lora_alpha } else { config.lora_text_encoder_alpha },
@@ -405,7 +435,11 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
         target_modules: Some(TargetModules::from_flag(targets)),
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
-        init_lora_weights: InitWeights::Kaiming,
+        init_lora_weights: config.lora_init.into(),
+        rank_pattern: ranks.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
+        alpha_pattern: alphas.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
+        exclude_modules: excluded.as_deref().map(TargetModules::from_flag),
+        modules_to_save: (!saved.is_empty()).then(|| saved.clone()),
         base_model_name_or_path: Some(config.model.name.clone()),
         ..LoraConfig::default()
     }
@@ -414,7 +448,7 @@ fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
 /// The options on which a run's numbers depend: a resumed run must have the same.
 fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTreeMap<String, String> {
     let accum = config.gradient_accumulation_steps;
-    let list: Vec<(&str, String)> = vec![
+    let mut list: Vec<(&str, String)> = vec![
         ("model", config.model.name.clone()),
         ("prediction-type", config.model.prediction_type.clone().unwrap_or_default()),
         ("precision", format!("{kind:?}")),
@@ -461,17 +495,25 @@ fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTre
         ("snr-gamma", format!("{:?}", config.snr_gamma)),
         ("noise-offset", config.noise_offset.to_string()),
     ];
+    list.extend(adapter_options(config));
     list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-fn device_name(device: Device, kind: Kind) -> String {
-    let dtype = match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "fp16",
-        _ => "fp32",
-    };
-    match device {
-        Device::Cuda(index) => format!("CUDA device {index}, {dtype}"),
-        _ => format!("CPU with {} threads, {dtype}", tch::get_num_threads()),
-    }
+/// Those that few runs have; a checkpoint of a run without them does not name them.
+fn adapter_options(config: &DreamBoothConfig) -> Vec<(&'static str, String)> {
+    let ranks = |ranks: &Option<PatternFlag<i64>>| ranks.as_ref().map(|ranks| format!("{:?}", ranks.0));
+    let alphas = |alphas: &Option<PatternFlag<f64>>| alphas.as_ref().map(|alphas| format!("{:?}", alphas.0));
+    let names = |names: &[String]| (!names.is_empty()).then(|| names.join(","));
+    let given = [
+        ("lora-rank-pattern", ranks(&config.lora_rank_pattern)),
+        ("lora-alpha-pattern", alphas(&config.lora_alpha_pattern)),
+        ("lora-exclude-modules", config.lora_exclude_modules.clone()),
+        ("lora-modules-to-save", names(&config.lora_modules_to_save)),
+        ("lora-text-encoder-rank-pattern", ranks(&config.lora_text_encoder_rank_pattern)),
+        ("lora-text-encoder-alpha-pattern", alphas(&config.lora_text_encoder_alpha_pattern)),
+        ("lora-text-encoder-exclude-modules", config.lora_text_encoder_exclude_modules.clone()),
+        ("lora-text-encoder-modules-to-save", names(&config.lora_text_encoder_modules_to_save)),
+        ("lora-init", (config.lora_init != LoraInit::True).then(|| "gaussian".to_owned())),
+    ];
+    given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
