@@ -2,6 +2,7 @@
 
 use super::Reporter;
 use crate::adapters::diffusers_file::FILE_NAME;
+use crate::adapters::merge::into_new_folder;
 use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
 use crate::recipes::merged_pipeline;
@@ -110,7 +111,7 @@ fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
         lines.push(format!(
             "{:>13}  {} parameters, {:.2} MB, {}",
             name.replace('_', " "),
-            with_commas(part.parameters as i64),
+            with_commas(part.parameters),
             part.bytes as f64 / 1e6,
             part.dtypes.join(", ")
         ));
@@ -165,15 +166,24 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
     if let Some(taken) = taken.filter(|_| !args.overwrite) {
         return Err(Error::file(taken, "is there already; name another --output, or replace it with --overwrite"));
     }
+    let made = Some(&args.output).filter(|folder| !folder.exists());
     match args.to {
         OutputFormat::Peft => {
             let spelling = match args.old_text_encoder_names {
                 true => TextEncoderSpelling::BeforeTransformers5,
                 false => TextEncoderSpelling::Today,
             };
-            write_peft(&args.output, &set, spelling)?;
+            // Both parts or none; a folder that is there may hold anything else too.
+            match path.exists() {
+                true => write_peft(&path, &set, spelling)?,
+                false => into_new_folder(&path, |folder| write_peft(folder, &set, spelling))?,
+            }
         }
-        OutputFormat::Diffusers => drop(write_diffusers(&args.output, &set)?),
+        OutputFormat::Diffusers => {
+            // Takes away the folder again that was made for nothing.
+            let forget = |_: &Error| drop(made.map(std::fs::remove_dir));
+            write_diffusers(&args.output, &set).inspect_err(forget)?;
+        }
         OutputFormat::Kohya => {
             let kind = if args.half { Kind::Half } else { Kind::Float };
             write_kohya(&args.output, &set, kind, &BTreeMap::new())?;

@@ -14,7 +14,7 @@ use crate::recipes::observer::{Event, Observer};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::schedulers::default_name;
 use crate::weights::Placement;
-use crate::whole_file::write_whole;
+use crate::whole_file::{write_whole, WholeFile};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tch::Kind;
@@ -76,8 +76,18 @@ pub struct GenerateArgs {
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    let folder = if is_png(&args.output) { args.output.parent() } else { Some(args.output.as_path()) };
+    let made = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
     // Caught here, where it is known what was too large.
-    catching(|| draw(args, common, reporter)).map_err(|error| error.advising(DRAW_IN_LESS))
+    catching(|| draw(args, common, reporter)).map_err(|error| {
+        // Fails, rightly, where a picture is in it.
+        made.iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+        error.advising(DRAW_IN_LESS)
+    })
+}
+
+fn is_png(output: &Path) -> bool {
+    output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("png"))
 }
 
 fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
@@ -93,13 +103,15 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
         ..sampling(args, &files.unet_config()?, files.vae_config()?.scale_factor())?
     };
     crate::schedulers::scheduler(sampling.scheduler.as_deref(), &scheduler, args.steps)?;
-    let paths = output_paths(args)?;
     let mut adapters = Vec::new();
     for (index, text) in args.lora.iter().enumerate() {
         let (path, scale) = path_and_scale(text)?;
         // Numbered: the same adapter twice is twice its change.
         adapters.push((format!("{index} {text}"), read_any(&path, None)?, scale));
     }
+    let paths = output_paths(args)?;
+    // Begun and given up, so that a place that cannot be written to shows now and not when the picture is drawn.
+    paths.first().map(|path| WholeFile::create(path)).transpose()?;
     let reporter: &mut dyn Observer = reporter;
     let put_on = |sites: &Sites, part: Part| -> Result<()> {
         for (name, set, scale) in &adapters {
@@ -190,12 +202,11 @@ fn sampling(args: &GenerateArgs, unet: &UNetConfig, factor: i64) -> Result<Sampl
 
 /// One file, or numbered files in a folder that overwrite nothing.
 fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
-    let is_png = args.output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("png"));
     let create = |folder: &Path| match folder.as_os_str().is_empty() {
         true => Ok(()),
         false => std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e)),
     };
-    if is_png {
+    if is_png(&args.output) {
         create(args.output.parent().unwrap_or(Path::new("")))?;
         if args.num_images == 1 {
             return Ok(vec![args.output.clone()]);

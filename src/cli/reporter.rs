@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 /// Seconds between two progress lines where there is no bar.
 const QUIET_SECONDS: u64 = 10;
 /// The bar takes what the terminal's width leaves, so that what stands behind it is never cut off.
-const UNITS: &str = "{msg:<13} {wide_bar:.cyan/blue} {pos}/{len}  {prefix}{pace} · {eta} left";
-const BYTES: &str = "{msg:<13} {wide_bar:.cyan/blue} {bytes}/{total_bytes} · {bytes_per_sec} · {eta} left";
+const UNITS: &str = "{msg:<13} {wide_bar:.cyan/blue} {pos}/{len}  {prefix}{pace}{left}";
+const BYTES: &str = "{msg:<13} {wide_bar:.cyan/blue} {bytes}/{total_bytes} · {bytes_per_sec}{left}";
 
 /// How much is said.
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +108,13 @@ impl Reporter {
         let style = style.with_key("pace", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
             _ = text.write_str(&pace(1.0 / state.per_sec()));
         });
+        let before = phase.before;
+        let style = style.with_key("left", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            // Nothing is known before the first unit is done.
+            if state.pos() > before {
+                _ = write!(text, " · {} left", duration(state.eta().as_secs_f64()));
+            }
+        });
         let bar = ProgressBar::with_draw_target(Some(phase.total), ProgressDrawTarget::stdout()).with_style(style);
         bar.set_message(phase.name.clone());
         bar.set_position(phase.before);
@@ -169,7 +176,7 @@ fn pace(seconds_each: f64) -> String {
     match seconds_each.is_finite() {
         true if seconds_each < 1.0 => format!("{:.1}/s", 1.0 / seconds_each.max(1e-6)),
         true => format!("{seconds_each:.1} s each"),
-        false => "-".to_owned(),
+        false => "…".to_owned(),
     }
 }
 
@@ -220,6 +227,6 @@ mod tests {
     fn times_are_said_as_people_say_them() {
         let said = [0.0, 59.4, 100.0, 3600.0, 7200.0, f64::INFINITY].map(duration);
         assert_eq!(said[..5], ["0 s", "59 s", "2 min", "60 min", "2.0 h"]);
-        assert_eq!([pace(0.25), pace(12.34), pace(f64::INFINITY)], ["4.0/s", "12.3 s each", "-"]);
+        assert_eq!([pace(0.25), pace(12.34), pace(f64::INFINITY)], ["4.0/s", "12.3 s each", "…"]);
     }
 }

@@ -151,6 +151,7 @@ pub fn make_class_images(
         }
     }
     observer.on(Event::End);
+    observer.fact("class images", format!("{} made in {}", missing.len(), folder.display()));
     drop((unet, vae));
     memory::release_cached(run.device)
 }

@@ -215,9 +215,15 @@ impl Run {
             let mut kinds: Vec<&str> = adapter.targets.iter().map(|path| short_name(path)).collect();
             kinds.sort_unstable();
             kinds.dedup();
-            let (rank, alpha, modules) = (lora.r, lora.lora_alpha, adapter.targets.len());
-            observer
-                .fact(&name, format!("LoRA of rank {rank}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")));
+            let mut ranks: Vec<i64> = adapter.targets.iter().map(|path| lora.rank_of(path)).collect();
+            ranks.sort_unstable();
+            ranks.dedup();
+            let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
+            let (ranks, alpha, modules) = (ranks.join(" and "), lora.lora_alpha, adapter.targets.len());
+            observer.fact(
+                &name,
+                format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")),
+            );
             observer.fact("", adapter.summary());
         }
         observer.fact("output", self.folder.path().display().to_string());
