@@ -3,6 +3,7 @@
 mod dreambooth_checks;
 pub mod dreambooth_config;
 pub mod dreambooth_lora;
+mod dreambooth_options;
 mod dreambooth_outputs;
 mod dreambooth_phases;
 pub mod dreambooth_run;
