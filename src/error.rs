@@ -56,10 +56,12 @@ pub enum Error {
     #[error("an internal check failed ({0}); please report it with the command line")]
     Internal(String),
     /// The device's memory is full.
-    #[error("out of memory on {device}: {advice}")]
+    #[error("out of memory on {device} ({cause}); {advice}")]
     OutOfMemory {
         /// The device's name.
         device: String,
+        /// What libtorch said.
+        cause: String,
         /// What to turn on, in order of cost.
         advice: String,
     },
@@ -71,6 +73,10 @@ pub enum Error {
     Interrupted(String),
 }
 
+/// What a training run can do where memory is full.
+const TRAIN_IN_LESS: &str = "turn on --gradient-checkpointing, or lower --resolution, --train-batch-size or --lora-r \
+    (`lorabooth plan` says what fits)";
+
 /// The system's message without the "(os error N)" that no user can act on.
 fn plain_cause(source: &std::io::Error) -> String {
     let text = source.to_string();
@@ -78,6 +84,12 @@ fn plain_cause(source: &std::io::Error) -> String {
         Some(end) => text[..end].to_lowercase(),
         None => text,
     }
+}
+
+/// Libtorch's words on memory that it did not get, without what it says to its developers.
+fn plain_allocation(line: &str) -> String {
+    let cause = line.split_once("DefaultCPUAllocator: ").map_or(line, |(_, cause)| cause);
+    cause.split(". Error code").next().unwrap_or(cause).trim_end_matches('.').to_owned()
 }
 
 impl Error {
@@ -89,6 +101,14 @@ impl Error {
     /// An [`Error::File`] for `path`.
     pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::File { path: path.as_ref().to_owned(), message: message.into() }
+    }
+
+    /// The same, where memory is full with `advice` for the job that it was full in.
+    pub fn advising(self, advice: &str) -> Self {
+        match self {
+            Error::OutOfMemory { device, cause, .. } => Error::OutOfMemory { device, cause, advice: advice.to_owned() },
+            other => other,
+        }
     }
 
     /// An [`Error::Invalid`].
@@ -108,10 +128,8 @@ impl From<tch::TchError> for Error {
         {
             return Error::OutOfMemory {
                 device: if line.contains("CUDA") { "the GPU".into() } else { "the host".into() },
-                advice: format!(
-                    "{}; turn on --gradient-checkpointing, or lower --resolution, --train-batch-size or --lora-r (`lorabooth plan` says what fits)",
-                    line.split_once("DefaultCPUAllocator: ").map_or(line.as_str(), |(_, cause)| cause)
-                ),
+                cause: plain_allocation(&line),
+                advice: TRAIN_IN_LESS.to_owned(),
             };
         }
         Error::Torch(line)

@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use support::{made, model, python, read, read_json, relative_error};
+use support::{lorabooth_ok, made, model, photos, python, read, read_json, relative_error};
 use tch::{Device, Kind, Tensor};
 
 const CLOSE: f64 = 1e-5;
@@ -280,4 +280,95 @@ fn an_inspection_tells_ranks_alphas_and_the_size_of_the_change() {
         expected += product.square().sum(Kind::Double).double_value(&[]);
     }
     assert!((unet.change_norms["mid_block"] / expected.sqrt() - 1.0).abs() < 1e-4);
+}
+
+/// The adapter that a run of no steps starts from, with `flags`.
+fn initial(folder: &Path, flags: &[&str]) -> PathBuf {
+    let out = folder.join("run");
+    let (model, photos) = (model("tiny"), photos(3, 0));
+    let usual = "train dreambooth --instance-prompt sks --resolution 32 --max-train-steps 0 --mixed-precision no --device \
+        cpu --threads 1 --train-text-encoder --lora-r 4 --lora-alpha 7 --lora-text-encoder-r 3 --lora-text-encoder-alpha 5";
+    let mut args: Vec<&str> = usual.split_whitespace().collect();
+    args.extend(["--model", model.to_str().unwrap(), "--instance-data-dir", photos.to_str().unwrap()]);
+    args.extend(["--output-dir", out.to_str().unwrap()]);
+    lorabooth_ok(&[&args[..], flags].concat());
+    out
+}
+
+#[test]
+fn every_field_of_lora_config_that_has_a_flag_means_the_same_in_peft() {
+    let fields = json!({
+        "rank_pattern": { "to_v": 3, "mid_block.*to_q": 6 }, "alpha_pattern": { "to_q": 9.5 },
+        "exclude_modules": ".*attn2.*", "modules_to_save": ["conv_in", "time_embedding"], "init_lora_weights": "gaussian",
+    });
+    let mut unet = json!({ "r": 4, "lora_alpha": 7, "target_modules": ["to_q", "to_v"] });
+    unet.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let text_encoder = json!({
+        "r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj"], "rank_pattern": { "layers.1.self_attn.q_proj": 2 },
+        "alpha_pattern": { "q_proj": 4 }, "exclude_modules": ["layers.0.self_attn.v_proj"],
+        "modules_to_save": ["final_layer_norm"], "init_lora_weights": "gaussian",
+    });
+    let made = made(
+        "adapters.py",
+        "adapters",
+        &json!({ "model": model("tiny"), "unet": unet, "text_encoder": text_encoder, "formats": ["peft"] }),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let flags = [
+        "--lora-rank-pattern=to_v=3,mid_block.*to_q=6",
+        "--lora-alpha-pattern={\"to_q\": 9.5}",
+        "--lora-exclude-modules=.*attn2.*",
+        "--lora-modules-to-save=conv_in,time_embedding",
+        "--lora-text-encoder-rank-pattern=layers.1.self_attn.q_proj=2",
+        "--lora-text-encoder-alpha-pattern=q_proj=4",
+        "--lora-text-encoder-exclude-modules=layers.0.self_attn.v_proj",
+        "--lora-text-encoder-modules-to-save=final_layer_norm",
+        "--lora-init=gaussian",
+    ];
+    let run = initial(dir.path(), &flags);
+    let options = &read_json(run.join("run.json"))["options"];
+    assert_eq!(options["lora_rank_pattern"], fields["rank_pattern"]);
+    assert_eq!((&options["lora_init"], &options["lora_exclude_modules"]), (&json!("gaussian"), &json!(".*attn2.*")));
+    let mut mixed = AdapterSet::default();
+    for part in Part::ALL {
+        let [ours, theirs] = [&run, &made.join("peft")].map(|root| root.join(part.name()));
+        let shapes = |root: &Path| -> Vec<(String, Vec<i64>)> {
+            let tensors = read(root.join("adapter_model.safetensors"));
+            tensors.into_iter().map(|(name, tensor)| (name, tensor.size())).collect()
+        };
+        assert_eq!(shapes(&ours), shapes(&theirs), "the {part:?} trains other numbers");
+        let [config, expected] = [&ours, &theirs].map(|root| {
+            let mut config = read_json(root.join("adapter_config.json"));
+            for name in ["target_modules", "modules_to_save", "exclude_modules"] {
+                // PEFT writes the names of a Python set in any order.
+                if let Some(names) = config[name].as_array_mut() {
+                    names.sort_by_key(|name| name.to_string());
+                }
+            }
+            config.as_object_mut().unwrap().remove("base_model_name_or_path");
+            config
+        });
+        assert_eq!(config, expected, "the {part:?}");
+        // Our configuration with their numbers.
+        let (ours, theirs) = (peft_folder::read(&ours).unwrap(), peft_folder::read(&theirs).unwrap());
+        mixed.set(part, PartAdapter { config: ours.config, tensors: theirs.tensors });
+    }
+    let outputs = made.join("outputs.safetensors");
+    assert_same_outputs(&self::ours(&mixed, &outputs), &outputs, "adapter", "flags");
+    let (folder, out) = (dir.path().join("written"), dir.path().join("out.safetensors"));
+    write_peft(&folder, &mixed, TextEncoderSpelling::Today).unwrap();
+    assert_same_outputs(&in_python(&made, &out, ("peft", &folder)), &outputs, "adapter", "flags in Python");
+    // A start as PEFT's: B zero, A normal with deviation 1/r.
+    let unet = read(run.join("unet/adapter_model.safetensors"));
+    for (name, tensor) in unet.iter().filter(|(name, _)| name.contains(".lora_B.")) {
+        assert_eq!(tensor.abs().max().double_value(&[]), 0.0, "{name}");
+    }
+    let (a, ranks): (Vec<Tensor>, Vec<f64>) = unet
+        .iter()
+        .filter(|(name, _)| name.contains(".lora_A."))
+        .map(|(_, tensor)| (tensor.flatten(0, -1), tensor.size()[0] as f64))
+        .unzip();
+    let scaled: Vec<Tensor> = a.iter().zip(ranks).map(|(a, rank)| a * rank).collect();
+    let deviation = Tensor::cat(&scaled, 0).std(true).double_value(&[]);
+    assert!((deviation - 1.0).abs() < 0.03, "A's deviation is {deviation}/r");
 }

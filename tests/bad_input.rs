@@ -295,63 +295,120 @@ fn configurations_that_are_broken_or_absurd_are_refused_by_file_and_key() {
         let (folder, config) = model_with_its_own(files[3]);
         edit_json(&config, |config| config[key] = value);
         let picture = folder.path().join("image.png");
-        complaints.refused(key, &generate(folder.path(), &picture, &[]), 1, &["beta"]);
+        complaints.refused(key, &generate(folder.path(), &picture, &[]), 1, &["beta", files[3]]);
         complaints.check(&format!("{key}: a picture is left"), !picture.exists());
     }
 }
+
+/// Flags, the exit code, and what the answer names.
+type Nonsense = (&'static str, i32, &'static [&'static str]);
+
+const TRAINING_OPTIONS: &[Nonsense] = &[
+    ("--lora-r 0", 1, &["--lora-r"]),
+    ("--lora-r -4", 1, &["--lora-r", "-4"]),
+    ("--lora-r 1000000000000", 1, &["--lora-r"]),
+    ("--lora-r many", 2, &["--lora-r", "many"]),
+    ("--train-text-encoder --lora-text-encoder-r 0", 1, &["--lora-text-encoder-r"]),
+    ("--learning-rate nan", 1, &["--learning-rate"]),
+    ("--learning-rate inf", 1, &["--learning-rate"]),
+    ("--learning-rate -1e-4", 1, &["--learning-rate", "-"]),
+    ("--lora-dropout 1.5", 1, &["--lora-dropout", "1.5"]),
+    ("--lora-dropout nan", 1, &["--lora-dropout"]),
+    ("--lora-alpha nan", 1, &["--lora-alpha"]),
+    ("--resolution 0", 1, &["--resolution", "8"]),
+    ("--resolution 33", 1, &["--resolution", "32"]),
+    ("--resolution -8", 2, &["--resolution"]),
+    ("--resolution 1000000", 1, &["--resolution"]),
+    ("--train-batch-size 0", 1, &["--train-batch-size"]),
+    ("--train-batch-size 1.5", 2, &["--train-batch-size"]),
+    ("--gradient-accumulation-steps 0", 1, &["--gradient-accumulation-steps"]),
+    ("--checkpointing-steps 0", 1, &["--checkpointing-steps"]),
+    ("--validation-prompt x --validation-steps 0", 1, &["--validation-steps"]),
+    ("--adam-beta1 1", 1, &["beta"]),
+    ("--adam-beta2 nan", 1, &["beta"]),
+    ("--adam-epsilon -1", 1, &["eps"]),
+    ("--adam-weight-decay inf", 1, &["weight"]),
+    ("--max-grad-norm nan", 1, &["--max-grad-norm"]),
+    ("--noise-offset inf", 1, &["--noise-offset"]),
+    ("--snr-gamma -1", 1, &["--snr-gamma"]),
+    ("--snr-gamma 0", 1, &["--snr-gamma"]),
+    ("--lr-scheduler zigzag", 2, &["--lr-scheduler", "cosine"]),
+    ("--lr-scheduler polynomial --lr-power nan", 1, &["power"]),
+    ("--mixed-precision fp4", 2, &["--mixed-precision", "bf16"]),
+    ("--with-prior-preservation", 1, &["--class-data-dir", "--class-prompt"]),
+    ("--threads 0", 2, &["--threads"]),
+    ("--device tpu", 1, &["--device", "tpu"]),
+    ("--device cuda:99", 1, &["cuda:99"]),
+    ("--lora-targets to_w,to_u", 1, &["to_w", "to_"]),
+    ("--lora-targets to_q_proj", 1, &["to_q"]),
+    ("--lora-targets (", 1, &["("]),
+    ("--lora-targets ,", 1, &["target"]),
+    ("--train-text-encoder --lora-text-encoder-targets q_projj", 1, &["q_proj"]),
+    ("--keep-checkpoints some", 2, &["--keep-checkpoints"]),
+    ("--no-such-flag", 2, &["--no-such-flag"]),
+    ("--learning-rat 1", 2, &["--learning-rat", "--learning-rate"]),
+    ("--resume checkpoint-7", 1, &["checkpoint-7"]),
+    ("--lora-alpha 0", 1, &["--lora-alpha", "changes nothing"]),
+    ("--lora-alpha 1e300", 1, &["--lora-alpha", "1e300", "1000000"]),
+    ("--lora-text-encoder-alpha 1e300", 1, &["--lora-text-encoder-alpha"]),
+    ("--learning-rate 1e300", 1, &["--learning-rate", "1000"]),
+    ("--prior-loss-weight 1e300", 1, &["--prior-loss-weight"]),
+    ("--prior-loss-weight -1", 1, &["--prior-loss-weight"]),
+    ("--adam-beta1 1.0", 1, &["--adam-beta1"]),
+    ("--adam-epsilon 1e300", 1, &["--adam-epsilon"]),
+    ("--adam-weight-decay 1e300", 1, &["--adam-weight-decay"]),
+    ("--snr-gamma 1e300", 1, &["--snr-gamma"]),
+    ("--noise-offset 1e300", 1, &["--noise-offset"]),
+    ("--max-grad-norm 0", 1, &["--max-grad-norm", "1e9"]),
+    ("--keep-checkpoints 0", 1, &["--keep-checkpoints"]),
+    ("--max-train-steps 99999999999", 1, &["--max-train-steps"]),
+    ("--train-batch-size 99999999999", 1, &["--train-batch-size"]),
+    ("--validation-prompt x --num-validation-images 99999999999", 1, &["--num-validation-images"]),
+    ("--validation-prompt x --num-validation-images 0", 1, &["--num-validation-images"]),
+    ("--with-prior-preservation --class-prompt x --class-data-dir /nowhere --num-class-images 0", 1, &["/nowhere"]),
+    ("--with-prior-preservation --class-prompt x --class-data-dir x --num-class-images 99999999999", 1, &["-images"]),
+    ("--logging-dir ../logs", 1, &["--logging-dir", "../logs", "absolute"]),
+    ("--logging-dir .", 1, &["--logging-dir"]),
+    ("--logging-dir unet", 1, &["--logging-dir", "unet"]),
+    ("--logging-dir checkpoint-1", 1, &["--logging-dir", "another name"]),
+    ("--lora-rank-pattern to_q", 2, &["--lora-rank-pattern", "to_q=16"]),
+    ("--lora-rank-pattern to_q=0", 1, &["--lora-rank-pattern", "to_q"]),
+    ("--lora-rank-pattern to_w=4", 1, &["rank_pattern", "to_w"]),
+    ("--lora-rank-pattern {\"(\":4}", 1, &["regular expression"]),
+    ("--lora-alpha-pattern to_q=1e300", 1, &["--lora-alpha-pattern", "to_q"]),
+    ("--lora-alpha-pattern to_w=4", 1, &["alpha_pattern", "to_w"]),
+    ("--lora-exclude-modules to_q,to_v", 1, &["excluded"]),
+    ("--lora-exclude-modules to_w", 1, &["exclude_modules"]),
+    ("--lora-modules-to-save conv_inn", 1, &["modules_to_save", "conv_inn"]),
+    ("--lora-init pissa", 2, &["--lora-init", "gaussian"]),
+];
+
+const DRAWING_OPTIONS: &[Nonsense] = &[
+    ("--height 33", 1, &["--height", "32"]),
+    ("--width 0", 1, &["--width"]),
+    ("--width -8", 1, &["--width"]),
+    ("--steps 0", 1, &["--steps"]),
+    ("--steps -1", 2, &["--steps"]),
+    ("--steps 100000", 1, &["--steps", "1000"]),
+    ("--height 16384", 1, &["--height", "8192"]),
+    ("--width 99999999999", 1, &["--width", "8192"]),
+    ("--num-images 99999999999", 1, &["--num-images", "100000"]),
+    ("--batch-size 0", 1, &["--batch-size"]),
+    ("--guidance-scale 1e300", 1, &["--guidance-scale", "1000"]),
+    ("--num-images 0", 1, &["--num-images"]),
+    ("--guidance-scale nan", 1, &["--guidance-scale"]),
+    ("--scheduler magic", 1, &["magic", "euler"]),
+    ("--lora /nowhere", 1, &["/nowhere"]),
+    ("--lora /nowhere=strong", 1, &["strong"]),
+    ("--output /dev/null/image.png", 1, &["/dev/null"]),
+];
 
 #[test]
 fn options_that_make_no_sense_are_refused_by_their_flag() {
     let mut complaints = Complaints::default();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let options: &[(&str, i32, &[&str])] = &[
-        ("--lora-r 0", 1, &["--lora-r"]),
-        ("--lora-r -4", 1, &["--lora-r", "-4"]),
-        ("--lora-r 1000000000000", 1, &["--lora-r"]),
-        ("--lora-r many", 2, &["--lora-r", "many"]),
-        ("--train-text-encoder --lora-text-encoder-r 0", 1, &["--lora-text-encoder-r"]),
-        ("--learning-rate nan", 1, &["--learning-rate"]),
-        ("--learning-rate inf", 1, &["--learning-rate"]),
-        ("--learning-rate -1e-4", 1, &["--learning-rate", "-"]),
-        ("--lora-dropout 1.5", 1, &["--lora-dropout", "1.5"]),
-        ("--lora-dropout nan", 1, &["--lora-dropout"]),
-        ("--lora-alpha nan", 1, &["--lora-alpha"]),
-        ("--resolution 0", 1, &["--resolution", "8"]),
-        ("--resolution 33", 1, &["--resolution", "32"]),
-        ("--resolution -8", 2, &["--resolution"]),
-        ("--resolution 1000000", 1, &["--resolution"]),
-        ("--train-batch-size 0", 1, &["--train-batch-size"]),
-        ("--train-batch-size 1.5", 2, &["--train-batch-size"]),
-        ("--gradient-accumulation-steps 0", 1, &["--gradient-accumulation-steps"]),
-        ("--checkpointing-steps 0", 1, &["--checkpointing-steps"]),
-        ("--validation-prompt x --validation-steps 0", 1, &["--validation-steps"]),
-        ("--adam-beta1 1", 1, &["beta"]),
-        ("--adam-beta2 nan", 1, &["beta"]),
-        ("--adam-epsilon -1", 1, &["eps"]),
-        ("--adam-weight-decay inf", 1, &["weight"]),
-        ("--max-grad-norm nan", 1, &["--max-grad-norm"]),
-        ("--noise-offset inf", 1, &["--noise-offset"]),
-        ("--snr-gamma -1", 1, &["--snr-gamma"]),
-        ("--snr-gamma 0", 1, &["--snr-gamma"]),
-        ("--lr-scheduler zigzag", 2, &["--lr-scheduler", "cosine"]),
-        ("--lr-scheduler polynomial --lr-power nan", 1, &["power"]),
-        ("--mixed-precision fp4", 2, &["--mixed-precision", "bf16"]),
-        ("--with-prior-preservation", 1, &["--class-data-dir", "--class-prompt"]),
-        ("--threads 0", 2, &["--threads"]),
-        ("--device tpu", 1, &["--device", "tpu"]),
-        ("--device cuda:99", 1, &["cuda:99"]),
-        ("--lora-targets to_w,to_u", 1, &["to_w", "to_"]),
-        ("--lora-targets to_q_proj", 1, &["to_q"]),
-        ("--lora-targets (", 1, &["("]),
-        ("--lora-targets ,", 1, &["target"]),
-        ("--train-text-encoder --lora-text-encoder-targets q_projj", 1, &["q_proj"]),
-        ("--keep-checkpoints some", 2, &["--keep-checkpoints"]),
-        ("--no-such-flag", 2, &["--no-such-flag"]),
-        ("--learning-rat 1", 2, &["--learning-rat", "--learning-rate"]),
-        ("--resume checkpoint-7", 1, &["checkpoint-7"]),
-    ];
-    for &(more, code, expected) in options {
+    for &(more, code, expected) in TRAINING_OPTIONS {
         let more: Vec<&str> = more.split(' ').collect();
         let args = train(&model("tiny"), &photos(3, 0), &out, &more);
         complaints.refused(&more.join(" "), &args, code, expected);
@@ -359,21 +416,7 @@ fn options_that_make_no_sense_are_refused_by_their_flag() {
         fs::remove_dir_all(&out).ok();
     }
     let picture = folder.path().join("image.png");
-    let options: &[(&str, i32, &[&str])] = &[
-        ("--height 33", 1, &["--height", "32"]),
-        ("--width 0", 1, &["--width"]),
-        ("--width -8", 1, &["--width"]),
-        ("--steps 0", 1, &["--steps"]),
-        ("--steps -1", 2, &["--steps"]),
-        ("--steps 100000", 1, &["steps"]),
-        ("--num-images 0", 1, &["--num-images"]),
-        ("--guidance-scale nan", 1, &["--guidance-scale"]),
-        ("--scheduler magic", 1, &["magic", "euler"]),
-        ("--lora /nowhere", 1, &["/nowhere"]),
-        ("--lora /nowhere=strong", 1, &["strong"]),
-        ("--output /dev/null/image.png", 1, &["/dev/null"]),
-    ];
-    for &(more, code, expected) in options {
+    for &(more, code, expected) in DRAWING_OPTIONS {
         let more: Vec<&str> = more.split(' ').collect();
         complaints.refused(&more.join(" "), &generate(&model("tiny"), &picture, &more), code, expected);
         complaints.check(&format!("{more:?}: a picture is left"), !picture.exists());
@@ -626,13 +669,14 @@ fn outputs_that_cannot_be_written_are_refused_before_anything_is() {
     let before = adapter();
     complaints.refused("another run", &args, 1, &["another run", "--resume", "--overwrite"]);
     complaints.check("the other run was changed", adapter() == before);
-    for name in ["mine.txt", "unet/mine.txt"] {
+    let theirs = ["mine.txt", "unet/mine.txt", "checkpoint-1/mine.txt", "logs/mine.txt"];
+    for name in theirs {
         fs::write(out.join(name), "mine").unwrap();
     }
     let overwrite = [&args[..], &words("--overwrite --seed 9")].concat();
     lorabooth_ok(&overwrite);
     complaints.check("the run was not replaced", adapter() != before);
-    for name in ["mine.txt", "unet/mine.txt"] {
+    for name in theirs {
         complaints.check(&format!("{name} is gone"), out.join(name).exists());
     }
     // What is refused does not cost the run that is there.
@@ -686,8 +730,36 @@ fn a_full_or_read_only_disk_is_a_plain_sentence() {
     let picture = disk.0.path().join("image.png");
     complaints.refused("a picture", &generate(&model("tiny"), &picture, &["--height", "64"]), 1, &["no space left"]);
     complaints.check("half a picture", !picture.exists());
+    let run = tempfile::tempdir().unwrap();
+    lorabooth_ok(&train(&model("tiny"), &photos(3, 0), run.path(), &["--train-text-encoder", "--lora-r", "32"]));
+    let (run, tiny) = (run.path().display().to_string(), model("tiny").display().to_string());
+    for size in ["4k", "1m"] {
+        let Some(disk) = SmallDisk::mount(&format!("size={size}")) else { return };
+        let at = |name: &str| disk.0.path().join(name).display().to_string();
+        let none = |complaints: &mut Complaints, what: &str, words: &[&str]| {
+            let args: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+            complaints.refused(what, &args, 1, &["no space left on device", &at("")]);
+            let left: Vec<_> = fs::read_dir(disk.0.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            complaints.check(&format!("{size}: {what} left {left:?}"), left.is_empty());
+        };
+        let merged = at("merged");
+        none(
+            &mut complaints,
+            "merge",
+            &["adapter", "merge", "--model", &tiny, "--lora", &run, "--output-dir", &merged],
+        );
+        if size == "4k" {
+            for (to, output) in [("peft", at("peft")), ("diffusers", at("diffusers")), ("kohya", at("a.safetensors"))] {
+                none(&mut complaints, to, &["adapter", "convert", &run, "--to", to, "--output", &output]);
+            }
+        }
+    }
     let Some(disk) = SmallDisk::mount("ro") else { return };
     let out = disk.0.path().join("out");
+    for output in ["image.png", "new/image.png", "new"] {
+        let args = generate(&model("tiny"), &disk.0.path().join(output), &[]);
+        complaints.refused("read-only picture", &args, 1, &["read-only"]);
+    }
     complaints.refused("read-only", &train(&model("tiny"), &photos(3, 0), &out, &[]), 1, &["read-only"]);
 }
 

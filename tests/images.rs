@@ -230,3 +230,39 @@ fn a_single_file_draws_the_picture_of_diffusers() {
     let jobs = [Job::new("single", &file, options).with(&["--config-folder", flag])];
     compare(folder.path(), &jobs);
 }
+
+#[test]
+fn a_single_file_with_an_adapter_folded_in_is_a_pipeline_that_diffusers_loads() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let size = json!({ "height": 64, "width": 64 });
+    for variant in ["tiny4", "tiny-v"] {
+        let pipeline = model(variant);
+        let described = pipeline.to_str().unwrap();
+        let file = made("single_file.py", "single.safetensors", &json!({ "model": pipeline }));
+        let adapter = made(
+            "adapters.py",
+            "adapters",
+            &json!({ "model": pipeline, "formats": ["peft"], "outputs": false,
+                "unet": { "r": 4, "lora_alpha": 7, "target_modules": ["to_q", "to_v", "conv1"] },
+                "text_encoder": { "r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "fc1"] } }),
+        );
+        let (lora, merged) = (format!("{}=0.8", adapter.join("peft").display()), at(&format!("merged-{variant}")));
+        let from = ["adapter", "merge", "--model", file.to_str().unwrap(), "--config-folder", described];
+        lorabooth_ok(&[&from[..], &["--lora", &lora, "--output-dir", &merged]].concat());
+        // diffusers on the merged folder, and here the single file with the adapter beside it.
+        let job = Job::new(variant, Path::new(&merged), size.clone());
+        let flags = ["--model", file.to_str().unwrap(), "--config-folder", described, "--lora", &lora];
+        compare(folder.path(), &[job.with(&flags)]);
+        Job::new("plain", &file, size.clone()).with(&["--config-folder", described]).draw(folder.path());
+        let plain = folder.path().join("plain/00000.png");
+        let changed = psnr(folder.path().join(variant).join("00000.png"), &plain);
+        assert!(changed < FAR, "{variant}: the adapter changes nothing ({changed:.1} dB)");
+        std::fs::remove_dir_all(folder.path().join("plain")).unwrap();
+    }
+    // Without a tokenizer there is no pipeline; a folder that is there stays.
+    let file = made("single_file.py", "single.safetensors", &json!({ "model": model("tiny4") }));
+    let from =
+        ["adapter", "merge", "--lora", "x", "--model", file.to_str().unwrap(), "--output-dir", &at("merged-tiny4")];
+    assert_eq!(support::lorabooth(&from).status.code(), Some(1));
+}

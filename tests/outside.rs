@@ -84,3 +84,54 @@ fn secrets_of_the_command_line_are_written_nowhere() {
         assert!(!String::from_utf8_lossy(&bytes).contains("hush"), "a secret is in {file}");
     }
 }
+
+#[test]
+fn a_class_folder_of_ones_own_images_needs_no_generated_ones() {
+    let folder = tempdir().unwrap();
+    let class = photos(2, 1).display().to_string();
+    let more = ["--with-prior-preservation", "--class-prompt", "dog", "--num-class-images", "0", "--class-data-dir"];
+    lorabooth_ok(&training(&[&more[..], &[&class]].concat(), &folder.path().join("out")));
+    assert_eq!(fs::read_dir(class).unwrap().count(), 2);
+}
+
+#[test]
+fn events_go_where_they_are_asked_to_and_overwriting_leaves_what_is_outside() {
+    let folder = tempdir().unwrap();
+    let (out, elsewhere) = (folder.path().join("out"), folder.path().join("elsewhere"));
+    let events = |folder: &Path| fs::read_dir(folder).map_or(0, Iterator::count);
+    for (logs, path) in [("mine/tb", out.join("mine/tb")), (elsewhere.to_str().unwrap(), elsewhere.clone())] {
+        lorabooth_ok(&training(&["--overwrite", "--logging-dir", logs], &out));
+        assert_eq!(events(&path), 1, "{logs}");
+    }
+    lorabooth_ok(&training(&["--overwrite", "--logging-dir", "mine/tb"], &out));
+    lorabooth_ok(&training(&["--overwrite", "--logging-dir", elsewhere.to_str().unwrap()], &out));
+    assert_eq!((events(&out.join("mine/tb")), events(&elsewhere)), (1, 2));
+}
+
+#[test]
+fn a_picture_that_does_not_fit_in_memory_is_one_line_with_the_cure() {
+    let folder = tempdir().unwrap();
+    let picture = folder.path().join("image.png");
+    let draw = |kib: u64, width: &str| {
+        let model = model("tiny").display().to_string();
+        let args = ["--model", &model, "--prompt", "x", "--steps", "1", "--height", "64", "--width", width];
+        let rest = ["--dtype", "fp32", "--device", "cpu", "--threads", "1", "--output", picture.to_str().unwrap()];
+        let script = format!("ulimit -v {kib}; exec \"$0\" generate \"$@\"");
+        let command = std::process::Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_lorabooth")])
+            .args(args.iter().chain(&rest))
+            .env("OMP_NUM_THREADS", "1")
+            .output();
+        command.unwrap()
+    };
+    // What libtorch's own files take differs from machine to machine.
+    let enough = (0..60).map(|i| 400_000 + 10_000 * i * i).find(|&kib| draw(kib, "64").status.success()).unwrap();
+    fs::remove_file(&picture).unwrap();
+    let output = draw(enough, "8192");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && error.trim().lines().count() == 1, "{error}");
+    for word in ["error: out of memory", "--vae-tiling", "--height", "bf16"] {
+        assert!(error.contains(word), "no {word}: {error}");
+    }
+    assert!(!error.contains("--gradient-checkpointing") && !picture.exists(), "{error}");
+}

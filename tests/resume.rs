@@ -316,11 +316,29 @@ fn a_killed_generation_of_class_images_goes_on_without_overwriting() {
     assert!(wait(&mut child, || class.is_dir() && images(&class).len() == 2));
     child.kill().unwrap();
     child.wait().unwrap();
+    // As a kill in the middle of writing leaves it.
+    fs::write(class.join(".2-0123456789abcdef.jpg.part"), [0xff, 0xd8, 0xff]).unwrap();
     let before = images(&class);
     lorabooth_ok(&flags(&class));
     let after = images(&class);
     assert!(before.iter().all(|(name, bytes)| after[name] == *bytes), "an image was overwritten");
     assert!(after == whole, "{:?} are not {:?}", after.keys(), whole.keys());
+    assert_eq!(names(&class).len(), 4, "something unfinished is left: {:?}", names(&class));
+
+    // Drawn in groups, it goes on from the middle of one; a deleted image comes again.
+    let grouped = |class: &Path| [flags(class), vec!["--sample-batch-size".into(), "3".into()]].concat();
+    lorabooth_ok(&grouped(&path("groups")));
+    let whole = images(&path("groups"));
+    for missing in [&[2][..], &[1, 3]] {
+        let part = path("part");
+        copy(&path("groups"), &part);
+        for name in names(&part).iter().filter(|name| missing.iter().any(|i| name.starts_with(&format!("{i}-")))) {
+            fs::remove_file(part.join(name)).unwrap();
+        }
+        lorabooth_ok(&grouped(&part));
+        assert!(images(&part) == whole, "without {missing:?}: {:?} are not {:?}", names(&part), whole.keys());
+        fs::remove_dir_all(part).unwrap();
+    }
 }
 
 #[test]
@@ -340,7 +358,12 @@ fn options_that_would_change_the_numbers_are_refused_by_name_when_resuming() {
     let (prompted, other_photos) = (folder.path().join("photos"), photos(4, 0));
     copy(&photos(5, 0), &prompted);
     fs::write(prompted.join("00.txt"), "a caption").unwrap();
-    let changes: [(&[&str], &str); 10] = [
+    let changes: [(&[&str], &str); 15] = [
+        (&["--lora-rank-pattern", "to_q=4"], "lora-rank-pattern"),
+        (&["--lora-alpha-pattern", "to_q=4"], "lora-alpha-pattern"),
+        (&["--lora-exclude-modules", "mid_block.*"], "lora-exclude-modules"),
+        (&["--lora-modules-to-save", "conv_in"], "lora-modules-to-save"),
+        (&["--lora-init", "gaussian"], "lora-init"),
         (&["--learning-rate", "2e-3"], "learning-rate"),
         (&["--lora-r", "4"], "lora-r"),
         (&["--lora-dropout", "0.5"], "lora-dropout"),

@@ -1,9 +1,9 @@
 //! Puts an adapter of a configuration on a model: the adapters of its sites, the biases and modules trained whole.
 
 use super::adapter::{Init, Method, METHODS};
-use super::config::{Bias, LoraConfig};
+use super::config::{is_within, pattern_matches, Bias, LoraConfig};
 use super::site::Sites;
-use super::targets::matching_sites;
+use super::targets::{matching_sites, TargetRules};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use tch::Tensor;
@@ -57,8 +57,9 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         targets.push(site.path().to_owned());
         made.push((site, adapter));
     }
-    if let Init::Tensors(tensors) = &init {
-        check_all_used(sites, tensors, &params)?;
+    match &init {
+        Init::Tensors(tensors) => check_all_used(sites, tensors, &params)?,
+        Init::Draw(_) => check_all_meant(sites, &config, &targets)?,
     }
     for (site, adapter) in made {
         site.put(name, adapter);
@@ -86,6 +87,34 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         }
     }
     Ok(Attached { config, params, targets, base_elements: sites.elements() })
+}
+
+/// Refuses names in the configuration of a new adapter that are of no module: a slip of the pen costs no training run.
+fn check_all_meant(sites: &Sites, config: &LoraConfig, targets: &[String]) -> Result<()> {
+    let refuse = |field: &str, name: &str, what: &str| Err(Error::invalid(format!("{field}: `{name}` is {what}")));
+    let on_target = |key: &str| targets.iter().any(|path| pattern_matches(key, path));
+    for (field, key) in (config.rank_pattern.keys().map(|key| ("rank_pattern", key)))
+        .chain(config.alpha_pattern.keys().map(|key| ("alpha_pattern", key)))
+    {
+        if !on_target(key) {
+            return refuse(field, key, "no module that gets an adapter; see the targets");
+        }
+    }
+    let rules = TargetRules::new(config)?;
+    if config.exclude_modules.is_some() && !sites.all().iter().any(|site| rules.exclude(site.path(), site.op())) {
+        return Err(Error::invalid("exclude_modules excludes none of the targets; leave it out, or see its spelling"));
+    }
+    let params = sites.params();
+    let holds = |name: &str| {
+        let modules = params.iter().filter_map(|param| param.key().rsplit_once('.')).map(|(module, _)| module);
+        sites.all().iter().any(|site| is_within(site.path(), name)) || modules.into_iter().any(|m| is_within(m, name))
+    };
+    for name in config.modules_to_save.iter().flatten() {
+        if name.is_empty() || !holds(name) {
+            return refuse("modules_to_save", name, "no module of the model");
+        }
+    }
+    Ok(())
 }
 
 /// Refuses tensors that have no place in the model: an adapter that is applied in part looks like one that is not trained.
@@ -122,7 +151,8 @@ fn method_of(peft_type: &str) -> Result<&'static Method> {
     })
 }
 
-fn with_commas(number: i64) -> String {
+/// `1234567` as `1,234,567`.
+pub fn with_commas(number: i64) -> String {
     let digits = number.to_string();
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();

@@ -1,6 +1,5 @@
 //! `adapter_config.json`: PEFT's `LoraConfig`, read and written as PEFT does.
 
-use super::targets::ends_with_name;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -204,6 +203,10 @@ impl LoraConfig {
         if !self.lora_alpha.is_finite() || self.alpha_pattern.values().any(|alpha| !alpha.is_finite()) {
             return Err(Error::invalid("the LoRA alpha must be a finite number"));
         }
+        let mut keys = self.rank_pattern.keys().chain(self.alpha_pattern.keys());
+        if let Some(key) = keys.find(|key| !is_plain(key) && pattern_of(key).is_err()) {
+            return Err(Error::invalid(format!("the pattern `{key}` is no regular expression")));
+        }
         let empty = |value: &serde_json::Value| match value {
             serde_json::Value::Null | serde_json::Value::Bool(false) => true,
             serde_json::Value::Array(list) => list.is_empty(),
@@ -218,7 +221,7 @@ impl LoraConfig {
 
     /// Whether the module at `path` trains whole and gets no adapter (`modules_to_save`).
     pub fn saves_whole(&self, path: &str) -> bool {
-        self.modules_to_save.iter().flatten().any(|module| ends_with_name(path, module))
+        self.modules_to_save.iter().flatten().any(|module| is_within(path, module))
     }
 
     /// The rank of the module at `path`.
@@ -238,21 +241,35 @@ impl LoraConfig {
     }
 }
 
-/// The value of the first key that is the path, or a regular expression for its end, as PEFT's `get_pattern_key`.
+/// Whether the module at `path`, or one that it is in, is called so that PEFT takes it for the saved `module`: by how the
+/// path ends, be it in the middle of a name.
+pub(super) fn is_within(path: &str, module: &str) -> bool {
+    path.match_indices('.').map(|(dot, _)| &path[..dot]).chain([path]).any(|part| part.ends_with(module))
+}
+
+/// The value of the first key that names the path, as PEFT's `get_pattern_key`.
 fn from_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
-    // Most keys are plain names, thousands of which are compared when each module has its own: no expression is built.
-    let is_plain = |key: &str| key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_' || c == b'.');
-    let ends_with = |key: &str| {
-        let start = path.len().checked_sub(key.len());
-        let (Some(start), bytes) = (start, path.as_bytes()) else { return false };
-        let same = key.bytes().zip(&bytes[start..]).all(|(k, &p)| k == b'.' || k == p);
-        same && (start == 0 || bytes[start - 1] == b'.')
-    };
-    let matches = |key: &str| match is_plain(key) {
-        true => ends_with(key),
-        false => regex::Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")).is_ok_and(|pattern| pattern.is_match(path)),
-    };
-    patterns.iter().find(|(key, _)| matches(key)).map(|(_, &value)| value)
+    patterns.iter().find(|(key, _)| pattern_matches(key, path)).map(|(_, &value)| value)
+}
+
+/// Whether a pattern's key is the path, or a regular expression for its end.
+pub(super) fn pattern_matches(key: &str, path: &str) -> bool {
+    if !is_plain(key) {
+        return pattern_of(key).is_ok_and(|pattern| pattern.is_match(path));
+    }
+    let start = path.len().checked_sub(key.len());
+    let (Some(start), bytes) = (start, path.as_bytes()) else { return false };
+    let same = key.bytes().zip(&bytes[start..]).all(|(k, &p)| k == b'.' || k == p);
+    same && (start == 0 || bytes[start - 1] == b'.')
+}
+
+/// Most keys are plain names, thousands of which are compared when each module has its own: no expression is built.
+fn is_plain(key: &str) -> bool {
+    key.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_' || c == b'.')
+}
+
+fn pattern_of(key: &str) -> std::result::Result<regex::Regex, regex::Error> {
+    regex::Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
 use crate::weights::{spelling, BaseWeight, Op, Placement, Stride, WeightSet};
+use crate::whole_file::{beside, TEMPORARY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -25,24 +26,11 @@ pub struct Merge<'a> {
 impl Merge<'_> {
     /// Writes the merged pipeline to the folder `out`, which must not exist or be empty.
     pub fn write(&self, out: &Path) -> Result<()> {
-        let taken = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-        if taken || out.is_file() {
-            return Err(Error::file(out, "is there already; name a folder that is not"));
-        }
-        let name = out.file_name().ok_or_else(|| Error::file(out, "is no folder name"))?.to_string_lossy();
-        let partial = out.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let done = self.write_parts(&partial).and_then(|()| {
-            // An empty folder would stand in the way on some systems.
-            _ = std::fs::remove_dir(out);
-            std::fs::rename(&partial, out).map_err(|e| Error::io("write", out, e))
-        });
-        if done.is_err() {
-            _ = std::fs::remove_dir_all(&partial);
-        }
-        done
+        into_new_folder(out, |partial| self.write_parts(partial))
     }
 
-    fn write_parts(&self, out: &Path) -> Result<()> {
+    /// Writes all parts into the folder `out`.
+    pub(crate) fn write_parts(&self, out: &Path) -> Result<()> {
         create(out)?;
         for entry in sorted(self.model)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -71,8 +59,6 @@ impl Merge<'_> {
             return Ok(());
         }
         let part = Part::ALL.into_iter().find(|part| part.name() == name);
-        let adapters: Vec<(&PartAdapter, f64)> =
-            self.adapters.iter().filter_map(|(set, scale)| Some((set.part(part?)?, *scale))).collect();
         let weights = match WeightSet::open_folder(from, self.variant) {
             Ok(weights) => weights,
             // A part that nothing is folded into (a safety checker of pickles) is copied as it is.
@@ -82,8 +68,43 @@ impl Merge<'_> {
             Err(error) => return Err(error),
         };
         let stem = if name == "unet" || name == "vae" { "diffusion_pytorch_model" } else { "model" };
-        write_weights(&weights, &to.join(format!("{stem}.safetensors")), part, &adapters)
+        write_weights(&weights, &to.join(format!("{stem}.safetensors")), part, self.adapters, Shapes::AsTheyAre)
     }
+}
+
+/// The folder `out`, which must not exist or be empty, filled by `write`: whole or not at all.
+pub(crate) fn into_new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let taken = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
+    if taken || out.is_file() {
+        return Err(Error::file(out, "is there already; name a folder that is not"));
+    }
+    out.file_name().ok_or_else(|| Error::file(out, "is no folder name"))?;
+    let partial = beside(out, TEMPORARY);
+    // Of a process that was killed.
+    _ = std::fs::remove_dir_all(&partial);
+    let done = create(&partial).and_then(|()| write(&partial)).and_then(|()| {
+        // An empty folder would stand in the way on some systems.
+        _ = std::fs::remove_dir(out);
+        std::fs::rename(&partial, out).map_err(|e| Error::io("write", out, e))
+    });
+    // An error names the place that was asked for, not the one beside it.
+    done.map_err(|error| {
+        _ = std::fs::remove_dir_all(&partial);
+        match error {
+            Error::Io { action, path, source } => match path.strip_prefix(&partial) {
+                Ok(inside) => Error::io(action, out.join(inside), source),
+                Err(_) => Error::io(action, path, source),
+            },
+            other => other,
+        }
+    })
+}
+
+/// Copies the files of the folder `from` into the folder `to`, over those of the same names.
+pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    create(to)?;
+    let files = sorted(from)?.into_iter().filter(|path| path.is_file());
+    files.into_iter().try_for_each(|file| copy(&file, &to.join(file.file_name().unwrap_or_default())))
 }
 
 fn create(folder: &Path) -> Result<()> {
@@ -91,7 +112,7 @@ fn create(folder: &Path) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).map(|_| ()).map_err(|e| Error::io("copy", from, e))
+    std::fs::copy(from, to).map(|_| ()).map_err(|e| Error::io("write", to, e))
 }
 
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -101,13 +122,40 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn write_weights(weights: &WeightSet, path: &Path, part: Option<Part>, adapters: &[(&PartAdapter, f64)]) -> Result<()> {
+/// How weights are shaped that have been shaped in two ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shapes {
+    /// As in their file.
+    AsTheyAre,
+    /// The VAE's attention as linear layers, which single-file checkpoints keep as 1×1 convolutions.
+    LinearAttention,
+}
+
+impl Shapes {
+    fn of(self, key: &str, mut shape: Vec<i64>) -> Vec<i64> {
+        if self == Self::LinearAttention && key.contains(".attentions.") && shape.ends_with(&[1, 1]) {
+            shape.truncate(2);
+        }
+        shape
+    }
+}
+
+/// Writes `weights`, which are of `part` where an adapter can be for them, with the adapters folded in.
+pub(crate) fn write_weights(
+    weights: &WeightSet,
+    path: &Path,
+    part: Option<Part>,
+    adapters: &[(AdapterSet, f64)],
+    shapes: Shapes,
+) -> Result<()> {
+    let adapters: Vec<(&PartAdapter, f64)> =
+        adapters.iter().filter_map(|(set, scale)| Some((set.part(part?)?, *scale))).collect();
     let plain = |key: &str| match part {
         Some(Part::TextEncoder) => spelling::clip_text(key).unwrap_or_else(|| key.to_owned()),
         _ => key.to_owned(),
     };
     let keys: BTreeSet<String> = weights.keys().map(plain).collect();
-    for (adapter, _) in adapters {
+    for (adapter, _) in &adapters {
         if let Some(name) = adapter.tensors.keys().find(|name| !keys.contains(&weight_of(name))) {
             return Err(Error::invalid(format!(
                 "the adapter does not fit this model, which has no `{}`",
@@ -118,7 +166,7 @@ fn write_weights(weights: &WeightSet, path: &Path, part: Option<Part>, adapters:
     let planned = weights
         .keys()
         .map(|key| {
-            let shape = weights.shape(key).unwrap_or_default();
+            let shape = shapes.of(key, weights.shape(key).unwrap_or_default());
             Ok(Planned { name: key.to_owned(), shape, kind: weights.kind(key)? })
         })
         .collect::<Result<Vec<_>>>()?;

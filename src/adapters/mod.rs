@@ -16,11 +16,11 @@ mod targets;
 
 pub use adapter::{Adapter, Init, Method, METHODS};
 pub use adapter_set::{AdapterSet, Part, PartAdapter};
-pub use attach::{attach, AdapterParams, Attached};
+pub use attach::{attach, with_commas, AdapterParams, Attached};
 pub use config::{Bias, InitWeights, LoraConfig, TargetModules};
 pub use formats::{read_any, write_diffusers, write_kohya, write_peft, Format};
 pub use kohya_file::ModuleNames;
 pub use merge::Merge;
 pub use peft_folder::TextEncoderSpelling;
 pub use site::{Param, Site, Sites};
-pub use targets::{matching_sites, TargetRules};
+pub use targets::{matching_sites, short_name, TargetRules};

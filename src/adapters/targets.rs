@@ -13,6 +13,9 @@ pub fn matching_sites(sites: &Sites, config: &LoraConfig) -> Result<Vec<Rc<Site>
     let matching: Vec<Rc<Site>> = all.iter().filter(|site| rules.contain(site.path(), site.op())).cloned().collect();
     match matching.is_empty() {
         false => Ok(matching),
+        true if all.iter().any(|site| rules.wanted.matches(site.path(), site.op())) => Err(Error::invalid(
+            "all modules that match the targets are excluded, by exclude_modules or by layers_to_transform",
+        )),
         true => Err(nothing_matches(rules.targets, &all)),
     }
 }
@@ -35,6 +38,11 @@ impl<'a> TargetRules<'a> {
             excluded: config.exclude_modules.as_ref().map(Matcher::new).transpose()?,
             layers: LayerFilter::new(config)?,
         })
+    }
+
+    /// Whether the projection `op` at `path` would get an adapter if it were not excluded.
+    pub fn exclude(&self, path: &str, op: Op) -> bool {
+        self.excluded.as_ref().is_some_and(|excluded| excluded.matches(path, op)) && self.wanted.matches(path, op)
     }
 
     /// Whether the projection `op` at `path` gets an adapter.
@@ -73,7 +81,7 @@ impl<'a> Matcher<'a> {
 }
 
 /// Whether `path` is `name` or ends with `.name`.
-pub(super) fn ends_with_name(path: &str, name: &str) -> bool {
+fn ends_with_name(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
@@ -129,7 +137,7 @@ fn nothing_matches(targets: &TargetModules, sites: &[Rc<Site>]) -> Error {
 }
 
 /// The last part of a path that is a name; `to_out.0` for `….attn1.to_out.0`.
-fn short_name(path: &str) -> &str {
+pub fn short_name(path: &str) -> &str {
     let last = path.rfind('.').map_or(0, |dot| dot + 1);
     if last > 0 && path[last..].bytes().all(|b| b.is_ascii_digit()) {
         return path[..last - 1].rfind('.').map_or(path, |dot| &path[dot + 1..]);

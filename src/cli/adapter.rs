@@ -1,8 +1,13 @@
 //! `lorabooth adapter`: look at an adapter, fold it into a model, convert it.
 
 use super::Reporter;
-use crate::adapters::{inspect, read_any, write_diffusers, write_kohya, write_peft, Merge, TextEncoderSpelling};
+use crate::adapters::diffusers_file::FILE_NAME;
+use crate::adapters::merge::into_new_folder;
+use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
+use crate::recipes::merged_pipeline;
+use crate::recipes::model_args::ModelArgs;
+use crate::recipes::observer::{Event, Observer};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -28,18 +33,16 @@ pub enum AdapterCommand {
 /// Flags of `merge`.
 #[derive(Debug, Args)]
 pub struct MergeArgs {
-    /// Model folder in the diffusers layout
-    #[arg(long)]
-    model: PathBuf,
-    /// Variant of the weight files, such as fp16
-    #[arg(long)]
-    variant: Option<String>,
     /// Adapter, with a strength after an equals sign; any number of times
     #[arg(long, required = true, value_name = "PATH[=SCALE]")]
     lora: Vec<String>,
     /// Folder for the merged pipeline
     #[arg(long)]
     output_dir: PathBuf,
+    // Last: its heading holds for what follows.
+    /// The model to fold into.
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// A file format.
@@ -64,6 +67,9 @@ pub struct ConvertArgs {
     /// Folder (peft, diffusers) or file (kohya) to write
     #[arg(long)]
     output: PathBuf,
+    /// Replace an adapter that is there
+    #[arg(long)]
+    overwrite: bool,
     /// Write tensors in float16 (kohya)
     #[arg(long)]
     half: bool,
@@ -105,7 +111,7 @@ fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
         lines.push(format!(
             "{:>13}  {} parameters, {:.2} MB, {}",
             name.replace('_', " "),
-            part.parameters,
+            with_commas(part.parameters),
             part.bytes as f64 / 1e6,
             part.dtypes.join(", ")
         ));
@@ -121,8 +127,12 @@ fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
         if let Some(model) = &part.base_model {
             lines.push(format!("{:>13}  {model}", "trained on"));
         }
-        for (block, norm) in &part.change_norms {
-            lines.push(format!("{:>13}  {norm:<10.4} {block}", "change"));
+        if part.whole_tensors > 0 {
+            lines.push(format!("{:>13}  {} biases and whole weights", "also trained", part.whole_tensors));
+        }
+        for (i, (block, norm)) in part.change_norms.iter().enumerate() {
+            let (name, what) = if i == 0 { ("change", ": norm of what it adds to the weights") } else { ("", "") };
+            lines.push(format!("{name:>13}  {norm:<10.4} {block}{what}"));
         }
     }
     let json = serde_json::to_value(&summary).map_err(|e| Error::invalid(e.to_string()))?;
@@ -136,7 +146,8 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
         let (path, scale) = path_and_scale(text)?;
         adapters.push((read_any(&path, None)?, scale));
     }
-    Merge { model: &args.model, variant: args.variant.as_deref(), adapters: &adapters }.write(&args.output_dir)?;
+    let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
+    merged_pipeline::write(&files, &args.model, &adapters, &args.output_dir)?;
     let text = format!("the merged pipeline is in {}", args.output_dir.display());
     reporter.result(json!({ "event": "wrote", "path": args.output_dir.display().to_string() }), &text);
     Ok(())
@@ -145,21 +156,42 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
 fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
     let set = read_any(&args.adapter, None)?;
     let path = match args.to {
+        OutputFormat::Diffusers => args.output.join(FILE_NAME),
+        OutputFormat::Peft | OutputFormat::Kohya => args.output.clone(),
+    };
+    let taken = match args.to {
+        OutputFormat::Peft => set.parts().map(|(part, _)| path.join(part.name())).find(|folder| folder.exists()),
+        OutputFormat::Diffusers | OutputFormat::Kohya => Some(path.clone()).filter(|path| path.exists()),
+    };
+    if let Some(taken) = taken.filter(|_| !args.overwrite) {
+        return Err(Error::file(taken, "is there already; name another --output, or replace it with --overwrite"));
+    }
+    let made = Some(&args.output).filter(|folder| !folder.exists());
+    match args.to {
         OutputFormat::Peft => {
             let spelling = match args.old_text_encoder_names {
                 true => TextEncoderSpelling::BeforeTransformers5,
                 false => TextEncoderSpelling::Today,
             };
-            write_peft(&args.output, &set, spelling)?;
-            args.output.clone()
+            // Both parts or none; a folder that is there may hold anything else too.
+            match path.exists() {
+                true => write_peft(&path, &set, spelling)?,
+                false => into_new_folder(&path, |folder| write_peft(folder, &set, spelling))?,
+            }
         }
-        OutputFormat::Diffusers => write_diffusers(&args.output, &set)?,
+        OutputFormat::Diffusers => {
+            // Takes away the folder again that was made for nothing.
+            let forget = |_: &Error| drop(made.map(std::fs::remove_dir));
+            write_diffusers(&args.output, &set).inspect_err(forget)?;
+        }
         OutputFormat::Kohya => {
             let kind = if args.half { Kind::Half } else { Kind::Float };
             write_kohya(&args.output, &set, kind, &BTreeMap::new())?;
-            args.output.clone()
         }
-    };
+    }
+    if let Some(text) = set.left_out_warning(&path).filter(|_| args.to != OutputFormat::Peft) {
+        reporter.on(Event::Warning { text });
+    }
     reporter
         .result(json!({ "event": "wrote", "path": path.display().to_string() }), &format!("wrote {}", path.display()));
     Ok(())

@@ -96,6 +96,8 @@ fn flags_of(file: &Path) -> Result<Vec<String>> {
                 let words = words.ok_or_else(|| Error::file(file, format!("`{name}` must be a list of strings")))?;
                 flags.push(format!("{flag}={}", words.join(",")));
             }
+            // Ranks or alphas by module.
+            toml::Value::Table(table) => flags.push(format!("{flag}={}", serde_json::json!(table))),
             _ => return Err(Error::file(file, format!("`{name}` must be a string, a number, true or false"))),
         }
     }

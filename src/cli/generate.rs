@@ -5,23 +5,30 @@ use super::{Common, Dtype, Reporter};
 use crate::adapters::{attach, read_any, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
+use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
+use crate::models::stable_diffusion::UNetConfig;
+use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
-use crate::schedulers::{default_name, SchedulerConfig};
+use crate::schedulers::default_name;
 use crate::weights::Placement;
-use crate::whole_file::write_whole;
+use crate::whole_file::{write_whole, WholeFile};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
+/// More images than anyone looks at, and fewer than fill a machine with their names.
+const MAX_IMAGES: usize = 100_000;
+/// The strongest guidance: pictures are noise long before it.
+const MAX_GUIDANCE: f64 = 1000.0;
+/// What to do where memory is full.
+const DRAW_IN_LESS: &str = "lower --height and --width or --batch-size, turn on --vae-tiling, or use --dtype bf16";
+
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// The model to draw with.
-    #[command(flatten)]
-    model: ModelArgs,
     /// What to draw
     #[arg(long)]
     prompt: String,
@@ -61,28 +68,51 @@ pub struct GenerateArgs {
     /// FILE.png, or a folder
     #[arg(long, default_value = "image.png")]
     output: PathBuf,
+    // Last: its heading holds for what follows.
+    /// The model to draw with.
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 /// Runs the command.
-pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+pub fn run(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    let folder = if is_png(&args.output) { args.output.parent() } else { Some(args.output.as_path()) };
+    let made = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    // Caught here, where it is known what was too large.
+    catching(|| draw(args, common, reporter)).map_err(|error| {
+        // Fails, rightly, where a picture is in it.
+        made.iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+        error.advising(DRAW_IN_LESS)
+    })
+}
+
+fn is_png(output: &Path) -> bool {
+    output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("png"))
+}
+
+fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let device = common.device()?;
     let kind = args.dtype.kind(device);
     let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
-    let scheduler = SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion();
+    let scheduler = crate::recipes::scheduler_config(&files)?.for_stable_diffusion();
     let sampling = Sampling {
         scheduler: Some(match &args.scheduler {
             Some(name) => name.clone(),
             None => default_name(&scheduler)?.to_owned(),
         }),
-        ..sampling(&args, &files.unet_config()?, files.vae_config()?.scale_factor())?
+        ..sampling(args, &files.unet_config()?, files.vae_config()?.scale_factor())?
     };
     crate::schedulers::scheduler(sampling.scheduler.as_deref(), &scheduler, args.steps)?;
-    let paths = output_paths(&args)?;
     let mut adapters = Vec::new();
-    for text in &args.lora {
+    for (index, text) in args.lora.iter().enumerate() {
         let (path, scale) = path_and_scale(text)?;
-        adapters.push((text.clone(), read_any(&path, None)?, scale));
+        // Numbered: the same adapter twice is twice its change.
+        adapters.push((format!("{index} {text}"), read_any(&path, None)?, scale));
     }
+    let paths = output_paths(args)?;
+    // Begun and given up, so that a place that cannot be written to shows now and not when the picture is drawn.
+    paths.first().map(|path| WholeFile::create(path)).transpose()?;
+    let reporter: &mut dyn Observer = reporter;
     let put_on = |sites: &Sites, part: Part| -> Result<()> {
         for (name, set, scale) in &adapters {
             if let Some(adapter) = set.part(part) {
@@ -94,6 +124,11 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
         sites.merge();
         Ok(())
     };
+
+    reporter.fact("model", args.model.name.clone());
+    reporter.fact("device", crate::recipes::device_name(device, kind));
+    reporter.fact("sampler", format!("{}, {} steps", sampling.scheduler.as_deref().unwrap_or_default(), args.steps));
+    args.lora.iter().for_each(|text| reporter.fact("adapter", text.clone()));
 
     let place = Placement { device, kind };
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
@@ -121,7 +156,7 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
         })?;
         for (image, seed) in decode(&vae.model, &latents, vae_kind)?.iter().zip(*seeds) {
             let Some(path) = paths.next() else { break };
-            write_whole(&path, &png_with_parameters(image, &parameters(&args, &sampling, *seed, image.dimensions()))?)?;
+            write_whole(&path, &png_with_parameters(image, &parameters(args, &sampling, *seed, image.dimensions()))?)?;
             reporter.on(Event::Wrote { path });
         }
     }
@@ -129,20 +164,28 @@ pub fn run(args: GenerateArgs, common: &Common, reporter: &mut Reporter) -> Resu
     Ok(())
 }
 
-fn sampling(args: &GenerateArgs, unet: &crate::models::stable_diffusion::UNetConfig, factor: i64) -> Result<Sampling> {
-    if args.steps == 0 || args.num_images == 0 {
-        return Err(Error::invalid("--steps and --num-images must be at least 1"));
+/// The sizes of a job, or which flag asks for what cannot be.
+fn sampling(args: &GenerateArgs, unet: &UNetConfig, factor: i64) -> Result<Sampling> {
+    for (flag, number) in [("--num-images", args.num_images), ("--batch-size", args.batch_size)] {
+        if !(1..=MAX_IMAGES).contains(&number) {
+            return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {MAX_IMAGES}")));
+        }
     }
-    if !args.guidance_scale.is_finite() {
-        return Err(Error::invalid("--guidance-scale must be a number"));
+    if !(-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&args.guidance_scale) {
+        let scale = args.guidance_scale;
+        return Err(Error::invalid(format!(
+            "--guidance-scale is {scale:e}; it must be a number of at most {MAX_GUIDANCE}, 7.5 is usual"
+        )));
     }
-    let native = unet.sample_size.unwrap_or(64) * factor;
+    let (native, multiple) = (unet.sample_size.unwrap_or(64) * factor, factor.max(8));
     let side = |flag: &str, value: Option<i64>| -> Result<i64> {
         let value = value.unwrap_or(native);
-        match value > 0 && value % factor.max(8) == 0 {
+        if value > i64::from(MAX_RESOLUTION) {
+            return Err(Error::invalid(format!("{flag} is {value}; it can be at most {MAX_RESOLUTION}")));
+        }
+        match value > 0 && value % multiple == 0 {
             true => Ok(value / factor),
             false => {
-                let multiple = factor.max(8);
                 let near = ((value + multiple / 2) / multiple).max(1) * multiple;
                 Err(Error::invalid(format!("{flag} {value} is not a multiple of {multiple}; the nearest is {near}")))
             }
@@ -159,12 +202,11 @@ fn sampling(args: &GenerateArgs, unet: &crate::models::stable_diffusion::UNetCon
 
 /// One file, or numbered files in a folder that overwrite nothing.
 fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
-    let is_png = args.output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("png"));
     let create = |folder: &Path| match folder.as_os_str().is_empty() {
         true => Ok(()),
         false => std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e)),
     };
-    if is_png {
+    if is_png(&args.output) {
         create(args.output.parent().unwrap_or(Path::new("")))?;
         if args.num_images == 1 {
             return Ok(vec![args.output.clone()]);

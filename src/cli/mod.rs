@@ -13,9 +13,10 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{host_allocator, memory, startup};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use reporter::Reporter;
+use reporter::{Reporter, Voice};
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tch::Device;
 
@@ -57,22 +58,26 @@ enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct Common {
     /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, global = true, default_value = "auto")]
+    #[arg(long, global = true, default_value = "auto", help_heading = "Common")]
     device: String,
     /// CPU threads; the physical cores where not given
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Common")]
     threads: Option<i32>,
     /// Seed of all draws
-    #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true, help_heading = "Common")]
     seed: i64,
+    /// TOML file of flags, such as `lora_r = 8`; those of the command line win
+    // Taken from the command line before clap reads it (`arguments`); here for --help.
+    #[arg(long, global = true, value_name = "FILE.toml", help_heading = "Common")]
+    config: Option<PathBuf>,
     /// One JSON object a line instead of bars and prose
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Common")]
     json: bool,
-    /// Say more
-    #[arg(short, long, global = true)]
+    /// Say more: every step, where there is no bar
+    #[arg(short, long, global = true, help_heading = "Common")]
     verbose: bool,
     /// Say nothing but warnings and errors
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Common")]
     quiet: bool,
 }
 
@@ -152,10 +157,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         tch::set_num_threads(threads);
     }
     let json = cli.common.json;
-    let mut reporter = Reporter::new(json, cli.common.quiet);
+    let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
-        Command::Generate(args) => generate::run(args, &cli.common, &mut reporter),
+        Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),

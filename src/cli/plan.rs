@@ -27,7 +27,8 @@ pub struct PlanArgs {
     fit: Option<String>,
 }
 
-const ASSUMED: &str = "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
+const ASSUMED: &str =
+    "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
     give --instance-data-dir to have yours looked at";
 
 fn optional(arg: Arg) -> Arg {
@@ -45,7 +46,8 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
     let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
     let photos = Photos::of(config)?;
     let input = plan_input(config, &networks, photos.as_ref(), device)?;
-    let assumed = (photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents).then_some(ASSUMED);
+    let assumed =
+        (photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents).then_some(ASSUMED);
     let plan = MemoryPlan::new(&input)?;
     if plan.trained_parameters == 0 {
         let flag = "no module of the model matches --lora-targets";

@@ -2,41 +2,87 @@
 //! lines with `--json`.
 
 use crate::recipes::observer::{Event, Observer};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::train::metrics::StepMetrics;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Seconds between two progress lines where there is no bar.
 const QUIET_SECONDS: u64 = 10;
+/// The bar takes what the terminal's width leaves, so that what stands behind it is never cut off.
+const UNITS: &str = "{msg:<13} {wide_bar:.cyan/blue} {pos}/{len}  {prefix}{pace}{left}";
+const BYTES: &str = "{msg:<13} {wide_bar:.cyan/blue} {bytes}/{total_bytes} · {bytes_per_sec}{left}";
+
+/// How much is said.
+#[derive(Debug, Clone, Copy)]
+pub struct Voice {
+    /// JSON lines and no prose.
+    pub json: bool,
+    /// Warnings and errors alone.
+    pub quiet: bool,
+    /// Each step a line, where there is no bar.
+    pub verbose: bool,
+}
 
 /// Prints events.
 pub struct Reporter {
-    json: bool,
-    quiet: bool,
+    voice: Voice,
     terminal: bool,
     bar: Option<ProgressBar>,
-    phase: String,
+    phase: Phase,
     last_line: Instant,
+}
+
+/// The work of known length that is being done.
+struct Phase {
+    name: String,
+    total: u64,
+    before: u64,
+    began: Instant,
+    in_bytes: bool,
+}
+
+impl Phase {
+    fn new(name: String, total: u64, before: u64, in_bytes: bool) -> Self {
+        Self { name, total, before, began: Instant::now(), in_bytes }
+    }
+
+    /// Seconds for one unit of work, over all that was done since the phase began.
+    fn seconds_each(&self, done: u64) -> f64 {
+        self.began.elapsed().as_secs_f64() / done.saturating_sub(self.before).max(1) as f64
+    }
+
+    fn left(&self, done: u64) -> String {
+        let seconds = self.seconds_each(done) * self.total.saturating_sub(done) as f64;
+        format!("{} left", duration(seconds))
+    }
 }
 
 impl Reporter {
     /// A reporter for standard output.
-    pub fn new(json: bool, quiet: bool) -> Self {
-        let terminal = std::io::stdout().is_terminal();
-        Self { json, quiet, terminal, bar: None, phase: String::new(), last_line: Instant::now() }
+    pub fn new(voice: Voice) -> Self {
+        let phase = Phase::new(String::new(), 0, 0, false);
+        Self { voice, terminal: std::io::stdout().is_terminal(), bar: None, phase, last_line: Instant::now() }
     }
 
     /// One JSON object in `--json`, one line of prose otherwise.
     pub fn result(&mut self, json: serde_json::Value, prose: &str) {
-        match self.json {
+        match self.voice.json {
             true => self.line(&json.to_string()),
             false => self.line(prose),
         }
     }
 
-    /// A line of prose; nothing in `--json` and `--quiet`.
-    pub fn say(&mut self, text: &str) {
-        if !self.json && !self.quiet {
+    /// The same, but nothing in `--quiet`: the end of a job whose result is in files.
+    pub fn summary(&mut self, json: serde_json::Value, prose: &str) {
+        if self.voice.json || !self.voice.quiet {
+            self.result(json, prose);
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        if !self.voice.quiet {
             self.line(text);
         }
     }
@@ -49,17 +95,29 @@ impl Reporter {
         }
     }
 
-    fn begin(&mut self, phase: String, total: u64, done: u64) {
-        self.phase = phase;
+    fn begin(&mut self, phase: Phase) {
+        self.end();
         self.last_line = Instant::now();
-        if self.quiet || !self.terminal {
+        self.phase = phase;
+        let phase = &self.phase;
+        if self.voice.quiet || !self.terminal {
             return;
         }
-        let template = "{msg:<18} {bar:30.cyan/blue} {pos}/{len}  {prefix}{per_sec} · {elapsed} · {eta} left";
+        let template = if phase.in_bytes { BYTES } else { UNITS };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stdout()).with_style(style);
-        bar.set_message(self.phase.clone());
-        bar.set_position(done);
+        let style = style.with_key("pace", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            _ = text.write_str(&pace(1.0 / state.per_sec()));
+        });
+        let before = phase.before;
+        let style = style.with_key("left", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            // Nothing is known before the first unit is done.
+            if state.pos() > before {
+                _ = write!(text, " · {} left", duration(state.eta().as_secs_f64()));
+            }
+        });
+        let bar = ProgressBar::with_draw_target(Some(phase.total), ProgressDrawTarget::stdout()).with_style(style);
+        bar.set_message(phase.name.clone());
+        bar.set_position(phase.before);
         bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(500));
         self.bar = Some(bar);
@@ -70,15 +128,61 @@ impl Reporter {
             bar.finish_and_clear();
         }
     }
+
+    /// Moves the bar; without one, a line now and then.
+    fn progress(&mut self, done: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        } else if self.last_line.elapsed().as_secs() >= QUIET_SECONDS {
+            self.last_line = Instant::now();
+            let phase = &self.phase;
+            let amount = match phase.in_bytes {
+                true => format!("{:.1} of {:.1} MB", done as f64 / 1e6, phase.total as f64 / 1e6),
+                false => format!("{done}/{}  {}", phase.total, pace(phase.seconds_each(done))),
+            };
+            self.say(&format!("{:>13}  {amount}  {}", phase.name, phase.left(done)));
+        }
+    }
+
+    fn step(&mut self, metrics: &StepMetrics, total: u64) {
+        let loss = metrics.loss.map_or("overflow, step skipped".to_owned(), |loss| format!("loss {loss:.4}"));
+        let memory = format!("{:.2} GiB", metrics.peak_mib / 1024.0);
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(format!("{loss} · {memory} · "));
+            bar.set_position(metrics.step);
+            return;
+        }
+        let due = self.last_line.elapsed().as_secs() >= QUIET_SECONDS;
+        if due || self.voice.verbose || metrics.step == 1 || metrics.step == total {
+            self.last_line = Instant::now();
+            let mut line = format!("{:>13}  {}/{total}  {loss}  ", self.phase.name, metrics.step);
+            _ = write!(line, "{:.2} s a step  {}  peak {memory}", metrics.step_s, self.phase.left(metrics.step));
+            self.say(&line);
+        }
+    }
 }
 
-fn gib(mib: f64) -> String {
-    format!("{:.2} GiB", mib / 1024.0)
+/// Seconds as a person says them.
+pub fn duration(seconds: f64) -> String {
+    match seconds.max(0.0).round() as u64 {
+        seconds @ 0..=99 => format!("{seconds} s"),
+        seconds @ 100..=5999 => format!("{} min", (seconds + 30) / 60),
+        seconds => format!("{:.1} h", seconds as f64 / 3600.0),
+    }
+}
+
+/// How fast work goes, given the seconds for one unit of it.
+fn pace(seconds_each: f64) -> String {
+    match seconds_each.is_finite() {
+        true if seconds_each < 1.0 => format!("{:.1}/s", 1.0 / seconds_each.max(1e-6)),
+        true => format!("{seconds_each:.1} s each"),
+        false => "…".to_owned(),
+    }
 }
 
 impl Observer for Reporter {
     fn on(&mut self, event: Event) {
-        if self.json {
+        if self.voice.json {
             if let Ok(text) = serde_json::to_string(&event) {
                 self.line(&text);
             }
@@ -95,33 +199,15 @@ impl Observer for Reporter {
             }
             Event::Fact { name, text } => self.say(&format!("{name:>13}  {text}")),
             Event::Wrote { path } => self.say(&format!("{:>13}  {}", "wrote", path.display())),
-            Event::Begin { phase, total, done } => self.begin(phase, total, done),
-            Event::Progress { done } => {
-                if let Some(bar) = &self.bar {
-                    bar.set_position(done);
+            Event::Begin { phase, total, done } => self.begin(Phase::new(phase, total, done, false)),
+            Event::Download { file, total, done } => {
+                if self.phase.name != file {
+                    self.begin(Phase::new(file, total, done, true));
                 }
+                self.progress(done);
             }
-            Event::Step { metrics, total } => {
-                let loss = metrics.loss.map_or("overflow, step skipped".to_owned(), |loss| format!("loss {loss:.4}"));
-                if let Some(bar) = &self.bar {
-                    bar.set_position(metrics.step);
-                    bar.set_prefix(format!("{loss} · {} · ", gib(metrics.peak_mib)));
-                } else if metrics.step == 1
-                    || metrics.step == total
-                    || self.last_line.elapsed().as_secs() >= QUIET_SECONDS
-                {
-                    self.last_line = Instant::now();
-                    let left = (total - metrics.step.min(total)) as f64 * metrics.step_s;
-                    self.say(&format!(
-                        "{:>13}  {}/{total}  {loss}  {:.2} s a step  {:.0} s left  peak {}",
-                        self.phase,
-                        metrics.step,
-                        metrics.step_s,
-                        left,
-                        gib(metrics.peak_mib)
-                    ));
-                }
-            }
+            Event::Progress { done } => self.progress(done),
+            Event::Step { metrics, total } => self.step(&metrics, total),
             Event::End => self.end(),
         }
     }
@@ -130,5 +216,17 @@ impl Observer for Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [0.0, 59.4, 100.0, 3600.0, 7200.0, f64::INFINITY].map(duration);
+        assert_eq!(said[..5], ["0 s", "59 s", "2 min", "60 min", "2.0 h"]);
+        assert_eq!([pace(0.25), pace(12.34), pace(f64::INFINITY)], ["4.0/s", "12.3 s each", "…"]);
     }
 }

@@ -3,17 +3,18 @@
 use super::Reporter;
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
+use crate::models::stable_diffusion::ModelOptions;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct TokenizeArgs {
-    /// Model whose tokenizer is used
+    /// Model whose tokenizer is used: a diffusers folder, a hub id, or a folder that holds a tokenizer
     #[arg(long)]
     model: String,
-    /// Prompts
-    #[arg(required_unless_present = "json_lines")]
+    /// Prompts; each gives one line, a JSON list of ids
+    #[arg(required_unless_present = "json_lines", value_name = "PROMPT")]
     prompts: Vec<String>,
     /// A file with a JSON string a line
     #[arg(long)]
@@ -24,7 +25,16 @@ pub struct TokenizeArgs {
 pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
     let model = Path::new(&args.model);
     let folder = model.join("tokenizer");
-    let tokenizer = ClipTokenizer::from_folder(if folder.is_dir() { &folder } else { model })?;
+    let folder = match (folder.is_dir(), model.is_dir()) {
+        (true, _) => folder,
+        (_, true) => model.to_owned(),
+        // A hub id, of which no weights are fetched; or a file, which is refused with what to give instead.
+        _ => {
+            let options = ModelOptions { configs_only: true, ..ModelOptions::default() };
+            crate::recipes::open_model(&args.model, &options, reporter)?.tokenizer_folder()?
+        }
+    };
+    let tokenizer = ClipTokenizer::from_folder(&folder)?;
     let mut prompts = args.prompts;
     if let Some(file) = args.json_lines {
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, e))?;

@@ -1,11 +1,14 @@
 //! `lorabooth train`.
 
+use super::reporter::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::dreambooth_lora;
 use crate::train::interrupt::Interrupt;
 use clap::Subcommand;
+use serde_json::json;
+use std::time::Instant;
 
 /// What to train.
 #[derive(Subcommand)]
@@ -19,17 +22,36 @@ pub enum TrainCommand {
 pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let TrainCommand::Dreambooth(config) = command;
     let device = common.device()?;
-    let interrupt = Interrupt::on_signals()?;
+    let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
     let finished = dreambooth_lora::train(&config, device, common.seed, &interrupt, reporter)?;
     let folder = finished.output_dir.display();
-    let loss = finished.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.4}"));
-    reporter.say(&format!("\ntrained {} steps{loss}; everything is in {folder}", finished.steps));
-    reporter.say(&format!(
-        "try it:  lorabooth generate --model {} --lora {} --prompt {} --output try.png",
-        quoted(&config.model.name),
-        quoted(&folder.to_string()),
-        quoted(&config.instance_prompt)
-    ));
+    let loss = finished.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.4} at the end"));
+    let done = match finished.steps {
+        0 => "no steps: the initial adapter".to_owned(),
+        1 => format!("trained 1 step in {}{loss}", duration(began.elapsed().as_secs_f64())),
+        steps => format!("trained {steps} steps in {}{loss}", duration(began.elapsed().as_secs_f64())),
+    };
+    let model = &config.model;
+    let mut command = format!("lorabooth generate --model {}", quoted(&model.name));
+    let described = model.config_folder.as_ref().map(|folder| folder.display().to_string());
+    for (flag, value) in [
+        ("--revision", &model.revision),
+        ("--variant", &model.variant),
+        ("--tokenizer-name", &model.tokenizer_name),
+        ("--config-folder", &described),
+        ("--prediction-type", &model.prediction_type),
+    ] {
+        if let Some(value) = value {
+            command.push_str(&format!(" {flag} {}", quoted(value)));
+        }
+    }
+    let (lora, prompt) = (quoted(&folder.to_string()), quoted(&config.instance_prompt));
+    command.push_str(&format!(" --lora {lora} --prompt {prompt} --output try.png"));
+    let json = json!({
+        "event": "finished", "steps": finished.steps, "loss": finished.final_loss, "path": folder.to_string(),
+        "try": command,
+    });
+    reporter.summary(json, &format!("\n{done}; everything is in {folder}\ntry it:  {command}"));
     Ok(())
 }
 

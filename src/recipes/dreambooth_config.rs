@@ -2,9 +2,9 @@
 //! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
 use super::model_args::ModelArgs;
-use crate::adapters::Bias;
+use super::pattern_flag::PatternFlag;
+use crate::adapters::{Bias, InitWeights};
 use crate::data::latent_cache::CacheMode;
-use crate::error::{Error, Result};
 use crate::train::lr_schedule::ScheduleKind;
 use clap::{Args, ValueEnum};
 use serde::{Serialize, Serializer};
@@ -49,6 +49,25 @@ impl From<BiasChoice> for Bias {
             BiasChoice::None => Bias::None,
             BiasChoice::All => Bias::All,
             BiasChoice::LoraOnly => Bias::LoraOnly,
+        }
+    }
+}
+
+/// How A and B start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoraInit {
+    /// A Kaiming-uniform, B zero.
+    True,
+    /// A normal with deviation 1/r, B zero.
+    Gaussian,
+}
+
+impl From<LoraInit> for InitWeights {
+    fn from(choice: LoraInit) -> Self {
+        match choice {
+            LoraInit::True => InitWeights::Kaiming,
+            LoraInit::Gaussian => InitWeights::Gaussian,
         }
     }
 }
@@ -188,6 +207,18 @@ pub struct DreamBoothConfig {
     /// UNet modules: names, a regular expression, or all-linear
     #[arg(long, default_value = "to_q,to_v", help_heading = "Adapter")]
     pub lora_targets: String,
+    /// Ranks that differ, of UNet modules: name=rank,name=rank or a JSON object; a name can be a regular expression
+    #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
+    pub lora_rank_pattern: Option<PatternFlag<i64>>,
+    /// Alphas that differ, in the same form
+    #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
+    pub lora_alpha_pattern: Option<PatternFlag<f64>>,
+    /// UNet modules that get no LoRA although they are targets: names, or a regular expression
+    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    pub lora_exclude_modules: Option<String>,
+    /// UNet modules to train and save whole, such as conv_in,conv_out
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
+    pub lora_modules_to_save: Vec<String>,
     /// Rank of the text encoder's LoRA
     #[arg(long, default_value_t = 8, help_heading = "Adapter")]
     pub lora_text_encoder_r: i64,
@@ -203,6 +234,21 @@ pub struct DreamBoothConfig {
     /// Text encoder modules
     #[arg(long, default_value = "q_proj,v_proj", help_heading = "Adapter")]
     pub lora_text_encoder_targets: String,
+    /// Ranks that differ, of text encoder modules: name=rank,name=rank or a JSON object; a name can be a regular expression
+    #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
+    pub lora_text_encoder_rank_pattern: Option<PatternFlag<i64>>,
+    /// Alphas that differ, in the same form
+    #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
+    pub lora_text_encoder_alpha_pattern: Option<PatternFlag<f64>>,
+    /// Text encoder modules that get no LoRA although they are targets: names, or a regular expression
+    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    pub lora_text_encoder_exclude_modules: Option<String>,
+    /// Text encoder modules to train and save whole, such as final_layer_norm
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
+    pub lora_text_encoder_modules_to_save: Vec<String>,
+    /// How A starts: true is Kaiming-uniform, gaussian normal with deviation 1/r; B is zero
+    #[arg(long, value_enum, default_value_t = LoraInit::True, help_heading = "Adapter")]
+    pub lora_init: LoraInit,
     /// Scale by alpha/√r instead of alpha/r
     #[arg(long, help_heading = "Adapter")]
     pub use_rslora: bool,
@@ -299,7 +345,7 @@ pub struct DreamBoothConfig {
     /// Optimizer steps between sample images
     #[arg(long, default_value_t = 100, help_heading = "Output")]
     pub validation_steps: u64,
-    /// Folder of TensorBoard events, in the output folder
+    /// Folder of TensorBoard events: a name in the output folder, or an absolute path
     #[arg(long, default_value = "logs", help_heading = "Output")]
     pub logging_dir: String,
 
@@ -335,87 +381,4 @@ pub struct AcceptedFlags {
     pub hub_token: Option<String>,
     #[arg(long, hide = true)]
     pub hub_model_id: Option<String>,
-}
-
-impl DreamBoothConfig {
-    /// What is wrong with the options by themselves, before anything is read.
-    pub fn check(&self) -> Result<()> {
-        let refuse = |message: String| Err(Error::invalid(message));
-        if self.resolution == 0 || !self.resolution.is_multiple_of(8) {
-            return refuse(format!(
-                "--resolution {} is not a multiple of 8; the nearest is {}",
-                self.resolution,
-                ((self.resolution + 4) / 8 * 8).max(8)
-            ));
-        }
-        if self.resolution > MAX_RESOLUTION {
-            return refuse(format!("--resolution is {}; it can be at most {MAX_RESOLUTION}", self.resolution));
-        }
-        for (flag, rank) in [("--lora-r", self.lora_r), ("--lora-text-encoder-r", self.lora_text_encoder_r)] {
-            if !(1..=MAX_RANK).contains(&rank) {
-                return refuse(format!("{flag} is {rank}; it must be 1 to {MAX_RANK}"));
-            }
-        }
-        for (flag, dropout) in
-            [("--lora-dropout", self.lora_dropout), ("--lora-text-encoder-dropout", self.lora_text_encoder_dropout)]
-        {
-            if !(0.0..1.0).contains(&dropout) {
-                return refuse(format!("{flag} is {dropout}; it must be at least 0 and below 1"));
-            }
-        }
-        if self.adam_epsilon == 0.0 {
-            return refuse("--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is no number".into());
-        }
-        for (flag, number) in [
-            ("--train-batch-size", self.train_batch_size as u64),
-            ("--sample-batch-size", self.sample_batch_size as u64),
-            ("--gradient-accumulation-steps", self.gradient_accumulation_steps),
-            ("--checkpointing-steps", self.checkpointing_steps),
-            ("--validation-steps", self.validation_steps),
-        ] {
-            if number == 0 {
-                return refuse(format!("{flag} is 0; it must be at least 1"));
-            }
-        }
-        for (flag, number) in [
-            ("--prior-loss-weight", self.prior_loss_weight),
-            ("--noise-offset", self.noise_offset),
-            ("--max-grad-norm", self.max_grad_norm),
-            ("--lora-alpha", self.lora_alpha),
-            ("--lora-text-encoder-alpha", self.lora_text_encoder_alpha),
-            ("--snr-gamma", self.snr_gamma.unwrap_or(1.0)),
-        ] {
-            if !number.is_finite() || number < 0.0 {
-                return refuse(format!("{flag} is {number}; it must be a number of at least 0"));
-            }
-        }
-        if self.snr_gamma == Some(0.0) {
-            return refuse("--snr-gamma is 0, which makes every loss 0; 5 is usual".into());
-        }
-        if self.with_prior_preservation && (self.class_data_dir.is_none() || self.class_prompt.is_none()) {
-            return refuse("--with-prior-preservation needs --class-data-dir and --class-prompt".into());
-        }
-        if self.accepted.push_to_hub {
-            return refuse("--push-to-hub is not supported; upload the output folder with the hub's own tool".into());
-        }
-        if self.num_train_epochs == 0 && self.max_train_steps.is_none() {
-            return refuse("--num-train-epochs is 0; give at least 1, or --max-train-steps".into());
-        }
-        Ok(())
-    }
-
-    /// Sentences about options that have no effect.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if !self.with_prior_preservation && (self.class_data_dir.is_some() || self.class_prompt.is_some()) {
-            warnings.push("class options have no effect without --with-prior-preservation".to_owned());
-        }
-        match self.accepted.report_to.as_deref() {
-            None | Some("tensorboard") => {}
-            Some(other) => {
-                warnings.push(format!("--report-to {other} is not supported; TensorBoard events are written"))
-            }
-        }
-        warnings
-    }
 }

@@ -58,11 +58,11 @@ pub fn train(
         // 3. The loop.
         let outcome = train_loop(config, &job, &networks, &mut run, interrupt, observer);
         observer.on(Event::End);
-        outcome?;
+        outcome.map_err(|error| with_advice(error, config, &files, device))?;
         // 4. The adapter files.
         run.finish(config, observer)
     });
-    outcome.map_err(|error| with_advice(error, config, &files, device)).inspect_err(|_| folder.remove_if_unused())
+    outcome.inspect_err(|_| folder.remove_if_unused())
 }
 
 /// Tells the planned peak, and what would lower it where the device has less free than that.
@@ -79,9 +79,12 @@ fn warn_where_it_will_not_fit(config: &DreamBoothConfig, run: &Run, observer: &m
 
 /// Where memory ran out: what would have saved how much, in place of general advice.
 fn with_advice(error: Error, config: &DreamBoothConfig, files: &PipelineFiles, device: Device) -> Error {
-    match (error, outlook(config, files, device, 0)) {
-        (Error::OutOfMemory { device, .. }, Ok((_, advice))) => Error::OutOfMemory { device, advice },
-        (error, _) => error,
+    match error {
+        Error::OutOfMemory { .. } => match outlook(config, files, device, 0) {
+            Ok((_, advice)) => error.advising(&advice),
+            Err(_) => error,
+        },
+        other => other,
     }
 }
 

@@ -3,7 +3,7 @@
 use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
 use super::dreambooth_run::Run;
 use super::observer::{Event, Observer};
-use crate::data::class_images::save_class_image;
+use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
 use crate::data::photos::{count_images, PhotoFolder};
@@ -94,6 +94,10 @@ pub fn vae_kind(kind: Kind) -> Kind {
     }
 }
 
+/// What to do where memory is full of class images.
+const DRAW_IN_LESS: &str =
+    "lower --sample-batch-size or --resolution, or use --prior-generation-precision bf16, for the class images";
+
 /// Generates the class images that prior preservation needs and the folder does not have yet.
 pub fn make_class_images(
     config: &DreamBoothConfig,
@@ -106,6 +110,7 @@ pub fn make_class_images(
     else {
         return Ok(());
     };
+    remove_unfinished(folder)?;
     let present = count_images(folder)?;
     if present >= config.num_class_images {
         return Ok(());
@@ -135,27 +140,34 @@ pub fn make_class_images(
         done: present as u64,
     });
     let mut done = present;
-    while done < config.num_class_images {
-        let seeds: Vec<i64> = (done..config.num_class_images.min(done + config.sample_batch_size))
-            .map(|i| run.seed.wrapping_add(i as i64))
-            .collect();
-        let latents =
-            sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut |_, _| match interrupt
-                .requested()
-            {
-                true => Err(Error::Interrupted(format!(
-                    "{done} class images are in {}; go on with the same command",
-                    folder.display()
-                ))),
-                false => Ok(()),
-            })?;
-        for image in decode(&vae.model, &latents, vae_kind(kind))? {
-            save_class_image(folder, done, &image)?;
+    let missing = free_numbers(folder, config.num_class_images - present)?;
+    let end = missing.last().map_or(0, |last| last + 1).max(config.num_class_images);
+    // A group of images rounds as one: a resumed run draws the whole group again that it was stopped in.
+    for numbers in missing.chunk_by(|a, b| a / config.sample_batch_size == b / config.sample_batch_size) {
+        let first = numbers[0] / config.sample_batch_size * config.sample_batch_size;
+        let group = first..end.min(first + config.sample_batch_size);
+        let seeds: Vec<i64> = group.clone().map(|number| run.seed.wrapping_add(number as i64)).collect();
+        let mut go_on = |_, _| match interrupt.requested() {
+            true => Err(Error::Interrupted(format!(
+                "{done} class images are in {}; go on with the same command",
+                folder.display()
+            ))),
+            false => Ok(()),
+        };
+        let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut go_on)
+            .map_err(|error| error.advising(DRAW_IN_LESS))?;
+        for &number in numbers {
+            let own = latents.narrow(0, (number - first) as i64, 1);
+            let images = decode(&vae.model, &own, vae_kind(kind)).map_err(|error| error.advising(DRAW_IN_LESS))?;
+            for image in images {
+                save_class_image(folder, number, &image)?;
+            }
             done += 1;
             observer.on(Event::Progress { done: done as u64 });
         }
     }
     observer.on(Event::End);
+    observer.fact("class images", format!("{} made in {}", missing.len(), folder.display()));
     drop((unet, vae));
     memory::release_cached(run.device)
 }
@@ -281,7 +293,6 @@ pub fn write_samples(
             let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
             let text = format!("{prompt}\nSteps: {SAMPLE_STEPS}, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);
             let png = png_with_parameters(&image, &text)?;
-            std::fs::create_dir_all(run.folder.join("samples")).map_err(|e| Error::io("create", &path, e))?;
             write_whole(&path, &png)?;
             run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;
             observer.on(Event::Wrote { path });

@@ -1,8 +1,9 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
+use super::dreambooth_options::lora_config;
 use super::dreambooth_phases::{class_image_kind, vae_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
-use super::dreambooth_run::{lora_config, precision_of};
+use super::dreambooth_run::precision_of;
 use crate::adapters::Part;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::error::Result;

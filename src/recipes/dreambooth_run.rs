@@ -1,10 +1,11 @@
 //! The state of a DreamBooth run: where it stands, what it trains, and what it leaves on disk.
 
-use super::dreambooth_config::{CacheLatents, DreamBoothConfig, MixedPrecision};
+use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
 use super::dreambooth_lora::scaler_state;
+use super::dreambooth_options::{lora_config, options_that_matter};
 use super::dreambooth_phases::Networks;
 use super::observer::{Event, Observer};
-use crate::adapters::{attach, Attached, Init, InitWeights, LoraConfig, Part, TargetModules};
+use crate::adapters::{attach, short_name, Attached, Init, Part};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
@@ -129,7 +130,7 @@ impl Run {
         let folder = RunFolder::create(&config.output_dir, existing)?;
         let kind = precision.compute_kind();
         observer.fact("model", config.model.name.clone());
-        observer.fact("device", device_name(device, kind));
+        observer.fact("device", super::device_name(device, kind));
         Ok(Self {
             files,
             device,
@@ -173,28 +174,59 @@ impl Run {
             self.options.insert("max-train-steps".into(), self.total_steps.to_string());
         }
         let resumed = self.resume(config, observer)?;
-        self.folder.remove_run()?;
+        let logs = self.folder.join(&config.logging_dir);
+        self.folder.remove_run(&logs)?;
         let log = self.folder.join("metrics.jsonl");
         if self.metrics.is_none() {
             self.metrics = Some(MetricsLog::create(&log)?);
         }
-        self.events = Some(EventWriter::create(&self.folder.join(&config.logging_dir), resumed)?);
-        let epochs = self.total_steps.div_ceil(updates_per_epoch.max(1));
-        observer.fact("photos", format!("{} in an epoch, {epochs} epochs", order.places()));
-        observer.fact(
-            "training",
-            format!(
-                "{} steps, batch {}, {} px, lr {:e}",
-                self.total_steps, config.train_batch_size, config.resolution, self.schedule.learning_rate
-            ),
-        );
-        for (part, adapter) in &self.adapters {
-            observer.fact(&part.name().replace('_', " "), adapter.summary());
-        }
+        self.events = Some(EventWriter::create(&logs, resumed)?);
+        self.tell_first_screen(config, dataset, updates_per_epoch, observer);
         self.write_run_json(config, "running")?;
         self.training_began = Instant::now();
         observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
         Ok(())
+    }
+
+    /// What will be trained, on what, how many parameters, and where it will be.
+    fn tell_first_screen(
+        &self,
+        config: &DreamBoothConfig,
+        dataset: &DreamBoothDataset,
+        updates_per_epoch: u64,
+        observer: &mut dyn Observer,
+    ) {
+        let instances = dataset.instance_count();
+        let class = match dataset.class_count() {
+            0 => String::new(),
+            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
+        };
+        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
+        let epochs = self.total_steps as f64 / updates_per_epoch.max(1) as f64;
+        observer.fact(
+            "training",
+            format!(
+                "{} steps ({epochs:.1} epochs), batch {}, {} px, lr {:e}, seed {}",
+                self.total_steps, config.train_batch_size, config.resolution, self.schedule.learning_rate, self.seed
+            ),
+        );
+        for (part, adapter) in &self.adapters {
+            let (name, lora) = (part.name().replace('_', " "), &adapter.config);
+            let mut kinds: Vec<&str> = adapter.targets.iter().map(|path| short_name(path)).collect();
+            kinds.sort_unstable();
+            kinds.dedup();
+            let mut ranks: Vec<i64> = adapter.targets.iter().map(|path| lora.rank_of(path)).collect();
+            ranks.sort_unstable();
+            ranks.dedup();
+            let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
+            let (ranks, alpha, modules) = (ranks.join(" and "), lora.lora_alpha, adapter.targets.len());
+            observer.fact(
+                &name,
+                format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")),
+            );
+            observer.fact("", adapter.summary());
+        }
+        observer.fact("output", self.folder.path().display().to_string());
     }
 
     fn attach_adapters(&mut self, config: &DreamBoothConfig, networks: &Networks) -> Result<()> {
@@ -391,87 +423,5 @@ impl Run {
             },
         });
         write_json(&self.folder.join("run.json"), &run)
-    }
-}
-
-pub(super) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
-    let unet = part == Part::UNet;
-    let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
-    LoraConfig {
-        r: if unet { config.lora_r } else { config.lora_text_encoder_r },
-        lora_alpha: if unet { config.lora_alpha } else { config.lora_text_encoder_alpha },
-        lora_dropout: if unet { config.lora_dropout } else { config.lora_text_encoder_dropout },
-        bias: (if unet { config.lora_bias } else { config.lora_text_encoder_bias }).into(),
-        target_modules: Some(TargetModules::from_flag(targets)),
-        use_rslora: config.use_rslora,
-        use_dora: config.use_dora,
-        init_lora_weights: InitWeights::Kaiming,
-        base_model_name_or_path: Some(config.model.name.clone()),
-        ..LoraConfig::default()
-    }
-}
-
-/// The options on which a run's numbers depend: a resumed run must have the same.
-fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTreeMap<String, String> {
-    let accum = config.gradient_accumulation_steps;
-    let list: Vec<(&str, String)> = vec![
-        ("model", config.model.name.clone()),
-        ("prediction-type", config.model.prediction_type.clone().unwrap_or_default()),
-        ("precision", format!("{kind:?}")),
-        ("instance-prompt", config.instance_prompt.clone()),
-        ("class-prompt", config.class_prompt.clone().unwrap_or_default()),
-        ("with-prior-preservation", config.with_prior_preservation.to_string()),
-        ("prior-loss-weight", config.prior_loss_weight.to_string()),
-        ("resolution", config.resolution.to_string()),
-        ("center-crop", config.center_crop.to_string()),
-        ("no-shuffle", config.no_shuffle.to_string()),
-        ("train-text-encoder", config.train_text_encoder.to_string()),
-        ("revision", format!("{:?}", config.model.revision)),
-        ("variant", format!("{:?}", config.model.variant)),
-        ("tokenizer-name", format!("{:?}", config.model.tokenizer_name)),
-        ("init-adapter", format!("{:?}", config.init_adapter)),
-        ("seed", seed.to_string()),
-        ("cache-latents", (config.cache_latents == CacheLatents::True).to_string()),
-        ("lora-r", config.lora_r.to_string()),
-        ("lora-alpha", config.lora_alpha.to_string()),
-        ("lora-dropout", config.lora_dropout.to_string()),
-        ("lora-bias", format!("{:?}", config.lora_bias)),
-        ("lora-targets", config.lora_targets.clone()),
-        ("lora-text-encoder-r", config.lora_text_encoder_r.to_string()),
-        ("lora-text-encoder-alpha", config.lora_text_encoder_alpha.to_string()),
-        ("lora-text-encoder-dropout", config.lora_text_encoder_dropout.to_string()),
-        ("lora-text-encoder-bias", format!("{:?}", config.lora_text_encoder_bias)),
-        ("lora-text-encoder-targets", config.lora_text_encoder_targets.clone()),
-        ("use-rslora", config.use_rslora.to_string()),
-        ("use-dora", config.use_dora.to_string()),
-        ("train-batch-size", config.train_batch_size.to_string()),
-        ("gradient-accumulation-steps", accum.to_string()),
-        ("learning-rate", config.learning_rate.to_string()),
-        ("lr-scheduler", format!("{:?}", config.lr_scheduler)),
-        ("lr-warmup-steps", config.lr_warmup_steps.to_string()),
-        ("lr-num-cycles", config.lr_num_cycles.to_string()),
-        ("lr-power", config.lr_power.to_string()),
-        ("scale-lr", config.scale_lr.to_string()),
-        ("use-8bit-adam", config.use_8bit_adam.to_string()),
-        (
-            "adam",
-            format!("{:?}", (config.adam_beta1, config.adam_beta2, config.adam_weight_decay, config.adam_epsilon)),
-        ),
-        ("max-grad-norm", config.max_grad_norm.to_string()),
-        ("snr-gamma", format!("{:?}", config.snr_gamma)),
-        ("noise-offset", config.noise_offset.to_string()),
-    ];
-    list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-fn device_name(device: Device, kind: Kind) -> String {
-    let dtype = match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "fp16",
-        _ => "fp32",
-    };
-    match device {
-        Device::Cuda(index) => format!("CUDA device {index}, {dtype}"),
-        _ => format!("CPU with {} threads, {dtype}", tch::get_num_threads()),
     }
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 pub struct ModelArgs {
     /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
     #[serde(rename = "model")]
-    #[arg(id = "model", long = "model", visible_alias = "pretrained-model-name-or-path")]
+    #[arg(id = "model", long = "model", value_name = "MODEL", visible_alias = "pretrained-model-name-or-path")]
     pub name: String,
     /// Revision of a hub id
     #[arg(long)]

@@ -29,6 +29,15 @@ pub enum Event {
         /// Units that were done before (a resumed run).
         done: u64,
     },
+    /// A file of a model is being fetched.
+    Download {
+        /// Its name in the repository.
+        file: String,
+        /// Its bytes.
+        total: u64,
+        /// Bytes that are here.
+        done: u64,
+    },
     /// The present phase has come this far.
     Progress {
         /// Units done.

@@ -99,7 +99,7 @@ pub fn scheduler(name: Option<&str>, config: &SchedulerConfig, steps: usize) -> 
     };
     let most = config.num_train_timesteps();
     if steps == 0 || steps as i64 > most {
-        return Err(Error::invalid(format!("the number of steps is {steps}, it must be 1 to {most}")));
+        return Err(Error::invalid(format!("the number of steps is {steps}; it must be 1 to {most} (--steps)")));
     }
     constructor(config, steps)
 }

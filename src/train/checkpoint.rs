@@ -2,7 +2,7 @@
 //! content is durable, so that a run killed at any moment leaves its previous checkpoint as it was.
 
 use super::precision::ScalerState;
-use super::run_folder::{entries, restore_replaced, write_folder_atomically};
+use super::run_folder::{entries, remove_own, restore_replaced, write_folder_atomically};
 use super::Parameters;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file;
@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
 /// The numbers.
-pub(super) const STATE: &str = "state.json";
+const STATE: &str = "state.json";
 /// The tensors.
-pub(super) const TENSORS: &str = "state.safetensors";
+const TENSORS: &str = "state.safetensors";
+/// All files of a checkpoint: whatever else is in its folder is a user's.
+pub(super) const FILES: &[&str] = &[STATE, TENSORS];
 const PARAMETER: &str = "param/";
 const OPTIMIZER: &str = "optimizer/";
 
@@ -116,7 +118,7 @@ pub fn save(
     };
     let mut tensors: BTreeMap<String, Tensor> = params.iter().map(|entry| on_host(PARAMETER, entry)).collect();
     tensors.extend(optimizer.iter().map(|entry| on_host(OPTIMIZER, entry)));
-    write_folder_atomically(&folder, |temporary| {
+    write_folder_atomically(&folder, FILES, |temporary| {
         let path = temporary.join(TENSORS);
         tensor_file::save(&path, &tensors, &BTreeMap::new())?;
         let file = StateFile { state: state.clone(), tensors: Fingerprint::of(&path)? };
@@ -186,7 +188,7 @@ pub fn latest(output_dir: &Path) -> Result<Option<PathBuf>> {
     if !output_dir.is_dir() {
         return Ok(None);
     }
-    restore_replaced(output_dir)?;
+    restore_replaced(output_dir, FILES)?;
     Ok(complete(output_dir)?.pop().map(|(_, path)| path))
 }
 
@@ -194,9 +196,8 @@ pub fn latest(output_dir: &Path) -> Result<Option<PathBuf>> {
 pub fn prune(output_dir: &Path, keep: usize) -> Result<()> {
     let all = complete(output_dir)?;
     for (_, path) in &all[..all.len().saturating_sub(keep.max(1))] {
-        // First what makes it count as complete: a half removed one must not be taken for a checkpoint.
-        let removed = fs::remove_file(path.join(STATE)).and_then(|()| fs::remove_dir_all(path));
-        removed.map_err(|error| Error::io("remove", path, error))?;
+        // First, as in FILES, what makes it count as complete: a half removed one must not be taken for a checkpoint.
+        remove_own(path, FILES)?;
     }
     Ok(())
 }

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 /// Where a folder waits while its successor takes its name.
 const REPLACED: &str = ".lorabooth-old";
 
-/// The folder `path`, whole or not at all: `write` fills an empty folder with files, which are made durable before the folder
-/// takes the name `path`. A folder that has the name waits beside it until then; [`restore_replaced`] brings it back if
-/// the process ended in between.
-pub fn write_folder_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// The folder `path`, whole or not at all: `write` fills an empty folder with the files `ours`, which are made durable
+/// before the folder takes the name `path`. A folder that has the name waits beside it until then, and what a user put
+/// into it, which is whatever is not called as one of `ours`, moves into the new one; [`restore_replaced`] brings all
+/// of it back if the process ended in between.
+pub fn write_folder_atomically(path: &Path, ours: &[&str], write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (temporary, replaced) = (beside(path, TEMPORARY), beside(path, REPLACED));
     let finish = || -> Result<()> {
         drop(fs::remove_dir_all(&temporary));
@@ -23,24 +24,50 @@ pub fn write_folder_atomically(path: &Path, write: impl FnOnce(&Path) -> Result<
         }
         sync(&temporary)?;
         if path.exists() {
-            drop(fs::remove_dir_all(&replaced));
             fs::rename(path, &replaced).map_err(|error| Error::io("replace", path, error))?;
         }
         fs::rename(&temporary, path).map_err(|error| Error::io("write", path, error))?;
         sync_parent(path)
     };
     finish().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
-    drop(fs::remove_dir_all(&replaced));
+    empty_into(&replaced, path, ours)
+}
+
+/// Takes the folder `replaced` away, if it is there: the files `ours` go, everything else moves into `successor`.
+fn empty_into(replaced: &Path, successor: &Path, ours: &[&str]) -> Result<()> {
+    if !replaced.is_dir() {
+        return Ok(());
+    }
+    for entry in entries(replaced)? {
+        let place = successor.join(entry.file_name().unwrap_or_default());
+        if ours.contains(&name_of(&entry).as_str()) {
+            remove_file(&entry)?;
+        } else if !place.exists() {
+            fs::rename(&entry, &place).map_err(|error| Error::io("move", &entry, error))?;
+        }
+    }
+    // Fails, rightly, where something of a user's is in both.
+    drop(fs::remove_dir(replaced));
     Ok(())
 }
 
-/// Gives the folders in `parent` that were being replaced when a process ended their names back, unless their successor
-/// is there.
-pub fn restore_replaced(parent: &Path) -> Result<()> {
+/// Removes the files `ours` of the folder `path`, and itself where a user put nothing else into it.
+pub(super) fn remove_own(path: &Path, ours: &[&str]) -> Result<()> {
+    ours.iter().try_for_each(|name| remove_file(&path.join(name)))?;
+    // Fails, rightly, where something else is left in it.
+    drop(fs::remove_dir(path));
+    Ok(())
+}
+
+/// Finishes the replacing of folders in `parent` that a process began and did not end: a folder whose successor is not
+/// there gets its name back; of another what is not called as one of `ours` moves into the successor.
+pub fn restore_replaced(parent: &Path, ours: &[&str]) -> Result<()> {
     for entry in entries(parent)? {
         if let Some(name) = name_of(&entry).strip_prefix('.').and_then(|name| name.strip_suffix(REPLACED)) {
             let place = parent.join(name);
-            if !place.exists() {
+            if place.exists() {
+                empty_into(&entry, &place, ours)?;
+            } else {
                 fs::rename(&entry, &place).map_err(|error| Error::io("restore", &place, error))?;
             }
         }
@@ -100,7 +127,7 @@ impl RunFolder {
         let written = file.write_all(&[0; 4096]).and_then(|()| file.sync_all());
         drop(fs::remove_file(&probe));
         written.map_err(|error| Error::io("write to", path, error))?;
-        restore_replaced(path)?;
+        restore_replaced(path, super::checkpoint::FILES)?;
         folder.remove_left_overs()?;
         Ok(folder)
     }
@@ -125,7 +152,7 @@ impl RunFolder {
     fn remove_left_overs(&self) -> Result<()> {
         for entry in entries(&self.path)? {
             let name = name_of(&entry);
-            if name.starts_with('.') && (name.ends_with(TEMPORARY) || name.ends_with(REPLACED)) {
+            if name.starts_with('.') && name.ends_with(TEMPORARY) {
                 let removed = if entry.is_dir() { fs::remove_dir_all(&entry) } else { fs::remove_file(&entry) };
                 removed.map_err(|error| Error::io("remove", &entry, error))?;
             }
@@ -142,34 +169,35 @@ impl RunFolder {
     }
 
     /// With [`ExistingRun::Overwrite`], removes the files that a run writes, by name, and the folders that are empty then:
-    /// a user may have put the folder of a model here. Called when nothing can be refused any more.
-    pub fn remove_run(&self) -> Result<()> {
+    /// a user may have put the folder of a model here. `logs` is the folder of TensorBoard events, which stay where they
+    /// are outside this folder. Called when nothing can be refused any more.
+    pub fn remove_run(&self, logs: &Path) -> Result<()> {
         if self.existing != ExistingRun::Overwrite {
             return Ok(());
         }
         for name in ["pytorch_lora_weights.safetensors", "run.json", "metrics.jsonl", "loss.png"] {
             remove_file(&self.join(name))?;
         }
-        for entry in entries(&self.path)? {
-            let written: fn(&str) -> bool = match name_of(&entry).as_str() {
-                "unet" | "text_encoder" => |name| ["adapter_config.json", "adapter_model.safetensors"].contains(&name),
-                "logs" => |name| name.starts_with("events.out.tfevents."),
-                "samples" => |name| name.starts_with("step-") && name.ends_with(".png"),
-                name if super::checkpoint::step_of(name).is_some() => {
-                    |name| [super::checkpoint::STATE, super::checkpoint::TENSORS].contains(&name)
-                }
-                _ => continue,
-            };
-            if entry.is_dir() {
-                for file in entries(&entry)?.iter().filter(|file| written(&name_of(file))) {
-                    remove_file(file)?;
-                }
-                // Fails, rightly, where something else is left in it.
-                drop(fs::remove_dir(&entry));
+        if logs.starts_with(&self.path) && logs.is_dir() {
+            remove_where(logs, |name| name.starts_with("events.out.tfevents."))?;
+        }
+        for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
+            match name_of(entry).as_str() {
+                "unet" | "text_encoder" => remove_own(entry, &["adapter_config.json", "adapter_model.safetensors"])?,
+                "samples" => remove_where(entry, |name| name.starts_with("step-") && name.ends_with(".png"))?,
+                name if super::checkpoint::step_of(name).is_some() => remove_own(entry, super::checkpoint::FILES)?,
+                _ => {}
             }
         }
         Ok(())
     }
+}
+
+/// Removes the files of `folder` whose names are `written` by a run, and itself where it is empty then.
+fn remove_where(folder: &Path, written: impl Fn(&str) -> bool) -> Result<()> {
+    let files = entries(folder)?;
+    let names: Vec<String> = files.iter().filter(|file| !file.is_dir()).map(|file| name_of(file)).collect();
+    remove_own(folder, &names.iter().map(String::as_str).filter(|name| written(name)).collect::<Vec<_>>())
 }
 
 fn remove_file(path: &Path) -> Result<()> {
@@ -194,13 +222,34 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint-1");
         for name in ["first", "second"] {
-            write_folder_atomically(&path, |temporary| {
+            write_folder_atomically(&path, &["first", "second"], |temporary| {
                 touch(temporary, name);
                 Ok(())
             })
             .unwrap();
         }
         assert_eq!(entries(&path).unwrap(), [path.join("second")]);
+        assert_eq!(entries(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn what_a_user_put_into_a_replaced_folder_moves_into_its_successor_also_after_a_kill() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint-1");
+        for name in ["state.json", "notes.txt", "deep/er.txt"] {
+            touch(&path, name);
+        }
+        write_folder_atomically(&path, super::super::checkpoint::FILES, |temporary| {
+            touch(temporary, "state.json");
+            Ok(())
+        })
+        .unwrap();
+        for name in ["state.json", "state.safetensors", "more.txt"] {
+            touch(folder.path(), &format!(".checkpoint-1.lorabooth-old/{name}"));
+        }
+        RunFolder::create(folder.path(), ExistingRun::Resume).unwrap();
+        assert!(["state.json", "notes.txt", "deep/er.txt", "more.txt"].iter().all(|name| path.join(name).exists()));
+        assert!(!path.join("state.safetensors").exists());
         assert_eq!(entries(folder.path()).unwrap(), [path]);
     }
 
@@ -239,7 +288,7 @@ mod tests {
         }
         let run = RunFolder::create(folder.path(), ExistingRun::Overwrite).unwrap();
         assert!(ours.iter().all(|name| folder.path().join(name).exists()), "removed before the new run begins");
-        run.remove_run().unwrap();
+        run.remove_run(&run.join("logs")).unwrap();
         assert!(theirs.iter().all(|name| folder.path().join(name).exists()));
         for name in ours.iter().chain(&in_folders).chain(&half) {
             assert!(!folder.path().join(name).exists(), "{name}");

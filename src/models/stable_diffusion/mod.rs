@@ -13,6 +13,7 @@ mod unet_blocks;
 pub mod vae;
 mod vae_coders;
 mod vae_tiling;
+mod written_config;
 
 pub use clip_text::{ClipTextConfig, ClipTextModel};
 pub use pipeline::{Loaded, ModelOptions, PipelineFiles};

@@ -1,6 +1,6 @@
 //! A Stable Diffusion pipeline on disk: where its parts are, and each of them loaded.
 
-use super::{config_file, inferred_config};
+use super::{config_file, inferred_config, written_config};
 use super::{
     AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig, VaeDecoder, VaeEncoder,
 };
@@ -202,6 +202,23 @@ impl PipelineFiles {
             ));
         }
         Ok(())
+    }
+
+    /// Whether this is a single-file checkpoint, and no folder in the diffusers layout.
+    pub fn is_single_file(&self) -> bool {
+        matches!(self.source, Source::Single { .. })
+    }
+
+    /// `config.json` of the network `part` ("unet", "vae" or "text_encoder"): the file, or what the shapes tell.
+    pub fn config_json(&self, part: &str) -> Result<Value> {
+        match self.described(part) {
+            Described::ByFile(folder) => config_file::read_json(&folder.join("config.json")),
+            Described::ByShapes(_) => match part {
+                "unet" => Ok(written_config::unet(&self.unet_config()?)),
+                "vae" => Ok(written_config::vae(&self.vae_config()?)),
+                _ => Ok(written_config::text_encoder(&self.text_encoder_config()?)),
+            },
+        }
     }
 
     /// The UNet's configuration.
