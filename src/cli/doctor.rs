@@ -21,7 +21,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
         format!(
             "          CPU  {cores} cores, {} threads used, bf16 {}",
             tch::get_num_threads(),
-            if bf16 { "in hardware" } else { "not in hardware: fp32 is used" }
+            if bf16 { "in hardware" } else { "slower than fp32 here, which is used" }
         ),
         format!("       memory  {:.1} GiB free of {:.1} GiB", gib(free), gib(total)),
     ];

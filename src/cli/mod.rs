@@ -149,6 +149,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     memory::return_freed_memory();
     host_allocator::install();
     startup::use_onednn_matmul();
+    startup::sleep_instead_of_spinning();
     if let Some(threads) = cli.common.threads {
         if !(1..=MAX_THREADS).contains(&threads) {
             let error = Error::invalid(format!("--threads is {threads}; it must be 1 to {MAX_THREADS}"));
