@@ -11,7 +11,7 @@ mod train;
 
 use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
-use crate::libtorch::{host_allocator, memory, startup};
+use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
@@ -149,7 +149,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     memory::return_freed_memory();
     host_allocator::install();
     startup::use_onednn_matmul();
-    startup::sleep_instead_of_spinning();
+    openmp_waiting::sleep_while_others_compute();
     if let Some(threads) = cli.common.threads {
         if !(1..=MAX_THREADS).contains(&threads) {
             let error = Error::invalid(format!("--threads is {threads}; it must be 1 to {MAX_THREADS}"));

@@ -9,6 +9,7 @@ pub mod fused_adamw;
 pub mod host_allocator;
 pub mod mapped_tensor;
 pub mod memory;
+pub mod openmp_waiting;
 pub mod random;
 pub mod startup;
 

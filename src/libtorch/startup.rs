@@ -62,43 +62,6 @@ pub fn best_device() -> Device {
     }
 }
 
-/// Has OpenMP's threads sleep where they wait for each other. GNU's libgomp spins for milliseconds first, for each of the thousands
-/// of operations of a step, and holds the very core that the others need: with one core taken by another program, two threads were
-/// 50 times slower than one (measured). It spins for a moment only (100 turns) once it manages more threads than there are
-/// cores, which a team that does nothing sees to; its environment variables would have to be set before the process starts.
-/// Where the user set those, they hold.
-pub fn sleep_instead_of_spinning() {
-    /// `GOMP_parallel` of libgomp's ABI: runs a function on so many threads.
-    type Parallel =
-        unsafe extern "C" fn(extern "C" fn(*mut libc::c_void), *mut libc::c_void, libc::c_uint, libc::c_uint);
-    extern "C" fn nothing(_: *mut libc::c_void) {}
-    if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some()) {
-        return;
-    }
-    // SAFETY: a constant NUL-terminated name.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr()) };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let Ok(threads) = libc::c_uint::try_from(cores + 1) else { return };
-    if found.is_null() {
-        return;
-    }
-    let (ready, team_is_there) = std::sync::mpsc::channel();
-    let found = found as usize;
-    std::thread::spawn(move || {
-        // SAFETY: that function's signature since GCC 4.9; what it runs touches nothing.
-        unsafe {
-            let parallel = std::mem::transmute::<usize, Parallel>(found);
-            parallel(nothing, std::ptr::null_mut(), threads, 0);
-        }
-        let _ = ready.send(());
-        // The team counts as long as the thread that called for it lives.
-        loop {
-            std::thread::park();
-        }
-    });
-    let _ = team_is_there.recv();
-}
-
 /// Has float32 matrix products on the CPU computed by oneDNN, twice as fast as MKL on AMD processors with errors of the same
 /// size. libtorch takes that way only under its "bf16" setting, which lets oneDNN round the inputs where the processor multiplies
 /// bfloat16 tiles (AMX) and changes nothing elsewhere: with AMX it is left alone, since float32 must stay float32.
