@@ -114,14 +114,13 @@ def peer(name, model, options):
 
 
 def memory_and_speed(model):
-    lora = "--lora-r 16 --lora-text-encoder-r 16 --train-text-encoder".split()
-    alpha = "--lora-alpha 27 --lora-text-encoder-alpha 27".split()
+    lora = "--lora-r 16 --lora-text-encoder-r 16 --lora-alpha 27 --lora-text-encoder-alpha 27 --train-text-encoder".split()
     for precision in ["bf16"] if DEVICE == "cpu" else ["bf16", "fp16"]:
         for checkpointing in (True, False):
             name = f"{precision}{', gradient checkpointing' if checkpointing else ''}"
             flags = [*lora, "--mixed-precision", precision, *(["--gradient-checkpointing"] if checkpointing else [])]
             bound = 4.0 if checkpointing else 11.0
-            result = train(f"{precision}-{checkpointing}", model, [*flags, *alpha], STEPS, gigabytes=bound)
+            result = train(f"{precision}-{checkpointing}", model, flags, STEPS, gigabytes=bound)
             seconds, peak = peer(f"peer-{precision}-{checkpointing}", model, {"mixed_precision": precision, "gradient_checkpointing": checkpointing})
             check(f"trains under a cap of {bound} GB, {name}", result is not None, "yes" if result else "no")
             if not result:
@@ -140,8 +139,8 @@ def memory_and_speed(model):
 
 def plan(model, flags):
     """Planned bytes at the peak."""
-    command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--resolution", str(RESOLUTION), *flags]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--resolution", str(RESOLUTION), "--center-crop"]
+    lines = subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout.splitlines()
     return next(value["peak_bytes"] for value in map(json.loads, lines) if "peak_bytes" in value)
 
 
