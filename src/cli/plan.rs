@@ -11,7 +11,6 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, Args};
 use serde_json::json;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// The flags of `train dreambooth`, of which the photos' folder and the prompt may be left out.
 #[derive(Debug, Args)]
@@ -89,12 +88,13 @@ fn gib(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
-/// A time as people say it; nothing for work that takes none.
+/// A time as people say it; nothing for no time.
 fn about(seconds: f64) -> String {
     match seconds {
-        s if s < 0.05 => String::new(),
-        s if s < 10.0 => format!("about {s:.1} s"),
-        s if s < 7200.0 => format!("about {}", indicatif::HumanDuration(Duration::from_secs_f64(s))),
+        0.0 => String::new(),
+        s if s < 0.1 => "under 0.1 s".to_owned(),
+        s if s < 100.0 => format!("about {s:.1} s"),
+        s if s < 6000.0 => format!("about {:.0} min", s / 60.0),
         s => format!("about {:.1} hours", s / 3600.0),
     }
 }
