@@ -67,12 +67,7 @@ impl Network {
 }
 
 /// Writes a network's weights into the pipeline `folder`, in `kind`.
-pub fn write_network(
-    folder: &Path,
-    network: Network,
-    weights: &BTreeMap<String, Tensor>,
-    kind: Kind,
-) -> Result<()> {
+pub fn write_network(folder: &Path, network: Network, weights: &BTreeMap<String, Tensor>, kind: Kind) -> Result<()> {
     let spelled = |key: &String| match network {
         // What the Stable Diffusion repositories on the hub have, and every version of transformers reads.
         Network::TextEncoder => format!("text_model.{key}"),

@@ -36,7 +36,8 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     let options = &args.training;
     let files = PipelineFiles::open(&options.model, None)?;
     let vae = files.load_vae(options.placement())?;
-    let is_trained = |key: &str| !args.decoder_only || key.starts_with("decoder.") || key.starts_with("post_quant_conv.");
+    let is_trained =
+        |key: &str| !args.decoder_only || key.starts_with("decoder.") || key.starts_with("post_quant_conv.");
     let params = named(Network::Vae, vae.sites.train_weights(is_trained)).collect();
     let cutouts = cutouts::load(&options.corpus.join("all.jsonl"))?;
     let watched = composites(&mut Generator::new(-1), &cutouts, WATCHED);
@@ -114,7 +115,8 @@ fn look_at(training: &Training, args: &VaeArgs, vae: &AutoencoderKl, watched: &T
     let decibels = psnr(&decoded, watched);
     eprintln!("step {}: peak signal to noise {decibels:.2} dB", training.step());
 
-    let row = |pictures: &Tensor, from: usize| (from..from + SHOWN).map(|i| to_image(&pictures.get(i as i64))).collect();
+    let row =
+        |pictures: &Tensor, from: usize| (from..from + SHOWN).map(|i| to_image(&pictures.get(i as i64))).collect();
     let rows: Vec<Result<Vec<_>>> = (0..3).flat_map(|i| [row(watched, i * SHOWN), row(&decoded, i * SHOWN)]).collect();
     let images = rows.into_iter().collect::<Result<Vec<_>>>()?.concat();
     grid::write(&options.output.join(format!("grid-{}.png", training.step())), &images, SHOWN as u32)?;
