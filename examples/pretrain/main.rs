@@ -53,7 +53,6 @@ enum Command {
 
 fn run(arguments: Arguments) -> Result<()> {
     tch::set_num_threads(arguments.threads);
-    lorabooth::libtorch::startup::use_onednn_matmul();
     match arguments.command {
         Command::Init(args) => init::run(&args),
         Command::Vae(args) => vae::run(&args),
