@@ -12,7 +12,7 @@ use image::RgbImage;
 use lorabooth::data::tokenizers::clip::ClipTokenizer;
 use lorabooth::error::Result;
 use lorabooth::libtorch::random::Generator;
-use lorabooth::models::stable_diffusion::{AutoencoderKl, ClipTextModel, PipelineFiles, UNet2DConditionModel};
+use lorabooth::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel};
 use lorabooth::sample::text_to_image::{decode, sample_latents, Conditioning, Sampling};
 use lorabooth::schedulers::NoiseSchedule;
 use lorabooth::schedulers::SchedulerConfig;
@@ -56,19 +56,11 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
     let kind = options.placement().kind;
     let files = PipelineFiles::open(&options.model, None)?;
     let concepts = cutouts::load(&options.corpus.join("concepts.jsonl"))?;
-    let vae = files.load_vae(FLOAT32)?.model;
-    let pictures = Pictures::encode(&vae, &concepts, args.views, options.seed);
-    let (unet, text_encoder) = (files.load_unet(options.placement())?, files.load_text_encoder(options.placement())?);
-    let params: Parameters = named(Network::Unet, unet.sites.train_weights(|_| true))
-        .chain(named(Network::TextEncoder, text_encoder.sites.train_weights(|_| true)))
+    let models = Models::load(&files, options.placement())?;
+    let pictures = Pictures::encode(&models.vae, &concepts, args.views, options.seed);
+    let params: Parameters = named(Network::Unet, models.unet.sites.train_weights(|_| true))
+        .chain(named(Network::TextEncoder, models.text_encoder.sites.train_weights(|_| true)))
         .collect();
-    let models = Models {
-        unet: &unet.model,
-        text_encoder: &text_encoder.model,
-        vae: &vae,
-        tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
-        scheduler: SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion(),
-    };
     let noise_schedule = NoiseSchedule::new(&models.scheduler)?;
     let watched = watched_prompts(&concepts);
 
@@ -85,7 +77,7 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
         let target = noise_schedule.target(models.scheduler.prediction_type(), &latents, &noise, &timesteps);
 
         // 3. Prediction and step
-        let prediction = models.unet.forward(&noisy.to_kind(kind), &timesteps.to_kind(Kind::Float), &text, false);
+        let prediction = models.unet.model.forward(&noisy.to_kind(kind), &timesteps.to_kind(Kind::Float), &text, false);
         training.learn(&prediction.to_kind(Kind::Float).mse_loss(&target, Reduction::Mean))?;
 
         // 4. A look at it
@@ -103,15 +95,7 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
 pub fn sample(args: &SampleArgs) -> Result<()> {
     let files = PipelineFiles::open(&args.model, None)?;
     let concepts = cutouts::load(&args.corpus.join("concepts.jsonl"))?;
-    let (unet, text_encoder, vae) =
-        (files.load_unet(FLOAT32)?, files.load_text_encoder(FLOAT32)?, files.load_vae(FLOAT32)?);
-    let models = Models {
-        unet: &unet.model,
-        text_encoder: &text_encoder.model,
-        vae: &vae.model,
-        tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
-        scheduler: SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion(),
-    };
+    let models = Models::load(&files, FLOAT32)?;
     let prompts = watched_prompts(&concepts);
     for row in prompts.chunks(COLUMNS as usize) {
         eprintln!("{}", row.join(" | "));
@@ -152,8 +136,14 @@ impl Pictures {
             tch::no_grad(|| vae.encode(&images).mean) * vae.config().scaling_factor
         };
         let latents: Vec<Tensor> = shows.chunks(64).map(encode).collect();
-        eprintln!("{} pictures of {} concepts", shows.len(), concepts.len());
-        Self { latents: Tensor::cat(&latents, 0), shows }
+        let latents = Tensor::cat(&latents, 0);
+        let (mean, deviation) = (latents.mean(Kind::Float).double_value(&[]), latents.std(true).double_value(&[]));
+        eprintln!(
+            "{} pictures of {} concepts, latents with mean {mean:.2} and deviation {deviation:.2}",
+            shows.len(),
+            concepts.len()
+        );
+        Self { latents, shows }
     }
 
     /// Latents `[b, 4, h, w]` and captions.
@@ -168,20 +158,30 @@ impl Pictures {
     }
 }
 
-/// The networks of a pipeline and what they are used with.
-struct Models<'a> {
-    unet: &'a UNet2DConditionModel,
-    text_encoder: &'a ClipTextModel,
-    vae: &'a AutoencoderKl,
+/// A pipeline in memory.
+struct Models {
+    unet: Loaded<UNet2DConditionModel>,
+    text_encoder: Loaded<ClipTextModel>,
+    vae: AutoencoderKl,
     tokenizer: ClipTokenizer,
     scheduler: SchedulerConfig,
 }
 
-impl Models<'_> {
+impl Models {
+    fn load(files: &PipelineFiles, placement: Placement) -> Result<Self> {
+        Ok(Self {
+            unet: files.load_unet(placement)?,
+            text_encoder: files.load_text_encoder(placement)?,
+            vae: files.load_vae(FLOAT32)?.model,
+            tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
+            scheduler: SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion(),
+        })
+    }
+
     /// `[b, t, d]`
     fn encode(&self, captions: &[String]) -> Result<Tensor> {
         let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
-        Ok(self.text_encoder.forward(&ClipTextModel::ids(&ids, Device::Cpu), false))
+        Ok(self.text_encoder.model.forward(&ClipTextModel::ids(&ids, Device::Cpu), false))
     }
 
     /// One picture a prompt, all of them at once; the i-th from the noise of `seed` + i.
@@ -191,8 +191,8 @@ impl Models<'_> {
         let sampling =
             Sampling { steps: 25, guidance_scale: 3.0, scheduler: None, latent_height: side, latent_width: side };
         let seeds: Vec<i64> = (0..prompts.len() as i64).map(|i| seed + i).collect();
-        let latents = sample_latents(self.unet, &self.scheduler, &on, &sampling, &seeds, &mut |_, _| Ok(()))?;
-        decode(self.vae, &latents, Kind::Float)
+        let latents = sample_latents(&self.unet.model, &self.scheduler, &on, &sampling, &seeds, &mut |_, _| Ok(()))?;
+        decode(&self.vae, &latents, Kind::Float)
     }
 }
 

@@ -29,7 +29,7 @@ const AVERAGE: &str = "average/";
 #[derive(Args)]
 pub struct TrainingArgs {
     /// The pipeline whose weights it starts from
-    #[arg(long)]
+    #[arg(long, visible_alias = "init-from")]
     pub model: PathBuf,
     /// What prepare_corpus.py wrote
     #[arg(long)]

@@ -121,18 +121,19 @@ fn look_at(training: &Training, args: &VaeArgs, vae: &AutoencoderKl, watched: &T
     let images = rows.into_iter().collect::<Result<Vec<_>>>()?.concat();
     grid::write(&options.output.join(format!("grid-{}.png", training.step())), &images, SHOWN as u32)?;
 
-    let mut weights = Network::Vae.read(&PipelineFiles::open(&options.model, None)?)?;
+    let start = PipelineFiles::open(&options.model, None)?;
+    let mut weights = Network::Vae.read(&start)?;
     weights.extend(training.average_of(Network::Vae));
     if !args.decoder_only {
         whiten(&mut weights, &means);
     }
     let model = options.output.join("model");
     copy_descriptions(&options.model, &model)?;
-    let start = PipelineFiles::open(&options.model, None)?;
+    write_network(&model, Network::Vae, &weights, Kind::Float)?;
     for network in [Network::Unet, Network::TextEncoder] {
         write_network(&model, network, &network.read(&start)?, Kind::Float)?;
     }
-    write_network(&model, Network::Vae, &weights, Kind::Float)
+    Ok(())
 }
 
 /// The mean over pictures of the peak signal to noise ratio, both in [-1, 1], in decibels.
@@ -146,25 +147,16 @@ fn psnr(decoded: &Tensor, images: &Tensor) -> f64 {
 fn whiten(weights: &mut BTreeMap<String, Tensor>, means: &Tensor) {
     let channels = means.size()[1];
     let (deviation, mean) = means.transpose(0, 1).flatten(1, -1).std_mean_dim(&[1i64][..], true, false);
-    let (zeros, ones) = (mean.zeros_like(), mean.ones_like());
     // The encoder's output is the means, then the logarithms of the variances.
-    let shift = Tensor::cat(&[&mean, &zeros], 0);
-    let scale = Tensor::cat(&[&deviation, &ones], 0);
-    let log_variance = Tensor::cat(&[zeros, deviation.log() * 2.0], 0);
+    let shift = Tensor::cat(&[&mean, &(deviation.log() * 2.0)], 0);
+    let scale = Tensor::cat(&[&deviation, &deviation.ones_like()], 0);
+    let matrix = weights["post_quant_conv.weight"].view([channels, channels]);
     let mut change = |key: &str, to: &dyn Fn(&Tensor) -> Tensor| {
-        if let Some(weight) = weights.get_mut(key) {
-            *weight = to(weight);
-        }
+        let changed = to(&weights[key]);
+        weights.insert(key.to_owned(), changed);
     };
     change("quant_conv.weight", &|weight| weight / scale.view([-1, 1, 1, 1]));
-    change("quant_conv.bias", &|bias| (bias - &shift) / &scale - &log_variance);
-    let Some(decode) = weights.get("post_quant_conv.weight").map(Tensor::copy) else { return };
-    let matrix = decode.view([channels, channels]);
-    let mut change = |key: &str, to: &dyn Fn(&Tensor) -> Tensor| {
-        if let Some(weight) = weights.get_mut(key) {
-            *weight = to(weight);
-        }
-    };
-    change("post_quant_conv.bias", &|bias| bias + matrix.mv(&mean));
+    change("quant_conv.bias", &|bias| (bias - &shift) / &scale);
     change("post_quant_conv.weight", &|weight| weight * deviation.view([1, -1, 1, 1]));
+    change("post_quant_conv.bias", &|bias| bias + matrix.mv(&mean));
 }
