@@ -244,6 +244,22 @@ impl Sites {
         self.params.borrow().values().cloned().collect()
     }
 
+    /// Trains the model itself: a float32 leaf in place of each weight, bias, norm and embedding whose checkpoint key
+    /// `which` accepts, by that key.
+    pub fn train_weights(&self, which: impl Fn(&str) -> bool) -> BTreeMap<String, Tensor> {
+        let mut leaves = BTreeMap::new();
+        for site in self.all() {
+            let key = format!("{}.weight", site.path());
+            if which(&key) {
+                leaves.insert(key, site.train_weight(None));
+            }
+        }
+        for param in self.params().iter().filter(|param| which(param.key())) {
+            leaves.insert(param.key().to_owned(), param.train(None));
+        }
+        leaves
+    }
+
     fn on_adapters(&self, name: Option<&str>, change: impl Fn(&mut OnSite)) -> bool {
         let mut found = false;
         for site in self.all() {
@@ -292,5 +308,30 @@ impl Sites {
     /// Undoes [`Sites::merge`], to the same bits as before.
     pub fn unmerge(&self) {
         self.all().iter().for_each(|site| site.unmerge());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn weights_that_are_trained_are_leaves_and_the_others_stay_frozen() {
+        let sites = Sites::new();
+        let ones = |shape: &[i64]| Tensor::ones(shape, (Kind::BFloat16, Device::Cpu));
+        let bias = sites.register_param("a.bias", ones(&[3]));
+        let a = sites.register("a", Op::Linear, BaseWeight::Dense(ones(&[3, 2])), Some(bias));
+        let b = sites.register("b", Op::Linear, BaseWeight::Dense(ones(&[2, 3])), None);
+        let leaves = sites.train_weights(|key| key.starts_with("a."));
+        assert_eq!(leaves.keys().collect::<Vec<_>>(), ["a.bias", "a.weight"]);
+
+        b.forward(&a.forward(&ones(&[4, 2]))).sum(Kind::Float).backward();
+        for leaf in leaves.values() {
+            assert_eq!((leaf.kind(), leaf.grad().kind()), (Kind::Float, Kind::Float));
+            // Each of 4 rows goes into 2 outputs.
+            assert_eq!(leaf.grad(), leaf.ones_like() * 8.0);
+        }
+        assert!(b.with_weight(|weight| !weight.dense(Kind::BFloat16).requires_grad()));
     }
 }
