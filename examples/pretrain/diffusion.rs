@@ -192,7 +192,7 @@ impl Models {
             Sampling { steps: 25, guidance_scale: 3.0, scheduler: None, latent_height: side, latent_width: side };
         let seeds: Vec<i64> = (0..prompts.len() as i64).map(|i| seed + i).collect();
         let latents = sample_latents(&self.unet.model, &self.scheduler, &on, &sampling, &seeds, &mut |_, _| Ok(()))?;
-        decode(&self.vae, &latents, Kind::Float)
+        decode(&self.vae.decoder, &latents, Kind::Float)
     }
 }
 

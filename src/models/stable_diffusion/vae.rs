@@ -208,6 +208,11 @@ impl AutoencoderKl {
         Ok(Self { encoder: VaeEncoder::load(loader, config)?, decoder: VaeDecoder::load(loader, config)? })
     }
 
+    /// Its configuration.
+    pub fn config(&self) -> &VaeConfig {
+        self.decoder.config()
+    }
+
     /// See [`VaeEncoder::encode`].
     pub fn encode(&self, images: &Tensor) -> LatentDistribution {
         self.encoder.encode(images)
