@@ -804,11 +804,11 @@ fn adapter_and_plan_and_tokenize_refuse_what_they_cannot_read() {
     let cases: Vec<(String, i32, &[&str])> = vec![
         (format!("tokenize --model {tiny} --json-lines {lines}"), 1, &["line 2"]),
         (format!("tokenize --model {tiny} --json-lines /nowhere"), 1, &["/nowhere"]),
-        (format!("tokenize --model {tiny}"), 2, &["PROMPTS"]),
+        (format!("tokenize --model {tiny}"), 2, &["<PROMPT>"]),
         (format!("adapter inspect {broken}"), 1, &["x.safetensors"]),
         (format!("adapter inspect {tiny}"), 1, &["tiny"]),
         ("adapter inspect /nowhere".to_owned(), 1, &["/nowhere"]),
-        (format!("plan --model {tiny} --resolution 33"), 1, &["resolution", "4"]),
+        (format!("plan --model {tiny} --resolution 33"), 1, &["--resolution", "32"]),
         (format!("plan --model {tiny} --resolution 0"), 1, &["--resolution"]),
         (format!("plan --model {tiny} --resolution 32 --fit lots"), 1, &["lots"]),
         (format!("plan --model {tiny} --resolution 32 --fit -1GB"), 1, &["-1GB"]),

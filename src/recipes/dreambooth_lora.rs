@@ -51,7 +51,6 @@ pub fn train(
     config.check()?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let mut run = Run::start(config, device, seed, observer)?;
-    warn_where_it_will_not_fit(config, &run, observer)?;
     let (folder, files) = (run.folder.clone(), run.files.clone());
     let outcome = prepare(config, &mut run, interrupt, observer).and_then(|(job, networks)| {
         run.begin_training(config, &job.dataset, &job.order, &networks, observer)?;
@@ -66,7 +65,7 @@ pub fn train(
 }
 
 /// Tells the planned peak, and what would lower it where the device has less free than that.
-fn warn_where_it_will_not_fit(config: &DreamBoothConfig, run: &Run, observer: &mut dyn Observer) -> Result<()> {
+fn tell_memory(config: &DreamBoothConfig, run: &Run, observer: &mut dyn Observer) -> Result<()> {
     let free = memory::device_memory(run.device)?.0.max(0) as u64;
     let (peak, advice) = outlook(config, &run.files, run.device, free)?;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -96,6 +95,7 @@ fn prepare(
     observer: &mut dyn Observer,
 ) -> Result<(Job, Networks)> {
     let (device, seed) = (run.device, run.seed);
+    tell_memory(config, run, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
