@@ -25,6 +25,7 @@ mod vae;
 
 use clap::{Parser, Subcommand};
 use lorabooth::error::Result;
+use lorabooth::libtorch::{host_allocator, openmp_waiting};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -52,6 +53,8 @@ enum Command {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    host_allocator::install();
+    openmp_waiting::sleep_while_others_compute();
     tch::set_num_threads(arguments.threads);
     match arguments.command {
         Command::Init(args) => init::run(&args),

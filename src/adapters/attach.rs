@@ -57,6 +57,11 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         targets.push(site.path().to_owned());
         made.push((site, adapter));
     }
+    if made.is_empty() {
+        return Err(Error::invalid(
+            "modules_to_save has all that the targets name, so that no module gets an adapter; leave some out of it",
+        ));
+    }
     match &init {
         Init::Tensors(tensors) => check_all_used(sites, tensors, &params)?,
         Init::Draw(_) => check_all_meant(sites, &config, &targets)?,

@@ -210,5 +210,11 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
     let op = if weight.dim() == 4 { Op::Conv2d(Stride { stride: 1, padding: 0 }) } else { Op::Linear };
     let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
     let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
-    Ok(Some(made.merged(&site, weight, scale).detach()))
+    let merged = made.merged(&site, weight, scale).detach();
+    match f64::try_from(merged.isfinite().all().to_kind(Kind::Float))? == 1.0 {
+        true => Ok(Some(merged)),
+        false => Err(Error::invalid(format!(
+            "with the adapter at {scale:e}, `{key}` is not a number in places; merge it with a scale near 1"
+        ))),
+    }
 }

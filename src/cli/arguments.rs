@@ -75,6 +75,9 @@ fn kebab(arg: &OsStr) -> OsString {
     }
 }
 
+/// Flags of which true and false are values; elsewhere they say whether the flag is there.
+const TAKE_TRUE_AND_FALSE: &[&str] = &["--cache-latents", "--lora-init"];
+
 fn flags_of(file: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
@@ -86,6 +89,9 @@ fn flags_of(file: &Path) -> Result<Vec<String>> {
     for (name, value) in table {
         let flag = format!("--{}", name.replace('_', "-"));
         match value {
+            toml::Value::Boolean(value) if TAKE_TRUE_AND_FALSE.contains(&flag.as_str()) => {
+                flags.push(format!("{flag}={value}"));
+            }
             toml::Value::Boolean(true) => flags.push(flag),
             toml::Value::Boolean(false) => {}
             toml::Value::String(text) => flags.push(format!("{flag}={text}")),
@@ -132,14 +138,20 @@ mod tests {
     fn a_config_file_comes_before_the_flags() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("c.toml");
-        std::fs::write(&file, "lora_r = 4\ntrain_text_encoder = true\ncenter_crop = false\nseed = 1").unwrap();
+        std::fs::write(
+            &file,
+            "lora_r = 4\ntrain_text_encoder = true\ncenter_crop = false\ncache_latents = false\nseed = 1",
+        )
+        .unwrap();
         let line = format!("lorabooth train dreambooth --lora-r 8 --config {}", file.display());
         let expanded = expand(words(&line)).unwrap();
         assert_eq!(expanded.file_of("--lora-r"), Some(file.as_path()));
         assert_eq!(expanded.file_of("--lora-alpha"), None);
         assert_eq!(
             expanded.args,
-            words("lorabooth train dreambooth --lora-r=4 --seed=1 --train-text-encoder --lora-r 8")
+            words(
+                "lorabooth train dreambooth --cache-latents=false --lora-r=4 --seed=1 --train-text-encoder --lora-r 8"
+            )
         );
     }
 }

@@ -206,6 +206,14 @@ fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
         true => Ok(()),
         false => std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e)),
     };
+    if let (false, Some(ending)) = (is_png(&args.output) || args.output.is_dir(), args.output.extension()) {
+        let ending = ending.to_string_lossy();
+        if image::ImageFormat::from_extension(ending.as_ref()).is_some() {
+            return Err(Error::invalid(format!(
+                "--output: images are PNG, not {ending}; name a .png file or a folder"
+            )));
+        }
+    }
     if is_png(&args.output) {
         create(args.output.parent().unwrap_or(Path::new("")))?;
         if args.num_images == 1 {

@@ -18,6 +18,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tch::Device;
 
 /// More threads than any machine has cores only fill memory with stacks.
@@ -146,6 +147,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             hook(info);
         }
     }));
+    // A file that grows over the user's limit is an error of the write, not the end of the process.
+    drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));
     memory::return_freed_memory();
     host_allocator::install();
     startup::use_onednn_matmul();

@@ -18,6 +18,9 @@ pub enum TrainCommand {
     Dreambooth(Box<DreamBoothConfig>),
 }
 
+/// What Stable Diffusion draws where no size is asked for, in pixels.
+const NATIVE_RESOLUTION: u32 = 512;
+
 /// Runs the command.
 pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let TrainCommand::Dreambooth(config) = command;
@@ -25,11 +28,16 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
     let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
     let finished = dreambooth_lora::train(&config, device, common.seed, &interrupt, reporter)?;
     let folder = finished.output_dir.display();
-    let loss = finished.final_loss.map_or(String::new(), |loss| format!(", loss {loss:.4} at the end"));
-    let done = match finished.steps {
-        0 => "no steps: the initial adapter".to_owned(),
-        1 => format!("trained 1 step in {}{loss}", duration(began.elapsed().as_secs_f64())),
-        steps => format!("trained {steps} steps in {}{loss}", duration(began.elapsed().as_secs_f64())),
+    let loss = finished.final_loss.map_or(String::new(), |loss| format!(", mean loss of the last tenth {loss:.4}"));
+    let in_all = match finished.resumed_at {
+        0 => String::new(),
+        _ => format!(" ({} in all)", finished.steps),
+    };
+    let done = match finished.steps - finished.resumed_at {
+        0 if finished.steps == 0 => "no steps: the initial adapter".to_owned(),
+        0 => format!("all {} steps were done before", finished.steps),
+        1 => format!("trained 1 step{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
+        steps => format!("trained {steps} steps{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
     };
     let model = &config.model;
     let mut command = format!("lorabooth generate --model {}", quoted(&model.name));
@@ -44,6 +52,9 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
         if let Some(value) = value {
             command.push_str(&format!(" {flag} {}", quoted(value)));
         }
+    }
+    if config.resolution != NATIVE_RESOLUTION {
+        command.push_str(&format!(" --height {0} --width {0}", config.resolution));
     }
     let (lora, prompt) = (quoted(&folder.to_string()), quoted(&config.instance_prompt));
     command.push_str(&format!(" --lora {lora} --prompt {prompt} --output try.png"));

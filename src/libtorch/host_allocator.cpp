@@ -57,8 +57,7 @@ private:
       take(data, kept_size);
       return data;
     }
-    most_used_ = std::max(most_used_, used_bytes_ + size);
-    shrink(most_used_ - used_bytes_ - size);
+    shrink(std::max(most_used_, used_bytes_ + size) - used_bytes_ - size);
     void *data = map(size);
     if (!data) {
       shrink(0);
@@ -113,8 +112,12 @@ private:
         const size_t size = found->second;
         self.used_.erase(found);
         self.used_bytes_ -= size;
-        self.kept_.emplace(size, data);
-        self.kept_bytes_ += size;
+        try {
+          self.kept_.emplace(size, data);
+          self.kept_bytes_ += size;
+        } catch (const std::bad_alloc &) { // a deleter must not throw
+          munmap(data, size);
+        }
         return;
       }
     }

@@ -24,21 +24,22 @@ const QUIET: f64 = 0.05;
 pub fn sleep_while_others_compute() {
     let decided = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
     let (Some(parallel), Some(mut before), false) = (gomp_parallel(), Load::now(), decided) else { return };
-    std::thread::spawn(move || {
+    // Where the system gives no more threads, they wait as libgomp has it.
+    drop(std::thread::Builder::new().name("load".into()).spawn(move || {
         // Until the first look, the safe way.
-        let mut team = Some(IdleTeam::start(parallel));
+        let mut team = IdleTeam::start(parallel);
         loop {
             std::thread::sleep(PERIOD);
             let Some(now) = Load::now() else { return };
             let others = now.cores_of_others_since(&before);
             before = now;
             if others > BUSY && team.is_none() {
-                team = Some(IdleTeam::start(parallel));
+                team = IdleTeam::start(parallel);
             } else if others < QUIET {
                 team = None;
             }
         }
-    });
+    }));
 }
 
 fn gomp_parallel() -> Option<Parallel> {
@@ -54,17 +55,18 @@ struct IdleTeam {
 }
 
 impl IdleTeam {
-    fn start(parallel: Parallel) -> Self {
+    fn start(parallel: Parallel) -> Option<Self> {
         extern "C" fn nothing(_: *mut c_void) {}
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let threads = c_uint::try_from(cores + 1).unwrap_or(c_uint::MAX);
         let (sender, receiver) = channel::<()>();
-        std::thread::spawn(move || {
+        let team = move || {
             // SAFETY: what it runs touches nothing.
             unsafe { parallel(nothing, std::ptr::null_mut(), threads, 0) };
             let _ = receiver.recv();
-        });
-        Self { _until_dropped: sender }
+        };
+        std::thread::Builder::new().name("idle team".into()).spawn(team).ok()?;
+        Some(Self { _until_dropped: sender })
     }
 }
 

@@ -44,6 +44,10 @@ impl GroupNorm {
 
     /// `[batch, channels, h, w] -> [batch, channels, h, w]`
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.group_norm(self.groups, Some(&self.weight.get()), Some(&self.bias.get()), self.eps, true)
+        let (weight, bias) = (self.weight.get(), self.bias.get());
+        // libtorch 2.11 crashes in the backward of a channels-last norm that learns from an input that does not.
+        let learns_alone = (weight.requires_grad() || bias.requires_grad()) && !xs.requires_grad();
+        let xs = if learns_alone { xs.contiguous() } else { xs.shallow_clone() };
+        xs.group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true)
     }
 }

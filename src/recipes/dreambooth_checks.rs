@@ -17,6 +17,10 @@ fn refuse<T>(message: String) -> Result<T> {
     Err(Error::invalid(message))
 }
 
+/// What a run writes in its output folder, beside checkpoints and TensorBoard's events.
+const OWN_NAMES: &[&str] =
+    &["unet", "text_encoder", "samples", "run.json", "metrics.jsonl", "loss.png", "pytorch_lora_weights.safetensors"];
+
 impl DreamBoothConfig {
     /// Refuses options that cannot be meant, each by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
@@ -157,10 +161,11 @@ impl DreamBoothConfig {
                 "--logging-dir `{given}` is no folder inside the output folder; give a name, such as logs, or an absolute path"
             ));
         }
-        let first = path.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
-        let first = first.unwrap_or_default();
-        let taken = ["unet", "text_encoder", "samples"].contains(&first.as_str()) || first.starts_with("checkpoint-");
         let logs = self.output_dir.join(path);
+        let inside = logs.strip_prefix(&self.output_dir).unwrap_or(path);
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        let first = first.unwrap_or_default();
+        let taken = OWN_NAMES.contains(&first.as_str()) || first.starts_with("checkpoint-");
         if taken || logs.is_file() {
             return refuse(format!("--logging-dir `{given}` has another use in the output folder; take another name"));
         }

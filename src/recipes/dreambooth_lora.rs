@@ -69,7 +69,9 @@ fn tell_memory(config: &DreamBoothConfig, run: &Run, observer: &mut dyn Observer
     let free = memory::device_memory(run.device)?.0.max(0) as u64;
     let (peak, advice) = outlook(config, &run.files, run.device, free)?;
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    observer.fact("memory", format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak), gib(free)));
+    // A process on the host is already there, with libtorch in it.
+    let present = if run.device == Device::Cpu { memory::host_now() } else { 0 };
+    observer.fact("memory", format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak + present), gib(free)));
     if free > 0 && peak > free {
         observer.warning(format!("this run may not fit: {advice}"));
     }
@@ -163,6 +165,7 @@ fn train_loop(
         if stop || last || run.step.is_multiple_of(config.checkpointing_steps) {
             let folder = run.save_checkpoint(config.keep_checkpoints, job.order.position(run.micro_step as usize).0)?;
             if stop && !last {
+                run.write_run_json(config, "interrupted")?;
                 return Err(Error::Interrupted(format!(
                     "step {} is saved in {}; go on with the same command and --resume",
                     run.step,

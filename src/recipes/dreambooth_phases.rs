@@ -14,6 +14,7 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::{ClipTextModel, Loaded, UNet2DConditionModel, VaeEncoder};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::train::interrupt::Interrupt;
+use crate::train::run_folder::FolderLock;
 use crate::weights::Placement;
 use crate::whole_file::write_whole;
 use std::collections::BTreeMap;
@@ -117,6 +118,7 @@ pub fn make_class_images(
     }
     let kind = class_image_kind(config, run.kind);
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    let _lock = FolderLock::take(folder)?;
     let place = placement(run, kind);
     let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
     let conditioning = {

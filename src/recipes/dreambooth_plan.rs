@@ -123,13 +123,18 @@ pub fn plan_input<'a>(
     })
 }
 
+/// Options that save less are not advised in words.
+const WORTH_SAYING: u64 = 50 << 20;
+
 /// The planned peak of a run in bytes, and what to turn on for it to stay within `budget`, in words.
 pub fn outlook(config: &DreamBoothConfig, files: &PipelineFiles, device: Device, budget: u64) -> Result<(u64, String)> {
     let networks = NetworkConfigs::of(files)?;
     let input = plan_input(config, &networks, None, device)?;
     let peak = MemoryPlan::new(&input)?.peak_bytes;
     let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, s.saves_bytes as f64 / f64::from(1 << 30));
-    let suggestions: Vec<String> = fit(budget, &input)?.suggestions.iter().map(saving).collect();
+    let fitted = fit(budget, &input)?;
+    let suggestions: Vec<String> =
+        fitted.suggestions.iter().filter(|s| s.saves_bytes >= WORTH_SAYING).map(saving).collect();
     let advice = match suggestions.is_empty() {
         true => "there is nothing left to turn on; close other programs, or use a smaller model".to_owned(),
         false => format!("turn on, cheapest first: {}", suggestions.join(", ")),

@@ -38,6 +38,8 @@ pub struct Finished {
     pub output_dir: PathBuf,
     /// Steps of the run.
     pub steps: u64,
+    /// Of them those that an earlier process had done.
+    pub resumed_at: u64,
     /// Mean loss of the last tenth of the steps.
     pub final_loss: Option<f64>,
 }
@@ -72,6 +74,7 @@ pub struct Run {
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
     options: BTreeMap<String, String>,
+    resumed_at: u64,
     skipped: u64,
     skipped_in_a_row: u32,
     began: Instant,
@@ -148,6 +151,7 @@ impl Run {
             metrics: None,
             events: None,
             options: options_that_matter(config, kind, seed),
+            resumed_at: 0,
             skipped: 0,
             skipped_in_a_row: 0,
             began: Instant::now(),
@@ -175,6 +179,7 @@ impl Run {
         }
         let resumed = self.resume(config, observer)?;
         let logs = self.folder.join(&config.logging_dir);
+        std::fs::create_dir_all(&logs).map_err(|error| Error::io("create", &logs, error))?;
         self.folder.remove_run(&logs)?;
         let log = self.folder.join("metrics.jsonl");
         if self.metrics.is_none() {
@@ -271,12 +276,17 @@ impl Run {
         checkpoint::restore_parameters(&self.params, &saved.params)?;
         self.optimizer.load_state(&self.params, &saved.optimizer)?;
         self.step = saved.state.step;
+        self.resumed_at = self.step;
         self.micro_step = saved.state.micro_step;
         if let Some(state) = saved.state.scaler {
             self.scaler = Some(LossScaler::from_state(state)?);
             self.skipped = state.skipped_steps;
         }
-        self.metrics = Some(MetricsLog::resume(&self.folder.join("metrics.jsonl"), saved.state.metrics_bytes)?);
+        let log = self.folder.join("metrics.jsonl");
+        if std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) < saved.state.metrics_bytes {
+            observer.warning(format!("{} lacks lines of the steps before; it goes on without them", log.display()));
+        }
+        self.metrics = Some(MetricsLog::resume(&log, saved.state.metrics_bytes)?);
         observer.fact("resumed", format!("{} at step {}", folder.display(), self.step));
         Ok(Some(self.step))
     }
@@ -392,11 +402,13 @@ impl Run {
         Ok(Finished {
             output_dir: self.folder.path().to_owned(),
             steps: self.step,
+            resumed_at: self.resumed_at,
             final_loss: (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64),
         })
     }
 
-    fn write_run_json(&self, config: &DreamBoothConfig, status: &str) -> Result<()> {
+    /// Writes `run.json` as far as the run is.
+    pub fn write_run_json(&self, config: &DreamBoothConfig, status: &str) -> Result<()> {
         let trainable: i64 = self.adapters.iter().map(|(_, adapter)| adapter.trainable()).sum();
         let total: i64 = self.adapters.iter().map(|(_, adapter)| adapter.base_elements).sum();
         let device_peak = memory::device_peak(self.device)?.0;

@@ -1,7 +1,7 @@
-//! Ctrl-C and SIGTERM as a question that the loop asks between steps.
+//! Ctrl-C, SIGTERM and a closed terminal as a question that the loop asks between steps.
 
 use crate::error::{Error, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ impl Interrupt {
         Self::default()
     }
 
-    /// Lets the first Ctrl-C or SIGTERM ask the run to stop, and the next end the process at once with 128 + the
+    /// Lets the first Ctrl-C, SIGTERM or SIGHUP ask the run to stop, and the next end the process at once with 128 + the
     /// signal's number.
     pub fn on_signals() -> Result<Self> {
         let interrupt = Self::new();
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             let failed = |error| Error::invalid(format!("cannot listen for Ctrl-C: {error}"));
             // This order: the first signal finds the flag unset here, and sets it with the second action.
             signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, interrupt.0.clone())

@@ -5,6 +5,7 @@ use crate::whole_file::{beside, sync, sync_parent, TEMPORARY};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Where a folder waits while its successor takes its name.
 const REPLACED: &str = ".lorabooth-old";
@@ -15,6 +16,9 @@ const REPLACED: &str = ".lorabooth-old";
 /// of it back if the process ended in between.
 pub fn write_folder_atomically(path: &Path, ours: &[&str], write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (temporary, replaced) = (beside(path, TEMPORARY), beside(path, REPLACED));
+    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
+        return Err(Error::file(path, "is a file or a link where a folder is to be written; move it away"));
+    }
     let finish = || -> Result<()> {
         drop(fs::remove_dir_all(&temporary));
         fs::create_dir_all(&temporary).map_err(|error| Error::io("create", path, error))?;
@@ -35,7 +39,7 @@ pub fn write_folder_atomically(path: &Path, ours: &[&str], write: impl FnOnce(&P
 
 /// Takes the folder `replaced` away, if it is there: the files `ours` go, everything else moves into `successor`.
 fn empty_into(replaced: &Path, successor: &Path, ours: &[&str]) -> Result<()> {
-    if !replaced.is_dir() {
+    if !fs::symlink_metadata(replaced).is_ok_and(|metadata| metadata.is_dir()) {
         return Ok(());
     }
     for entry in entries(replaced)? {
@@ -98,12 +102,30 @@ pub enum ExistingRun {
     Overwrite,
 }
 
+/// A folder that this process alone writes to, until it is dropped.
+#[derive(Debug)]
+pub struct FolderLock(#[allow(dead_code, reason = "it holds the lock")] File);
+
+impl FolderLock {
+    /// Takes the lock of `folder`, or says that another run has it. A file system without locks has none to take.
+    pub fn take(folder: &Path) -> Result<Self> {
+        let file = File::open(folder).map_err(|error| Error::io("read", folder, error))?;
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Error::file(folder, "another run is writing here; wait for it to end, or name another folder"))
+            }
+            _ => Ok(Self(file)),
+        }
+    }
+}
+
 /// `--output-dir` of a run, made and known to be writable.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
     existing: ExistingRun,
     made: bool,
+    _lock: Arc<FolderLock>,
 }
 
 impl RunFolder {
@@ -112,7 +134,8 @@ impl RunFolder {
     pub fn create(path: &Path, existing: ExistingRun) -> Result<Self> {
         let made = !path.exists();
         fs::create_dir_all(path).map_err(|error| Error::io("create", path, error))?;
-        let folder = Self { path: path.to_owned(), existing, made };
+        let lock = Arc::new(FolderLock::take(path)?);
+        let folder = Self { path: path.to_owned(), existing, made, _lock: lock };
         if existing == ExistingRun::Refuse {
             if let Some(trace) = folder.trace_of_a_run()? {
                 return Err(Error::file(

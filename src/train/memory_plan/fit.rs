@@ -29,8 +29,9 @@ pub struct Fit {
 /// An option: itself turned on in a plan's input, its flag and its cost. `None` where it is on or has nothing to do.
 type Choice = for<'a> fn(&PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)>;
 
-/// The options in order of cost.
-const CHOICES: &[Choice] = &[cache_latents, half_precision, checkpointing, adam_8bit, sample_fewer, batch_1, only_unet];
+/// The options in order of cost. Class images can be what is largest only once batches are small.
+const CHOICES: &[Choice] =
+    &[cache_latents, half_precision, checkpointing, adam_8bit, sample_fewer, batch_1, sample_fewer, only_unet];
 
 fn cache_latents<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
     let changed = PlanInput { cache_latents: true, ..input.clone() };
@@ -38,7 +39,12 @@ fn cache_latents<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'
 }
 
 fn half_precision<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let class_images = input.class_images.map(|images| SampledImages { kind: Kind::BFloat16, ..images });
+    // Class images that were asked for in another dtype stay in it.
+    let follows = |images: SampledImages| match images.kind == input.kind {
+        true => SampledImages { kind: Kind::BFloat16, ..images },
+        false => images,
+    };
+    let class_images = input.class_images.map(follows);
     let changed = PlanInput { kind: Kind::BFloat16, vae_kind: Kind::BFloat16, class_images, ..input.clone() };
     (input.kind == Kind::Float).then(|| {
         (
