@@ -28,4 +28,3 @@ demo: build reference ## trains and draws with a small model of random weights: 
 
 bench: build reference ## speed and memory beside PEFT's loop, on this machine; writes nothing
 	tests/measured/bench.sh
-	cargo test --release --test measured_plan -- --nocapture
