@@ -13,7 +13,6 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     let devices = startup::cuda_devices();
     let (free, total) = memory::host_memory();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let bf16 = Precision::auto(Device::Cpu) == Precision::Bf16;
     let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let mut lines = vec![
@@ -23,7 +22,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
             tch::get_num_threads(),
             if bf16 { "in hardware" } else { "slower than fp32 here, which is used" }
         ),
-        format!("       memory  {:.1} GiB free of {:.1} GiB", gib(free), gib(total)),
+        format!("       memory  {:.1} GiB free of {:.1} GiB", memory::gib(free), memory::gib(total)),
     ];
     let mut problems = Vec::new();
     match (&driver, loaded, devices) {
@@ -39,14 +38,14 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
                 let (free, total) = memory::device_memory(Device::Cuda(index))?;
                 lines.push(format!(
                     "       cuda:{index}  {:.1} GiB free of {:.1} GiB, cuDNN {}",
-                    gib(free as u64),
-                    gib(total as u64),
+                    memory::gib(free as u64),
+                    memory::gib(total as u64),
                     if Cuda::cudnn_is_available() { "found" } else { "missing" }
                 ));
             }
         }
     }
-    if free > 0 && gib(free) < 4.0 {
+    if free > 0 && memory::gib(free) < 4.0 {
         problems.push(
             "less than 4 GiB of memory is free: Stable Diffusion 1.5 needs about that in bf16; close other programs",
         );

@@ -7,7 +7,7 @@ use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::UNetConfig;
+use crate::models::stable_diffusion::{vae_kind, UNetConfig};
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
@@ -17,7 +17,6 @@ use crate::weights::Placement;
 use crate::whole_file::{write_whole, WholeFile};
 use clap::Args;
 use std::path::{Path, PathBuf};
-use tch::Kind;
 
 /// More images than anyone looks at, and fewer than fill a machine with their names.
 const MAX_IMAGES: usize = 100_000;
@@ -139,7 +138,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     };
     let unet = files.load_unet(place)?;
     put_on(&unet.sites, Part::UNet)?;
-    let vae_kind = if kind == Kind::Half { Kind::Float } else { kind };
+    let vae_kind = vae_kind(kind);
     let mut vae = files.load_vae_decoder(Placement { device, kind: vae_kind })?;
     vae.model.use_tiling(args.vae_tiling);
     memory::release_cached(device)?;

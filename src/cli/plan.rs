@@ -2,6 +2,7 @@
 
 use super::{Common, Reporter};
 use crate::error::{Error, Result};
+use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
@@ -85,7 +86,7 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
 }
 
 fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+    format!("{:.2} GiB", memory::gib(bytes))
 }
 
 /// A time as people say it; nothing for no time.

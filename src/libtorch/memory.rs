@@ -34,6 +34,11 @@ pub fn host_memory() -> (u64, u64) {
     (proc_field("/proc/meminfo", "MemAvailable:"), proc_field("/proc/meminfo", "MemTotal:"))
 }
 
+/// Bytes in GiB.
+pub fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
 fn proc_status(field: &str) -> u64 {
     proc_field("/proc/self/status", field)
 }

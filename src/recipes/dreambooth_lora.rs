@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::{LatentDistribution, PipelineFiles};
+use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::gradients;
 use crate::train::interrupt::Interrupt;
@@ -68,10 +68,12 @@ pub fn train(
 fn tell_memory(config: &DreamBoothConfig, run: &Run, observer: &mut dyn Observer) -> Result<()> {
     let free = memory::device_memory(run.device)?.0.max(0) as u64;
     let (peak, advice) = outlook(config, &run.files, run.device, free)?;
-    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     // A process on the host is already there, with libtorch in it.
     let present = if run.device == Device::Cpu { memory::host_now() } else { 0 };
-    observer.fact("memory", format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak + present), gib(free)));
+    observer.fact(
+        "memory",
+        format!("about {:.1} GiB at the peak, {:.1} GiB are free", memory::gib(peak + present), memory::gib(free)),
+    );
     if free > 0 && peak > free {
         observer.warning(format!("this run may not fit: {advice}"));
     }
@@ -109,7 +111,7 @@ fn prepare(
     let unet = run.files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
-    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: phases::vae_kind(run.kind), device };
+    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device };
     let order = dataset.order(config.train_batch_size, seed, !config.no_shuffle)?;
     let job = Job {
         cache,

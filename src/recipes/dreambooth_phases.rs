@@ -11,7 +11,7 @@ use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{ClipTextModel, Loaded, UNet2DConditionModel, VaeEncoder};
+use crate::models::stable_diffusion::{vae_kind, ClipTextModel, Loaded, UNet2DConditionModel, VaeEncoder};
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::FolderLock;
@@ -85,14 +85,6 @@ impl Embeddings {
 
 fn placement(run: &Run, kind: Kind) -> Placement {
     Placement { device: run.device, kind }
-}
-
-/// float16 VAEs overflow to black images; they stay in float32.
-pub fn vae_kind(kind: Kind) -> Kind {
-    match kind {
-        Kind::Half => Kind::Float,
-        other => other,
-    }
 }
 
 /// What to do where memory is full of class images.

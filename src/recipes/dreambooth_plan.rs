@@ -2,13 +2,14 @@
 
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::lora_config;
-use super::dreambooth_phases::{class_image_kind, vae_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::dreambooth_phases::{class_image_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
 use super::dreambooth_run::precision_of;
 use crate::adapters::Part;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::error::Result;
-use crate::models::stable_diffusion::{ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
-use crate::train::memory_plan::{fit, MemoryPlan, PlanInput, SampledImages, Suggestion};
+use crate::libtorch::memory::gib;
+use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
+use crate::train::memory_plan::{fit, PlanInput, SampledImages, Suggestion};
 use std::path::Path;
 use tch::Device;
 
@@ -29,7 +30,7 @@ impl NetworkConfigs {
 
 /// The photos of a run.
 pub struct Photos {
-    count: u64,
+    instances: u64,
     crops_are_fixed: bool,
 }
 
@@ -46,9 +47,8 @@ impl Photos {
                 photos.extend(PhotoFolder::open(folder, config.resolution)?.photos);
             }
         }
-        let count = instances + class_images(config);
         let crops_are_fixed = photos.iter().all(|photo| photo.dimensions().0 == photo.dimensions().1);
-        Ok(Some(Self { count, crops_are_fixed }))
+        Ok(Some(Self { instances, crops_are_fixed }))
     }
 }
 
@@ -62,7 +62,7 @@ fn class_images(config: &DreamBoothConfig) -> u64 {
 
 /// Whether the VAE runs before training alone: where crops are fixed, or are told to be. Photos that are not known are taken for
 /// photos whose crops are random.
-pub fn caches_latents(config: &DreamBoothConfig, photos: Option<&Photos>) -> bool {
+fn caches_latents(config: &DreamBoothConfig, photos: Option<&Photos>) -> bool {
     match config.cache_latents {
         CacheLatents::True => true,
         CacheLatents::False => false,
@@ -77,8 +77,8 @@ pub fn plan_input<'a>(
     photos: Option<&Photos>,
     device: Device,
 ) -> Result<PlanInput<'a>> {
-    let count = photos.map_or(0, |photos| photos.count);
-    let places = count.saturating_sub(class_images(config)).max(class_images(config));
+    let instances = photos.map_or(0, |photos| photos.instances);
+    let places = instances.max(class_images(config));
     let batches = places.div_ceil(config.train_batch_size as u64);
     let updates_per_epoch = batches.div_ceil(config.gradient_accumulation_steps);
     let steps = config.max_train_steps.unwrap_or(config.num_train_epochs.saturating_mul(updates_per_epoch));
@@ -116,7 +116,7 @@ pub fn plan_input<'a>(
         gradient_checkpointing: config.gradient_checkpointing,
         optimizer_8bit: config.use_8bit_adam,
         cache_latents: caches_latents(config, photos),
-        photos: count,
+        photos: photos.map_or(0, |photos| photos.instances + class_images(config)),
         accumulation: config.gradient_accumulation_steps,
         steps,
         device,
@@ -130,8 +130,7 @@ const WORTH_SAYING: u64 = 50 << 20;
 pub fn outlook(config: &DreamBoothConfig, files: &PipelineFiles, device: Device, budget: u64) -> Result<(u64, String)> {
     let networks = NetworkConfigs::of(files)?;
     let input = plan_input(config, &networks, None, device)?;
-    let peak = MemoryPlan::new(&input)?.peak_bytes;
-    let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, s.saves_bytes as f64 / f64::from(1 << 30));
+    let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, gib(s.saves_bytes));
     let fitted = fit(budget, &input)?;
     let suggestions: Vec<String> =
         fitted.suggestions.iter().filter(|s| s.saves_bytes >= WORTH_SAYING).map(saving).collect();
@@ -139,5 +138,5 @@ pub fn outlook(config: &DreamBoothConfig, files: &PipelineFiles, device: Device,
         true => "there is nothing left to turn on; close other programs, or use a smaller model".to_owned(),
         false => format!("turn on, cheapest first: {}", suggestions.join(", ")),
     };
-    Ok((peak, advice))
+    Ok((fitted.asked_bytes, advice))
 }

@@ -179,6 +179,7 @@ impl Run {
         }
         let resumed = self.resume(config, observer)?;
         let logs = self.folder.join(&config.logging_dir);
+        // Refused, where it must be, before the run that is there goes.
         std::fs::create_dir_all(&logs).map_err(|error| Error::io("create", &logs, error))?;
         self.folder.remove_run(&logs)?;
         let log = self.folder.join("metrics.jsonl");

@@ -293,7 +293,7 @@ impl MemoryPlan {
         let mut phases = Vec::new();
         let mut phase =
             |name: &'static str, parts: Vec<(String, u64)>, work: Work| phases.push(Phase { name, parts, work });
-        if let Some(images) = input.class_images.filter(|_| input.prior_preservation) {
+        if let Some(images) = input.class_images {
             let (activations, work) = sampling(input, images);
             phase("class images", vec![unet(images.kind), decoder.clone(), activations, runtime.clone()], work);
         }

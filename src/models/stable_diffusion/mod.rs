@@ -18,4 +18,4 @@ mod written_config;
 pub use clip_text::{ClipTextConfig, ClipTextModel};
 pub use pipeline::{Loaded, ModelOptions, PipelineFiles};
 pub use unet::{UNet2DConditionModel, UNetConfig};
-pub use vae::{AutoencoderKl, LatentDistribution, VaeConfig, VaeDecoder, VaeEncoder};
+pub use vae::{vae_kind, AutoencoderKl, LatentDistribution, VaeConfig, VaeDecoder, VaeEncoder};

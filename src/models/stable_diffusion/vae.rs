@@ -104,6 +104,14 @@ impl VaeConfig {
     }
 }
 
+/// The dtype of the VAE where the other networks compute in `kind`: float16 VAEs overflow to black images and stay in float32.
+pub fn vae_kind(kind: Kind) -> Kind {
+    match kind {
+        Kind::Half => Kind::Float,
+        other => other,
+    }
+}
+
 /// What the encoder says of an image: a normal distribution over latents, unscaled.
 pub struct LatentDistribution {
     /// `[b, latent channels, h/f, w/f]`

@@ -20,6 +20,8 @@ pub struct Suggestion {
 pub struct Fit {
     /// What to turn on, all of it, cheapest first; empty where the run fits as it is.
     pub suggestions: Vec<Suggestion>,
+    /// The peak of the run as it was asked for.
+    pub asked_bytes: u64,
     /// The peak with all of them.
     pub peak_bytes: u64,
     /// Whether that is within the budget; where it is not, nothing known here is.
@@ -98,7 +100,8 @@ fn smaller<'a>(input: &PlanInput<'a>, multiple: i64) -> Option<(PlanInput<'a>, S
 /// save nothing are left out.
 pub fn fit(budget_bytes: u64, input: &PlanInput) -> Result<Fit> {
     let mut now = input.clone();
-    let mut peak_bytes = MemoryPlan::new(&now)?.peak_bytes;
+    let asked_bytes = MemoryPlan::new(&now)?.peak_bytes;
+    let mut peak_bytes = asked_bytes;
     let mut suggestions = Vec::new();
     for choice in CHOICES {
         if peak_bytes <= budget_bytes {
@@ -121,7 +124,7 @@ pub fn fit(budget_bytes: u64, input: &PlanInput) -> Result<Fit> {
         now = changed;
     }
     suggestions.extend(last);
-    Ok(Fit { suggestions, peak_bytes, fits: peak_bytes <= budget_bytes })
+    Ok(Fit { suggestions, asked_bytes, peak_bytes, fits: peak_bytes <= budget_bytes })
 }
 
 /// Bytes of a size such as `11GB`, `8GiB`, `6000MB`, `8g`: decimal units, binary with an `i`; a bare number is bytes.
