@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod demo;
 mod doctor;
 mod generate;
 mod plan;
@@ -48,6 +49,9 @@ enum Command {
     /// Say what memory and time a training run will need, and what to turn on to fit a card
     #[command(args_override_self = true)]
     Plan(plan::PlanArgs),
+    /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
+    #[command(args_override_self = true)]
+    Demo(crate::recipes::demo::DemoConfig),
     /// Print a prompt's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
@@ -167,9 +171,11 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
+        Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
     });
+    let outcome = outcome.and_then(|()| reporter.check_output());
     drop(reporter);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

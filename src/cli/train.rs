@@ -5,6 +5,7 @@ use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::dreambooth_lora;
+use crate::recipes::shell_word;
 use crate::train::interrupt::Interrupt;
 use clap::Subcommand;
 use serde_json::json;
@@ -40,7 +41,7 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
         steps => format!("trained {steps} steps{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
     };
     let model = &config.model;
-    let mut command = format!("lorabooth generate --model {}", quoted(&model.name));
+    let mut command = format!("lorabooth generate --model {}", shell_word(&model.name));
     let described = model.config_folder.as_ref().map(|folder| folder.display().to_string());
     for (flag, value) in [
         ("--revision", &model.revision),
@@ -50,13 +51,13 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
         ("--prediction-type", &model.prediction_type),
     ] {
         if let Some(value) = value {
-            command.push_str(&format!(" {flag} {}", quoted(value)));
+            command.push_str(&format!(" {flag} {}", shell_word(value)));
         }
     }
     if config.resolution != NATIVE_RESOLUTION {
         command.push_str(&format!(" --height {0} --width {0}", config.resolution));
     }
-    let (lora, prompt) = (quoted(&folder.to_string()), quoted(&config.instance_prompt));
+    let (lora, prompt) = (shell_word(&folder.to_string()), shell_word(&config.instance_prompt));
     command.push_str(&format!(" --lora {lora} --prompt {prompt} --output try.png"));
     let json = json!({
         "event": "finished", "steps": finished.steps, "loss": finished.final_loss, "path": folder.to_string(),
@@ -64,13 +65,4 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
     });
     reporter.summary(json, &format!("\n{done}; everything is in {folder}\ntry it:  {command}"));
     Ok(())
-}
-
-/// `text` as one word of a shell's command line.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
 }
