@@ -3,6 +3,7 @@
 mod base_weight;
 mod convolution;
 pub mod hub;
+mod int8;
 pub mod json_fields;
 mod mapped_file;
 mod original_stable_diffusion;
@@ -13,6 +14,7 @@ mod weight_set;
 
 pub use base_weight::{BaseWeight, Op};
 pub use convolution::Stride;
+pub use int8::Int8Weight;
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};

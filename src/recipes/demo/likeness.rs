@@ -137,24 +137,26 @@ fn span(values: impl Iterator<Item = u32>) -> (u32, u32) {
 
 /// The object's pixels, gathered into `side` × `side` cells of its box.
 fn cells(object: &[(u32, u32, Lab)], across: (u32, u32), down: (u32, u32), side: usize) -> Vec<Cell> {
-    let size = |(first, last): (u32, u32)| (last - first + 1) as f32;
-    let place = |value: u32, (first, last): (u32, u32)| {
-        (first..=last).contains(&value).then(|| ((value - first) as f32 / size((first, last)) * side as f32) as usize)
+    let place = |value: u32, (first, last): (u32, u32)| (value - first) as usize * side / (last - first + 1) as usize;
+    let sizes = |span: (u32, u32)| {
+        let mut sizes = vec![0.0f32; side];
+        (span.0..=span.1).for_each(|value| sizes[place(value, span)] += 1.0);
+        sizes
     };
     let mut sums = vec![(0.0f32, [0.0f32; 3]); side * side];
-    for &(x, y, colour) in object {
-        if let (Some(column), Some(row)) = (place(x, across), place(y, down)) {
-            let (count, sum) = &mut sums[row * side + column];
-            *count += 1.0;
-            sum.iter_mut().zip([colour.l, colour.a, colour.b]).for_each(|(sum, value)| *sum += value);
-        }
+    let inside = |(x, y, _): &&(u32, u32, Lab)| (across.0..=across.1).contains(x) && (down.0..=down.1).contains(y);
+    for &(x, y, colour) in object.iter().filter(inside) {
+        let (count, sum) = &mut sums[place(y, down) * side + place(x, across)];
+        *count += 1.0;
+        sum.iter_mut().zip([colour.l, colour.a, colour.b]).for_each(|(sum, value)| *sum += value);
     }
-    let area = size(across) * size(down) / (side * side) as f32;
-    let cell = |(count, sum): (f32, [f32; 3])| {
+    let (widths, heights) = (sizes(across), sizes(down));
+    let cell = |(i, (count, sum)): (usize, (f32, [f32; 3]))| {
         let [l, a, b] = sum.map(|sum| sum / count.max(1.0));
-        Cell { covered: (count / area).min(1.0), colour: Lab { l, a, b } }
+        let pixels = widths[i % side] * heights[i / side];
+        Cell { covered: count / pixels.max(1.0), colour: Lab { l, a, b } }
     };
-    sums.into_iter().map(cell).collect()
+    sums.into_iter().enumerate().map(cell).collect()
 }
 
 fn pairs<'a>(
