@@ -207,10 +207,14 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
         .iter()
         .find(|method| method.peft_type == adapter.config.peft_type)
         .ok_or_else(|| Error::invalid(format!("{} adapters cannot be merged", adapter.config.peft_type)))?;
+    // GPT-2 keeps its weights as [in, out].
+    let transposed = adapter.config.fan_in_fan_out && weight.dim() == 2;
+    let weight = if transposed { weight.tr() } else { weight };
     let op = if weight.dim() == 4 { Op::Conv2d(Stride { stride: 1, padding: 0 }) } else { Op::Linear };
     let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
     let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
     let merged = made.merged(&site, weight, scale).detach();
+    let merged = if transposed { merged.tr().contiguous() } else { merged };
     match f64::try_from(merged.isfinite().all().to_kind(Kind::Float))? == 1.0 {
         true => Ok(Some(merged)),
         false => Err(Error::invalid(format!(

@@ -1,4 +1,4 @@
-//! Reads a part's `config.json` and refuses what the architectures here do not compute.
+//! Reads a network's `config.json` and refuses what the architectures here do not compute.
 
 use crate::error::{Error, Result};
 use crate::weights::json_fields;
@@ -26,6 +26,23 @@ pub fn check_sizes(sizes: &[(&str, i64)]) -> std::result::Result<(), String> {
     }
 }
 
+/// Refuses a width that cannot be parted into heads.
+pub fn check_heads(width_name: &str, width: i64, heads_name: &str, heads: i64) -> std::result::Result<(), String> {
+    check_sizes(&[(width_name, width), (heads_name, heads)])?;
+    match width % heads {
+        0 => Ok(()),
+        _ => Err(format!("`{width_name}` is {width}, which cannot be parted into {heads} heads (`{heads_name}`)")),
+    }
+}
+
+/// Refuses a number of layers that no model has.
+pub fn check_layers(name: &str, layers: i64) -> std::result::Result<(), String> {
+    match (1..=MAX_LAYERS).contains(&layers) {
+        true => Ok(()),
+        false => Err(format!("`{name}` is {layers}; it must be 1 to {MAX_LAYERS}")),
+    }
+}
+
 /// Levels that a network can have: the sizes double from one to the next.
 pub const MAX_LEVELS: usize = 8;
 /// Layers that a level can have.
@@ -33,10 +50,14 @@ pub const MAX_LAYERS: i64 = 256;
 /// A vocabulary is the largest of the sizes.
 const MAX_SIZE: i64 = 1 << 20;
 
-/// A `config.json` as `T`. Every field in `fixed` must be absent, null or one of the values beside it; another value
-/// would change what the model computes in a way that is not written here.
+/// A `config.json` as `T`; see [`parse`].
 pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Result<T> {
-    let value = read_json(path)?;
+    parse(&read_json(path)?, fixed).map_err(|message| Error::file(path, message))
+}
+
+/// The fields of a configuration as `T`. Every field in `fixed` must be absent, null or one of the values beside it; another
+/// value would change what the model computes in a way that is not written here.
+pub fn parse<T: DeserializeOwned>(value: &Value, fixed: &[(&str, &[&str])]) -> std::result::Result<T, String> {
     for (field, allowed) in fixed {
         let found = match value.get(field) {
             None | Some(Value::Null) => continue,
@@ -44,8 +65,8 @@ pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Resu
             Some(other) => other.to_string(),
         };
         if !allowed.contains(&found.as_str()) {
-            return Err(Error::file(path, format!("`{field}` is {found}, which is not supported")));
+            return Err(format!("`{field}` is {found}, which is not supported"));
         }
     }
-    json_fields::parse(&value).map_err(|e| Error::file(path, format!("not the configuration expected: {e}")))
+    json_fields::parse(value).map_err(|e| format!("not the configuration expected: {e}"))
 }

@@ -1,0 +1,642 @@
+//! Every language model computes what transformers' does, and LoRA on it what peft's does.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
+
+mod support;
+
+use lorabooth::adapters::{attach, peft_folder, Attached, Init, InitWeights, LoraConfig, PartAdapter, Sites};
+use lorabooth::adapters::{TargetModules, TextEncoderSpelling};
+use lorabooth::libtorch::random::Generator;
+use lorabooth::models::language::{
+    CausalLm, ClassifierInputs, DecoderInputs, Encoded, EncoderDecoder, HeadOptions, LanguageModel, LanguageModelFiles,
+    Tokens,
+};
+use lorabooth::models::Loaded;
+use lorabooth::nn::KeyValueCache;
+use lorabooth::weights::Placement;
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use support::{made, python, read, read_json, relative_error};
+use tch::{Device, Kind, Tensor};
+
+const FLOAT32: Placement = Placement { device: Device::Cpu, kind: Kind::Float };
+/// Where what is compared has been through two hundred operations on numbers near 1.
+const CLOSE: f64 = 1e-5;
+
+type Tensors = BTreeMap<String, Tensor>;
+
+/// A class of transformers and its configuration.
+type Model = (&'static str, Value);
+
+fn with(mut value: Value, more: Value) -> Value {
+    value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    value
+}
+
+fn gpt2(more: Value) -> Model {
+    (
+        "GPT2LMHeadModel",
+        with(json!({ "vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 3 }), more),
+    )
+}
+
+fn opt(more: Value) -> Model {
+    let config = json!({ "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "ffn_dim": 40,
+        "max_position_embeddings": 32, "num_attention_heads": 3 });
+    ("OPTForCausalLM", with(config, more))
+}
+
+fn bloom(more: Value) -> Model {
+    ("BloomForCausalLM", with(json!({ "vocab_size": 61, "hidden_size": 24, "n_layer": 3, "n_head": 6 }), more))
+}
+
+/// 6 heads share 2 heads of keys and values.
+fn llama(class: &'static str, more: Value) -> Model {
+    let config = json!({ "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 32 });
+    (class, with(config, more))
+}
+
+fn rope(parameters: Value) -> Model {
+    llama("LlamaForCausalLM", json!({ "head_dim": 8, "max_position_embeddings": 8, "rope_parameters": parameters }))
+}
+
+/// The widths of all heads together are not the model's.
+fn t5(class: &'static str, more: Value) -> Model {
+    let config = json!({ "vocab_size": 61, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 3,
+        "num_heads": 3, "relative_attention_num_buckets": 8, "relative_attention_max_distance": 9,
+        "decoder_start_token_id": 0 });
+    (class, with(config, more))
+}
+
+fn bert(class: &'static str, more: Value) -> Model {
+    let config = json!({ "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3,
+        "intermediate_size": 40, "max_position_embeddings": 32, "num_labels": 3 });
+    (class, with(config, more))
+}
+
+/// The model's folder; `options` are those of `language_models.py` beside class and configuration.
+fn saved((class, config): &Model, options: Value) -> PathBuf {
+    made("language_models.py", "model", &with(json!({ "class": class, "config": config }), options))
+}
+
+fn computed(class: &str, folder: &Path, options: Value) -> Tensors {
+    let options = with(json!({ "model": folder, "class": class }), options);
+    read(made("language_forward.py", "forward.safetensors", &options))
+}
+
+fn load(folder: &Path, placement: Placement) -> Loaded<LanguageModel> {
+    LanguageModelFiles::open(folder).unwrap().load(placement, HeadOptions::default()).unwrap()
+}
+
+/// What a forward is given.
+struct Given<'a> {
+    ids: &'a Tensor,
+    mask: Option<&'a Tensor>,
+    decoder_ids: Option<&'a Tensor>,
+    types: Option<&'a Tensor>,
+}
+
+impl<'a> Given<'a> {
+    fn of(tensors: &'a Tensors, prefix: &str) -> Self {
+        let get = |name: &str| tensors.get(&format!("{prefix}{name}"));
+        let mask = get("attention_mask").filter(|_| prefix != "plain.");
+        Self {
+            ids: get("input_ids").unwrap(),
+            mask,
+            decoder_ids: get("decoder_input_ids"),
+            types: get("token_type_ids"),
+        }
+    }
+
+    fn logits(&self, model: &LanguageModel, checkpointing: bool) -> Tensor {
+        let tokens = Tokens::Ids(self.ids);
+        match model {
+            LanguageModel::Causal(model) => {
+                let inputs = DecoderInputs { attention_mask: self.mask, checkpointing, ..DecoderInputs::new(tokens) };
+                model.logits(&model.forward(inputs))
+            }
+            LanguageModel::EncoderDecoder(model) => {
+                let hidden = model.encode(tokens, self.mask, checkpointing);
+                let encoded = Encoded { hidden: &hidden, attention_mask: self.mask };
+                let inputs = DecoderInputs::new(Tokens::Ids(self.decoder_ids.unwrap()));
+                model.logits(&model.decode(DecoderInputs { checkpointing, ..inputs }, encoded))
+            }
+            LanguageModel::Classifier(model) => model.classify(ClassifierInputs {
+                tokens,
+                attention_mask: self.mask,
+                token_type_ids: self.types,
+                checkpointing,
+            }),
+        }
+    }
+}
+
+/// The rows of `xs` `[b, t, ..]` that are tokens.
+fn at_tokens(xs: &Tensor, mask: &Tensor) -> Tensor {
+    xs.index(&[Some(mask.ne(0))])
+}
+
+fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, bound: f64) {
+    let error = relative_error(actual, expected);
+    println!("{what}: {error:.1e}");
+    assert!(error < bound, "{what} differs by {error:e}");
+}
+
+/// Logits of all cases against transformers'.
+fn check_saved(name: &str, class: &str, folder: &Path) {
+    let (expected, _no_grad) = (computed(class, folder, json!({})), tch::no_grad_guard());
+    let model = load(folder, FLOAT32).model;
+    for case in ["plain", "right", "left"] {
+        let given = Given::of(&expected, &format!("{case}."));
+        let (actual, wanted) = (given.logits(&model, false), &expected[&format!("{case}.logits")]);
+        match &model {
+            LanguageModel::Causal(_) => {
+                let mask = &expected[&format!("{case}.attention_mask")];
+                assert_close(&format!("{name} {case}"), &at_tokens(&actual, mask), &at_tokens(wanted, mask), CLOSE);
+            }
+            _ => assert_close(&format!("{name} {case}"), &actual, wanted, CLOSE),
+        }
+    }
+    match &model {
+        LanguageModel::Causal(model) => check_decoder(name, model.as_ref(), &expected),
+        LanguageModel::EncoderDecoder(model) => check_encoder_decoder(name, model.as_ref(), &expected),
+        LanguageModel::Classifier(_) => {
+            let given = Given { types: None, ..Given::of(&expected, "right.") };
+            assert_close(&format!("{name} untyped"), &given.logits(&model, false), &expected["untyped.logits"], CLOSE);
+        }
+    }
+}
+
+fn check(name: &str, model: &Model) {
+    check_saved(name, model.0, &saved(model, json!({})));
+}
+
+/// Positions of the tokens' own, embeddings in place of ids, and a cache.
+fn check_decoder(name: &str, model: &dyn CausalLm, expected: &Tensors) {
+    let (ids, mask) = (&expected["left.input_ids"], &expected["left.attention_mask"]);
+    let compare = |what: &str, actual: &Tensor, wanted: &Tensor| {
+        assert_close(&format!("{name} {what}"), &at_tokens(actual, mask), &at_tokens(wanted, mask), CLOSE);
+    };
+    let masked = |tokens| DecoderInputs { attention_mask: Some(mask), ..DecoderInputs::new(tokens) };
+    if let Some(positions) = expected.get("left.position_ids") {
+        let inputs = DecoderInputs { position_ids: Some(positions), ..masked(Tokens::Ids(ids)) };
+        compare("placed", &model.logits(&model.forward(inputs)), &expected["placed.logits"]);
+    }
+    let embeddings = model.embed(ids) + 0.1;
+    assert_close(name, &embeddings, &expected["embedded.embeddings"], CLOSE);
+    let logits = model.logits(&model.forward(masked(Tokens::Embeddings(&embeddings))));
+    compare("embedded", &logits, &expected["embedded.logits"]);
+
+    let mut cache = KeyValueCache::new();
+    let mut steps = Vec::new();
+    for (start, count) in parts(ids.size()[1]) {
+        let (ids, mask) = (ids.narrow(1, start, count), mask.narrow(1, 0, start + count));
+        let inputs = DecoderInputs::new(Tokens::Ids(&ids));
+        steps.push(model.forward(DecoderInputs { attention_mask: Some(&mask), cache: Some(&mut cache), ..inputs }));
+    }
+    assert_eq!(cache.length(), ids.size()[1]);
+    compare("cached", &model.logits(&Tensor::cat(&steps, 1)), &expected["left.logits"]);
+
+    // The first tokens' keys and values as a prefix that is given.
+    let ids = &expected["plain.input_ids"];
+    let mut cache = KeyValueCache::new();
+    _ = model.forward(DecoderInputs { cache: Some(&mut cache), ..DecoderInputs::new(Tokens::Ids(&ids.narrow(1, 0, 4))) });
+    let past = (0..model.shape().blocks as usize).map(|i| {
+        let tensors = cache.block(i).tensors();
+        let shape = model.shape();
+        assert_eq!(tensors[0].size(), [3, shape.key_value_heads, 4, shape.head_width]);
+        (tensors[0].copy(), tensors[1].copy())
+    });
+    let mut cache = KeyValueCache::of(past.collect());
+    let rest = ids.narrow(1, 4, ids.size()[1] - 4);
+    let hidden = model.forward(DecoderInputs { cache: Some(&mut cache), ..DecoderInputs::new(Tokens::Ids(&rest)) });
+    let wanted = expected["plain.logits"].narrow(1, 4, rest.size()[1]);
+    assert_close(&format!("{name} prefixed"), &model.logits(&hidden), &wanted, CLOSE);
+}
+
+/// Four tokens at once, then two, then one after another.
+fn parts(length: i64) -> Vec<(i64, i64)> {
+    [(0, 4), (4, 2)].into_iter().chain((6..length).map(|start| (start, 1))).collect()
+}
+
+fn check_encoder_decoder(name: &str, model: &dyn EncoderDecoder, expected: &Tensors) {
+    let (ids, mask) = (&expected["left.input_ids"], &expected["left.attention_mask"]);
+    let hidden = model.encode(Tokens::Ids(ids), Some(mask), false);
+    let compare = |what: &str, actual: &Tensor, wanted: &Tensor| {
+        assert_close(&format!("{name} {what}"), actual, wanted, CLOSE);
+    };
+    compare("encoded", &at_tokens(&hidden, mask), &at_tokens(&expected["left.encoded"], mask));
+    let written = &expected["left.decoder_input_ids"];
+    let mut cache = KeyValueCache::new();
+    let mut steps = Vec::new();
+    for (start, count) in parts(written.size()[1]) {
+        let ids = written.narrow(1, start, count);
+        let inputs = DecoderInputs { cache: Some(&mut cache), ..DecoderInputs::new(Tokens::Ids(&ids)) };
+        steps.push(model.decode(inputs, Encoded { hidden: &hidden, attention_mask: Some(mask) }));
+    }
+    compare("cached", &model.logits(&Tensor::cat(&steps, 1)), &expected["left.logits"]);
+    assert_eq!(model.decoder_start_token_id(), 0);
+}
+
+#[test]
+fn gpt2_computes_what_transformers_computes() {
+    check("gpt2", &gpt2(json!({})));
+    let odd = json!({ "n_inner": 20, "activation_function": "relu", "scale_attn_by_inverse_layer_idx": true,
+        "scale_attn_weights": false, "tie_word_embeddings": false });
+    check("gpt2 with all options", &gpt2(odd));
+}
+
+#[test]
+fn opt_computes_what_transformers_computes() {
+    check("opt", &opt(json!({})));
+    let like_350m = json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 });
+    check("opt normed after", &opt(like_350m));
+    check("opt without biases", &opt(json!({ "enable_bias": false, "activation_function": "gelu" })));
+}
+
+#[test]
+fn bloom_computes_what_transformers_computes() {
+    check("bloom", &bloom(json!({ "n_head": 4 })));
+    check("bloom of 6 heads", &bloom(json!({ "apply_residual_connection_post_layernorm": true })));
+}
+
+#[test]
+fn llama_mistral_and_qwen2_compute_what_transformers_computes() {
+    check("llama", &llama("LlamaForCausalLM", json!({})));
+    let biased = json!({ "attention_bias": true, "mlp_bias": true, "head_dim": 6, "tie_word_embeddings": true });
+    check("llama with biases", &llama("LlamaForCausalLM", biased));
+    check("mistral", &llama("MistralForCausalLM", json!({ "sliding_window": 3 })));
+    check("mistral without a window", &llama("MistralForCausalLM", json!({ "sliding_window": null })));
+    let windows = json!({ "use_sliding_window": true, "sliding_window": 3, "max_window_layers": 1 });
+    check("qwen2", &llama("Qwen2ForCausalLM", windows));
+}
+
+#[test]
+fn rotary_positions_are_stretched_as_transformers_stretches_them() {
+    check("plain", &rope(json!({ "rope_type": "default", "rope_theta": 500.0 })));
+    check("linear", &rope(json!({ "rope_type": "linear", "factor": 2.5 })));
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64, "rope_theta": 100.0 });
+    check("llama3", &rope(llama3));
+    let yarn =
+        json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 100.0 });
+    check("yarn", &rope(yarn.clone()));
+    let mscale = json!({ "mscale": 0.7, "mscale_all_dim": 1.2, "beta_fast": 9.0, "beta_slow": 2.0, "truncate": false });
+    check("yarn with all options", &rope(with(yarn, mscale)));
+}
+
+/// The longest text that a model of growing frequencies has seen sets them in transformers, so that there is but one forward to
+/// compare with.
+#[test]
+fn frequencies_fall_as_a_text_grows_beyond_the_trained_length() {
+    let model = rope(json!({ "rope_type": "dynamic", "factor": 2.0 }));
+    let folder = saved(&model, json!({}));
+    let _no_grad = tch::no_grad_guard();
+    for length in [7, 11, 30] {
+        let expected = computed(model.0, &folder, json!({ "length": length }));
+        let logits = Given::of(&expected, "plain.").logits(&load(&folder, FLOAT32).model, false);
+        assert_close(&format!("dynamic, {length} tokens"), &logits, &expected["plain.logits"], CLOSE);
+    }
+}
+
+/// transformers before 5 kept the rotary positions' fields in other places.
+#[test]
+fn older_configurations_of_rotary_positions_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = rope(json!({ "rope_type": "linear", "factor": 2.5, "rope_theta": 500.0 }));
+    let folder = saved(&model, json!({}));
+    std::fs::copy(folder.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let mut config = read_json(folder.join("config.json"));
+    config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
+    let old = json!({ "rope_theta": 500.0, "rope_scaling": { "type": "linear", "factor": 2.5 } });
+    std::fs::write(dir.path().join("config.json"), with(config, old).to_string()).unwrap();
+    let _no_grad = tch::no_grad_guard();
+    let expected = computed(model.0, &folder, json!({}));
+    let logits = Given::of(&expected, "plain.").logits(&load(dir.path(), FLOAT32).model, false);
+    assert_close("old configuration", &logits, &expected["plain.logits"], CLOSE);
+}
+
+#[test]
+fn t5_and_mt5_compute_what_transformers_computes() {
+    check("t5", &t5("T5ForConditionalGeneration", json!({})));
+    let like_v1_1 =
+        t5("T5ForConditionalGeneration", json!({ "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false }));
+    check_saved("t5 v1.1", like_v1_1.0, &saved(&like_v1_1, json!({ "own_head": true })));
+    let silu =
+        t5("T5ForConditionalGeneration", json!({ "feed_forward_proj": "gated-silu", "num_decoder_layers": null }));
+    check("t5 with silu", &silu);
+    let mt5 = t5("MT5ForConditionalGeneration", json!({}));
+    check_saved("mt5", mt5.0, &saved(&mt5, json!({ "own_head": true })));
+}
+
+#[test]
+fn bert_and_roberta_compute_what_transformers_computes() {
+    check("bert", &bert("BertForSequenceClassification", json!({})));
+    check(
+        "roberta",
+        &bert("RobertaForSequenceClassification", json!({ "type_vocab_size": 1, "hidden_act": "gelu_new" })),
+    );
+}
+
+#[test]
+fn shards_and_the_spellings_of_older_repositories_are_read() {
+    for (name, model, options) in [
+        ("gpt2 of the hub", gpt2(json!({})), json!({ "keys": "hub" })),
+        ("bloom of the hub", bloom(json!({})), json!({ "keys": "base" })),
+        ("opt of the hub", opt(json!({})), json!({ "keys": "base" })),
+        ("llama without prefix", llama("LlamaModel", json!({})), json!({})),
+        ("bert of the hub", bert("BertForSequenceClassification", json!({})), json!({ "keys": "hub" })),
+        ("opt in shards", opt(json!({})), json!({ "max_shard_size": "10KB" })),
+        ("t5 in shards", t5("T5ForConditionalGeneration", json!({})), json!({ "max_shard_size": "10KB" })),
+    ] {
+        let folder = saved(&model, options.clone());
+        assert_eq!(options.get("max_shard_size").is_some(), folder.join("model.safetensors.index.json").exists());
+        match model.0 {
+            // Without a head of its own, and its embeddings not said to be one.
+            "LlamaModel" => {
+                let error =
+                    LanguageModelFiles::open(&folder).unwrap().load(FLOAT32, HeadOptions::default()).err().unwrap();
+                assert!(error.to_string().contains("`lm_head.weight`"), "{error}");
+            }
+            class => check_saved(name, class, &folder),
+        }
+    }
+}
+
+#[test]
+fn weights_in_half_precision_are_read_and_computed_with() {
+    for (name, model) in [
+        ("llama", llama("LlamaForCausalLM", json!({}))),
+        ("gpt2", gpt2(json!({}))),
+        ("t5", t5("T5ForConditionalGeneration", json!({}))),
+    ] {
+        for (dtype, kind, bound) in [("bfloat16", Kind::BFloat16, 3e-2), ("float16", Kind::Half, 4e-3)] {
+            let folder = saved(&model, json!({ "dtype": dtype }));
+            check_saved(&format!("{name} stored in {dtype}"), model.0, &folder);
+            let _no_grad = tch::no_grad_guard();
+            let expected = computed(model.0, &folder, json!({ "dtype": dtype }));
+            let loaded = load(&folder, Placement { kind, ..FLOAT32 });
+            let logits = Given::of(&expected, "plain.").logits(&loaded.model, false);
+            assert_eq!(logits.kind(), kind);
+            assert_close(&format!("{name} in {dtype}"), &logits, &expected["plain.logits"], bound);
+        }
+    }
+}
+
+/// What peft did with LoRA on a model.
+struct Theirs {
+    folder: PathBuf,
+    made: PathBuf,
+    outputs: Tensors,
+}
+
+impl Theirs {
+    fn new(model: &Model, lora: Value, dropout: bool) -> Self {
+        let folder = saved(model, json!({}));
+        let options = json!({ "model": folder, "class": model.0, "lora": lora, "dropout": dropout });
+        let made = made("language_lora.py", "lora", &options);
+        Self { outputs: read(made.join("outputs.safetensors")), folder, made }
+    }
+
+    fn adapter(&self) -> PartAdapter {
+        peft_folder::read(&self.made.join("adapter")).unwrap()
+    }
+
+    /// Our model with their adapter.
+    fn load(&self) -> (Loaded<LanguageModel>, Attached) {
+        let (loaded, adapter) = (load(&self.folder, FLOAT32), self.adapter());
+        let attached = attach(&loaded.sites, "a", adapter.config, Init::Tensors(&adapter.tensors)).unwrap();
+        (loaded, attached)
+    }
+
+    fn loss(&self, model: &LanguageModel, logits: &Tensor) -> Tensor {
+        let labels = &self.outputs["labels"];
+        let (logits, labels) = match model {
+            LanguageModel::Causal(_) => {
+                let last = labels.size()[1] - 1;
+                (logits.narrow(1, 0, last), labels.narrow(1, 1, last))
+            }
+            _ => (logits.shallow_clone(), labels.shallow_clone()),
+        };
+        let flat = logits.reshape([-1, *logits.size().last().unwrap()]);
+        flat.cross_entropy_loss(&labels.reshape([-1]), None::<&Tensor>, tch::Reduction::Mean, -100, 0.0)
+    }
+}
+
+fn models_for_lora() -> Vec<(&'static str, Model)> {
+    vec![
+        ("gpt2", gpt2(json!({}))),
+        ("opt", opt(json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 }))),
+        ("bloom", bloom(json!({}))),
+        ("llama", llama("LlamaForCausalLM", json!({}))),
+        ("mistral", llama("MistralForCausalLM", json!({ "sliding_window": 3 }))),
+        ("qwen2", llama("Qwen2ForCausalLM", json!({}))),
+        ("t5", t5("T5ForConditionalGeneration", json!({}))),
+        ("mt5", t5("MT5ForConditionalGeneration", json!({}))),
+        ("bert", bert("BertForSequenceClassification", json!({}))),
+        ("roberta", bert("RobertaForSequenceClassification", json!({}))),
+    ]
+}
+
+fn check_gradients(name: &str, theirs: &Theirs) {
+    let (loaded, attached) = theirs.load();
+    let given = Given::of(&theirs.outputs, "");
+    let mut kept = Vec::new();
+    for checkpointing in [false, true] {
+        let logits = given.logits(&loaded.model, checkpointing);
+        let mask = given.mask.filter(|_| matches!(loaded.model, LanguageModel::Causal(_)));
+        let at = |xs: &Tensor| mask.map_or(xs.shallow_clone(), |mask| at_tokens(xs, mask));
+        assert_close(&format!("{name} logits"), &at(&logits), &at(&theirs.outputs["logits"]), CLOSE);
+        let loss = theirs.loss(&loaded.model, &logits);
+        assert_close(&format!("{name} loss"), &loss, &theirs.outputs["loss"], CLOSE);
+        loss.backward();
+        for (param_name, param) in &attached.params {
+            let mut gradient = param.grad();
+            assert_close(
+                &format!("{name} {param_name}"),
+                &gradient,
+                &theirs.outputs[&format!("gradient.{param_name}")],
+                1e-4,
+            );
+            kept.push(gradient.copy());
+            let _ = gradient.zero_();
+        }
+    }
+    let recomputed = kept.split_off(attached.params.len());
+    assert!(kept == recomputed, "{name}: gradient checkpointing changes gradients");
+}
+
+#[test]
+fn lora_has_pefts_outputs_and_gradients_with_and_without_checkpointing() {
+    for (name, model) in models_for_lora() {
+        check_gradients(name, &Theirs::new(&model, json!({ "r": 3, "lora_alpha": 5 }), false));
+    }
+}
+
+#[test]
+fn lora_on_every_projection_and_biases_equals_pefts() {
+    let lora = json!({ "r": 2, "lora_alpha": 3, "target_modules": "all-linear", "bias": "all" });
+    for (name, model) in models_for_lora() {
+        check_gradients(name, &Theirs::new(&model, lora.clone(), false));
+    }
+    let heads = json!({ "r": 2, "modules_to_save": ["classifier"], "task_type": "SEQ_CLS" });
+    for class in ["BertForSequenceClassification", "RobertaForSequenceClassification"] {
+        check_gradients(class, &Theirs::new(&bert(class, json!({})), heads.clone(), false));
+    }
+    // A weight that is kept transposed, trained whole; another with DoRA.
+    check_gradients(
+        "gpt2",
+        &Theirs::new(&gpt2(json!({})), json!({ "modules_to_save": ["mlp.c_fc"], "use_dora": true }), false),
+    );
+}
+
+/// The models that have dropout in their configuration draw it where and as transformers does.
+#[test]
+fn dropout_of_a_model_that_trains_is_drawn_as_transformers_draws_it() {
+    for (name, model) in models_for_lora() {
+        let theirs = Theirs::new(&model, json!({ "r": 3, "lora_dropout": 0.2 }), true);
+        let (loaded, _attached) = theirs.load();
+        loaded.sites.set_training(true);
+        tch::manual_seed(7);
+        let given = Given::of(&theirs.outputs, "");
+        let logits = given.logits(&loaded.model, false);
+        let mask = given.mask.filter(|_| matches!(loaded.model, LanguageModel::Causal(_)));
+        let at = |xs: &Tensor| mask.map_or(xs.shallow_clone(), |mask| at_tokens(xs, mask));
+        assert_close(&format!("{name} in training"), &at(&logits), &at(&theirs.outputs["logits"]), CLOSE);
+    }
+}
+
+fn fresh_config(folder: &Path) -> LoraConfig {
+    let targets = LanguageModelFiles::open(folder).unwrap().architecture().lora_targets;
+    let names = targets.iter().map(|&name| name.to_owned()).collect();
+    let init_lora_weights = InitWeights::Drawn;
+    LoraConfig {
+        r: 3,
+        lora_alpha: 5.0,
+        target_modules: Some(TargetModules::Names(names)),
+        init_lora_weights,
+        ..Default::default()
+    }
+}
+
+fn attach_fresh(sites: &Sites, folder: &Path) -> Attached {
+    attach(sites, "a", fresh_config(folder), Init::Draw(&mut Generator::new(1))).unwrap()
+}
+
+#[test]
+fn default_targets_and_numbers_of_parameters_are_pefts() {
+    for (name, model) in models_for_lora() {
+        let theirs = Theirs::new(&model, json!({ "r": 3, "lora_alpha": 5 }), false);
+        let attached = attach_fresh(&load(&theirs.folder, FLOAT32).sites, &theirs.folder);
+        let shapes = |tensors: &Tensors| -> Vec<(String, Vec<i64>)> {
+            tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect()
+        };
+        assert_eq!(shapes(&attached.params), shapes(&theirs.adapter().tensors), "{name}");
+        let summary = read_json(theirs.made.join("summary.json"));
+        assert_eq!(json!(attached.trainable()), summary["trainable"], "{name}");
+        assert_eq!(json!(attached.base_elements + attached.trainable()), summary["all"], "{name}");
+        assert_eq!(attached.config.fan_in_fan_out, theirs.adapter().config.fan_in_fan_out, "{name}");
+    }
+}
+
+#[test]
+fn adapters_that_are_made_here_compute_the_same_in_peft() {
+    for (name, model) in models_for_lora() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = saved(&model, json!({}));
+        let loaded = load(&folder, FLOAT32);
+        let adapter = PartAdapter::of(&attach_fresh(&loaded.sites, &folder));
+        peft_folder::write(&dir.path().join("adapter"), None, &adapter, TextEncoderSpelling::Today).unwrap();
+        let out = dir.path().join("out");
+        let options = json!({ "model": folder, "class": model.0, "adapter": dir.path().join("adapter") });
+        python("language_lora.py", &[out.to_str().unwrap(), &options.to_string()]);
+        let theirs = read(out.join("outputs.safetensors"));
+        let _no_grad = tch::no_grad_guard();
+        let given = Given::of(&theirs, "");
+        let mask = given.mask.filter(|_| matches!(loaded.model, LanguageModel::Causal(_)));
+        let at = |xs: &Tensor| mask.map_or(xs.shallow_clone(), |mask| at_tokens(xs, mask));
+        let logits = at(&given.logits(&loaded.model, false));
+        assert_close(&format!("{name} in peft"), &logits, &at(&theirs["logits"]), CLOSE);
+        loaded.sites.set_enabled(false);
+        let base = at(&given.logits(&loaded.model, false));
+        assert!(relative_error(&base, &logits) > 1e-2, "{name}: the adapter hardly changes anything");
+    }
+}
+
+#[test]
+fn a_trained_prefix_gets_the_same_gradients_with_and_without_checkpointing() {
+    for (name, model) in [("llama", llama("LlamaForCausalLM", json!({}))), ("bloom", bloom(json!({})))] {
+        let loaded = load(&saved(&model, json!({})), FLOAT32);
+        let LanguageModel::Causal(model) = &loaded.model else { panic!("{name} is no decoder") };
+        let shape = model.shape();
+        let mut generator = Generator::new(1);
+        let ids = generator.randint(3, shape.vocabulary, &[2, 5]);
+        let size = [2, shape.key_value_heads, 3, shape.head_width];
+        let prefix = generator.randn(&size).set_requires_grad(true);
+        let gradient = |checkpointing: bool| {
+            let pairs = (0..shape.blocks).map(|_| (prefix.shallow_clone(), &prefix * 0.5)).collect();
+            let mut cache = KeyValueCache::of(pairs);
+            let inputs =
+                DecoderInputs { checkpointing, cache: Some(&mut cache), ..DecoderInputs::new(Tokens::Ids(&ids)) };
+            let logits = model.logits(&model.forward(inputs));
+            logits.square().mean(Kind::Float).backward();
+            let gradient = prefix.grad().copy();
+            let _ = prefix.grad().zero_();
+            gradient
+        };
+        let plain = gradient(false);
+        assert_eq!(plain, gradient(true), "{name}");
+        assert!(plain.abs().max().double_value(&[]) > 0.0);
+    }
+}
+
+#[test]
+fn a_classifier_gets_a_new_head_of_as_many_labels_as_are_asked_for() {
+    for class in ["BertForMaskedLM", "RobertaForMaskedLM", "BertForSequenceClassification"] {
+        let files = LanguageModelFiles::open(&saved(&bert(class, json!({})), json!({}))).unwrap();
+        let head = |labels, seed| files.load(FLOAT32, HeadOptions { labels, seed });
+        if class.ends_with("MaskedLM") {
+            let error = head(None, 0).err().unwrap().to_string();
+            assert!(error.contains("has no weight `"), "{error}");
+        }
+        let logits = |seed| {
+            let loaded = head(Some(5), seed).unwrap();
+            let ids = Tensor::from_slice2(&[[7i64, 8, 9], [4, 5, 6]]);
+            Given { ids: &ids, mask: None, decoder_ids: None, types: None }.logits(&loaded.model, false)
+        };
+        assert_eq!((logits(1).size(), logits(1)), (vec![2, 5], logits(1)));
+        assert_ne!(logits(1), logits(2));
+    }
+}
+
+#[test]
+fn what_is_no_language_model_of_ours_is_refused_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = saved(&gpt2(json!({})), json!({}));
+    let refused = |config: &Value, pickled: bool| {
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        _ = std::fs::remove_file(dir.path().join("model.safetensors"));
+        match pickled {
+            true => std::fs::write(dir.path().join("pytorch_model.bin"), "PK").unwrap(),
+            false => _ = std::fs::copy(folder.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap(),
+        }
+        let error = LanguageModelFiles::open(dir.path()).and_then(|files| files.load(FLOAT32, HeadOptions::default()));
+        error.err().unwrap().to_string()
+    };
+    let config = read_json(folder.join("config.json"));
+    for (change, words) in [
+        (json!({ "model_type": "mamba", "architectures": ["MambaForCausalLM"] }), vec!["mamba", "gpt2, opt, bloom"]),
+        (json!({ "architectures": ["GPT2ForTokenClassification"] }), vec!["GPT2ForTokenClassification"]),
+        (json!({ "n_layer": 4 }), vec!["`transformer.h.3.ln_1.weight`"]),
+        (json!({ "n_embd": 25 }), vec!["n_embd", "3 heads"]),
+        (json!({ "n_inner": 8 }), vec!["transformer.h.0.mlp.c_fc.weight", "[24, 8]"]),
+        (json!({ "add_cross_attention": true }), vec!["add_cross_attention"]),
+        (json!({ "activation_function": "mish" }), vec!["activation_function", "mish"]),
+    ] {
+        let message = refused(&with(config.clone(), change), false);
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
+    let message = refused(&config, true);
+    assert!(message.contains("pytorch_model.bin") && message.contains("pickle"), "{message}");
+}
