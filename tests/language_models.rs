@@ -16,7 +16,7 @@ use lorabooth::weights::Placement;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use support::{made, python, read, read_json, relative_error};
+use support::{made, python, read, read_json, relative_error, relative_norm_error};
 use tch::{Device, Kind, Tensor};
 
 const FLOAT32: Placement = Placement { device: Device::Cpu, kind: Kind::Float };
@@ -109,6 +109,14 @@ impl<'a> Given<'a> {
         }
     }
 
+    /// The logits that mean something: a decoder's at padding don't.
+    fn seen(&self, model: &LanguageModel, logits: &Tensor) -> Tensor {
+        match (model, self.mask) {
+            (LanguageModel::Causal(_), Some(mask)) => at_tokens(logits, mask),
+            _ => logits.shallow_clone(),
+        }
+    }
+
     fn logits(&self, model: &LanguageModel, checkpointing: bool) -> Tensor {
         let tokens = Tokens::Ids(self.ids);
         match model {
@@ -150,13 +158,7 @@ fn check_saved(name: &str, class: &str, folder: &Path) {
     for case in ["plain", "right", "left"] {
         let given = Given::of(&expected, &format!("{case}."));
         let (actual, wanted) = (given.logits(&model, false), &expected[&format!("{case}.logits")]);
-        match &model {
-            LanguageModel::Causal(_) => {
-                let mask = &expected[&format!("{case}.attention_mask")];
-                assert_close(&format!("{name} {case}"), &at_tokens(&actual, mask), &at_tokens(wanted, mask), CLOSE);
-            }
-            _ => assert_close(&format!("{name} {case}"), &actual, wanted, CLOSE),
-        }
+        assert_close(&format!("{name} {case}"), &given.seen(&model, &actual), &given.seen(&model, wanted), CLOSE);
     }
     match &model {
         LanguageModel::Causal(model) => check_decoder(name, model.as_ref(), &expected),
@@ -201,7 +203,8 @@ fn check_decoder(name: &str, model: &dyn CausalLm, expected: &Tensors) {
     // The first tokens' keys and values as a prefix that is given.
     let ids = &expected["plain.input_ids"];
     let mut cache = KeyValueCache::new();
-    _ = model.forward(DecoderInputs { cache: Some(&mut cache), ..DecoderInputs::new(Tokens::Ids(&ids.narrow(1, 0, 4))) });
+    _ = model
+        .forward(DecoderInputs { cache: Some(&mut cache), ..DecoderInputs::new(Tokens::Ids(&ids.narrow(1, 0, 4))) });
     let past = (0..model.shape().blocks as usize).map(|i| {
         let tensors = cache.block(i).tensors();
         let shape = model.shape();
@@ -364,22 +367,34 @@ fn shards_and_the_spellings_of_older_repositories_are_read() {
     }
 }
 
+/// In half precision the two round at other places; ours must not be further from float32 than theirs.
 #[test]
 fn weights_in_half_precision_are_read_and_computed_with() {
     for (name, model) in [
-        ("llama", llama("LlamaForCausalLM", json!({}))),
         ("gpt2", gpt2(json!({}))),
+        ("opt", opt(json!({}))),
+        ("bloom", bloom(json!({}))),
+        ("llama", llama("LlamaForCausalLM", json!({}))),
         ("t5", t5("T5ForConditionalGeneration", json!({}))),
+        ("bert", bert("BertForSequenceClassification", json!({}))),
     ] {
-        for (dtype, kind, bound) in [("bfloat16", Kind::BFloat16, 3e-2), ("float16", Kind::Half, 4e-3)] {
+        for (dtype, kind) in [("bfloat16", Kind::BFloat16), ("float16", Kind::Half)] {
             let folder = saved(&model, json!({ "dtype": dtype }));
             check_saved(&format!("{name} stored in {dtype}"), model.0, &folder);
             let _no_grad = tch::no_grad_guard();
-            let expected = computed(model.0, &folder, json!({ "dtype": dtype }));
+            let (exact, theirs) =
+                (computed(model.0, &folder, json!({})), computed(model.0, &folder, json!({ "dtype": dtype })));
             let loaded = load(&folder, Placement { kind, ..FLOAT32 });
-            let logits = Given::of(&expected, "plain.").logits(&loaded.model, false);
-            assert_eq!(logits.kind(), kind);
-            assert_close(&format!("{name} in {dtype}"), &logits, &expected["plain.logits"], bound);
+            for case in ["plain", "left"] {
+                let given = Given::of(&exact, &format!("{case}."));
+                let at = |xs: &Tensor| given.seen(&loaded.model, xs);
+                let (logits, key) = (given.logits(&loaded.model, false), format!("{case}.logits"));
+                assert_eq!(logits.kind(), kind);
+                let error = |xs: &Tensor| relative_norm_error(&at(xs), &at(&exact[&key]));
+                let (ours, theirs) = (error(&logits), error(&theirs[&key]));
+                println!("{name} {case} in {dtype}: {ours:.1e}, theirs {theirs:.1e}");
+                assert!(ours < 1.2 * theirs, "{name} {case} in {dtype}: {ours:e} from float32, theirs {theirs:e}");
+            }
         }
     }
 }
@@ -442,29 +457,41 @@ fn models_for_lora() -> Vec<(&'static str, Model)> {
 fn check_gradients(name: &str, theirs: &Theirs) {
     let (loaded, attached) = theirs.load();
     let given = Given::of(&theirs.outputs, "");
+    let expected = |param: &str| &theirs.outputs[&format!("gradient.{param}")];
+    let size = |tensor: &Tensor| tensor.abs().max().double_value(&[]);
+    // The keys' bias moves all scores of a query alike: its gradient is 0 but for rounding, and has no scale of its own.
+    let floor = 1e-3 * attached.params.keys().map(|param| size(expected(param))).fold(0.0, f64::max);
     let mut kept = Vec::new();
     for checkpointing in [false, true] {
         let logits = given.logits(&loaded.model, checkpointing);
-        let mask = given.mask.filter(|_| matches!(loaded.model, LanguageModel::Causal(_)));
-        let at = |xs: &Tensor| mask.map_or(xs.shallow_clone(), |mask| at_tokens(xs, mask));
+        let at = |xs: &Tensor| given.seen(&loaded.model, xs);
         assert_close(&format!("{name} logits"), &at(&logits), &at(&theirs.outputs["logits"]), CLOSE);
         let loss = theirs.loss(&loaded.model, &logits);
         assert_close(&format!("{name} loss"), &loss, &theirs.outputs["loss"], CLOSE);
         loss.backward();
+        let mut worst = 0.0f64;
         for (param_name, param) in &attached.params {
             let mut gradient = param.grad();
-            assert_close(
-                &format!("{name} {param_name}"),
-                &gradient,
-                &theirs.outputs[&format!("gradient.{param_name}")],
-                1e-4,
-            );
+            let wanted = expected(param_name);
+            let error = size(&(&gradient - wanted)) / size(wanted).max(floor);
+            assert!(error < 1e-4, "{name}: the gradient of {param_name} differs by {error:e}");
+            worst = worst.max(error);
             kept.push(gradient.copy());
             let _ = gradient.zero_();
         }
+        println!("{name} gradients: {worst:.1e}");
     }
     let recomputed = kept.split_off(attached.params.len());
-    assert!(kept == recomputed, "{name}: gradient checkpointing changes gradients");
+    let (kept, recomputed) = (Tensor::cat(&flat(&kept), 0), Tensor::cat(&flat(&recomputed), 0));
+    match loaded.model {
+        // What all of a decoder's blocks say of the encoder's output is added up in another order.
+        LanguageModel::EncoderDecoder(_) => assert_close(&format!("{name} recomputed"), &recomputed, &kept, 1e-6),
+        _ => assert!(kept == recomputed, "{name}: gradient checkpointing changes gradients"),
+    }
+}
+
+fn flat(tensors: &[Tensor]) -> Vec<Tensor> {
+    tensors.iter().map(|tensor| tensor.reshape([-1])).collect()
 }
 
 #[test]
@@ -501,8 +528,7 @@ fn dropout_of_a_model_that_trains_is_drawn_as_transformers_draws_it() {
         tch::manual_seed(7);
         let given = Given::of(&theirs.outputs, "");
         let logits = given.logits(&loaded.model, false);
-        let mask = given.mask.filter(|_| matches!(loaded.model, LanguageModel::Causal(_)));
-        let at = |xs: &Tensor| mask.map_or(xs.shallow_clone(), |mask| at_tokens(xs, mask));
+        let at = |xs: &Tensor| given.seen(&loaded.model, xs);
         assert_close(&format!("{name} in training"), &at(&logits), &at(&theirs.outputs["logits"]), CLOSE);
     }
 }
@@ -554,8 +580,7 @@ fn adapters_that_are_made_here_compute_the_same_in_peft() {
         let theirs = read(out.join("outputs.safetensors"));
         let _no_grad = tch::no_grad_guard();
         let given = Given::of(&theirs, "");
-        let mask = given.mask.filter(|_| matches!(loaded.model, LanguageModel::Causal(_)));
-        let at = |xs: &Tensor| mask.map_or(xs.shallow_clone(), |mask| at_tokens(xs, mask));
+        let at = |xs: &Tensor| given.seen(&loaded.model, xs);
         let logits = at(&given.logits(&loaded.model, false));
         assert_close(&format!("{name} in peft"), &logits, &at(&theirs["logits"]), CLOSE);
         loaded.sites.set_enabled(false);

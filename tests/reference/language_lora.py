@@ -47,6 +47,11 @@ def loss_of(network, logits, labels):
     return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1))
 
 
+def name_in_file(name):
+    name = name.removeprefix("base_model.model.").replace(".default", "").replace(".modules_to_save", "")
+    return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+
+
 def main(out, model, lora=None, dropout=False, adapter=None, **options):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -71,8 +76,7 @@ def main(out, model, lora=None, dropout=False, adapter=None, **options):
     logits = peft_model(**inputs).logits
     loss = loss_of(network, logits, labels)
     loss.backward()
-    named = {name.removeprefix("base_model.model.").replace(".default", "").replace(".modules_to_save", ""): t for name, t in trained.items()}
-    gradients = {f"gradient.{name}": tensor.grad.contiguous() for name, tensor in named.items()}
+    gradients = {f"gradient.{name_in_file(name)}": tensor.grad.contiguous() for name, tensor in trained.items()}
     results = inputs | {"labels": labels, "logits": logits.detach().contiguous(), "loss": loss.detach()} | gradients
     save_file(results, out / "outputs.safetensors")
     trainable, everything = peft_model.get_nb_trainable_parameters()
