@@ -222,3 +222,26 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::LoraConfig;
+    use crate::libtorch::random::Generator;
+
+    #[test]
+    fn weights_that_are_kept_transposed_are_merged_so() {
+        let mut generator = Generator::new(1);
+        let tensors = BTreeMap::from([
+            ("h.lora_A.weight".to_owned(), generator.randn(&[2, 6])),
+            ("h.lora_B.weight".to_owned(), generator.randn(&[4, 2])),
+        ]);
+        let weight = generator.randn(&[6, 4]);
+        let config = LoraConfig { r: 2, lora_alpha: 3.0, fan_in_fan_out: true, ..LoraConfig::default() };
+        let adapter = PartAdapter { config, tensors };
+        let change = adapter.tensors["h.lora_B.weight"].matmul(&adapter.tensors["h.lora_A.weight"]) * (1.5 * 0.5);
+        let expected = &weight + change.tr();
+        let merged = merged("h.weight", weight, &adapter, 0.5).unwrap().unwrap();
+        assert!(f64::try_from((merged - expected).abs().max()).unwrap() < 1e-6);
+    }
+}

@@ -50,7 +50,7 @@ impl Param {
 
 /// What is true of some projections beside their path and weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traits {
+pub struct SiteTraits {
     /// The checkpoint keeps the weight as `[in, out]`: GPT-2's Conv1D, PEFT's `fan_in_fan_out`.
     pub transposed: bool,
     /// It gives a language model's logits; PEFT leaves it out of `all-linear`.
@@ -70,7 +70,7 @@ struct OnSite {
 pub struct Site {
     path: String,
     op: Op,
-    traits: Traits,
+    traits: SiteTraits,
     weight: RefCell<BaseWeight>,
     trained_weight: RefCell<Option<Tensor>>,
     unmerged: RefCell<Option<BaseWeight>>,
@@ -91,7 +91,7 @@ impl Site {
     }
 
     /// What is true of it beside that.
-    pub fn traits(&self) -> Traits {
+    pub fn traits(&self) -> SiteTraits {
         self.traits
     }
 
@@ -231,7 +231,7 @@ impl Sites {
     }
 
     pub(crate) fn register(&self, path: &str, op: Op, weight: BaseWeight, bias: Option<Rc<Param>>) -> Rc<Site> {
-        self.register_with(path, op, weight, bias, Traits::default())
+        self.register_with(path, op, weight, bias, SiteTraits::default())
     }
 
     /// Like [`Sites::register`]; `weight` is `[out, in]` also where the checkpoint keeps it transposed.
@@ -241,7 +241,7 @@ impl Sites {
         op: Op,
         weight: BaseWeight,
         bias: Option<Rc<Param>>,
-        traits: Traits,
+        traits: SiteTraits,
     ) -> Rc<Site> {
         if !traits.tied {
             self.elements.set(self.elements.get() + weight.shape().iter().product::<i64>());

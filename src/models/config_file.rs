@@ -18,6 +18,20 @@ pub fn read_json(path: &Path) -> Result<Value> {
     }
 }
 
+/// The fields of `value` over `defaults`. `aliases` are a field's other name, which counts where its own is absent, and that.
+pub fn with_defaults(value: &Value, defaults: Value, aliases: &[(&str, &str)]) -> Value {
+    let mut fields = defaults.as_object().cloned().unwrap_or_default();
+    for (alias, name) in aliases {
+        if let Some(field) = value.get(alias) {
+            fields.insert((*name).to_owned(), field.clone());
+        }
+    }
+    let given =
+        value.as_object().into_iter().flatten().filter(|(name, _)| !aliases.iter().any(|(alias, _)| alias == name));
+    fields.extend(given.map(|(name, field)| (name.clone(), field.clone())));
+    Value::Object(fields)
+}
+
 /// Refuses numbers that no model has, before something is computed with them: `sizes` are names and values.
 pub fn check_sizes(sizes: &[(&str, i64)]) -> std::result::Result<(), String> {
     match sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {

@@ -2,7 +2,7 @@
 
 use super::embedding::Embedding;
 use super::loader::{Bias, Loader};
-use crate::adapters::{Site, Traits};
+use crate::adapters::{Site, SiteTraits};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::weights::Op;
@@ -20,7 +20,7 @@ impl Linear {
 
     /// Loads a weight that the checkpoint keeps as `[inputs, outputs]`, and its bias: transformers' `Conv1D`.
     pub fn load_transposed(loader: &Loader, inputs: i64, outputs: i64) -> Result<Self> {
-        let traits = Traits { transposed: true, ..Traits::default() };
+        let traits = SiteTraits { transposed: true, ..SiteTraits::default() };
         let weight = loader.weight(&[inputs, outputs])?.tr();
         let bias = loader.param("bias", &[outputs])?;
         Ok(Self(loader.put(weight, Some(bias), traits)))
@@ -29,15 +29,15 @@ impl Linear {
     /// The projection of hidden states `inputs` wide to logits of a vocabulary of `outputs`, without a bias. Where `tied` is
     /// given and the checkpoint has no other weight, it is that embedding's.
     pub fn load_output(loader: &Loader, inputs: i64, outputs: i64, tied: Option<&Embedding>) -> Result<Self> {
-        let traits = Traits { output: true, ..Traits::default() };
+        let traits = SiteTraits { output: true, ..SiteTraits::default() };
         let own = match tied {
             Some(_) if !loader.has("weight") => None,
             _ => Some(loader.weight(&[outputs, inputs])?),
         };
         Ok(Self(match (own, tied.map(Embedding::table)) {
-            (Some(own), Some(table)) if own == table => loader.put(table, None, Traits { tied: true, ..traits }),
+            (Some(own), Some(table)) if own == table => loader.put(table, None, SiteTraits { tied: true, ..traits }),
             (Some(own), _) => loader.put(own, None, traits),
-            (None, table) => loader.put(table.unwrap_or_default(), None, Traits { tied: true, ..traits }),
+            (None, table) => loader.put(table.unwrap_or_default(), None, SiteTraits { tied: true, ..traits }),
         }))
     }
 
@@ -45,7 +45,7 @@ impl Linear {
     pub fn draw(loader: &Loader, inputs: i64, outputs: i64, std: f64, generator: &mut Generator) -> Self {
         let weight = loader.placed(generator.randn(&[outputs, inputs]) * std);
         let bias = loader.put_param("bias", loader.placed(Tensor::zeros([outputs], tch::kind::FLOAT_CPU)));
-        Self(loader.put(weight, Some(bias), Traits::default()))
+        Self(loader.put(weight, Some(bias), SiteTraits::default()))
     }
 
     /// `[.., inputs] -> [.., outputs]`

@@ -1,6 +1,6 @@
 //! A cursor into a model's weights: a path, what lies under it, and where it goes.
 
-use crate::adapters::{Param, Site, Sites, Traits};
+use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::Result;
 use crate::weights::{BaseWeight, Op, Placement, WeightSet};
 use std::cell::Cell;
@@ -77,7 +77,7 @@ impl Loader {
     }
 
     /// The linear projection at this path with a `weight` `[out, in]` that is loaded already.
-    pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>, traits: Traits) -> Rc<Site> {
+    pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>, traits: SiteTraits) -> Rc<Site> {
         self.sites.register_with(&self.path, Op::Linear, BaseWeight::Dense(weight), bias, traits)
     }
 

@@ -5,6 +5,7 @@
 lora      arguments of LoraConfig; without target_modules peft's defaults for the architecture. A and B are both drawn, and a
           bias that is trained is moved.
 dropout   the probabilities of the configuration hold (model.train()); the generator is seeded with 7 just before the forward
+side      where texts are padded, "right" or "left"
 adapter   a folder with an adapter of ours instead: only OUT/outputs.safetensors is written, with its logits
 
 OUT/adapter                 as peft saves it
@@ -27,10 +28,10 @@ from language_forward import kind_of, padded, texts
 from language_forward import classifier, encoder_decoder
 
 
-def batch_of(network, generator, length=9):
-    """Inputs of a forward, padded on the right, and labels that leave padding out."""
+def batch_of(network, generator, side, length=9):
+    """Inputs of a forward, padded on a side, and labels that leave padding out."""
     config = network.config
-    ids, mask = padded("right", texts(config, length, generator), config.pad_token_id)
+    ids, mask = padded(side, texts(config, length, generator), config.pad_token_id)
     inputs = {"input_ids": ids, "attention_mask": mask}
     if kind_of(network) is classifier:
         return inputs, torch.tensor([0, 1, 0])
@@ -52,12 +53,12 @@ def name_in_file(name):
     return name.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
 
 
-def main(out, model, lora=None, dropout=False, adapter=None, **options):
+def main(out, model, lora=None, dropout=False, side="right", adapter=None, **options):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     network = getattr(transformers, options["class"]).from_pretrained(model, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(3)
-    inputs, labels = batch_of(network, generator)
+    inputs, labels = batch_of(network, generator, side)
     if adapter:
         with refused(), torch.no_grad():
             logits = PeftModel.from_pretrained(network, adapter).eval()(**inputs).logits

@@ -2,7 +2,7 @@
 //!
 //! Shapes: b batch, t length, d width.
 
-use super::bert::BertConfig;
+use super::bert_config::BertConfig;
 use super::blocks::Block;
 use crate::error::Result;
 use crate::nn::{

@@ -13,6 +13,7 @@ use crate::nn::{
     Loader,
 };
 use serde::Deserialize;
+use serde_json::json;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -22,11 +23,7 @@ use tch::{Kind, Tensor};
 struct Config {
     vocab_size: i64,
     hidden_size: i64,
-    /// An older name of `hidden_size`, which it overrides.
-    n_embed: Option<i64>,
-    #[serde(alias = "num_hidden_layers")]
     n_layer: i64,
-    #[serde(alias = "num_attention_heads")]
     n_head: i64,
     layer_norm_epsilon: f64,
     apply_residual_connection_post_layernorm: bool,
@@ -40,7 +37,6 @@ impl Default for Config {
         Self {
             vocab_size: 250_880,
             hidden_size: 64,
-            n_embed: None,
             n_layer: 2,
             n_head: 8,
             layer_norm_epsilon: 1e-5,
@@ -55,18 +51,19 @@ impl Default for Config {
 impl Config {
     fn check(&self) -> std::result::Result<(), String> {
         check_sizes(&[("vocab_size", self.vocab_size)])?;
-        check_heads("hidden_size", self.width(), "n_head", self.n_head)?;
+        check_heads("hidden_size", self.hidden_size, "n_head", self.n_head)?;
         check_layers("n_layer", self.n_layer)
-    }
-
-    fn width(&self) -> i64 {
-        self.n_embed.unwrap_or(self.hidden_size)
     }
 }
 
+/// Names of the fields that the published models have.
+const ALIASES: &[(&str, &str)] =
+    &[("n_embed", "hidden_size"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer")];
+
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
-    let config: Config = config_file::parse(build.config, &[]).map_err(|e| build.refuse(e))?;
+    let fields = config_file::with_defaults(build.config, json!({}), ALIASES);
+    let config: Config = config_file::parse(&fields, &[]).map_err(|e| build.refuse(e))?;
     config.check().map_err(|e| build.refuse(e))?;
     Ok(LanguageModel::Causal(Box::new(Bloom::load(loader, config)?)))
 }
@@ -85,7 +82,7 @@ impl Bloom {
     fn load(loader: &Loader, config: Config) -> Result<Self> {
         let transformer = loader / "transformer";
         let blocks = &transformer / "h";
-        let (width, eps) = (config.width(), config.layer_norm_epsilon);
+        let (width, eps) = (config.hidden_size, config.layer_norm_epsilon);
         let word_embeddings = Embedding::load(&(&transformer / "word_embeddings"), config.vocab_size, width)?;
         let tied = config.tie_word_embeddings.then_some(&word_embeddings);
         Ok(Self {
@@ -111,7 +108,7 @@ impl Bloom {
 
 impl CausalLm for Bloom {
     fn shape(&self) -> DecoderShape {
-        let (width, heads) = (self.config.width(), self.config.n_head);
+        let (width, heads) = (self.config.hidden_size, self.config.n_head);
         DecoderShape {
             blocks: self.config.n_layer,
             heads,
@@ -119,6 +116,7 @@ impl CausalLm for Bloom {
             head_width: width / heads,
             width,
             vocabulary: self.config.vocab_size,
+            longest: None,
         }
     }
 
@@ -151,7 +149,7 @@ struct BloomBlock {
 
 impl BloomBlock {
     fn load(loader: &Loader, config: &Config) -> Result<Self> {
-        let (width, eps) = (config.width(), config.layer_norm_epsilon);
+        let (width, eps) = (config.hidden_size, config.layer_norm_epsilon);
         Ok(Self {
             input_layernorm: LayerNorm::load(&(loader / "input_layernorm"), width, eps)?,
             self_attention: Attention::load(&(loader / "self_attention"), config)?,
@@ -189,7 +187,7 @@ struct Attention {
 
 impl Attention {
     fn load(loader: &Loader, config: &Config) -> Result<Self> {
-        let (width, heads) = (config.width(), config.n_head);
+        let (width, heads) = (config.hidden_size, config.n_head);
         Ok(Self {
             query_key_value: Linear::load(&(loader / "query_key_value"), width, 3 * width, Bias::Yes)?,
             dense: Linear::load(&(loader / "dense"), width, width, Bias::Yes)?,

@@ -13,6 +13,7 @@ use crate::nn::{
     Loader,
 };
 use serde::Deserialize;
+use serde_json::json;
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -21,13 +22,9 @@ use tch::Tensor;
 #[serde(default)]
 struct Config {
     vocab_size: i64,
-    #[serde(alias = "max_position_embeddings")]
     n_positions: i64,
-    #[serde(alias = "hidden_size")]
     n_embd: i64,
-    #[serde(alias = "num_hidden_layers")]
     n_layer: i64,
-    #[serde(alias = "num_attention_heads")]
     n_head: i64,
     n_inner: Option<i64>,
     activation_function: Activation,
@@ -78,10 +75,19 @@ impl Config {
     }
 }
 
+/// transformers takes them for the fields' names too.
+const ALIASES: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("max_position_embeddings", "n_positions"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
+];
+
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
     let fixed: &[(&str, &[&str])] = &[("add_cross_attention", &["false"])];
-    let config: Config = config_file::parse(build.config, fixed).map_err(|e| build.refuse(e))?;
+    let fields = config_file::with_defaults(build.config, json!({}), ALIASES);
+    let config: Config = config_file::parse(&fields, fixed).map_err(|e| build.refuse(e))?;
     config.check().map_err(|e| build.refuse(e))?;
     Ok(LanguageModel::Causal(Box::new(Gpt2::load(loader, config)?)))
 }
@@ -127,6 +133,7 @@ impl CausalLm for Gpt2 {
             head_width: width / heads,
             width,
             vocabulary: self.config.vocab_size,
+            longest: Some(self.config.n_positions),
         }
     }
 

@@ -108,6 +108,8 @@ pub struct DecoderShape {
     pub width: i64,
     /// Number of token ids.
     pub vocabulary: i64,
+    /// Most tokens that there are positions for; none: as many as memory holds.
+    pub longest: Option<i64>,
 }
 
 /// A decoder that predicts a text's next token.
@@ -173,6 +175,9 @@ pub struct ClassifierInputs<'a> {
 pub trait SequenceClassifier {
     /// Number of classes.
     fn labels(&self) -> i64;
+
+    /// Most tokens that there are positions for.
+    fn longest(&self) -> i64;
 
     /// The embeddings of ids: int64 `[b, t] -> [b, t, d]`.
     fn embed(&self, ids: &Tensor) -> Tensor;

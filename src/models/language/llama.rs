@@ -76,6 +76,7 @@ impl CausalLm for Llama {
             head_width: self.config.head_width(),
             width: self.config.hidden_size,
             vocabulary: self.config.vocab_size,
+            longest: None,
         }
     }
 

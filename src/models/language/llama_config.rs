@@ -92,10 +92,7 @@ impl Default for LlamaConfig {
 impl LlamaConfig {
     /// Reads the fields of `value`; absent ones are transformers' defaults.
     pub(super) fn new(value: &Value, family: Family) -> Result<Self, String> {
-        let mut fields = family.defaults();
-        if let (Some(all), Some(given)) = (fields.as_object_mut(), value.as_object()) {
-            all.extend(given.iter().map(|(name, field)| (name.clone(), field.clone())));
-        }
+        let fields = config_file::with_defaults(value, family.defaults(), &[]);
         let config = Self { family, ..config_file::parse(&fields, &[])? };
         config.check()?;
         Ok(config)

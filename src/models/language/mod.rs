@@ -5,6 +5,7 @@
 
 mod architectures;
 mod bert;
+mod bert_config;
 mod bert_layer;
 mod blocks;
 mod bloom;

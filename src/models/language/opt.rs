@@ -162,6 +162,7 @@ impl CausalLm for Opt {
             head_width: width / heads,
             width,
             vocabulary: self.config.vocab_size,
+            longest: Some(self.config.max_position_embeddings),
         }
     }
 

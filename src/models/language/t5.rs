@@ -59,6 +59,7 @@ impl EncoderDecoder for T5 {
             head_width: self.config.d_kv,
             width: self.config.d_model,
             vocabulary: self.config.vocab_size,
+            longest: None,
         }
     }
 

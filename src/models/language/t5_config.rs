@@ -10,15 +10,11 @@ use serde_json::{json, Value};
 #[serde(default)]
 pub(super) struct T5Config {
     pub(super) vocab_size: i64,
-    #[serde(alias = "hidden_size")]
     pub(super) d_model: i64,
-    #[serde(alias = "head_dim")]
     pub(super) d_kv: i64,
     pub(super) d_ff: i64,
-    #[serde(alias = "num_hidden_layers")]
     pub(super) num_layers: i64,
     num_decoder_layers: Option<i64>,
-    #[serde(alias = "num_attention_heads")]
     pub(super) num_heads: i64,
     pub(super) relative_attention_num_buckets: i64,
     pub(super) relative_attention_max_distance: i64,
@@ -62,21 +58,26 @@ pub(super) struct FeedForward {
     pub(super) gated: bool,
 }
 
+/// transformers takes them for the fields' names too.
+const ALIASES: &[(&str, &str)] = &[
+    ("head_dim", "d_kv"),
+    ("hidden_size", "d_model"),
+    ("num_attention_heads", "num_heads"),
+    ("num_hidden_layers", "num_layers"),
+];
+
 impl T5Config {
     /// T5's own.
     pub(super) fn t5(value: &Value) -> Result<Self, String> {
-        Self::checked(value)
+        Self::checked(&config_file::with_defaults(value, json!({}), ALIASES))
     }
 
     /// mT5's, whose outputs are never scaled.
     pub(super) fn mt5(value: &Value) -> Result<Self, String> {
-        let mut fields = json!({ "vocab_size": 250_112, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
+        let defaults = json!({ "vocab_size": 250_112, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
             "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0 });
-        if let (Some(all), Some(given)) = (fields.as_object_mut(), value.as_object()) {
-            all.extend(given.iter().map(|(name, field)| (name.clone(), field.clone())));
-            all.insert("scale_decoder_outputs".to_owned(), json!(false));
-        }
-        Self::checked(&fields)
+        let config = Self::checked(&config_file::with_defaults(value, defaults, ALIASES))?;
+        Ok(Self { scale_decoder_outputs: Some(false), ..config })
     }
 
     fn checked(value: &Value) -> Result<Self, String> {
