@@ -4,26 +4,16 @@ use super::{config_file, inferred_config, written_config};
 use super::{
     AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig, VaeDecoder, VaeEncoder,
 };
-use crate::adapters::Sites;
 use crate::error::{Error, Result};
-use crate::nn::Loader;
+use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Download, Hub};
 use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// The folders of the networks.
 const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
-
-/// A network and the registry of what it loaded.
-pub struct Loaded<M> {
-    /// The network.
-    pub model: M,
-    /// Where adapters attach.
-    pub sites: Rc<Sites>,
-}
 
 /// How a model is looked for; the default is a plain folder's.
 #[derive(Debug, Clone, Default)]
@@ -360,10 +350,4 @@ fn tokenizer_at(name: &str, progress: &mut dyn FnMut(Download)) -> Result<PathBu
         .into_iter()
         .find(|folder| is_tokenizer(folder))
         .ok_or_else(|| Error::file(&root, "holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"))
-}
-
-fn load<M>(weights: WeightSet, placement: Placement, build: impl FnOnce(&Loader) -> Result<M>) -> Result<Loaded<M>> {
-    let sites = Sites::new();
-    let loader = Loader::new(weights, sites.clone(), placement);
-    Ok(Loaded { model: build(&loader)?, sites })
 }
