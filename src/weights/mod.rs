@@ -2,12 +2,14 @@
 
 mod base_weight;
 mod convolution;
+pub mod gguf;
 pub mod hub;
 pub mod json_fields;
 mod mapped_file;
 mod original_stable_diffusion;
 pub mod spelling;
 pub mod tensor_file;
+mod tensor_source;
 mod weight_files;
 mod weight_set;
 
