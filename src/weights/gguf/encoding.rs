@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn low_halves_come_before_high_ones() {
         let mut block = vec![0x00, 0x38]; // 0.5
-        block.extend((0..16).map(|i| i | (15 - i) << 4));
+        block.extend((0..16).map(|i| i | ((15 - i) << 4)));
         let expected: Vec<f32> = (0..16).chain((0..16).rev()).map(|q| (q as f32 - 8.0) / 2.0).collect();
         assert_eq!(decoded(Encoding::Q4_0, &block), expected);
         block.splice(2..2, [0x00, 0xC0]); // -2

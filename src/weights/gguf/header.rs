@@ -13,6 +13,8 @@ const MAX_DEPTH: usize = 4;
 const MAX_DIMENSIONS: usize = 4;
 /// Where `general.alignment` is not there.
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// Eight is the format's smallest; a larger one than the largest is a mistake.
+const ALIGNMENTS: std::ops::RangeInclusive<u64> = 8..=1 << 20;
 
 /// Where a tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +65,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
     }
     let metadata = Metadata(metadata);
     let alignment = metadata.integer("general.alignment")?.map_or(DEFAULT_ALIGNMENT, |alignment| alignment as u64);
-    if !alignment.is_power_of_two() || alignment < 8 {
-        return Err(format!("has a `general.alignment` of {alignment}; it must be a power of two from 8 on"));
+    if !alignment.is_power_of_two() || !ALIGNMENTS.contains(&alignment) {
+        return Err(format!("has a `general.alignment` of {alignment}; it must be a power of two, 8 to 1048576"));
     }
     let mut described = Vec::new();
     for _ in 0..tensor_count {
