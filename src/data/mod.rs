@@ -1,11 +1,16 @@
-//! What a model is trained on: photos with their captions, the order in which they are visited, and token ids.
+//! What a model is trained on: photos with their captions, rows of texts, the order in which they are visited, and token ids.
 
 pub mod class_images;
 pub mod dreambooth_dataset;
+pub mod epoch_order;
+pub mod language_batch;
+pub mod language_dataset;
 pub mod latent_cache;
 pub mod photo_decoding;
 pub mod photo_transform;
 pub mod photos;
 pub mod pillow_resize;
 pub mod prefetch;
+pub mod prompt_template;
+pub mod records;
 pub mod tokenizers;

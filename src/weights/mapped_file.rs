@@ -1,5 +1,6 @@
 //! One safetensors file, mapped into memory: opening it reads its header alone.
 
+use super::tensor_source::TensorSource;
 use crate::error::{Error, Result};
 use crate::libtorch::mapped_tensor;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
@@ -18,7 +19,6 @@ pub struct MappedFile {
 
 impl MappedFile {
     /// Maps `path` and checks its header against the file's length. Pickles are refused.
-    #[allow(unsafe_code, reason = "mapping a file is unsafe in memmap2")]
     pub fn open(path: &Path) -> Result<Self> {
         if let Some(kind @ ("bin" | "ckpt" | "pt" | "pth" | "pkl")) = path.extension().and_then(|ext| ext.to_str()) {
             return Err(Error::file(
@@ -28,18 +28,10 @@ impl MappedFile {
                 ),
             ));
         }
-        // Asked first: opening a named pipe would wait for its other end.
-        let about = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-        if !about.is_file() {
-            return Err(Error::file(path, "is not a regular file; it must be a .safetensors file"));
-        }
-        let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
-        // SAFETY: the map is read-only; a file that another program cuts short while we read it ends the process, as
-        // with every memory-mapped reader.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+        let map = map_file(path, ".safetensors")?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::file(path, format!("not a whole safetensors file ({e}); download or copy it again")))?;
-        Ok(Self { path: path.to_owned(), map: Arc::new(map), metadata, data_start: header + 8 })
+        Ok(Self { path: path.to_owned(), map, metadata, data_start: header + 8 })
     }
 
     /// The file's path.
@@ -106,6 +98,39 @@ impl MappedFile {
             }
         })
     }
+}
+
+impl TensorSource for MappedFile {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn info(&self, name: &str) -> Option<(Vec<i64>, Result<Kind>)> {
+        self.info(name)
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        self.tensor(name)
+    }
+
+    fn let_go(&self, name: &str) {
+        self.let_go(name);
+    }
+}
+
+/// Maps the file `path`, which should be a `kind` file (".safetensors").
+#[allow(unsafe_code, reason = "mapping a file is unsafe in memmap2")]
+pub(super) fn map_file(path: &Path, kind: &str) -> Result<Arc<memmap2::Mmap>> {
+    // Asked first: opening a named pipe would wait for its other end.
+    let about = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
+    if !about.is_file() {
+        return Err(Error::file(path, format!("is not a regular file; it must be a {kind} file")));
+    }
+    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
+    // SAFETY: the map is read-only; a file that another program cuts short while we read it ends the process, as
+    // with every memory-mapped reader.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+    Ok(Arc::new(map))
 }
 
 #[cfg(test)]

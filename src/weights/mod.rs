@@ -2,6 +2,7 @@
 
 mod base_weight;
 mod convolution;
+pub mod gguf;
 pub mod hub;
 mod int8;
 pub mod json_fields;
@@ -9,6 +10,7 @@ mod mapped_file;
 mod original_stable_diffusion;
 pub mod spelling;
 pub mod tensor_file;
+mod tensor_source;
 mod weight_files;
 mod weight_set;
 

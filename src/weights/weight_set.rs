@@ -1,5 +1,6 @@
 //! All weights of one model by key, from one file, from shards, or from a part of a single-file checkpoint.
 
+use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
 use crate::error::{Error, Result};
@@ -27,10 +28,15 @@ pub(super) enum Part {
         index: i64,
         of: i64,
     },
+    /// Rows that llama.cpp put in the order of its rotary positions: in each of `heads`, row i of the first half beside
+    /// row i of the second.
+    RotaryPairs {
+        heads: i64,
+    },
 }
 
 struct Entry {
-    file: Arc<MappedFile>,
+    file: Arc<dyn TensorSource>,
     name: String,
     part: Part,
 }
@@ -64,8 +70,10 @@ pub(super) fn shard_names(index: &Path) -> Result<BTreeMap<String, String>> {
 impl WeightSet {
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let file = Arc::new(MappedFile::open(path)?);
-        let entries = file.names().into_iter().map(|name| (name.clone(), Entry::whole(&file, name))).collect();
+        let file = MappedFile::open(path)?;
+        let names = file.names();
+        let file: Arc<dyn TensorSource> = Arc::new(file);
+        let entries = names.into_iter().map(|name| (name.clone(), Entry::whole(&file, name))).collect();
         Ok(Self { origin: path.to_owned(), entries })
     }
 
@@ -98,7 +106,7 @@ impl WeightSet {
     fn open_shards(index: &Path) -> Result<Self> {
         let shards = shard_names(index)?;
         let folder = index.parent().unwrap_or(Path::new("."));
-        let mut files: BTreeMap<String, Arc<MappedFile>> = BTreeMap::new();
+        let mut files: BTreeMap<String, Arc<dyn TensorSource>> = BTreeMap::new();
         let mut entries = BTreeMap::new();
         for (key, shard) in shards {
             if !files.contains_key(&shard) {
@@ -111,6 +119,12 @@ impl WeightSet {
             entries.insert(key.clone(), Entry::whole(file, key));
         }
         Ok(Self { origin: folder.to_owned(), entries })
+    }
+
+    /// Tensors of one file under keys: each key with its tensor's name and the part of it that is the weight.
+    pub(super) fn of_file(file: Arc<dyn TensorSource>, weights: impl Iterator<Item = (String, String, Part)>) -> Self {
+        let entry = |(key, name, part)| (key, Entry { file: file.clone(), name, part });
+        Self { origin: file.path().to_owned(), entries: weights.map(entry).collect() }
     }
 
     /// The same weights under other keys; `spell` returns `None` for weights that are not of this model.
@@ -172,11 +186,7 @@ impl WeightSet {
             .entries
             .get(key)
             .ok_or_else(|| Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() })?;
-        let mut tensor = entry.file.tensor(&entry.name)?;
-        if let Part::Band { index, of } = entry.part {
-            let rows = tensor.size().first().copied().unwrap_or(0) / of;
-            tensor = tensor.narrow(0, index * rows, rows);
-        }
+        let mut tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?;
         if !tensor.is_floating_point() && placement.kind != Kind::Int64 {
             let message = format!("weight `{key}` is {:?}; a model's weights must be f32, f16 or bf16", tensor.kind());
             return Err(Error::file(&self.origin, message));
@@ -195,6 +205,9 @@ impl WeightSet {
             tensor = tensor.view(shape);
         }
         if tensor.kind() == placement.kind && placement.device == Device::Cpu {
+            if entry.part.is_copied() {
+                entry.file.let_go(&entry.name);
+            }
             return Ok(tensor);
         }
         let placed = tensor.f_to_device(placement.device)?.f_to_kind(placement.kind)?;
@@ -210,8 +223,29 @@ impl WeightSet {
     }
 }
 
+impl Part {
+    /// The weight in the stored `tensor`.
+    fn of(self, tensor: &Tensor) -> Result<Tensor> {
+        let size = tensor.size();
+        let rows = size.first().copied().unwrap_or(0);
+        match self {
+            Self::Whole => Ok(tensor.shallow_clone()),
+            Self::Band { index, of } => Ok(tensor.f_narrow(0, index * (rows / of), rows / of)?),
+            Self::RotaryPairs { heads } => {
+                let pairs = [&[heads, rows / heads / 2, 2], size.get(1..).unwrap_or_default()].concat();
+                Ok(tensor.f_view(pairs.as_slice())?.f_transpose(1, 2)?.f_reshape(&size)?)
+            }
+        }
+    }
+
+    /// Whether the weight no longer lies over its file.
+    fn is_copied(self) -> bool {
+        matches!(self, Self::RotaryPairs { .. })
+    }
+}
+
 impl Entry {
-    fn whole(file: &Arc<MappedFile>, name: String) -> Self {
+    fn whole(file: &Arc<dyn TensorSource>, name: String) -> Self {
         Self { file: file.clone(), name, part: Part::Whole }
     }
 }

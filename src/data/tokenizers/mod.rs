@@ -1,5 +1,14 @@
-//! From text to token ids.
+//! From text to token ids, and back.
 
+mod bpe_files;
 pub mod clip;
+mod gguf;
+mod json_files;
+pub mod language;
+mod special_tokens;
+mod text_stream;
+mod vocabulary_files;
 
 pub use clip::ClipTokenizer;
+pub use language::LanguageTokenizer;
+pub use text_stream::TextStream;

@@ -1,0 +1,321 @@
+//! Examples for a language model from rows of texts, tokenized once, and their batches.
+
+use super::epoch_order::EpochOrder;
+use super::language_batch::{filled, LanguageBatch, IGNORED};
+use super::prompt_template::PromptTemplate;
+use super::records::{Record, Records};
+use super::tokenizers::LanguageTokenizer;
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::path::Path;
+use tch::Tensor;
+
+/// What a language model learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LanguageTask {
+    /// To go on with a text (PEFT's `CAUSAL_LM`).
+    CausalLm,
+    /// To write a text for a text (`SEQ_2_SEQ_LM`).
+    Seq2SeqLm,
+    /// To sort texts into classes (`SEQ_CLS`).
+    SeqCls,
+}
+
+/// What examples are made of, the same for training and validation.
+#[derive(Debug, Clone)]
+pub struct LanguageDataOptions {
+    /// What is learnt.
+    pub task: LanguageTask,
+    /// The text of a row: a template, or [`PromptTemplate::column`].
+    pub prompt: PromptTemplate,
+    /// The column of what shall be written, or of the class. With causal-lm it can be left out: the text is its own label then;
+    /// else the label follows the text, and the text itself is not learnt, as in PEFT's examples of prompt tuning.
+    pub label_column: Option<String>,
+    /// Tokens of the longest text and of the longest label; longer ones are cut.
+    pub max_length: usize,
+}
+
+/// Tokenized examples.
+#[derive(Debug)]
+pub struct LanguageDataset {
+    task: LanguageTask,
+    examples: Vec<Example>,
+    classes: Vec<String>,
+    pad: i64,
+    pads_left: bool,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Example {
+    ids: Vec<i64>,
+    target: Target,
+}
+
+#[derive(Debug)]
+enum Target {
+    /// The ids themselves behind the first `unlearnt`.
+    Own {
+        unlearnt: usize,
+    },
+    /// Another text.
+    Text(Vec<i64>),
+    Class(i64),
+}
+
+impl LanguageDataOptions {
+    /// The examples of a training file; classes are its sorted distinct labels.
+    pub fn training(&self, file: &Path, tokenizer: &LanguageTokenizer) -> Result<LanguageDataset> {
+        let records = self.read(file)?;
+        let classes = match (self.task, &self.label_column) {
+            (LanguageTask::SeqCls, Some(column)) => classes(&records, column)?,
+            _ => Vec::new(),
+        };
+        self.dataset(&records, tokenizer, classes)
+    }
+
+    /// The examples of a validation file; a label that is no class of `training` is an error.
+    pub fn validation(
+        &self,
+        file: &Path,
+        tokenizer: &LanguageTokenizer,
+        training: &LanguageDataset,
+    ) -> Result<LanguageDataset> {
+        self.dataset(&self.read(file)?, tokenizer, training.classes.clone())
+    }
+
+    fn read(&self, file: &Path) -> Result<Records> {
+        if self.max_length < 2 {
+            return Err(Error::invalid(format!("--max-seq-length is {}; it must be at least 2", self.max_length)));
+        }
+        if self.label_column.is_none() && self.task != LanguageTask::CausalLm {
+            return Err(Error::invalid("this task needs --label-column, the column of what shall be answered"));
+        }
+        let columns: Vec<&str> = self.prompt.columns().into_iter().chain(self.label_column.as_deref()).collect();
+        Records::read(file, &columns)
+    }
+
+    fn dataset(
+        &self,
+        records: &Records,
+        tokenizer: &LanguageTokenizer,
+        classes: Vec<String>,
+    ) -> Result<LanguageDataset> {
+        let (mut examples, mut cut, mut empty) = (Vec::new(), 0, 0);
+        for record in records.iter() {
+            let (example, is_cut) = self.example(records, &record, tokenizer, &classes)?;
+            if example.learns() {
+                cut += usize::from(is_cut);
+                examples.push(example);
+            } else {
+                empty += 1;
+            }
+        }
+        let (file, rows) = (records.path(), records.len());
+        if examples.is_empty() {
+            return Err(Error::file(file, "has no row with a text to learn from"));
+        }
+        let of = |count: usize| format!("{}: {count} of {rows} rows", file.display());
+        let mut warnings = Vec::new();
+        if cut > 0 {
+            warnings.push(format!(
+                "{} are longer than --max-seq-length {} tokens and are cut",
+                of(cut),
+                self.max_length
+            ));
+        }
+        if empty > 0 {
+            warnings.push(format!("{} have nothing to learn from and are left out", of(empty)));
+        }
+        let (pad, pads_left) = (tokenizer.pad()?, tokenizer.pads_left());
+        Ok(LanguageDataset { task: self.task, examples, classes, pad, pads_left, warnings })
+    }
+
+    /// A row's example, and whether something of it was cut off.
+    fn example(
+        &self,
+        records: &Records,
+        record: &Record,
+        tokenizer: &LanguageTokenizer,
+        classes: &[String],
+    ) -> Result<(Example, bool)> {
+        let prompt = tokenizer.encode(&self.prompt.render(record)?, self.max_length)?;
+        let label = self.label_column.as_deref().and_then(|column| record.get(column)).unwrap_or_default();
+        let (mut ids, mut cut) = (prompt.ids, prompt.cut > 0);
+        let target = match self.task {
+            LanguageTask::CausalLm => {
+                let end = tokenizer.eos()?;
+                let is_ended = ids.last() == Some(&end) && ids.len() > 1;
+                let mut unlearnt = 0;
+                if self.label_column.is_some() {
+                    ids.truncate(ids.len() - usize::from(is_ended));
+                    unlearnt = ids.len();
+                    ids.extend(tokenizer.encode_bare(label)?);
+                    ids.push(end);
+                } else if !is_ended {
+                    ids.push(end);
+                }
+                cut |= ids.len() > self.max_length;
+                ids.truncate(self.max_length);
+                Target::Own { unlearnt }
+            }
+            LanguageTask::Seq2SeqLm => {
+                let mut written = tokenizer.encode(label, self.max_length)?;
+                let end = tokenizer.eos()?;
+                if written.ids.last() != Some(&end) {
+                    written.ids.push(end);
+                }
+                cut |= written.cut > 0 || written.ids.len() > self.max_length;
+                written.ids.truncate(self.max_length);
+                Target::Text(written.ids)
+            }
+            LanguageTask::SeqCls => {
+                let class = classes.iter().position(|class| class == label).ok_or_else(|| {
+                    let known = classes.join(", ");
+                    let message = format!(
+                        "line {}: the label `{label}` is not in the training file, which has {known}",
+                        record.line()
+                    );
+                    Error::file(records.path(), message)
+                })?;
+                Target::Class(class as i64)
+            }
+        };
+        Ok((Example { ids, target }, cut))
+    }
+}
+
+impl Example {
+    /// Whether there is anything to learn from: a first token alone has nothing before it.
+    fn learns(&self) -> bool {
+        match &self.target {
+            Target::Own { .. } => self.targets() > 0,
+            Target::Text(_) | Target::Class(_) => !self.ids.is_empty(),
+        }
+    }
+
+    fn targets(&self) -> usize {
+        match &self.target {
+            Target::Own { unlearnt } => self.ids.len().saturating_sub(*unlearnt.max(&1)),
+            Target::Text(ids) => ids.len(),
+            Target::Class(_) => 1,
+        }
+    }
+}
+
+impl LanguageDataset {
+    /// The number of examples, at least 1.
+    #[allow(clippy::len_without_is_empty, reason = "a data set without examples is an error")]
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// The names of the classes, for seq-cls: a label's number is its place here.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// A sentence for each thing that was done to rows: cut, left out.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The number of tokens of the longest text.
+    pub fn longest(&self) -> usize {
+        self.examples.iter().map(|example| example.ids.len()).max().unwrap_or(0)
+    }
+
+    /// How many examples there are, and a hash of them: a resumed run must find the same.
+    pub fn fingerprint(&self) -> String {
+        let mut digest = Sha256::new();
+        let mut add = |number: i64| digest.update(number.to_le_bytes());
+        for example in &self.examples {
+            add(example.ids.len() as i64);
+            example.ids.iter().for_each(|&id| add(id));
+            match &example.target {
+                Target::Own { unlearnt } => add(*unlearnt as i64),
+                Target::Text(ids) => ids.iter().for_each(|&id| add(id)),
+                Target::Class(class) => add(*class),
+            }
+        }
+        let hash: String = digest.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{} examples ({hash})", self.examples.len())
+    }
+
+    /// The order of batches over this data set.
+    pub fn order(&self, batch_size: usize, seed: i64, shuffle: bool) -> Result<EpochOrder> {
+        EpochOrder::new(self.examples.len(), batch_size, seed, shuffle)
+    }
+
+    /// The examples at `places`, on the CPU.
+    pub fn batch(&self, places: &[usize]) -> Result<LanguageBatch> {
+        let example = |&place: &usize| {
+            self.examples.get(place).ok_or_else(|| Error::invalid(format!("there is no example {place}")))
+        };
+        let examples = places.iter().map(example).collect::<Result<Vec<_>>>()?;
+        let ids = examples.iter().map(|example| example.ids.as_slice());
+        let ones: Vec<Vec<i64>> = ids.clone().map(|ids| vec![1; ids.len()]).collect();
+        let labels = match self.task {
+            LanguageTask::SeqCls => {
+                let classes: Vec<i64> = examples.iter().map(|example| example.class()).collect();
+                Tensor::f_from_slice(&classes)?
+            }
+            LanguageTask::CausalLm | LanguageTask::Seq2SeqLm => {
+                let labels: Vec<Vec<i64>> = examples.iter().map(|example| example.labels()).collect();
+                filled(labels.iter().map(Vec::as_slice), IGNORED, self.pads_left)?
+            }
+        };
+        Ok(LanguageBatch {
+            input_ids: filled(ids, self.pad, self.pads_left)?,
+            attention_mask: filled(ones.iter().map(Vec::as_slice), 0, self.pads_left)?,
+            labels,
+            targets: examples.iter().map(|example| example.targets()).sum(),
+        })
+    }
+}
+
+impl Example {
+    fn labels(&self) -> Vec<i64> {
+        match &self.target {
+            Target::Own { unlearnt } => {
+                let unlearnt = (*unlearnt).min(self.ids.len());
+                let ignored = std::iter::repeat_n(IGNORED, unlearnt);
+                ignored.chain(self.ids.iter().skip(unlearnt).copied()).collect()
+            }
+            Target::Text(ids) => ids.clone(),
+            Target::Class(_) => Vec::new(),
+        }
+    }
+
+    fn class(&self) -> i64 {
+        match self.target {
+            Target::Class(class) => class,
+            _ => IGNORED,
+        }
+    }
+}
+
+/// The sorted distinct labels: whole numbers by their size, other texts by their characters.
+fn classes(records: &Records, column: &str) -> Result<Vec<String>> {
+    let mut distinct = BTreeSet::new();
+    for record in records.iter() {
+        let label = record.get(column).unwrap_or_default();
+        if label.trim().is_empty() {
+            return Err(Error::file(records.path(), format!("line {}: `{column}` has no label", record.line())));
+        }
+        distinct.insert(label);
+    }
+    if distinct.len() < 2 {
+        return Err(Error::file(
+            records.path(),
+            format!("`{column}` has one label in all rows; there is nothing to tell apart"),
+        ));
+    }
+    let mut classes: Vec<String> = distinct.into_iter().map(str::to_owned).collect();
+    let numbers: Option<Vec<i64>> = classes.iter().map(|class| class.parse().ok()).collect();
+    if numbers.is_some() {
+        classes.sort_by_key(|class| class.parse::<i64>().unwrap_or_default());
+    }
+    Ok(classes)
+}

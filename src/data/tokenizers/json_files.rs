@@ -1,0 +1,25 @@
+//! JSON files that can be missing.
+
+use crate::error::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs;
+use std::path::Path;
+
+/// The fields of a JSON file; none where there is no such file.
+pub(super) fn optional_object(path: &Path) -> Result<Map<String, Value>> {
+    match optional_json(path)? {
+        None => Ok(Map::new()),
+        Some(Value::Object(fields)) => Ok(fields),
+        Some(_) => Err(Error::file(path, "is no JSON object")),
+    }
+}
+
+/// A JSON file, or none where there is no such file.
+pub(super) fn optional_json(path: &Path) -> Result<Option<Value>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(Error::io("read", path, source)),
+    };
+    serde_json::from_str(&text).map(Some).map_err(|error| Error::file(path, format!("is broken JSON: {error}")))
+}

@@ -1,0 +1,13 @@
+//! GGUF, the weight files of llama.cpp: quantised tensors behind metadata that says what model they are.
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+
+mod encoding;
+mod file;
+mod header;
+mod llama;
+mod metadata;
+mod rope;
+
+pub use file::GgufFile;
+pub use llama::GgufLanguageModel;
+pub use metadata::{Metadata, MetadataValue};
