@@ -258,4 +258,3 @@ fn a_trained_prefix_gets_the_same_gradients_with_and_without_checkpointing() {
         assert!(plain.abs().max().double_value(&[]) > 0.0);
     }
 }
-

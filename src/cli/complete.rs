@@ -5,8 +5,9 @@ use super::{Common, Dtype, Reporter};
 use crate::adapters::{attach, peft_folder, Init};
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
-use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles, Tokens};
+use crate::models::language::{HeadOptions, LanguageModel, Tokens};
 use crate::nn::KeyValueCache;
+use crate::recipes::language_base::LanguageBase;
 use crate::recipes::observer::Observer;
 use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
 use crate::weights::Placement;
@@ -52,15 +53,15 @@ pub struct CompleteArgs {
 pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let device = common.device()?;
     let kind = args.dtype.kind(device);
-    let files = LanguageModelFiles::open(&args.model)?;
-    let tokenizer = files.tokenizer()?;
+    let base = LanguageBase::open(&args.model)?;
+    let (files, tokenizer) = (&base.files, &base.tokenizer);
     let sampling = TextSampling {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,
         top_k: args.top_k,
         top_p: args.top_p,
         num_beams: args.num_beams,
-        ends: files.ends(&tokenizer),
+        ends: base.ends(),
     };
     sampling.check()?;
     let mut adapters = Vec::new();
@@ -86,7 +87,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         LanguageModel::Causal(_) => without_end(&ids, tokenizer.special_ids().eos),
         _ => &ids,
     };
-    if let Some(most) = files.positions().filter(|&most| (ids.len() + args.max_new_tokens) as i64 > most) {
+    if let Some(most) = loaded.model.longest().filter(|&most| (ids.len() + args.max_new_tokens) as i64 > most) {
         return Err(Error::invalid(format!(
             "the prompt has {} tokens, and with --max-new-tokens {} the model's positions end at {most}; lower one of them",
             ids.len(),

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod complete;
 mod demo;
 mod doctor;
 mod generate;
@@ -43,6 +44,9 @@ enum Command {
     /// Make images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
     Generate(generate::GenerateArgs),
+    /// Go on with a text, or answer it, with a language model
+    #[command(args_override_self = true)]
+    Complete(complete::CompleteArgs),
     /// Look at an adapter, fold it into a model, convert it
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
@@ -169,6 +173,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
+        Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),

@@ -96,10 +96,15 @@ impl Reporter {
             Some(bar) => bar.suspend(write),
             None => write(),
         };
-        // A reader that has closed its end, as `head` does, has seen what it wanted.
-        if let Err(error) = written.or_else(|error| (error.kind() == ErrorKind::BrokenPipe).then_some(()).ok_or(error))
-        {
-            self.write_error.get_or_insert(error);
+        self.note_failure(written);
+    }
+
+    /// A reader that has closed its end, as `head` does, has seen what it wanted.
+    fn note_failure(&mut self, written: std::io::Result<()>) {
+        if let Err(error) = written {
+            if error.kind() != ErrorKind::BrokenPipe {
+                self.write_error.get_or_insert(error);
+            }
         }
     }
 
@@ -110,6 +115,19 @@ impl Reporter {
             Some(error) => Err(Error::io("write to", "standard output", error)),
             None => Ok(()),
         }
+    }
+
+    /// A piece of a text as it is written, without a line's end.
+    pub fn text(&mut self, piece: &str) {
+        if !self.voice.json {
+            let written = write!(std::io::stdout(), "{piece}").and_then(|()| std::io::stdout().flush());
+            self.note_failure(written);
+        }
+    }
+
+    /// The end of a text that came in pieces; in `--json`, the line `json` in their place.
+    pub fn end_text(&mut self, json: serde_json::Value) {
+        self.result(json, "");
     }
 
     fn begin(&mut self, phase: Phase) {

@@ -199,7 +199,8 @@ impl LanguageConfig {
 
     /// The adapter that the options ask for on a model of `architecture`.
     pub fn lora(&self, architecture: &Architecture) -> LoraConfig {
-        let default = || TargetModules::Names(architecture.lora_targets.iter().map(|name| (*name).to_owned()).collect());
+        let default =
+            || TargetModules::Names(architecture.lora_targets.iter().map(|name| (*name).to_owned()).collect());
         let mut saved = self.lora_modules_to_save.clone();
         if self.task == TaskChoice::SeqCls {
             // As PEFT does for this task.

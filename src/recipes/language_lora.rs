@@ -1,6 +1,7 @@
 //! LoRA on a language model: from a file of records to adapter files.
 //! References: PEFT's `examples/conditional_generation`, `examples/causal_language_modeling`, `examples/sequence_classification`.
 
+use super::language_base::LanguageBase;
 use super::language_config::{LanguageConfig, TaskChoice};
 use super::language_evaluation::{Evaluation, Evaluator};
 use super::language_loss::language_loss;
@@ -35,13 +36,12 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
-    let files = LanguageModelFiles::open(&config.model)?;
+    let LanguageBase { files, tokenizer } = LanguageBase::open(&config.model)?;
     check_task(config, &files)?;
     let lora = match &config.init_adapter {
         Some(folder) => peft_folder::read(folder)?.config,
         None => config.lora(files.architecture()),
     };
-    let tokenizer = files.tokenizer()?;
     let options = config.data()?;
     let data = options.training(&config.train_file, &tokenizer)?;
     let read = |file: &PathBuf| options.validation(file, &tokenizer, &data);
@@ -49,7 +49,7 @@ pub fn train(
     for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
     }
-    let mut run = start(config, &lora, device, seed)?;
+    let mut run = start(config, &lora, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
     let folder = run.folder.clone();
@@ -98,14 +98,18 @@ fn flag_name(task: TaskChoice) -> &'static str {
     }
 }
 
-fn start(config: &LanguageConfig, lora: &LoraConfig, device: Device, seed: i64) -> Result<Run> {
+fn start(config: &LanguageConfig, lora: &LoraConfig, classes: &[String], device: Device, seed: i64) -> Result<Run> {
     let kind = config.training.precision(device).compute_kind();
+    let mut all = serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?;
+    if !classes.is_empty() {
+        all["classes"] = classes.into();
+    }
     let options = RunOptions {
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
         output_dir: &config.output_dir,
-        all: serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?,
+        all,
         that_matter: config.options_that_matter(kind, seed, lora),
     };
     Run::start(options, device, seed)
@@ -126,7 +130,7 @@ fn prepare<'a>(
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
     observer.on(Event::End);
-    tokenizer.check_fits(vocabulary(&loaded.model))?;
+    tokenizer.check_fits(loaded.model.vocabulary())?;
     let adapter = match &config.init_adapter {
         Some(folder) => {
             let given = peft_folder::read(folder)?;
@@ -135,22 +139,12 @@ fn prepare<'a>(
         None => attach(&loaded.sites, "default", lora, Init::Draw(&mut Generator::new(run.seed)))?,
     };
     let order = data.order(config.train_batch_size, run.seed, !config.no_shuffle)?;
-    Ok(LanguageJob { config, files: files.clone(), loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new() })
-}
-
-/// Rows of the embedding.
-fn vocabulary(model: &LanguageModel) -> i64 {
-    match model {
-        LanguageModel::Causal(model) => model.shape().vocabulary,
-        LanguageModel::EncoderDecoder(model) => model.shape().vocabulary,
-        LanguageModel::Classifier(model) => model.vocabulary(),
-    }
+    Ok(LanguageJob { config, loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new() })
 }
 
 /// Records and the model, as the loop asks for them.
 struct LanguageJob<'a> {
     config: &'a LanguageConfig,
-    files: LanguageModelFiles,
     loaded: Loaded<LanguageModel>,
     adapter: Attached,
     tokenizer: LanguageTokenizer,
@@ -171,7 +165,7 @@ impl LanguageJob<'_> {
 
     /// A text that is longer than the model's table of positions has no place to stand.
     fn check_positions(&self) -> Result<()> {
-        let Some(most) = self.files.positions() else { return Ok(()) };
+        let Some(most) = self.loaded.model.longest() else { return Ok(()) };
         let longest = [Some(&self.data), self.validation.as_ref()].into_iter().flatten().map(LanguageDataset::longest);
         match longest.max().unwrap_or(0) {
             longest if longest as i64 > most => Err(Error::invalid(format!(
@@ -313,7 +307,8 @@ impl Job for LanguageJob<'_> {
     fn look(&mut self, run: &mut Run, _: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
         let (evaluation, _) = self.evaluator(run).evaluate(data, run.step)?;
-        let number = |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
+        let number =
+            |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
         observer.fact(
             "evaluation",
             format!(

@@ -17,15 +17,11 @@ pub fn language_loss(
     checkpointing: bool,
 ) -> Result<Tensor> {
     let on_device = |tensor: &Tensor| tensor.to_device(device);
-    let (ids, mask, labels) =
-        (on_device(&batch.input_ids), on_device(&batch.attention_mask), on_device(&batch.labels));
+    let (ids, mask, labels) = (on_device(&batch.input_ids), on_device(&batch.attention_mask), on_device(&batch.labels));
     Ok(match model {
         LanguageModel::Causal(model) => {
-            let inputs = DecoderInputs {
-                attention_mask: Some(&mask),
-                checkpointing,
-                ..DecoderInputs::new(Tokens::Ids(&ids))
-            };
+            let inputs =
+                DecoderInputs { attention_mask: Some(&mask), checkpointing, ..DecoderInputs::new(Tokens::Ids(&ids)) };
             let hidden = model.forward(inputs);
             let (before, length) = (hidden.narrow(1, 0, hidden.size()[1] - 1), labels.size()[1]);
             cross_entropy(&before, &labels.narrow(1, 1, length - 1), |rows| model.logits(rows))

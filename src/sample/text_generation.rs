@@ -222,7 +222,8 @@ fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -
         let length = running[0].tokens.len() + 1;
         let is_last = length == sampling.max_new_tokens;
         let (mut next, mut parents) = (Vec::new(), Vec::new());
-        for (rank, (parent, token, score)) in best_continuations(&logits, &running, candidates).into_iter().enumerate() {
+        for (rank, (parent, token, score)) in best_continuations(&logits, &running, candidates).into_iter().enumerate()
+        {
             let tokens = [running[parent].tokens.as_slice(), &[token]].concat();
             let ends = is_last || sampling.ends.contains(&token);
             if ends && rank < beams {

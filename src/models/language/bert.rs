@@ -45,6 +45,7 @@ struct Classifier {
     head: Head,
     labels: i64,
     longest: i64,
+    vocabulary: i64,
 }
 
 impl Classifier {
@@ -61,6 +62,7 @@ impl Classifier {
             head: Head::load(loader, config, build, labels)?,
             labels,
             longest: config.longest(),
+            vocabulary: config.vocab_size,
         })
     }
 }
@@ -72,6 +74,10 @@ impl SequenceClassifier for Classifier {
 
     fn longest(&self) -> i64 {
         self.longest
+    }
+
+    fn vocabulary(&self) -> i64 {
+        self.vocabulary
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {

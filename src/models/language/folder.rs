@@ -1,10 +1,11 @@
-//! A language model on disk, as transformers saves it: `config.json` beside safetensors, whole or in shards.
+//! A language model on disk: as transformers saves it, `config.json` beside safetensors, whole or in shards; or a GGUF file.
 
 use super::architectures::{Architecture, Build};
 use super::interface::LanguageModel;
 use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
+use crate::weights::gguf::GgufLanguageModel;
 use crate::weights::{Placement, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -18,31 +19,43 @@ pub struct HeadOptions {
     pub seed: i64,
 }
 
-/// A language model's folder. Nothing but the configuration is read before it is loaded.
+/// A language model on disk. Nothing but the configuration is read before it is loaded.
 pub struct LanguageModelFiles {
     root: PathBuf,
     config: Value,
     architecture: &'static Architecture,
+    gguf: Option<GgufLanguageModel>,
 }
 
 impl LanguageModelFiles {
-    /// The model in the folder `root`.
+    /// The model in the folder `root`, or in the GGUF file of that name.
     pub fn open(root: &Path) -> Result<Self> {
-        if !root.is_dir() {
+        let gguf = match root.extension().is_some_and(|end| end == "gguf") && !root.is_dir() {
+            true => Some(GgufLanguageModel::open(root)?),
+            false => None,
+        };
+        if gguf.is_none() && !root.is_dir() {
             return Err(Error::file(root, "no such model folder"));
         }
-        let path = root.join("config.json");
-        let config = config_file::read_json(&path)?;
+        let (path, config) = match &gguf {
+            Some(model) => (root.to_owned(), model.config().clone()),
+            None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
+        };
         let architecture = Architecture::of(&config, &path)?;
-        Ok(Self { root: root.to_owned(), config, architecture })
+        Ok(Self { root: root.to_owned(), config, architecture, gguf })
     }
 
-    /// The folder.
+    /// The folder or file.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// `config.json`.
+    /// The GGUF file, where it is one.
+    pub fn gguf(&self) -> Option<&GgufLanguageModel> {
+        self.gguf.as_ref()
+    }
+
+    /// `config.json`, or what it would say.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -54,12 +67,15 @@ impl LanguageModelFiles {
 
     /// The weights under the keys of the model with its head.
     pub fn weights(&self) -> Result<WeightSet> {
-        Ok(WeightSet::open_folder(&self.root, None)?.respelled(|key| Some(self.architecture.spell(key))))
+        match &self.gguf {
+            Some(model) => Ok(model.weights()),
+            None => Ok(WeightSet::open_folder(&self.root, None)?.respelled(|key| Some(self.architecture.spell(key)))),
+        }
     }
 
     /// Loads the model.
     pub fn load(&self, placement: Placement, head: HeadOptions) -> Result<Loaded<LanguageModel>> {
-        let path = self.root.join("config.json");
+        let path = if self.gguf.is_some() { self.root.clone() } else { self.root.join("config.json") };
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
         load(self.weights()?, placement, |loader| (self.architecture.load)(loader, &build))
     }

@@ -179,6 +179,9 @@ pub trait SequenceClassifier {
     /// Most tokens that there are positions for.
     fn longest(&self) -> i64;
 
+    /// Number of token ids.
+    fn vocabulary(&self) -> i64;
+
     /// The embeddings of ids: int64 `[b, t] -> [b, t, d]`.
     fn embed(&self, ids: &Tensor) -> Tensor;
 
@@ -194,4 +197,24 @@ pub enum LanguageModel {
     EncoderDecoder(Box<dyn EncoderDecoder>),
     /// Sorts texts into classes.
     Classifier(Box<dyn SequenceClassifier>),
+}
+
+impl LanguageModel {
+    /// Rows of its table of embeddings: one more than the largest id that it can read.
+    pub fn vocabulary(&self) -> i64 {
+        match self {
+            Self::Causal(model) => model.shape().vocabulary,
+            Self::EncoderDecoder(model) => model.shape().vocabulary,
+            Self::Classifier(model) => model.vocabulary(),
+        }
+    }
+
+    /// Tokens of the longest text, where a table of positions ends.
+    pub fn longest(&self) -> Option<i64> {
+        match self {
+            Self::Causal(model) => model.shape().longest,
+            Self::EncoderDecoder(model) => model.shape().longest,
+            Self::Classifier(model) => Some(model.longest()),
+        }
+    }
 }
