@@ -2,11 +2,14 @@
 
 use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::Result;
-use crate::weights::{BaseWeight, Op, Placement, WeightSet};
+use crate::weights::{BaseWeight, Int8Weight, Op, Placement, Storage, WeightSet};
 use std::cell::Cell;
 use std::ops::Div;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
+
+/// Paths of classifiers' heads.
+const HEADS: &[&str] = &["classifier", "score"];
 
 /// Whether a layer has a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +81,11 @@ impl Loader {
 
     /// The linear projection at this path with a `weight` `[out, in]` that is loaded already.
     pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>, traits: SiteTraits) -> Rc<Site> {
-        self.sites.register_with(&self.path, Op::Linear, BaseWeight::Dense(weight), bias, traits)
+        let kept = match traits.output || traits.tied {
+            true => BaseWeight::Dense(weight),
+            false => self.kept(weight),
+        };
+        self.sites.register_with(&self.path, Op::Linear, kept, bias, traits)
     }
 
     /// A tensor of no checkpoint, as [`Loader::param`] registers one.
@@ -104,7 +111,25 @@ impl Loader {
             Bias::Yes => Some(self.param("bias", &shape[..1])?),
             Bias::No => None,
         };
-        Ok(self.sites.register(&self.path, op, BaseWeight::Dense(weight), bias))
+        let kept = match op {
+            Op::Linear => self.kept(weight),
+            Op::Conv2d(_) => BaseWeight::Dense(weight),
+        };
+        Ok(self.sites.register(&self.path, op, kept, bias))
+    }
+
+    /// The weight of the linear projection at this path as it is to be kept. Classifiers' heads stay as they are, as in
+    /// bitsandbytes: they are small, and trained whole.
+    fn kept(&self, weight: Tensor) -> BaseWeight {
+        match self.weights.storage() {
+            Storage::Int8 { threshold } if !HEADS.iter().any(|head| self.path.starts_with(head)) => {
+                let int8 = Int8Weight::quantise(&weight, self.placement.kind, threshold);
+                drop(weight);
+                self.weights.let_go(&self.key("weight"));
+                BaseWeight::Int8(int8)
+            }
+            _ => BaseWeight::Dense(weight),
+        }
     }
 }
 

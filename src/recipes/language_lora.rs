@@ -36,7 +36,8 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
-    let LanguageBase { files, tokenizer } = LanguageBase::open(&config.model)?;
+    let LanguageBase { mut files, tokenizer } = LanguageBase::open(&config.model)?;
+    files.store_in(config.training.storage());
     check_task(config, &files)?;
     let lora = match &config.init_adapter {
         Some(folder) => peft_folder::read(folder)?.config,

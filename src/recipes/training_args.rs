@@ -6,6 +6,7 @@ use crate::train::adamw::AdamWConfig;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::precision::Precision;
 use crate::train::run_folder::ExistingRun;
+use crate::weights::Storage;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Component, Path};
@@ -104,6 +105,12 @@ pub struct TrainingArgs {
     /// Gradients' joint norm is cut to this
     #[arg(long, default_value_t = 1.0, help_heading = "Training")]
     pub max_grad_norm: f64,
+    /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
+    #[arg(long, help_heading = "Training")]
+    pub load_in_8bit: bool,
+    /// Inputs of at least this size are computed in 16 bits, not in 8
+    #[arg(long, default_value_t = 6.0, help_heading = "Training")]
+    pub int8_threshold: f64,
     /// Dtype of the frozen weights and of the computation
     #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
     pub mixed_precision: MixedPrecision,
@@ -140,6 +147,7 @@ impl TrainingArgs {
         for (flag, number, most) in [
             ("--max-grad-norm", self.max_grad_norm, f64::MAX),
             ("--lr-power", self.lr_power, MAX_FACTOR),
+            ("--int8-threshold", self.int8_threshold, MAX_FACTOR),
             ("--adam-epsilon", self.adam_epsilon, 1.0),
             ("--adam-weight-decay", self.adam_weight_decay, MAX_FACTOR),
         ] {
@@ -184,6 +192,14 @@ impl TrainingArgs {
             MixedPrecision::Fp16 => Precision::Fp16,
             MixedPrecision::Bf16 => Precision::Bf16,
             MixedPrecision::Auto => Precision::auto(device),
+        }
+    }
+
+    /// How the frozen weights of linear layers are kept.
+    pub fn storage(&self) -> Storage {
+        match self.load_in_8bit {
+            true => Storage::Int8 { threshold: self.int8_threshold },
+            false => Storage::Dense,
         }
     }
 
@@ -233,6 +249,7 @@ impl TrainingArgs {
             ("use-8bit-adam", self.use_8bit_adam.to_string()),
             ("adam", format!("{adam:?}")),
             ("max-grad-norm", self.max_grad_norm.to_string()),
+            ("storage", format!("{:?}", self.storage())),
         ]
     }
 }

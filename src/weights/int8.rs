@@ -3,8 +3,7 @@
 //!
 //! Shapes: m rows of the input, k inputs, n outputs.
 
-use crate::error::Result;
-use crate::libtorch::autograd_node::attach;
+use super::convolution::with_gradient;
 use tch::{Device, Kind, Tensor};
 
 /// The largest code.
@@ -39,17 +38,14 @@ impl Int8Weight {
     }
 
     /// `xs Wᵀ + b`: `[m, k] -> [m, n]`, in the dtype of `xs`. Nothing but the codes is kept for backward.
-    pub fn run(&self, xs: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    pub fn run(&self, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let ys = tch::no_grad(|| self.product(xs));
         let (codes, scales) = (self.codes.shallow_clone(), self.scales.shallow_clone());
-        let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| {
-            Ok(vec![grads[0].as_ref().map(|grad| input_gradient(grad, &codes, &scales))])
-        };
-        attach(&[xs], &[], &[&ys], Box::new(backward))?;
-        Ok(match bias {
+        let ys = with_gradient(xs, ys, move |grad| input_gradient(grad, &codes, &scales));
+        match bias {
             Some(bias) => ys + bias,
             None => ys,
-        })
+        }
     }
 
     fn product(&self, xs: &Tensor) -> Tensor {
@@ -103,6 +99,16 @@ impl Int8Weight {
     /// The weight that the codes stand for, in `kind`.
     pub fn dense(&self, kind: Kind) -> Tensor {
         (self.codes.to_kind(Kind::Float) * self.scales.unsqueeze(1)).to_kind(kind)
+    }
+
+    /// int8 `[n, k]`
+    pub fn codes(&self) -> &Tensor {
+        &self.codes
+    }
+
+    /// What a code of 1 stands for in each row: float32 `[n]`.
+    pub fn scales(&self) -> &Tensor {
+        &self.scales
     }
 
     /// `[n, k]`
@@ -167,7 +173,7 @@ mod tests {
     #[test]
     fn a_row_of_zeros_stays_one() {
         let weight = Tensor::zeros([3, 16], (Kind::Float, Device::Cpu));
-        let ys = Int8Weight::quantise(&weight, Kind::Float, 6.0).run(&drawn(&[2, 16], 3), None).unwrap();
+        let ys = Int8Weight::quantise(&weight, Kind::Float, 6.0).run(&drawn(&[2, 16], 3), None);
         assert_eq!(ys.abs().max().double_value(&[]), 0.0);
     }
 
@@ -179,7 +185,7 @@ mod tests {
         let exact = |int8: &Int8Weight| xs.to_kind(Kind::Double).matmul(&int8.dense(Kind::Double).tr());
         let error = |threshold: f64| {
             let int8 = Int8Weight::quantise(&weight, Kind::Float, threshold);
-            relative(&int8.run(&xs, None).unwrap(), &exact(&int8))
+            relative(&int8.run(&xs, None), &exact(&int8))
         };
         assert!(error(6.0) < 0.006, "{}", error(6.0));
         assert!(error(0.0) > 4.0 * error(6.0));
@@ -191,7 +197,7 @@ mod tests {
         let bias = drawn(&[48], 5);
         let xs = drawn(&[9, 40], 2).set_requires_grad(true);
         let grad = drawn(&[9, 48], 3);
-        (int8.run(&xs, Some(&bias)).unwrap() * &grad).sum(Kind::Float).backward();
+        (int8.run(&xs, Some(&bias)) * &grad).sum(Kind::Float).backward();
         let expected = grad.to_kind(Kind::Double).matmul(&int8.dense(Kind::Double));
         assert!(relative(&xs.grad(), &expected) < 1e-6);
     }

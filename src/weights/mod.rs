@@ -14,7 +14,7 @@ mod tensor_source;
 mod weight_files;
 mod weight_set;
 
-pub use base_weight::{BaseWeight, Op};
+pub use base_weight::{BaseWeight, Op, Storage};
 pub use convolution::Stride;
 pub use int8::Int8Weight;
 pub use mapped_file::MappedFile;

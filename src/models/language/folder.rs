@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
 use crate::weights::gguf::GgufLanguageModel;
-use crate::weights::{Placement, WeightSet};
+use crate::weights::{Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,7 @@ pub struct LanguageModelFiles {
     config: Value,
     architecture: &'static Architecture,
     gguf: Option<GgufLanguageModel>,
+    storage: Storage,
 }
 
 impl LanguageModelFiles {
@@ -42,7 +43,12 @@ impl LanguageModelFiles {
             None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
         };
         let architecture = Architecture::of(&config, &path)?;
-        Ok(Self { root: root.to_owned(), config, architecture, gguf })
+        Ok(Self { root: root.to_owned(), config, architecture, gguf, storage: Storage::Dense })
+    }
+
+    /// Has the weights of linear projections kept in `storage`.
+    pub fn store_in(&mut self, storage: Storage) {
+        self.storage = storage;
     }
 
     /// The folder or file.
@@ -77,6 +83,6 @@ impl LanguageModelFiles {
     pub fn load(&self, placement: Placement, head: HeadOptions) -> Result<Loaded<LanguageModel>> {
         let path = if self.gguf.is_some() { self.root.clone() } else { self.root.join("config.json") };
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
-        load(self.weights()?, placement, |loader| (self.architecture.load)(loader, &build))
+        load(self.weights()?.stored_in(self.storage), placement, |loader| (self.architecture.load)(loader, &build))
     }
 }

@@ -7,7 +7,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Download, Hub};
-use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, WeightSet};
+use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +49,7 @@ pub struct PipelineFiles {
     source: Source,
     tokenizer: Option<PathBuf>,
     prediction_type: Option<String>,
+    storage: Storage,
 }
 
 impl PipelineFiles {
@@ -120,7 +121,7 @@ impl PipelineFiles {
     }
 
     fn new(root: &Path, source: Source) -> Self {
-        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None }
+        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None, storage: Storage::Dense }
     }
 
     /// The folder of the pipeline, or the single file.
@@ -293,10 +294,17 @@ impl PipelineFiles {
         WeightSet::open_folder(&folder, variant.filter(|variant| WeightSet::has_variant(&folder, variant)))
     }
 
+    /// Has the weights of the UNet's and the text encoder's linear layers kept in `storage`.
+    pub fn store_in(&mut self, storage: Storage) {
+        self.storage = storage;
+    }
+
     /// Loads the UNet.
     pub fn load_unet(&self, placement: Placement) -> Result<Loaded<UNet2DConditionModel>> {
         let config = self.unet_config()?;
-        load(self.unet_weights()?, placement, |loader| UNet2DConditionModel::load(loader, &config))
+        load(self.unet_weights()?.stored_in(self.storage), placement, |loader| {
+            UNet2DConditionModel::load(loader, &config)
+        })
     }
 
     /// Loads the VAE's encoder alone.
@@ -320,7 +328,9 @@ impl PipelineFiles {
     /// Loads the text encoder.
     pub fn load_text_encoder(&self, placement: Placement) -> Result<Loaded<ClipTextModel>> {
         let config = self.text_encoder_config()?;
-        load(self.text_encoder_weights()?, placement, |loader| ClipTextModel::load(loader, &config))
+        load(self.text_encoder_weights()?.stored_in(self.storage), placement, |loader| {
+            ClipTextModel::load(loader, &config)
+        })
     }
 }
 
