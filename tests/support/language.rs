@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 use super::support::{made, read, relative_error};
-use lorabooth::models::language::{ClassifierInputs, DecoderInputs, Encoded, HeadOptions, LanguageModel, LanguageModelFiles, Tokens};
+use lorabooth::models::language::{
+    ClassifierInputs, DecoderInputs, Encoded, HeadOptions, LanguageModel, LanguageModelFiles, Tokens,
+};
 use lorabooth::models::Loaded;
 use lorabooth::weights::Placement;
 use serde_json::{json, Value};
@@ -142,4 +144,3 @@ pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, bound: f64) 
     println!("{what}: {error:.1e}");
     assert!(error < bound, "{what} differs by {error:e}");
 }
-

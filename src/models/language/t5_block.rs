@@ -206,10 +206,11 @@ impl Dense {
 
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let mut hidden = self.activation.forward(&self.wi.forward(xs));
-        if let Some(wi_1) = &self.wi_1 {
-            hidden = hidden * wi_1.forward(xs);
-        }
+        let activated = self.activation.forward(&self.wi.forward(xs));
+        let hidden = match &self.wi_1 {
+            Some(wi_1) => activated * wi_1.forward(xs),
+            None => activated,
+        };
         self.wo.forward(&self.dropout.forward(hidden).to_kind(self.output_kind))
     }
 }
