@@ -18,7 +18,8 @@ pub fn read_json(path: &Path) -> Result<Value> {
     }
 }
 
-/// The fields of `value` over `defaults`. `aliases` are a field's other name, which counts where its own is absent, and that.
+/// The fields of `value` over `defaults`. `aliases` are a field's other name, which counts where its own is absent, and
+/// that.
 pub fn with_defaults(value: &Value, defaults: Value, aliases: &[(&str, &str)]) -> Value {
     let mut fields = defaults.as_object().cloned().unwrap_or_default();
     for (alias, name) in aliases {
@@ -69,8 +70,8 @@ pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Resu
     parse(&read_json(path)?, fixed).map_err(|message| Error::file(path, message))
 }
 
-/// The fields of a configuration as `T`. Every field in `fixed` must be absent, null or one of the values beside it; another
-/// value would change what the model computes in a way that is not written here.
+/// The fields of a configuration as `T`. Every field in `fixed` must be absent, null or one of the values beside it;
+/// another value would change what the model computes in a way that is not written here.
 pub fn parse<T: DeserializeOwned>(value: &Value, fixed: &[(&str, &[&str])]) -> std::result::Result<T, String> {
     for (field, allowed) in fixed {
         let found = match value.get(field) {

@@ -12,14 +12,14 @@ pub struct Alibi {
 }
 
 impl Alibi {
-    /// The slopes of `heads` heads: powers of 2^(-8/n) for a power of two n; what is missing to another number of heads is every
-    /// other one of the slopes for 2n.
+    /// The slopes of `heads` heads: powers of 2^(-8/n) for a power of two n; what is missing to another number of heads
+    /// is every other one of the slopes for 2n.
     pub fn new(heads: i64, device: Device) -> Self {
         Self { slopes: slopes(heads).view([1, -1, 1, 1]).to_device(device) }
     }
 
-    /// What is added to the scores of keys at `positions` `[b, k]`: `[b, h, 1, k]` in `kind`. It grows with a key's position where
-    /// the paper's falls with its distance: the softmax over the keys of a query is the same.
+    /// What is added to the scores of keys at `positions` `[b, k]`: `[b, h, 1, k]` in `kind`. It grows with a key's
+    /// position where the paper's falls with its distance: the softmax over the keys of a query is the same.
     pub fn bias(&self, positions: &Tensor, kind: Kind) -> Tensor {
         (&self.slopes * positions.to_kind(Kind::Float).unsqueeze(1).unsqueeze(1)).to_kind(kind)
     }

@@ -1,12 +1,13 @@
-//! Scaled dot-product attention over several heads (arXiv 1706.03762), through libtorch's kernels that never hold the matrix of
-//! scores.
+//! Scaled dot-product attention over several heads (arXiv 1706.03762), where possible through libtorch's kernels
+//! that never hold the matrix of scores.
 //!
 //! Shapes: b batch, h heads, g heads of keys and values, q queries, k keys, d width of a head.
 
 use super::attention_mask::AttentionMask;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`. Returns `[batch, length, heads · width]`.
+/// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`. Returns
+/// `[batch, length, heads · width]`.
 pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, causal: bool) -> Tensor {
     let (q, k, v) = (split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads));
     let ys = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, false);
@@ -44,20 +45,33 @@ impl Attending<'_> {
             AttentionMask::Full => (None, false),
             AttentionMask::Causal => (None, true),
             AttentionMask::Tensor(mask) => (Some(mask), false),
+            AttentionMask::Whole(bias) => return self.by_scores(q, k, v, bias),
         };
         Tensor::scaled_dot_product_attention(q, k, v, mask, self.dropout, causal, self.scale, grouped)
     }
+
+    /// With the matrix of scores. A query that sees nothing weighs all keys alike, since what hides them outweighs their
+    /// scores; libtorch's kernels compute so too, but give it gradients as if each weight were 1.
+    fn by_scores(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> Tensor {
+        let scores = q.matmul(&k.transpose(-2, -1)) * self.scale + bias; // [b, h, q, k]
+        let weights = scores.softmax(-1, Kind::Float).to_kind(v.kind());
+        match self.dropout {
+            0.0 => weights.matmul(v),
+            rate => weights.dropout(rate, true).matmul(v),
+        }
+    }
 }
 
-/// Attention of `queries` `[b, h, q, d]` to `keys` and `values` `[b, g, k, d]`, where h is a multiple of g: `[b, q, h·d]`.
+/// Attention of `queries` `[b, h, q, d]` to `keys` and `values` `[b, g, k, d]`, where h is a multiple of g:
+/// `[b, q, h·d]`.
 pub fn attend_heads(queries: &Tensor, keys: &Tensor, values: &Tensor, attending: Attending) -> Tensor {
     let (heads, groups) = (queries.size()[1], keys.size()[1]);
     if heads == groups {
         return merge_heads(&attending.run(queries, keys, values, false));
     }
-    // Only CUDA's kernel without a mask reads a group's keys where they are (arXiv 2305.13245); the others would compute the
-    // matrix of scores.
-    if queries.device() != Device::Cpu && !matches!(attending.mask, AttentionMask::Tensor(_)) {
+    // Only CUDA's kernel without a mask reads a group's keys where they are (arXiv 2305.13245); the others would
+    // compute the matrix of scores.
+    if queries.device() != Device::Cpu && matches!(attending.mask, AttentionMask::Full | AttentionMask::Causal) {
         return merge_heads(&attending.run(queries, keys, values, true));
     }
     let (keys, values) = (repeated(keys, heads / groups), repeated(values, heads / groups));

@@ -12,6 +12,8 @@ pub enum AttentionMask {
     Causal,
     /// `[b, h, q, k]`: true where it is seen, or what is added to the scores.
     Tensor(Tensor),
+    /// What is added to the scores, where some queries may see nothing and their outputs count.
+    Whole(Tensor),
 }
 
 /// A mask for queries that see what is before them.
@@ -28,8 +30,8 @@ pub struct CausalMask {
 }
 
 impl CausalMask {
-    /// The mask; `padding` `[b, past + q]` is 1 at keys that are tokens and 0 at others. Without it libtorch's kernels need no tensor
-    /// for the usual cases.
+    /// The mask; `padding` `[b, past + q]` is 1 at keys that are tokens and 0 at others. Without it libtorch's kernels
+    /// need no tensor for the usual cases.
     pub fn mask(&self, padding: Option<&Tensor>) -> AttentionMask {
         let keys = self.past + self.queries;
         let window = self.window.filter(|&window| window < keys);
@@ -64,12 +66,13 @@ impl AttentionMask {
         padding.map_or(Self::Full, |padding| Self::Tensor(is_token(padding)))
     }
 
-    /// The same with `bias` `[b, h, q or 1, k]` added to the scores of `queries` queries.
+    /// The same, whose tensor is one of booleans, with `bias` `[b, h, q or 1, k]` added to the scores of `queries` queries.
     pub fn with_bias(&self, bias: &Tensor, queries: i64) -> Self {
         let hidden = match self {
             Self::Full => return Self::Tensor(bias.shallow_clone()),
             Self::Causal => Tensor::ones([queries, queries], (Kind::Bool, bias.device())).triu(1),
             Self::Tensor(seen) => seen.logical_not(),
+            Self::Whole(added) => return Self::Whole(added + bias),
         };
         // A finite number: where a padded query sees nothing at all, a softmax of -∞ would be no number.
         Self::Tensor(bias.masked_fill(&hidden, lowest(bias.kind())))
@@ -82,6 +85,7 @@ impl Clone for AttentionMask {
             Self::Full => Self::Full,
             Self::Causal => Self::Causal,
             Self::Tensor(tensor) => Self::Tensor(tensor.shallow_clone()),
+            Self::Whole(tensor) => Self::Whole(tensor.shallow_clone()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Keys and values that attention has computed before, so that a text grows token by token without computing it again, or that
-//! were trained in the place of a text (prefix tuning, arXiv 2101.00190).
+//! Keys and values that attention has computed before, so that a text grows token by token without computing it again,
+//! or that were trained in the place of a text (prefix tuning, arXiv 2101.00190).
 //!
 //! Shapes: b batch, h heads of keys and values, k keys, d width of a head.
 
@@ -41,7 +41,8 @@ impl LayerCache {
         held.current()
     }
 
-    /// The keys and values that are here, or what `compute` gives, which is kept: those of an encoder's output don't change.
+    /// The keys and values that are here, or what `compute` gives, which is kept: those of an encoder's output don't
+    /// change.
     pub fn once(&mut self, compute: impl FnOnce() -> (Tensor, Tensor)) -> (Tensor, Tensor) {
         match &self.held {
             Some(held) => held.current(),
@@ -86,8 +87,8 @@ impl Held {
     }
 }
 
-/// `[b, h, k, d] -> [b, h, room, d]`: a copy that has room for `more` keys, and for as many as there are: keys are copied but a few
-/// times while a text grows.
+/// `[b, h, k, d] -> [b, h, room, d]`: a copy that has room for `more` keys, and for as many as there are: keys are
+/// copied but a few times while a text grows.
 fn with_room(xs: &Tensor, more: i64) -> Tensor {
     let mut shape = xs.size();
     let length = shape[2];

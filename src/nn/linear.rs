@@ -26,18 +26,19 @@ impl Linear {
         Ok(Self(loader.put(weight, Some(bias), traits)))
     }
 
-    /// The projection of hidden states `inputs` wide to logits of a vocabulary of `outputs`, without a bias. Where `tied` is
-    /// given and the checkpoint has no other weight, it is that embedding's.
+    /// The projection of hidden states `inputs` wide to logits of a vocabulary of `outputs`, without a bias. Where
+    /// `tied` is given and the checkpoint has no other weight, it is that embedding's.
     pub fn load_output(loader: &Loader, inputs: i64, outputs: i64, tied: Option<&Embedding>) -> Result<Self> {
-        let traits = SiteTraits { output: true, ..SiteTraits::default() };
-        let own = match tied {
-            Some(_) if !loader.has("weight") => None,
-            _ => Some(loader.weight(&[outputs, inputs])?),
+        let own = SiteTraits { output: true, ..SiteTraits::default() };
+        let shared = SiteTraits { tied: true, ..own };
+        let weight = match tied {
+            Some(tied) if !loader.has("weight") => return Ok(Self(loader.put(tied.table(), None, shared))),
+            _ => loader.weight(&[outputs, inputs])?,
         };
-        Ok(Self(match (own, tied.map(Embedding::table)) {
-            (Some(own), Some(table)) if own == table => loader.put(table, None, SiteTraits { tied: true, ..traits }),
-            (Some(own), _) => loader.put(own, None, traits),
-            (None, table) => loader.put(table.unwrap_or_default(), None, SiteTraits { tied: true, ..traits }),
+        // Some files hold the table twice.
+        Ok(Self(match tied.map(Embedding::table).filter(|table| *table == weight) {
+            Some(table) => loader.put(table, None, shared),
+            None => loader.put(weight, None, own),
         }))
     }
 

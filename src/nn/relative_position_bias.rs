@@ -30,8 +30,8 @@ impl RelativePositionBias {
         Ok(Self { table: Embedding::load(loader, positions.buckets, heads)?, positions })
     }
 
-    /// What is added to the scores of `queries` queries that follow `past` others, and of all keys up to them or, for an encoder,
-    /// beside them: `[1, h, q, past + q]`.
+    /// What is added to the scores of `queries` queries that follow `past` others, and of all keys up to them or, for
+    /// an encoder, beside them: `[1, h, q, past + q]`.
     pub fn forward(&self, queries: i64, past: i64, device: Device) -> Tensor {
         let options = (Kind::Int64, device);
         let keys = Tensor::arange(past + queries, options);
@@ -41,8 +41,8 @@ impl RelativePositionBias {
 }
 
 impl RelativePositions {
-    /// The bucket of each distance (key's position minus query's), int64: half of the buckets are for a distance each, the
-    /// others for ranges that grow logarithmically.
+    /// The bucket of each distance (key's position minus query's), int64: half of the buckets are for a distance each,
+    /// the others for ranges that grow logarithmically.
     fn bucket(&self, distances: &Tensor) -> Tensor {
         let (count, behind, away) = match self.bidirectional {
             true => {

@@ -151,7 +151,8 @@ struct Head {
 }
 
 impl Head {
-    /// Loads the head. Where a number of labels was asked for, what the files lack of it is drawn as transformers draws it.
+    /// Loads the head. Where a number of labels was asked for, what the files lack of it is drawn as transformers draws
+    /// it.
     fn load(loader: &Loader, config: &BertConfig, build: &Build, labels: i64) -> Result<Self> {
         let (dense, out_proj) = match config.family {
             Family::Bert => (loader / "bert.pooler.dense", loader / "classifier"),

@@ -127,7 +127,11 @@ impl CausalLm for Bloom {
     fn forward(&self, inputs: DecoderInputs) -> Tensor {
         let xs = self.word_embeddings_layernorm.forward(&inputs.tokens.embedded(&self.word_embeddings));
         let bias = self.alibi.bias(&Self::key_positions(&inputs), xs.kind()); // [b or 1, h, 1, p + t]
-        let mask = inputs.causal_mask(None).with_bias(&bias, inputs.tokens.length());
+        let mask = match inputs.causal_mask(None).with_bias(&bias, inputs.tokens.length()) {
+            // With padding on the left the first token is predicted from a query that sees nothing.
+            AttentionMask::Tensor(mask) if inputs.attention_mask.is_some() => AttentionMask::Whole(mask),
+            mask => mask,
+        };
         let xs = blocks::run(&self.h, xs, &mask, inputs.cache, inputs.checkpointing);
         self.ln_f.forward(&xs)
     }

@@ -1,5 +1,6 @@
 //! GPT-2: a decoder with learned positions.
-//! Paper: "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019). Reference: transformers `modeling_gpt2.py`.
+//! Paper: "Language Models are Unsupervised Multitask Learners" (Radford et al., 2019). Reference: transformers
+//! `modeling_gpt2.py`.
 //!
 //! Shapes: b batch, t length, d width, h heads.
 

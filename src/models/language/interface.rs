@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 pub enum Tokens<'a> {
     /// int64 `[b, t]`.
     Ids(&'a Tensor),
-    /// `[b, t, w]` in the model's dtype: embeddings of ids with trained ones among them (prompt tuning). w is the width of
-    /// [`CausalLm::embed`]'s.
+    /// `[b, t, w]` in the model's dtype: embeddings of ids with trained ones among them (prompt tuning). w is the width
+    /// of [`CausalLm::embed`]'s.
     Embeddings(&'a Tensor),
 }
 
@@ -49,11 +49,11 @@ impl Tokens<'_> {
 pub struct DecoderInputs<'a> {
     /// The text.
     pub tokens: Tokens<'a>,
-    /// int64 `[b, p + t]`: 1 at tokens, 0 at padding; none: all are tokens. Where a text is padded on the right, none gives the same at
-    /// each of its tokens, with quicker kernels.
+    /// int64 `[b, p + t]`: 1 at tokens, 0 at padding; none: all are tokens. Where a text is padded on the right, none
+    /// gives the same at each of its tokens, with quicker kernels.
     pub attention_mask: Option<&'a Tensor>,
-    /// int64 `[b, t]`; none: as transformers' forward has them (counted from p on; OPT's and BLOOM's are counted by the mask).
-    /// Models without positions of tokens ignore them.
+    /// int64 `[b, t]`; none: as transformers' forward has them (counted from p on; OPT's and BLOOM's are counted by the
+    /// mask). Models without positions of tokens ignore them.
     pub position_ids: Option<&'a Tensor>,
     /// What came before the text; the text's keys and values are added to it.
     pub cache: Option<&'a mut KeyValueCache>,
@@ -80,7 +80,8 @@ impl<'a> DecoderInputs<'a> {
         )
     }
 
-    /// What a mask of 1 and 0 over all keys counts up to before each of them: `[b, p + t]`, -1 or 0 (`at_padding`) at padding.
+    /// What a mask of 1 and 0 over all keys counts up to before each of them: `[b, p + t]`, -1 or 0 (`at_padding`) at
+    /// padding.
     pub(super) fn counted_positions(&self, at_padding: i64) -> Option<Tensor> {
         let mask = self.attention_mask?.to_kind(Kind::Int64);
         Some((mask.cumsum(1, Kind::Int64) - 1) * &mask + (1 - &mask) * at_padding)
@@ -144,8 +145,8 @@ pub trait EncoderDecoder {
     /// The embeddings of ids: int64 `[b, t] -> [b, t, d]`.
     fn embed(&self, ids: &Tensor) -> Tensor;
 
-    /// Hidden states of the text that is read: `[b, s, d]`. With `checkpointing` each block's activations are computed again in
-    /// backward.
+    /// Hidden states of the text that is read: `[b, s, d]`. With `checkpointing` each block's activations are computed
+    /// again in backward.
     fn encode(&self, tokens: Tokens, attention_mask: Option<&Tensor>, checkpointing: bool) -> Tensor;
 
     /// Hidden states of the text that is written: `[b, t, d]`.

@@ -1,6 +1,6 @@
 //! LLaMA, Mistral and Qwen2: decoders with rotary positions, grouped keys and values, and a gated feed-forward.
-//! Papers: arXiv 2302.13971, 2310.06825, 2407.10671. Reference: transformers `modeling_llama.py`, `modeling_mistral.py`,
-//! `modeling_qwen2.py`.
+//! Papers: arXiv 2302.13971, 2310.06825, 2407.10671. Reference: transformers `modeling_llama.py`,
+//! `modeling_mistral.py`, `modeling_qwen2.py`.
 //!
 //! Shapes: b batch, t length, d width, h heads, g heads of keys and values, w width of a head.
 

@@ -1,7 +1,7 @@
 //! Language models: decoders that continue a text, encoder-decoders that answer one, encoders that classify one.
 //!
-//! Every one is a file with its blocks and a row in [`ARCHITECTURES`]; the modules' paths are those of transformers' models, which
-//! PEFT's rules for targets are written for.
+//! Every one is a file with its blocks and a row in [`ARCHITECTURES`]; the modules' paths are those of transformers'
+//! models, which PEFT's rules for targets are written for.
 
 mod architectures;
 mod bert;

@@ -1,5 +1,7 @@
-//! The rotary positions that a configuration asks for: plain ones, and those stretched to longer texts than were trained on.
-//! Papers: arXiv 2104.09864, YaRN arXiv 2309.00071, Llama 3 arXiv 2407.21783. Reference: transformers `modeling_rope_utils.py`.
+//! The rotary positions that a configuration asks for: plain ones, and those stretched to longer texts than were
+//! trained on.
+//! Papers: arXiv 2104.09864, YaRN arXiv 2309.00071, Llama 3 arXiv 2407.21783. Reference: transformers
+//! `modeling_rope_utils.py`.
 //!
 //! All is computed in float32 as there: at the thousandth position the last bit of a frequency is seen.
 
