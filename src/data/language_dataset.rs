@@ -2,6 +2,7 @@
 
 use super::epoch_order::EpochOrder;
 use super::language_batch::{filled, LanguageBatch, IGNORED};
+use super::language_example::{Example, Target};
 use super::prompt_template::PromptTemplate;
 use super::records::{Record, Records};
 use super::tokenizers::LanguageTokenizer;
@@ -45,23 +46,6 @@ pub struct LanguageDataset {
     pad: i64,
     pads_left: bool,
     warnings: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Example {
-    ids: Vec<i64>,
-    target: Target,
-}
-
-#[derive(Debug)]
-enum Target {
-    /// The ids themselves behind the first `unlearnt`.
-    Own {
-        unlearnt: usize,
-    },
-    /// Another text.
-    Text(Vec<i64>),
-    Class(i64),
 }
 
 impl LanguageDataOptions {
@@ -186,24 +170,6 @@ impl LanguageDataOptions {
     }
 }
 
-impl Example {
-    /// Whether there is anything to learn from: a first token alone has nothing before it.
-    fn learns(&self) -> bool {
-        match &self.target {
-            Target::Own { .. } => self.targets() > 0,
-            Target::Text(_) | Target::Class(_) => !self.ids.is_empty(),
-        }
-    }
-
-    fn targets(&self) -> usize {
-        match &self.target {
-            Target::Own { unlearnt } => self.ids.len().saturating_sub(*unlearnt.max(&1)),
-            Target::Text(ids) => ids.len(),
-            Target::Class(_) => 1,
-        }
-    }
-}
-
 impl LanguageDataset {
     /// The number of examples, at least 1.
     #[allow(clippy::len_without_is_empty, reason = "a data set without examples is an error")]
@@ -272,27 +238,6 @@ impl LanguageDataset {
             labels,
             targets: examples.iter().map(|example| example.targets()).sum(),
         })
-    }
-}
-
-impl Example {
-    fn labels(&self) -> Vec<i64> {
-        match &self.target {
-            Target::Own { unlearnt } => {
-                let unlearnt = (*unlearnt).min(self.ids.len());
-                let ignored = std::iter::repeat_n(IGNORED, unlearnt);
-                ignored.chain(self.ids.iter().skip(unlearnt).copied()).collect()
-            }
-            Target::Text(ids) => ids.clone(),
-            Target::Class(_) => Vec::new(),
-        }
-    }
-
-    fn class(&self) -> i64 {
-        match self.target {
-            Target::Class(class) => class,
-            _ => IGNORED,
-        }
     }
 }
 

@@ -17,8 +17,8 @@ import gguf
 import torch
 from odd_texts import odd_texts
 from tokenizers import (
-    AddedToken, ByteLevelBPETokenizer, BertWordPieceTokenizer, SentencePieceUnigramTokenizer, Tokenizer, models, pre_tokenizers,
-    processors, trainers,
+    AddedToken, ByteLevelBPETokenizer, BertWordPieceTokenizer, SentencePieceUnigramTokenizer, Tokenizer, decoders, models,
+    pre_tokenizers, processors, trainers,
 )
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerFast
 
@@ -133,7 +133,7 @@ def gguf_files(out, samples):
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     pieces.train_from_iterator(samples, trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False))
     merged = [token for token, _ in sorted(pieces.get_vocab().items(), key=lambda item: item[1]) if token not in special]
-    merged.sort(key=len, reverse=False)
+    merged.sort(key=len)
     merged = [token for token in merged if len(token) > 1] + [token for token in merged if len(token) == 1]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *merged]
     types = [2, 3, 3, 3, *[6] * 256, *[1] * len(merged)]
@@ -141,6 +141,10 @@ def gguf_files(out, samples):
     found["gguf_spm"] = write_gguf(out, "gguf_spm", "llama", None, tokens, types, scores=scores, ids=ids)
     found["gguf_spm_bare"] = write_gguf(out, "gguf_spm_bare", "llama", None, tokens, types, scores=scores, ids=ids, add_bos_token=False,
                                         add_eos_token=True, add_space_prefix=False)
+    # transformers takes no notice of `add_space_prefix`; LlamaTokenizer with add_prefix_space=False has this.
+    bare = found["gguf_spm_bare"].backend_tokenizer
+    bare.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    bare.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return found
 
 
