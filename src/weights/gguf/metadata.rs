@@ -94,7 +94,7 @@ impl Metadata {
         kind: &str,
         as_kind: impl Fn(&'a MetadataValue) -> Option<T>,
     ) -> Result<Option<T>, String> {
-        match self.get(key).map(|value| as_kind(value)) {
+        match self.get(key).map(as_kind) {
             Some(None) => Err(format!("`{key}` in its metadata must be {kind}")),
             answer => Ok(answer.flatten()),
         }
