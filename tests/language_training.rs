@@ -103,8 +103,16 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
         let ours = folder.path().join("ours");
         let validation = job.folder.join("validation.jsonl");
         let start_flag = start.to_str().unwrap();
-        let more = ["--init-adapter", start_flag, "--validation-file", validation.to_str().unwrap(), "--eval-steps", "10",
-            "--eval-max-new-tokens", "6"];
+        let more = [
+            "--init-adapter",
+            start_flag,
+            "--validation-file",
+            validation.to_str().unwrap(),
+            "--eval-steps",
+            "10",
+            "--eval-max-new-tokens",
+            "6",
+        ];
         lorabooth_ok(&job.train(&ours, &more));
 
         let steps = lines(&ours.join("metrics.jsonl"));
@@ -121,7 +129,10 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
         println!("{}: losses within {worst:.1e}", job.name);
 
         // The last evaluation is the best here, so that both sides' adapters are of the same step.
-        assert_eq!(evaluations.iter().map(|line| line["loss"].as_f64().unwrap()).fold(f64::MAX, f64::min), last["loss"]);
+        assert_eq!(
+            evaluations.iter().map(|line| line["loss"].as_f64().unwrap()).fold(f64::MAX, f64::min),
+            last["loss"]
+        );
         let (actual, wanted) =
             (read(ours.join("adapter_model.safetensors")), read(theirs.join("adapter/adapter_model.safetensors")));
         assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{}", job.name);
@@ -132,7 +143,8 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
         if job.label {
             let mut table = csv::Reader::from_path(ours.join("predictions.csv")).unwrap();
             let answers: Vec<String> = table.records().map(|row| row.unwrap()[2].to_owned()).collect();
-            let wanted: Vec<&str> = expected["answers"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+            let wanted: Vec<&str> =
+                expected["answers"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
             assert_eq!(answers, wanted, "{}", job.name);
         }
     }
@@ -201,8 +213,22 @@ fn greedy_and_beam_texts_are_those_of_transformers() {
         let model = job.folder.join("model").display().to_string();
         for (beams, texts) in expected.as_object().unwrap() {
             for (prompt, text) in prompts.iter().zip(texts.as_array().unwrap()) {
-                let args = ["complete", "--device", "cpu", "--dtype", "fp32", "--json", "--model", &model, "--prompt", prompt,
-                    "--max-new-tokens", "20", "--num-beams", beams];
+                let args = [
+                    "complete",
+                    "--device",
+                    "cpu",
+                    "--dtype",
+                    "fp32",
+                    "--json",
+                    "--model",
+                    &model,
+                    "--prompt",
+                    prompt,
+                    "--max-new-tokens",
+                    "20",
+                    "--num-beams",
+                    beams,
+                ];
                 let said = lorabooth_ok(&args);
                 let ours: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
                 assert_eq!(&ours["text"], text, "{} after {prompt:?} with {beams} beams", job.name);
@@ -216,13 +242,17 @@ fn complete_goes_on_with_a_text_and_answers_one() {
     for job in [llama(), t5()] {
         let model = job.folder.join("model").display().to_string();
         let complete = |more: &[&str]| {
-            let args = [&["complete", "--device", "cpu", "--json", "--model", &model, "--prompt", "red house"], more].concat();
+            let args =
+                [&["complete", "--device", "cpu", "--json", "--model", &model, "--prompt", "red house"], more].concat();
             let said = lorabooth_ok(&args);
             serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
         };
         let greedy = complete(&["--max-new-tokens", "5"]);
         assert!(greedy["tokens"].as_u64().unwrap() <= 5 && greedy["tokens_per_s"].as_f64().unwrap() > 0.0);
-        assert_eq!(greedy["text"], complete(&["--max-new-tokens", "5", "--top-k", "1", "--temperature", "0.7"])["text"]);
+        assert_eq!(
+            greedy["text"],
+            complete(&["--max-new-tokens", "5", "--top-k", "1", "--temperature", "0.7"])["text"]
+        );
         let drawn = |seed: &str| complete(&["--temperature", "2", "--top-p", "0.9", "--seed", seed])["text"].clone();
         assert_eq!(drawn("1"), drawn("1"));
         assert_ne!(drawn("1"), drawn("2"));

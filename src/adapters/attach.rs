@@ -43,7 +43,16 @@ impl Attached {
 }
 
 /// Puts an adapter called `name` on the model behind `sites`, with numbers from `init`.
-pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> Result<Attached> {
+pub fn attach(sites: &Sites, name: &str, config: LoraConfig, init: Init) -> Result<Attached> {
+    // Files are mapped and cannot be written to; what an optimizer steps on is memory of its own.
+    let copies: BTreeMap<String, Tensor>;
+    let mut init = match init {
+        Init::Tensors(tensors) => {
+            copies = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect();
+            Init::Tensors(&copies)
+        }
+        Init::Draw(generator) => Init::Draw(generator),
+    };
     let mut config = config.checked()?;
     let method = method_of(&config.peft_type)?;
     let matching = matching_sites(sites, &config)?;

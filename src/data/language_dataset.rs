@@ -2,6 +2,7 @@
 
 use super::epoch_order::EpochOrder;
 use super::language_batch::{filled, LanguageBatch, IGNORED};
+use super::language_example::{Example, Target};
 use super::prompt_template::PromptTemplate;
 use super::records::{Record, Records};
 use super::tokenizers::LanguageTokenizer;
@@ -45,24 +46,6 @@ pub struct LanguageDataset {
     pad: i64,
     pads_left: bool,
     warnings: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Example {
-    ids: Vec<i64>,
-    target: Target,
-    answer: String,
-}
-
-#[derive(Debug)]
-enum Target {
-    /// The ids themselves behind the first `unlearnt`.
-    Own {
-        unlearnt: usize,
-    },
-    /// Another text.
-    Text(Vec<i64>),
-    Class(i64),
 }
 
 impl LanguageDataOptions {
@@ -187,24 +170,6 @@ impl LanguageDataOptions {
     }
 }
 
-impl Example {
-    /// Whether there is anything to learn from: a first token alone has nothing before it.
-    fn learns(&self) -> bool {
-        match &self.target {
-            Target::Own { .. } => self.targets() > 0,
-            Target::Text(_) | Target::Class(_) => !self.ids.is_empty(),
-        }
-    }
-
-    fn targets(&self) -> usize {
-        match &self.target {
-            Target::Own { unlearnt } => self.ids.len().saturating_sub(*unlearnt.max(&1)),
-            Target::Text(ids) => ids.len(),
-            Target::Class(_) => 1,
-        }
-    }
-}
-
 impl LanguageDataset {
     /// The number of examples, at least 1.
     #[allow(clippy::len_without_is_empty, reason = "a data set without examples is an error")]
@@ -217,28 +182,6 @@ impl LanguageDataset {
         &self.classes
     }
 
-    /// The ids of an example's text, without what is to be answered.
-    pub fn prompt(&self, place: usize) -> &[i64] {
-        let example = &self.examples[place];
-        match example.target {
-            Target::Own { unlearnt } => &example.ids[..unlearnt.min(example.ids.len())],
-            Target::Text(_) | Target::Class(_) => &example.ids,
-        }
-    }
-
-    /// What an example's label column says.
-    pub fn answer(&self, place: usize) -> &str {
-        &self.examples[place].answer
-    }
-
-    /// Whether examples have a text and something to answer to it.
-    pub fn has_answers(&self) -> bool {
-        self.examples.iter().all(|example| match example.target {
-            Target::Own { unlearnt } => unlearnt > 0,
-            Target::Text(_) | Target::Class(_) => true,
-        })
-    }
-
     /// A sentence for each thing that was done to rows: cut, left out.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -247,6 +190,21 @@ impl LanguageDataset {
     /// The number of tokens of the longest text.
     pub fn longest(&self) -> usize {
         self.examples.iter().map(|example| example.ids.len()).max().unwrap_or(0)
+    }
+
+    /// The ids of an example's text, without what is to be answered.
+    pub fn prompt(&self, place: usize) -> &[i64] {
+        self.examples[place].prompt()
+    }
+
+    /// What an example's label column says.
+    pub fn answer(&self, place: usize) -> &str {
+        &self.examples[place].answer
+    }
+
+    /// Whether there is something to answer to each text.
+    pub fn has_answers(&self) -> bool {
+        self.examples.iter().all(|example| !example.prompt().is_empty())
     }
 
     /// How many examples there are, and a hash of them: a resumed run must find the same.
@@ -295,27 +253,6 @@ impl LanguageDataset {
             labels,
             targets: examples.iter().map(|example| example.targets()).sum(),
         })
-    }
-}
-
-impl Example {
-    fn labels(&self) -> Vec<i64> {
-        match &self.target {
-            Target::Own { unlearnt } => {
-                let unlearnt = (*unlearnt).min(self.ids.len());
-                let ignored = std::iter::repeat_n(IGNORED, unlearnt);
-                ignored.chain(self.ids.iter().skip(unlearnt).copied()).collect()
-            }
-            Target::Text(ids) => ids.clone(),
-            Target::Class(_) => Vec::new(),
-        }
-    }
-
-    fn class(&self) -> i64 {
-        match self.target {
-            Target::Class(class) => class,
-            _ => IGNORED,
-        }
     }
 }
 

@@ -5,6 +5,7 @@ pub mod dreambooth_dataset;
 pub mod epoch_order;
 pub mod language_batch;
 pub mod language_dataset;
+mod language_example;
 pub mod latent_cache;
 pub mod photo_decoding;
 pub mod photo_transform;

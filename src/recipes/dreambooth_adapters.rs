@@ -82,7 +82,8 @@ fn read_part(path: &Path, part: Part) -> Result<(LoraConfig, BTreeMap<String, Te
     let set = read_any(path, None)?;
     match set.part(part) {
         Some(adapter) => {
-            Ok((adapter.config.clone(), adapter.tensors.iter().map(|(k, v)| (k.clone(), v.copy())).collect()))
+            let shared = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
+            Ok((adapter.config.clone(), adapter.tensors.iter().map(shared).collect()))
         }
         None => Err(Error::file(path, format!("has no adapter for the {}", part.name()))),
     }

@@ -203,8 +203,8 @@ impl LanguageConfig {
             || TargetModules::Names(architecture.lora_targets.iter().map(|name| (*name).to_owned()).collect());
         let mut saved = self.lora_modules_to_save.clone();
         if self.task == TaskChoice::SeqCls {
-            // As PEFT does for this task.
-            saved.extend(["classifier".to_owned(), "score".to_owned()]);
+            // As PEFT does for this task: the head is new, and no low rank can make one.
+            saved.push("classifier".to_owned());
         }
         LoraConfig {
             r: self.lora_r,

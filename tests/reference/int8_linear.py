@@ -6,14 +6,13 @@ outliers  columns of the input that are 20 times larger
 
 weight, xs, bias      what goes in (float32 values that float16 holds)
 codes, largest        bitsandbytes' int8 codes and the largest absolute value of each row
-ys                    what Linear8bitLt makes of xs
+ys                    xs by them, in bitsandbytes' steps: rows in int8, columns with outliers in 16 bit
 exact                 float64: xs by the weight that the codes stand for, plus bias
 """
 
 import json
 import sys
 
-import bitsandbytes as bnb
 import torch
 from bitsandbytes import functional as F
 from safetensors.torch import save_file
@@ -25,11 +24,10 @@ def main(out, rows, inputs, outputs, outliers, threshold):
     weight, bias, xs = draw(outputs, inputs), draw(outputs), draw(rows, inputs)
     xs[:, outliers] *= 20
     codes, largest, _ = F.int8_vectorwise_quant(weight.half())
-    layer = bnb.nn.Linear8bitLt(inputs, outputs, has_fp16_weights=False, threshold=threshold)
-    layer.weight = bnb.nn.Int8Params(weight.half(), requires_grad=False, has_fp16_weights=False)
-    layer.bias = torch.nn.Parameter(bias.half())
-    with torch.no_grad():
-        ys = layer.to("cpu")(xs.half()).float()
+    rows8, row_largest, columns = F.int8_vectorwise_quant(xs.half(), threshold=threshold)
+    ys = F.int8_mm_dequant(F.int8_linear_matmul(rows8, codes), row_largest, largest, bias=bias.half()).float()
+    if columns is not None and columns.numel():
+        ys += xs[:, columns] @ (codes[:, columns].float() * (largest.float() / 127).unsqueeze(1)).T
     dense = codes.double() * (largest.double() / 127).unsqueeze(1)
     exact = xs.double() @ dense.T + bias.double()
     tensors = dict(weight=weight, xs=xs, bias=bias, codes=codes.cpu(), largest=largest.float().cpu(), ys=ys, exact=exact)

@@ -17,8 +17,8 @@ import gguf
 import torch
 from odd_texts import odd_texts
 from tokenizers import (
-    AddedToken, ByteLevelBPETokenizer, BertWordPieceTokenizer, SentencePieceUnigramTokenizer, Tokenizer, models, pre_tokenizers,
-    processors, trainers,
+    AddedToken, ByteLevelBPETokenizer, BertWordPieceTokenizer, SentencePieceUnigramTokenizer, Tokenizer, decoders, models,
+    pre_tokenizers, processors, trainers,
 )
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithPadding, PreTrainedTokenizerFast
 
@@ -54,6 +54,8 @@ def word_piece(samples, lowercase):
 
 def t5_like(samples):
     tokenizer = SentencePieceUnigramTokenizer()
+    # A piece of the same text would stand beside a special token.
+    samples = [text for text in samples if "</s>" not in text and "<unk>" not in text]
     tokenizer.train_from_iterator(samples, vocab_size=700, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
                                   show_progress=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -113,7 +115,7 @@ def write_gguf(out, name, model, pre, tokens, types, merges=None, scores=None, i
 
 
 def gguf_files(out, samples):
-    special = ["<unk>", "<s>", "</s>"]
+    special = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
     whole = json.loads(byte_level(samples, special).to_str())["model"]
     tokens = sorted(whole["vocab"], key=whole["vocab"].get)
     merges = [" ".join(merge) for merge in whole["merges"]]
@@ -122,7 +124,7 @@ def gguf_files(out, samples):
     for name, pre, flags in [("gguf_gpt2", "gpt-2", {}), ("gguf_smollm", "smollm", {"add_bos_token": False, "add_space_prefix": False}),
                              ("gguf_llama3", "llama-bpe", {"add_bos_token": True}), ("gguf_qwen2", "qwen2", {"add_eos_token": True})]:
         # A token that a user of llama.cpp defined is found in texts as it is, and is not special.
-        found[name] = write_gguf(out, name, "gpt2", pre, [*tokens, "犬"], [*control, 4], merges=merges, ids=ids, **flags)
+        found[name] = write_gguf(out, name, "gpt2", pre, [*tokens, "<|tool|>"], [*control, 4], merges=merges, ids=ids, **flags)
     # transformers cuts SmolLM's words as GPT-2's; its own tokenizer.json has this.
     found["gguf_smollm"].backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -131,14 +133,18 @@ def gguf_files(out, samples):
     pieces.pre_tokenizer = pre_tokenizers.Metaspace()
     pieces.train_from_iterator(samples, trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False))
     merged = [token for token, _ in sorted(pieces.get_vocab().items(), key=lambda item: item[1]) if token not in special]
-    merged.sort(key=len, reverse=False)
+    merged.sort(key=len)
     merged = [token for token in merged if len(token) > 1] + [token for token in merged if len(token) == 1]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *merged]
-    types = [2, 3, 3, *[6] * 256, *[1] * len(merged)]
-    scores = [*[0.0] * 259, *(-float(rank // 2) for rank in range(len(merged)))]
+    types = [2, 3, 3, 3, *[6] * 256, *[1] * len(merged)]
+    scores = [*[0.0] * 260, *(-float(rank // 2) for rank in range(len(merged)))]
     found["gguf_spm"] = write_gguf(out, "gguf_spm", "llama", None, tokens, types, scores=scores, ids=ids)
     found["gguf_spm_bare"] = write_gguf(out, "gguf_spm_bare", "llama", None, tokens, types, scores=scores, ids=ids, add_bos_token=False,
                                         add_eos_token=True, add_space_prefix=False)
+    # transformers takes no notice of `add_space_prefix`; LlamaTokenizer with add_prefix_space=False has this.
+    bare = found["gguf_spm_bare"].backend_tokenizer
+    bare.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    bare.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return found
 
 
@@ -227,7 +233,7 @@ def batches(out, tokenizers, samples):
 
 def main(out):
     out.mkdir(parents=True, exist_ok=True)
-    samples = odd_texts("<s>", "</s>", 400) + ["<|endoftext|> a", "[MASK] b [SEP]", "a <mask> b", "<extra_id_0> c", "it ' s , no n't ."]
+    samples = odd_texts("<s>", "</s>", 400) + ["<|endoftext|> a", "[MASK] b [SEP]", "a <mask> b", "x <|tool|> y", "<extra_id_0> c", "it ' s , no n't ."]
     trained_on = [text for text in samples if len(text) < 200] * 3
     tokenizers = {**folders(out, trained_on), **gguf_files(out, trained_on)}
     write_json(out / "texts.json", samples)

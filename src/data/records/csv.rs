@@ -7,9 +7,9 @@ use std::path::Path;
 
 pub(super) fn read(path: &Path, columns: &[String], delimiter: u8) -> Result<Vec<Row>> {
     let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    let mut lines = Lines { bytes: &bytes, start: 0, line: 1 };
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bytes.as_slice());
-    let header = reader.headers().map_err(|error| broken(path, &error))?.clone();
-    let mut last = header.position().map_or(0, Position::byte);
+    let header = reader.headers().map_err(|error| broken(path, &error, &mut lines))?;
     let found: Vec<String> = header.iter().map(str::to_owned).collect();
     if found.iter().all(|name| name.trim().is_empty()) {
         return Err(Error::file(path, "is empty; its first line must name the columns"));
@@ -17,19 +17,36 @@ pub(super) fn read(path: &Path, columns: &[String], delimiter: u8) -> Result<Vec
     let places = places(path, columns, &found)?;
     let mut rows = Vec::new();
     for record in reader.records() {
-        let record = record.map_err(|error| broken(path, &error))?;
-        last = record.position().map_or(last, Position::byte);
-        let line = record.position().map_or(0, Position::line) as usize;
+        let record = record.map_err(|error| broken(path, &error, &mut lines))?;
+        let line = lines.of(record.position());
         let values = places.iter().map(|&place| record.get(place).unwrap_or_default().to_owned()).collect();
         rows.push(Row { line, values });
     }
-    let rest = usize::try_from(last).ok().and_then(|last| bytes.get(last..)).unwrap_or_default();
-    match ends_in_quotes(rest, delimiter) {
-        true => {
-            let line = rows.last().map_or(1, |row| row.line);
-            Err(Error::file(path, format!("a quote that is opened in line {line} is never closed")))
-        }
+    let last = bytes.get(lines.start..).unwrap_or_default();
+    match ends_in_quotes(last, delimiter) {
+        true => Err(Error::file(path, format!("a quote that is opened in line {} is never closed", lines.line))),
         false => Ok(rows),
+    }
+}
+
+/// Counts lines up to one record after another: the reader's own count is behind where lines are blank or end in CRLF.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    /// The first byte of the last record.
+    start: usize,
+    line: usize,
+}
+
+impl Lines<'_> {
+    /// The line that the record at `position` begins in.
+    fn of(&mut self, position: Option<&Position>) -> usize {
+        let reported = position.and_then(|position| usize::try_from(position.byte()).ok()).unwrap_or(self.start);
+        let blank = self.bytes.get(reported..).unwrap_or_default();
+        let start = reported + blank.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let passed = self.bytes.get(self.start..start).unwrap_or_default();
+        self.line += passed.iter().filter(|&&byte| byte == b'\n').count();
+        self.start = start;
+        self.line
     }
 }
 
@@ -47,16 +64,18 @@ fn ends_in_quotes(record: &[u8], delimiter: u8) -> bool {
     quoted
 }
 
-fn broken(path: &Path, error: &csv::Error) -> Error {
-    let at = |position: &Option<Position>| position.as_ref().map_or(1, Position::line);
+fn broken(path: &Path, error: &csv::Error, lines: &mut Lines) -> Error {
     match error.kind() {
         ErrorKind::Utf8 { pos, .. } => {
-            Error::file(path, format!("line {} is not UTF-8; save the file as UTF-8", at(pos)))
+            let line = lines.of(pos.as_ref());
+            Error::file(path, format!("line {line} is not UTF-8; save the file as UTF-8"))
         }
-        ErrorKind::UnequalLengths { pos, expected_len, len } => Error::file(
-            path,
-            format!("line {} has {len} fields, but the header names {expected_len}; are its quotes closed?", at(pos)),
-        ),
+        ErrorKind::UnequalLengths { pos, expected_len, len } => {
+            let line = lines.of(pos.as_ref());
+            let fields = if *len == 1 { "field" } else { "fields" };
+            let names = format!("but the header names {expected_len}; are its quotes closed?");
+            Error::file(path, format!("line {line} has {len} {fields}, {names}"))
+        }
         other => Error::file(path, format!("cannot be read: {other:?}")),
     }
 }

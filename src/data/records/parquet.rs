@@ -9,12 +9,19 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 use std::fs::File;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 
 /// Values that are decoded at once.
 const BATCH: usize = 1024;
 
 pub(super) fn read(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
+    // The crate panics in some damaged files, as of a page that needs a dictionary which is not there.
+    catch_unwind(AssertUnwindSafe(|| read_columns(path, columns)))
+        .unwrap_or_else(|_| Err(Error::file(path, "is a damaged Parquet file; download or copy it again")))
+}
+
+fn read_columns(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
     let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
     let reader = SerializedFileReader::new(file).map_err(|error| broken(path, &error))?;
     let schema = reader.metadata().file_metadata().schema_descr();
