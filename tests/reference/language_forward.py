@@ -5,7 +5,6 @@
 model   a folder that transformers saved; class: the transformers class that reads it
 length  of the texts, 11
 dtype   that all is computed in, "float32"; outputs are written as float32
-embeddings  also from random embeddings in place of ids
 
 A case is a batch of 3 texts: "plain" without a mask, "right" and "left" padded to the longest.
 CASE.input_ids, CASE.attention_mask [3, t] int64    CASE.position_ids: of "left", counted from each text's first token
