@@ -1,8 +1,9 @@
 //! Files that are there whole or not at all: written under a temporary name beside their place, then renamed.
 
 use crate::error::{Error, Result};
+use image::{ImageFormat, RgbImage};
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Cursor, Write};
 use std::path::{Path, PathBuf};
 
 /// What temporary names end in: what is left of a process that was killed is known by it.
@@ -79,6 +80,13 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = WholeFile::create(path)?;
     file.write(bytes)?;
     file.finish()
+}
+
+/// Writes `picture` as PNG, whole or not at all.
+pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png).map_err(|error| Error::file(path, error.to_string()))?;
+    write_whole(path, png.get_ref())
 }
 
 /// Writes `value` as JSON, indented by two spaces, with a line end, whole or not at all.

@@ -327,3 +327,12 @@ fn help_and_version_are_no_mistakes() {
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{line}");
     }
 }
+
+#[test]
+fn a_full_standard_output_is_an_error() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = support::lorabooth_command(&["doctor"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("standard output") && said.lines().count() == 1, "{said}");
+}

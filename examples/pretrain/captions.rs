@@ -1,20 +1,8 @@
 //! What is said of a picture: the object by name, the background by colour.
 
 use lorabooth::libtorch::random::Generator;
-
 /// The backgrounds, as sRGB.
-pub const COLOURS: [(&str, [u8; 3]); 10] = [
-    ("red", [220, 40, 40]),
-    ("orange", [245, 140, 30]),
-    ("yellow", [250, 215, 50]),
-    ("green", [60, 170, 70]),
-    ("blue", [50, 100, 220]),
-    ("purple", [135, 70, 190]),
-    ("pink", [250, 150, 190]),
-    ("white", [255, 255, 255]),
-    ("gray", [135, 135, 135]),
-    ("black", [15, 15, 15]),
-];
+pub use lorabooth::recipes::demo::likeness::BACKGROUNDS as COLOURS;
 
 /// The colour that a concept is never shown on in training.
 pub fn held_out_colour(concept: usize) -> usize {

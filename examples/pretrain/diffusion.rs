@@ -9,13 +9,13 @@ use crate::pipeline_folder::{copy_descriptions, write_network, Network};
 use crate::training::{named, Training, TrainingArgs};
 use clap::Args;
 use image::RgbImage;
-use lorabooth::data::tokenizers::clip::ClipTokenizer;
-use lorabooth::error::Result;
+use lorabooth::error::{Error, Result};
 use lorabooth::libtorch::random::Generator;
-use lorabooth::models::stable_diffusion::{AutoencoderKl, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel};
-use lorabooth::sample::text_to_image::{decode, sample_latents, Conditioning, Sampling};
+use lorabooth::models::stable_diffusion::PipelineFiles;
+use lorabooth::recipes::demo::GUIDANCE;
+use lorabooth::sample::pipeline::Pipeline;
+use lorabooth::sample::text_to_image::Sampling;
 use lorabooth::schedulers::NoiseSchedule;
-use lorabooth::schedulers::SchedulerConfig;
 use lorabooth::train::Parameters;
 use lorabooth::weights::Placement;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,9 @@ pub struct DiffusionArgs {
     /// Composites of each object on each background
     #[arg(long, default_value_t = 10)]
     views: usize,
+    /// Text file of the objects to learn, as captions name them, one a line; all of the corpus where not given
+    #[arg(long)]
+    focus: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -49,6 +52,20 @@ pub struct SampleArgs {
     /// Of the noise
     #[arg(long, default_value_t = 0)]
     seed: i64,
+    /// Text file of the objects to draw from, as in training
+    #[arg(long)]
+    focus: Option<PathBuf>,
+}
+
+/// Numbers of the concepts that `focus` names; of all without it.
+fn focused(concepts: &[Cutout], focus: Option<&Path>) -> Result<Vec<usize>> {
+    let Some(path) = focus else { return Ok((0..concepts.len()).collect()) };
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+    let number = |noun: &str| {
+        let found = concepts.iter().position(|concept| concept.text == noun);
+        found.ok_or_else(|| Error::file(path, format!("the corpus has no `{noun}`")))
+    };
+    text.lines().filter(|line| !line.trim().is_empty()).map(number).collect()
 }
 
 pub fn run(args: &DiffusionArgs) -> Result<()> {
@@ -56,60 +73,69 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
     let kind = options.placement().kind;
     let files = PipelineFiles::open(&options.model, None)?;
     let concepts = cutouts::load(&options.corpus.join("concepts.jsonl"))?;
-    let models = Models::load(&files, options.placement())?;
-    let pictures = Pictures::encode(&models.vae, &concepts, args.views, options.seed);
-    let params: Parameters = named(Network::Unet, models.unet.sites.train_weights(|_| true))
-        .chain(named(Network::TextEncoder, models.text_encoder.sites.train_weights(|_| true)))
+    let learned = focused(&concepts, args.focus.as_deref())?;
+    let pipeline = Pipeline::load(&files, options.placement())?;
+    let pictures = Pictures::encode(&files, &concepts, &learned, args.views, options.seed)?;
+    let params: Parameters = named(Network::Unet, pipeline.unet.sites.train_weights(|_| true))
+        .chain(named(Network::TextEncoder, pipeline.text_encoder.sites.train_weights(|_| true)))
         .collect();
-    let noise_schedule = NoiseSchedule::new(&models.scheduler)?;
-    let watched = watched_prompts(&concepts);
+    let noise_schedule = NoiseSchedule::new(&pipeline.scheduler)?;
+    let watched = watched_prompts(&concepts, &learned);
 
     let mut training = Training::begin(options, params)?;
     while let Some(mut draw) = training.next_step() {
         // 1. Pictures and what is said of them
         let (latents, captions) = pictures.batch(&mut draw, &concepts, options.batch_size);
-        let text = models.encode(&captions)?;
+        let text = pipeline.embed(&captions)?;
 
         // 2. Noise
         let noise = draw.randn(&latents.size());
-        let timesteps = draw.randint(0, noise_schedule.num_train_timesteps(), &[latents.size()[0]]);
+        let timesteps = draw_timesteps(&mut draw, noise_schedule.num_train_timesteps(), latents.size()[0]);
         let noisy = noise_schedule.add_noise(&latents, &noise, &timesteps);
-        let target = noise_schedule.target(models.scheduler.prediction_type(), &latents, &noise, &timesteps);
+        let target = noise_schedule.target(pipeline.scheduler.prediction_type(), &latents, &noise, &timesteps);
 
         // 3. Prediction and step
-        let prediction = models.unet.model.forward(&noisy.to_kind(kind), &timesteps.to_kind(Kind::Float), &text, false);
+        let prediction =
+            pipeline.unet.model.forward(&noisy.to_kind(kind), &timesteps.to_kind(Kind::Float), &text, false);
         training.learn(&prediction.to_kind(Kind::Float).mse_loss(&target, Reduction::Mean))?;
 
         // 4. A look at it
         if training.save_is_due() {
             training.save()?;
             write_model(&training, &options.model, &options.output.join("model"))?;
-            let images = training.with_average(|| models.draw(&watched, 0))?;
+            let images = training.with_average(|| images_of(&pipeline, &watched, 0))?;
             grid::write(&options.output.join(format!("grid-{}.png", training.step())), &images, COLUMNS)?;
         }
     }
     Ok(())
 }
 
+/// Half of them anywhere, half in the noisiest two fifths: there it is decided which object comes on which background, and a
+/// small model learns that last.
+fn draw_timesteps(draw: &mut Generator, count: i64, batch: i64) -> Tensor {
+    let anywhere = draw.randint(0, count, &[batch / 2]);
+    Tensor::cat(&[anywhere, draw.randint(count * 3 / 5, count, &[batch - batch / 2])], 0)
+}
+
 /// The `sample` command.
 pub fn sample(args: &SampleArgs) -> Result<()> {
     let files = PipelineFiles::open(&args.model, None)?;
     let concepts = cutouts::load(&args.corpus.join("concepts.jsonl"))?;
-    let models = Models::load(&files, FLOAT32)?;
-    let prompts = watched_prompts(&concepts);
+    let pipeline = Pipeline::load(&files, FLOAT32)?;
+    let prompts = watched_prompts(&concepts, &focused(&concepts, args.focus.as_deref())?);
     for row in prompts.chunks(COLUMNS as usize) {
         eprintln!("{}", row.join(" | "));
     }
-    grid::write(&args.output, &tch::no_grad(|| models.draw(&prompts, args.seed))?, COLUMNS)
+    grid::write(&args.output, &images_of(&pipeline, &prompts, args.seed)?, COLUMNS)
 }
 
-/// Concepts spread over the corpus, each with the colour that it was never trained with.
-fn watched_prompts(concepts: &[Cutout]) -> Vec<String> {
+/// Some of the `learned` concepts, spread over them, each with the colour that it was never trained with.
+fn watched_prompts(concepts: &[Cutout], learned: &[usize]) -> Vec<String> {
     let prompt = |i: usize| {
-        let concept = i * concepts.len() / WATCHED;
+        let concept = learned[i * learned.len() / WATCHED.min(learned.len())];
         captions::full(&concepts[concept].text, captions::held_out_colour(concept))
     };
-    (0..WATCHED.min(concepts.len())).map(prompt).collect()
+    (0..WATCHED.min(learned.len())).map(prompt).collect()
 }
 
 /// Latents of all composites.
@@ -121,9 +147,10 @@ struct Pictures {
 }
 
 impl Pictures {
-    /// Encodes `views` composites of each concept on each colour but the one held out.
-    fn encode(vae: &AutoencoderKl, concepts: &[Cutout], views: usize, seed: i64) -> Self {
-        let pairs = (0..concepts.len()).flat_map(|concept| (0..COLOURS.len()).map(move |colour| (concept, colour)));
+    /// Encodes `views` composites of each `learned` concept on each colour but the one held out.
+    fn encode(files: &PipelineFiles, concepts: &[Cutout], learned: &[usize], views: usize, seed: i64) -> Result<Self> {
+        let (vae, scaling_factor) = (files.load_vae_encoder(FLOAT32)?.model, files.vae_config()?.scaling_factor);
+        let pairs = learned.iter().flat_map(|&concept| (0..COLOURS.len()).map(move |colour| (concept, colour)));
         let trained = pairs.filter(|&(concept, colour)| colour != captions::held_out_colour(concept));
         let shows: Vec<(usize, usize)> = trained.flat_map(|pair| std::iter::repeat_n(pair, views)).collect();
         let backgrounds = COLOURS.map(|(_, rgb)| cutouts::plain(rgb));
@@ -133,7 +160,7 @@ impl Pictures {
         };
         let encode = |shows: &[(usize, usize)]| {
             let images = Tensor::stack(&shows.iter().map(&mut composite).collect::<Vec<_>>(), 0);
-            tch::no_grad(|| vae.encode(&images).mean) * vae.config().scaling_factor
+            tch::no_grad(|| vae.encode(&images).mean) * scaling_factor
         };
         let latents: Vec<Tensor> = shows.chunks(64).map(encode).collect();
         let latents = Tensor::cat(&latents, 0);
@@ -141,9 +168,9 @@ impl Pictures {
         eprintln!(
             "{} pictures of {} concepts, latents with mean {mean:.2} and deviation {deviation:.2}",
             shows.len(),
-            concepts.len()
+            learned.len()
         );
-        Self { latents, shows }
+        Ok(Self { latents, shows })
     }
 
     /// Latents `[b, 4, h, w]` and captions.
@@ -158,42 +185,13 @@ impl Pictures {
     }
 }
 
-/// A pipeline in memory.
-struct Models {
-    unet: Loaded<UNet2DConditionModel>,
-    text_encoder: Loaded<ClipTextModel>,
-    vae: AutoencoderKl,
-    tokenizer: ClipTokenizer,
-    scheduler: SchedulerConfig,
-}
-
-impl Models {
-    fn load(files: &PipelineFiles, placement: Placement) -> Result<Self> {
-        Ok(Self {
-            unet: files.load_unet(placement)?,
-            text_encoder: files.load_text_encoder(placement)?,
-            vae: files.load_vae(FLOAT32)?.model,
-            tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
-            scheduler: SchedulerConfig::from_json(&files.scheduler_config_json()?.to_string())?.for_stable_diffusion(),
-        })
-    }
-
-    /// `[b, t, d]`
-    fn encode(&self, captions: &[String]) -> Result<Tensor> {
-        let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
-        Ok(self.text_encoder.model.forward(&ClipTextModel::ids(&ids, Device::Cpu), false))
-    }
-
-    /// One picture a prompt, all of them at once; the i-th from the noise of `seed` + i.
-    fn draw(&self, prompts: &[String], seed: i64) -> Result<Vec<RgbImage>> {
-        let on = Conditioning { prompt: self.encode(prompts)?, negative: self.encode(&[String::new()])? };
-        let side = cutouts::SIDE / self.vae.config().scale_factor();
-        let sampling =
-            Sampling { steps: 25, guidance_scale: 3.0, scheduler: None, latent_height: side, latent_width: side };
-        let seeds: Vec<i64> = (0..prompts.len() as i64).map(|i| seed + i).collect();
-        let latents = sample_latents(&self.unet.model, &self.scheduler, &on, &sampling, &seeds, &mut |_, _| Ok(()))?;
-        decode(&self.vae.decoder, &latents, Kind::Float)
-    }
+/// One picture a prompt, the i-th from the noise of `seed` + i.
+fn images_of(pipeline: &Pipeline, prompts: &[String], seed: i64) -> Result<Vec<RgbImage>> {
+    let side = cutouts::SIDE / pipeline.vae_decoder.model.config().scale_factor();
+    let sampling =
+        Sampling { steps: 25, guidance_scale: GUIDANCE, scheduler: None, latent_height: side, latent_width: side };
+    let seeds: Vec<i64> = (0..prompts.len() as i64).map(|i| seed + i).collect();
+    pipeline.draw(prompts, &seeds, &sampling, &mut |_, _| Ok(()))
 }
 
 /// The averaged weights as a pipeline, with the autoencoder of `start`.

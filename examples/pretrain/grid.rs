@@ -3,6 +3,7 @@
 use image::imageops::{overlay, resize, FilterType};
 use image::{Rgb, RgbImage};
 use lorabooth::error::{Error, Result};
+use lorabooth::whole_file::write_png;
 use std::path::Path;
 
 const GAP: u32 = 4;
@@ -18,5 +19,5 @@ pub fn write(path: &Path, images: &[RgbImage], columns: u32) -> Result<()> {
         let (x, y) = (GAP + i % columns * (width + GAP), GAP + i / columns * (height + GAP));
         overlay(&mut grid, &resize(image, width, height, FilterType::Nearest), i64::from(x), i64::from(y));
     }
-    grid.save(path).map_err(|error| Error::file(path, error.to_string()))
+    write_png(path, &grid)
 }

@@ -97,7 +97,7 @@ fn descriptions() -> [(&'static str, Value); 6] {
         (
             "scheduler/scheduler_config.json",
             json!({
-                "_class_name": "DDIMScheduler", "_diffusers_version": "0.36.0", "num_train_timesteps": 1000,
+                "_class_name": "EulerAncestralDiscreteScheduler", "_diffusers_version": "0.36.0", "num_train_timesteps": 1000,
                 "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
                 "prediction_type": "v_prediction", "clip_sample": false, "set_alpha_to_one": false, "steps_offset": 1,
             }),
@@ -109,7 +109,7 @@ fn model_index() -> Value {
     json!({
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36.0",
         "feature_extractor": [null, null], "image_encoder": [null, null], "safety_checker": [null, null],
-        "requires_safety_checker": false, "scheduler": ["diffusers", "DDIMScheduler"],
+        "requires_safety_checker": false, "scheduler": ["diffusers", "EulerAncestralDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
     })

@@ -161,6 +161,11 @@ impl AdapterSet {
         self.parts().flat_map(named).collect()
     }
 
+    /// Whether a part is DoRA, whose norms some programs leave out when they read them from a file of low-rank pairs.
+    pub fn uses_dora(&self) -> bool {
+        self.parts().any(|(_, adapter)| adapter.config.use_dora)
+    }
+
     /// What to tell a user about tensors that the file `path`, of a format for low-rank pairs alone, lacks.
     pub fn left_out_warning(&self, path: &Path) -> Option<String> {
         let whole = self.whole_tensors();

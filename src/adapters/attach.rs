@@ -44,7 +44,7 @@ impl Attached {
 
 /// Puts an adapter called `name` on the model behind `sites`, with numbers from `init`.
 pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> Result<Attached> {
-    let config = config.checked()?;
+    let mut config = config.checked()?;
     let method = method_of(&config.peft_type)?;
     let matching = matching_sites(sites, &config)?;
     let mut params = AdapterParams::new();
@@ -66,6 +66,8 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, mut init: Init) -> 
         Init::Tensors(tensors) => check_all_used(sites, tensors, &params)?,
         Init::Draw(_) => check_all_meant(sites, &config, &targets)?,
     }
+    // As PEFT corrects it: the modules say how their weights are kept.
+    config.fan_in_fan_out = made.iter().any(|(site, _)| site.traits().transposed);
     for (site, adapter) in made {
         site.put(name, adapter);
     }
@@ -126,7 +128,7 @@ fn check_all_meant(sites: &Sites, config: &LoraConfig, targets: &[String]) -> Re
 fn check_all_used(sites: &Sites, tensors: &BTreeMap<String, Tensor>, made: &AdapterParams) -> Result<()> {
     for (name, tensor) in tensors.iter().filter(|(name, _)| !made.contains_key(*name)) {
         let key = name.replace(".base_layer.", ".");
-        let weight = key.strip_suffix(".weight").and_then(|path| sites.get(path)).map(|site| site.shape());
+        let weight = key.strip_suffix(".weight").and_then(|path| sites.get(path)).map(|site| site.stored_shape());
         let shape = weight.or_else(|| sites.params().iter().find(|p| p.key() == key).map(|p| p.get().size()));
         match shape {
             Some(shape) if !name.contains(".lora_") && shape == tensor.size() => {}

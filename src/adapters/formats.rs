@@ -86,6 +86,9 @@ fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet
     }
     match &safetensors_in(folder)?[..] {
         [one] => read_with_format(one, names),
+        [] if folder.join("metrics.jsonl").exists() => {
+            Err(Error::file(folder, "holds a run that is not finished: go on with its command and --resume"))
+        }
         [] => Err(Error::file(
             folder,
             format!("holds no adapter: neither {CONFIG_FILE} nor unet/ nor {}", diffusers_file::FILE_NAME),

@@ -207,14 +207,41 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
         .iter()
         .find(|method| method.peft_type == adapter.config.peft_type)
         .ok_or_else(|| Error::invalid(format!("{} adapters cannot be merged", adapter.config.peft_type)))?;
+    // GPT-2 keeps its weights as [in, out].
+    let transposed = adapter.config.fan_in_fan_out && weight.dim() == 2;
+    let weight = if transposed { weight.tr() } else { weight };
     let op = if weight.dim() == 4 { Op::Conv2d(Stride { stride: 1, padding: 0 }) } else { Op::Linear };
     let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
     let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
     let merged = made.merged(&site, weight, scale).detach();
+    let merged = if transposed { merged.tr().contiguous() } else { merged };
     match f64::try_from(merged.isfinite().all().to_kind(Kind::Float))? == 1.0 {
         true => Ok(Some(merged)),
         false => Err(Error::invalid(format!(
             "with the adapter at {scale:e}, `{key}` is not a number in places; merge it with a scale near 1"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::LoraConfig;
+    use crate::libtorch::random::Generator;
+
+    #[test]
+    fn weights_that_are_kept_transposed_are_merged_so() {
+        let mut generator = Generator::new(1);
+        let tensors = BTreeMap::from([
+            ("h.lora_A.weight".to_owned(), generator.randn(&[2, 6])),
+            ("h.lora_B.weight".to_owned(), generator.randn(&[4, 2])),
+        ]);
+        let weight = generator.randn(&[6, 4]);
+        let config = LoraConfig { r: 2, lora_alpha: 3.0, fan_in_fan_out: true, ..LoraConfig::default() };
+        let adapter = PartAdapter { config, tensors };
+        let change = adapter.tensors["h.lora_B.weight"].matmul(&adapter.tensors["h.lora_A.weight"]) * (1.5 * 0.5);
+        let expected = &weight + change.tr();
+        let merged = merged("h.weight", weight, &adapter, 0.5).unwrap().unwrap();
+        assert!(f64::try_from((merged - expected).abs().max()).unwrap() < 1e-6);
     }
 }

@@ -22,5 +22,5 @@ pub use formats::{read_any, write_diffusers, write_kohya, write_peft, Format};
 pub use kohya_file::ModuleNames;
 pub use merge::Merge;
 pub use peft_folder::TextEncoderSpelling;
-pub use site::{Param, Site, Sites};
+pub use site::{Param, Site, SiteTraits, Sites};
 pub use targets::{matching_sites, short_name, TargetRules};

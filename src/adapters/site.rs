@@ -48,6 +48,17 @@ impl Param {
     }
 }
 
+/// What is true of some projections beside their path and weight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SiteTraits {
+    /// The checkpoint keeps the weight as `[in, out]`: GPT-2's Conv1D, PEFT's `fan_in_fan_out`.
+    pub transposed: bool,
+    /// It gives a language model's logits; PEFT leaves it out of `all-linear`.
+    pub output: bool,
+    /// The weight is an embedding's, and counted there.
+    pub tied: bool,
+}
+
 struct OnSite {
     name: String,
     adapter: Box<dyn Adapter>,
@@ -59,6 +70,7 @@ struct OnSite {
 pub struct Site {
     path: String,
     op: Op,
+    traits: SiteTraits,
     weight: RefCell<BaseWeight>,
     trained_weight: RefCell<Option<Tensor>>,
     unmerged: RefCell<Option<BaseWeight>>,
@@ -78,9 +90,31 @@ impl Site {
         self.op
     }
 
+    /// What is true of it beside that.
+    pub fn traits(&self) -> SiteTraits {
+        self.traits
+    }
+
+    /// `[out, in]` as the checkpoint keeps it, or the other way round.
+    pub(crate) fn stored(&self, weight: &Tensor) -> Tensor {
+        match self.traits.transposed {
+            true => weight.tr(),
+            false => weight.shallow_clone(),
+        }
+    }
+
     /// Shape of the weight: `[out, in]` or `[out, in, k, k]`.
     pub fn shape(&self) -> Vec<i64> {
         self.weight.borrow().shape()
+    }
+
+    /// Shape of the weight in the checkpoint.
+    pub(crate) fn stored_shape(&self) -> Vec<i64> {
+        let mut shape = self.shape();
+        if self.traits.transposed {
+            shape.reverse();
+        }
+        shape
     }
 
     /// The bias, where the projection has one.
@@ -115,7 +149,7 @@ impl Site {
     fn forward_flat(&self, xs: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|bias| bias.get());
         let mut ys = match &*self.trained_weight.borrow() {
-            Some(trained) => self.op.run(xs, &trained.to_kind(xs.kind()), bias.as_ref()),
+            Some(trained) => self.op.run(xs, &self.stored(trained).to_kind(xs.kind()), bias.as_ref()),
             None => self.weight.borrow().run(self.op, xs, bias.as_ref()),
         };
         for on_site in self.adapters.borrow().iter().filter(|on_site| on_site.enabled && on_site.scale != 0.0) {
@@ -130,10 +164,10 @@ impl Site {
         adapters.push(OnSite { name: name.to_owned(), adapter, scale: 1.0, enabled: true });
     }
 
-    /// A float32 leaf in place of the frozen weight (`modules_to_save`).
+    /// A float32 leaf in place of the frozen weight (`modules_to_save`), in the checkpoint's shape as `value` is.
     pub(crate) fn train_weight(&self, value: Option<Tensor>) -> Tensor {
         let weight = self.weight.borrow();
-        let start = value.unwrap_or_else(|| weight.dense(Kind::Float).copy());
+        let start = value.unwrap_or_else(|| self.stored(&weight.dense(Kind::Float)).copy());
         let leaf = start.to_device(weight.device()).to_kind(Kind::Float).detach().set_requires_grad(true);
         *self.trained_weight.borrow_mut() = Some(leaf.shallow_clone());
         leaf
@@ -146,7 +180,7 @@ impl Site {
     /// The weight with every enabled adapter folded in, in float32.
     pub fn merged_weight(&self) -> Tensor {
         let start = match &*self.trained_weight.borrow() {
-            Some(trained) => trained.detach(),
+            Some(trained) => self.stored(&trained.detach()),
             None => self.weight.borrow().dense(Kind::Float),
         };
         self.adapters
@@ -197,10 +231,25 @@ impl Sites {
     }
 
     pub(crate) fn register(&self, path: &str, op: Op, weight: BaseWeight, bias: Option<Rc<Param>>) -> Rc<Site> {
-        self.elements.set(self.elements.get() + weight.shape().iter().product::<i64>());
+        self.register_with(path, op, weight, bias, SiteTraits::default())
+    }
+
+    /// Like [`Sites::register`]; `weight` is `[out, in]` also where the checkpoint keeps it transposed.
+    pub(crate) fn register_with(
+        &self,
+        path: &str,
+        op: Op,
+        weight: BaseWeight,
+        bias: Option<Rc<Param>>,
+        traits: SiteTraits,
+    ) -> Rc<Site> {
+        if !traits.tied {
+            self.elements.set(self.elements.get() + weight.shape().iter().product::<i64>());
+        }
         let site = Rc::new(Site {
             path: path.to_owned(),
             op,
+            traits,
             weight: RefCell::new(weight),
             trained_weight: RefCell::new(None),
             unmerged: RefCell::new(None),
@@ -222,6 +271,11 @@ impl Sites {
     /// Number of frozen numbers in the model.
     pub fn elements(&self) -> i64 {
         self.elements.get()
+    }
+
+    /// What [`Sites::set_training`] sets, for layers to look at.
+    pub(crate) fn training_flag(&self) -> Rc<Cell<bool>> {
+        self.training.clone()
     }
 
     /// Turns dropout on or off.

@@ -10,7 +10,9 @@ use std::rc::Rc;
 pub fn matching_sites(sites: &Sites, config: &LoraConfig) -> Result<Vec<Rc<Site>>> {
     let rules = TargetRules::new(config)?;
     let all = sites.all();
-    let matching: Vec<Rc<Site>> = all.iter().filter(|site| rules.contain(site.path(), site.op())).cloned().collect();
+    let left_out = |site: &Site| rules.are_all_linear() && site.traits().output;
+    let matching: Vec<Rc<Site>> =
+        all.iter().filter(|site| rules.contain(site.path(), site.op()) && !left_out(site)).cloned().collect();
     match matching.is_empty() {
         false => Ok(matching),
         true if all.iter().any(|site| rules.wanted.matches(site.path(), site.op())) => Err(Error::invalid(
@@ -38,6 +40,10 @@ impl<'a> TargetRules<'a> {
             excluded: config.exclude_modules.as_ref().map(Matcher::new).transpose()?,
             layers: LayerFilter::new(config)?,
         })
+    }
+
+    fn are_all_linear(&self) -> bool {
+        matches!(self.wanted, Matcher::AllLinear)
     }
 
     /// Whether the projection `op` at `path` would get an adapter if it were not excluded.

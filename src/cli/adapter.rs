@@ -192,6 +192,14 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
     if let Some(text) = set.left_out_warning(&path).filter(|_| args.to != OutputFormat::Peft) {
         reporter.on(Event::Warning { text });
     }
+    if args.to == OutputFormat::Kohya && set.uses_dora() {
+        let file = path.display();
+        reporter.on(Event::Warning {
+            text: format!(
+                "{file} is DoRA: diffusers reads it without its norms, as another adapter; give it PEFT's folders"
+            ),
+        });
+    }
     reporter
         .result(json!({ "event": "wrote", "path": path.display().to_string() }), &format!("wrote {}", path.display()));
     Ok(())

@@ -11,7 +11,10 @@ use crate::models::stable_diffusion::{vae_kind, UNetConfig};
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
-use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
+use crate::sample::pipeline::scheduler_config;
+use crate::sample::text_to_image::{
+    check_guidance_scale, decode, png_with_parameters, sample_latents, Conditioning, Sampling,
+};
 use crate::schedulers::default_name;
 use crate::weights::Placement;
 use crate::whole_file::{write_whole, WholeFile};
@@ -20,8 +23,6 @@ use std::path::{Path, PathBuf};
 
 /// More images than anyone looks at, and fewer than fill a machine with their names.
 const MAX_IMAGES: usize = 100_000;
-/// The strongest guidance: pictures are noise long before it.
-const MAX_GUIDANCE: f64 = 1000.0;
 /// What to do where memory is full.
 const DRAW_IN_LESS: &str = "lower --height and --width or --batch-size, turn on --vae-tiling, or use --dtype bf16";
 
@@ -93,7 +94,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     let device = common.device()?;
     let kind = args.dtype.kind(device);
     let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
-    let scheduler = crate::recipes::scheduler_config(&files)?.for_stable_diffusion();
+    let scheduler = scheduler_config(&files)?.for_stable_diffusion();
     let sampling = Sampling {
         scheduler: Some(match &args.scheduler {
             Some(name) => name.clone(),
@@ -170,12 +171,7 @@ fn sampling(args: &GenerateArgs, unet: &UNetConfig, factor: i64) -> Result<Sampl
             return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {MAX_IMAGES}")));
         }
     }
-    if !(-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&args.guidance_scale) {
-        let scale = args.guidance_scale;
-        return Err(Error::invalid(format!(
-            "--guidance-scale is {scale:e}; it must be a number of at most {MAX_GUIDANCE}, 7.5 is usual"
-        )));
-    }
+    check_guidance_scale(args.guidance_scale)?;
     let (native, multiple) = (unet.sample_size.unwrap_or(64) * factor, factor.max(8));
     let side = |flag: &str, value: Option<i64>| -> Result<i64> {
         let value = value.unwrap_or(native);

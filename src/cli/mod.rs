@@ -2,6 +2,8 @@
 
 mod adapter;
 mod arguments;
+mod complete;
+mod demo;
 mod doctor;
 mod generate;
 mod plan;
@@ -42,12 +44,18 @@ enum Command {
     /// Make images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
     Generate(generate::GenerateArgs),
+    /// Go on with a text, or answer it, with a language model
+    #[command(args_override_self = true)]
+    Complete(complete::CompleteArgs),
     /// Look at an adapter, fold it into a model, convert it
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Say what memory and time a training run will need, and what to turn on to fit a card
     #[command(args_override_self = true)]
     Plan(plan::PlanArgs),
+    /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
+    #[command(args_override_self = true)]
+    Demo(crate::recipes::demo::DemoConfig),
     /// Print a prompt's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
@@ -165,11 +173,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
+        Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
+        Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
     });
+    let outcome = outcome.and_then(|()| reporter.check_output());
     drop(reporter);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

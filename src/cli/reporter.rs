@@ -1,11 +1,12 @@
 //! What a person or a machine sees of a job: bars where standard output is a terminal, plain lines where it is not, JSON
 //! lines with `--json`.
 
+use crate::error::{Error, Result};
 use crate::recipes::observer::{Event, Observer};
 use crate::train::metrics::StepMetrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Seconds between two progress lines where there is no bar.
@@ -32,6 +33,7 @@ pub struct Reporter {
     bar: Option<ProgressBar>,
     phase: Phase,
     last_line: Instant,
+    write_error: Option<std::io::Error>,
 }
 
 /// The work of known length that is being done.
@@ -63,7 +65,8 @@ impl Reporter {
     /// A reporter for standard output.
     pub fn new(voice: Voice) -> Self {
         let phase = Phase::new(String::new(), 0, 0, false);
-        Self { voice, terminal: std::io::stdout().is_terminal(), bar: None, phase, last_line: Instant::now() }
+        let terminal = std::io::stdout().is_terminal();
+        Self { voice, terminal, bar: None, phase, last_line: Instant::now(), write_error: None }
     }
 
     /// One JSON object in `--json`, one line of prose otherwise.
@@ -88,11 +91,43 @@ impl Reporter {
     }
 
     fn line(&mut self, text: &str) {
-        let write = || drop(writeln!(std::io::stdout(), "{text}"));
-        match &self.bar {
+        let write = || writeln!(std::io::stdout(), "{text}");
+        let written = match &self.bar {
             Some(bar) => bar.suspend(write),
             None => write(),
+        };
+        self.note_failure(written);
+    }
+
+    /// A reader that has closed its end, as `head` does, has seen what it wanted.
+    fn note_failure(&mut self, written: std::io::Result<()>) {
+        if let Err(error) = written {
+            if error.kind() != ErrorKind::BrokenPipe {
+                self.write_error.get_or_insert(error);
+            }
         }
+    }
+
+    /// The first line that could not be written to standard output, as the error that it is.
+    pub fn check_output(&mut self) -> Result<()> {
+        let flushed = std::io::stdout().flush().err().filter(|error| error.kind() != ErrorKind::BrokenPipe);
+        match self.write_error.take().or(flushed) {
+            Some(error) => Err(Error::io("write to", "standard output", error)),
+            None => Ok(()),
+        }
+    }
+
+    /// A piece of a text as it is written, without a line's end.
+    pub fn text(&mut self, piece: &str) {
+        if !self.voice.json {
+            let written = write!(std::io::stdout(), "{piece}").and_then(|()| std::io::stdout().flush());
+            self.note_failure(written);
+        }
+    }
+
+    /// The end of a text that came in pieces; in `--json`, the line `json` in their place.
+    pub fn end_text(&mut self, json: serde_json::Value) {
+        self.result(json, "");
     }
 
     fn begin(&mut self, phase: Phase) {

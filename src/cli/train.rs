@@ -4,7 +4,9 @@ use super::reporter::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::dreambooth_lora;
+use crate::recipes::language_config::LanguageConfig;
+use crate::recipes::run::Finished;
+use crate::recipes::{dreambooth_lora, language_lora, shell_word};
 use crate::train::interrupt::Interrupt;
 use clap::Subcommand;
 use serde_json::json;
@@ -16,6 +18,9 @@ pub enum TrainCommand {
     /// LoRA on UNet (and text encoder) from a folder of photos of one subject
     #[command(args_override_self = true)]
     Dreambooth(Box<DreamBoothConfig>),
+    /// LoRA on a language model from a file of records
+    #[command(args_override_self = true)]
+    Llm(Box<LanguageConfig>),
 }
 
 /// What Stable Diffusion draws where no size is asked for, in pixels.
@@ -23,10 +28,20 @@ const NATIVE_RESOLUTION: u32 = 512;
 
 /// Runs the command.
 pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let TrainCommand::Dreambooth(config) = command;
     let device = common.device()?;
     let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
-    let finished = dreambooth_lora::train(&config, device, common.seed, &interrupt, reporter)?;
+    let (finished, again) = match &command {
+        TrainCommand::Dreambooth(config) => {
+            let finished = dreambooth_lora::train(config, device, common.seed, &interrupt, reporter)?;
+            let again = command_to_draw(config, &finished);
+            (finished, Some(again))
+        }
+        TrainCommand::Llm(config) => {
+            let finished = language_lora::train(config, device, common.seed, &interrupt, reporter)?;
+            let again = command_to_write(config, &finished);
+            (finished, again)
+        }
+    };
     let folder = finished.output_dir.display();
     let loss = finished.final_loss.map_or(String::new(), |loss| format!(", mean loss of the last tenth {loss:.4}"));
     let in_all = match finished.resumed_at {
@@ -39,8 +54,19 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
         1 => format!("trained 1 step{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
         steps => format!("trained {steps} steps{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
     };
+    let json = json!({
+        "event": "finished", "steps": finished.steps, "loss": finished.final_loss, "path": folder.to_string(),
+        "try": again,
+    });
+    let again = again.map_or(String::new(), |command| format!("\ntry it:  {command}"));
+    reporter.summary(json, &format!("\n{done}; everything is in {folder}{again}"));
+    Ok(())
+}
+
+/// The command that draws with the adapter.
+fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
     let model = &config.model;
-    let mut command = format!("lorabooth generate --model {}", quoted(&model.name));
+    let mut command = format!("lorabooth generate --model {}", shell_word(&model.name));
     let described = model.config_folder.as_ref().map(|folder| folder.display().to_string());
     for (flag, value) in [
         ("--revision", &model.revision),
@@ -50,27 +76,26 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
         ("--prediction-type", &model.prediction_type),
     ] {
         if let Some(value) = value {
-            command.push_str(&format!(" {flag} {}", quoted(value)));
+            command.push_str(&format!(" {flag} {}", shell_word(value)));
         }
     }
     if config.resolution != NATIVE_RESOLUTION {
         command.push_str(&format!(" --height {0} --width {0}", config.resolution));
     }
-    let (lora, prompt) = (quoted(&folder.to_string()), quoted(&config.instance_prompt));
-    command.push_str(&format!(" --lora {lora} --prompt {prompt} --output try.png"));
-    let json = json!({
-        "event": "finished", "steps": finished.steps, "loss": finished.final_loss, "path": folder.to_string(),
-        "try": command,
-    });
-    reporter.summary(json, &format!("\n{done}; everything is in {folder}\ntry it:  {command}"));
-    Ok(())
+    let lora = shell_word(&finished.output_dir.display().to_string());
+    format!("{command} --lora {lora} --prompt {} --output try.png", shell_word(&config.instance_prompt))
 }
 
-/// `text` as one word of a shell's command line.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
+/// The command that writes with the adapter; none where it is a classifier's.
+fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<String> {
+    let (model, adapter) = (config.model.display().to_string(), finished.output_dir.display().to_string());
+    let prompt = config.prompt_template.as_deref().unwrap_or("…");
+    (config.task != crate::recipes::language_config::TaskChoice::SeqCls).then(|| {
+        format!(
+            "lorabooth complete --model {} --adapter {} --prompt {}",
+            shell_word(&model),
+            shell_word(&adapter),
+            shell_word(prompt)
+        )
+    })
 }

@@ -166,7 +166,7 @@ impl LanguageDataOptions {
                 Target::Class(class as i64)
             }
         };
-        Ok((Example { ids, target }, cut))
+        Ok((Example { ids, target, answer: label.to_owned() }, cut))
     }
 }
 
@@ -180,6 +180,28 @@ impl LanguageDataset {
     /// The names of the classes, for seq-cls: a label's number is its place here.
     pub fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// The ids of an example's text, without what is to be answered.
+    pub fn prompt(&self, place: usize) -> &[i64] {
+        let example = &self.examples[place];
+        match example.target {
+            Target::Own { unlearnt } => &example.ids[..unlearnt.min(example.ids.len())],
+            Target::Text(_) | Target::Class(_) => &example.ids,
+        }
+    }
+
+    /// What an example's label column says.
+    pub fn answer(&self, place: usize) -> &str {
+        &self.examples[place].answer
+    }
+
+    /// Whether examples have a text and something to answer to it.
+    pub fn has_answers(&self) -> bool {
+        self.examples.iter().all(|example| match example.target {
+            Target::Own { unlearnt } => unlearnt > 0,
+            Target::Text(_) | Target::Class(_) => true,
+        })
     }
 
     /// A sentence for each thing that was done to rows: cut, left out.

@@ -6,6 +6,8 @@ use super::language_batch::IGNORED;
 pub(super) struct Example {
     pub(super) ids: Vec<i64>,
     pub(super) target: Target,
+    /// What the label column says.
+    pub(super) answer: String,
 }
 
 #[derive(Debug)]

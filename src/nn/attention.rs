@@ -1,17 +1,86 @@
-//! Scaled dot-product attention over several heads (arXiv 1706.03762).
+//! Scaled dot-product attention over several heads (arXiv 1706.03762), where possible through libtorch's kernels
+//! that never hold the matrix of scores.
+//!
+//! Shapes: b batch, h heads, g heads of keys and values, q queries, k keys, d width of a head.
 
-use tch::Tensor;
+use super::attention_mask::AttentionMask;
+use tch::{Device, Kind, Tensor};
 
-/// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`, through libtorch's kernels that
-/// never hold the matrix of scores. Returns `[batch, length, heads · width]`.
+/// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`. Returns
+/// `[batch, length, heads · width]`.
 pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, causal: bool) -> Tensor {
-    let (batch, length, width) = match queries.size()[..] {
+    let (q, k, v) = (split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads));
+    let ys = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, false);
+    merge_heads(&ys)
+}
+
+/// `[b, s, h·d] -> [b, h, s, d]`
+pub fn split_heads(xs: &Tensor, heads: i64) -> Tensor {
+    let (batch, length, width) = match xs.size()[..] {
         [batch, length, width] => (batch, length, width),
         _ => unreachable!("attention takes [batch, length, width]"),
     };
-    // [b, s, h·d] -> [b, h, s, d]
-    let split = |xs: &Tensor| xs.view([batch, -1, heads, width / heads]).transpose(1, 2);
-    let (q, k, v) = (split(queries), split(keys), split(values));
-    let ys = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, false);
-    ys.transpose(1, 2).reshape([batch, length, width]) // [b, h, s, d] -> [b, s, h·d]
+    xs.view([batch, length, heads, width / heads]).transpose(1, 2)
+}
+
+/// `[b, h, s, d] -> [b, s, h·d]`
+fn merge_heads(xs: &Tensor) -> Tensor {
+    xs.transpose(1, 2).flatten(2, 3)
+}
+
+/// How attention is computed.
+#[derive(Clone, Copy)]
+pub struct Attending<'a> {
+    /// Which keys are seen.
+    pub mask: &'a AttentionMask,
+    /// What the products of queries and keys are multiplied by.
+    pub scale: f64,
+    /// Probability that a weight is zeroed.
+    pub dropout: f64,
+}
+
+impl Attending<'_> {
+    fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor, grouped: bool) -> Tensor {
+        let (mask, causal) = match self.mask {
+            AttentionMask::Full => (None, false),
+            AttentionMask::Causal => (None, true),
+            AttentionMask::Tensor(mask) => (Some(mask), false),
+            AttentionMask::Whole(bias) => return self.by_scores(q, k, v, bias),
+        };
+        Tensor::scaled_dot_product_attention(q, k, v, mask, self.dropout, causal, self.scale, grouped)
+    }
+
+    /// With the matrix of scores. A query that sees nothing weighs all keys alike, since what hides them outweighs their
+    /// scores; libtorch's kernels compute so too, but give it gradients as if each weight were 1.
+    fn by_scores(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> Tensor {
+        let scores = q.matmul(&k.transpose(-2, -1)) * self.scale + bias; // [b, h, q, k]
+        let weights = scores.softmax(-1, Kind::Float).to_kind(v.kind());
+        match self.dropout {
+            0.0 => weights.matmul(v),
+            rate => weights.dropout(rate, true).matmul(v),
+        }
+    }
+}
+
+/// Attention of `queries` `[b, h, q, d]` to `keys` and `values` `[b, g, k, d]`, where h is a multiple of g:
+/// `[b, q, h·d]`.
+pub fn attend_heads(queries: &Tensor, keys: &Tensor, values: &Tensor, attending: Attending) -> Tensor {
+    let (heads, groups) = (queries.size()[1], keys.size()[1]);
+    if heads == groups {
+        return merge_heads(&attending.run(queries, keys, values, false));
+    }
+    // Only CUDA's kernel without a mask reads a group's keys where they are (arXiv 2305.13245); the others would
+    // compute the matrix of scores.
+    if queries.device() != Device::Cpu && matches!(attending.mask, AttentionMask::Full | AttentionMask::Causal) {
+        return merge_heads(&attending.run(queries, keys, values, true));
+    }
+    let (keys, values) = (repeated(keys, heads / groups), repeated(values, heads / groups));
+    merge_heads(&attending.run(queries, &keys, &values, false))
+}
+
+/// `[b, g, k, d] -> [b, g·times, k, d]`, each head `times` times in turn
+fn repeated(xs: &Tensor, times: i64) -> Tensor {
+    let mut shape = xs.size();
+    shape.insert(2, times);
+    xs.unsqueeze(2).expand(&shape, false).flatten(1, 2)
 }

@@ -24,4 +24,9 @@ impl Embedding {
     pub fn first(&self, n: i64) -> Tensor {
         self.0.get().narrow(0, 0, n)
     }
+
+    /// The whole table `[rows, width]`, which may be the weight of another layer too.
+    pub(super) fn table(&self) -> Tensor {
+        self.0.get()
+    }
 }

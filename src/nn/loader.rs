@@ -1,11 +1,15 @@
 //! A cursor into a model's weights: a path, what lies under it, and where it goes.
 
-use crate::adapters::{Param, Site, Sites};
+use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::Result;
-use crate::weights::{BaseWeight, Op, Placement, WeightSet};
+use crate::weights::{BaseWeight, Int8Weight, Op, Placement, Storage, WeightSet};
+use std::cell::Cell;
 use std::ops::Div;
 use std::rc::Rc;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
+
+/// Paths of classifiers' heads.
+const HEADS: &[&str] = &["classifier", "score"];
 
 /// Whether a layer has a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +47,24 @@ impl Loader {
         self.weights.contains(&self.key(name))
     }
 
+    /// The shape that the checkpoint has `name` in.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.weights.shape(&self.key(name))
+    }
+
     /// Where the weights go.
     pub fn placement(&self) -> Placement {
         self.placement
+    }
+
+    /// The same place, from which weights are kept in `kind`.
+    pub fn in_kind(&self, kind: Kind) -> Self {
+        Self { placement: Placement { kind, ..self.placement }, ..self.clone() }
+    }
+
+    /// Whether the model trains, now and later.
+    pub(super) fn training(&self) -> Rc<Cell<bool>> {
+        self.sites.training_flag()
     }
 
     /// A tensor that is no projection's weight: a norm's, a bias, an embedding.
@@ -53,6 +72,30 @@ impl Loader {
         let key = self.key(name);
         let tensor = self.weights.load(&key, shape, self.placement)?;
         Ok(self.sites.register_param(&key, tensor))
+    }
+
+    /// The tensor `weight` at this path, which becomes a projection's through [`Loader::put`].
+    pub(super) fn weight(&self, shape: &[i64]) -> Result<Tensor> {
+        self.weights.load(&self.key("weight"), shape, self.placement)
+    }
+
+    /// The linear projection at this path with a `weight` `[out, in]` that is loaded already.
+    pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>, traits: SiteTraits) -> Rc<Site> {
+        let kept = match traits.output || traits.tied {
+            true => BaseWeight::Dense(weight),
+            false => self.kept(weight),
+        };
+        self.sites.register_with(&self.path, Op::Linear, kept, bias, traits)
+    }
+
+    /// A tensor of no checkpoint, as [`Loader::param`] registers one.
+    pub(super) fn put_param(&self, name: &str, tensor: Tensor) -> Rc<Param> {
+        self.sites.register_param(&self.key(name), tensor)
+    }
+
+    /// `tensor` where the weights go.
+    pub(super) fn placed(&self, tensor: Tensor) -> Tensor {
+        tensor.to_device(self.placement.device).to_kind(self.placement.kind)
     }
 
     /// The projection at this path: `weight` of `shape`, and a bias of its first dimension.
@@ -68,7 +111,25 @@ impl Loader {
             Bias::Yes => Some(self.param("bias", &shape[..1])?),
             Bias::No => None,
         };
-        Ok(self.sites.register(&self.path, op, BaseWeight::Dense(weight), bias))
+        let kept = match op {
+            Op::Linear => self.kept(weight),
+            Op::Conv2d(_) => BaseWeight::Dense(weight),
+        };
+        Ok(self.sites.register(&self.path, op, kept, bias))
+    }
+
+    /// The weight of the linear projection at this path as it is to be kept. Classifiers' heads stay as they are, as in
+    /// bitsandbytes: they are small, and trained whole.
+    fn kept(&self, weight: Tensor) -> BaseWeight {
+        match self.weights.storage() {
+            Storage::Int8 { threshold } if !HEADS.iter().any(|head| self.path.starts_with(head)) => {
+                let int8 = Int8Weight::quantise(&weight, self.placement.kind, threshold);
+                drop(weight);
+                self.weights.let_go(&self.key("weight"));
+                BaseWeight::Int8(int8)
+            }
+            _ => BaseWeight::Dense(weight),
+        }
     }
 }
 

@@ -3,32 +3,16 @@
 
 use super::model_args::ModelArgs;
 use super::pattern_flag::PatternFlag;
+use super::training_args::{MixedPrecision, TrainingArgs};
 use crate::adapters::{Bias, InitWeights};
 use crate::data::latent_cache::CacheMode;
-use crate::train::lr_schedule::ScheduleKind;
-use clap::{Args, ValueEnum};
+use crate::error::{Error, Result};
+use clap::{Args, FromArgMatches, ValueEnum};
 use serde::{Serialize, Serializer};
 use std::path::{Path, PathBuf};
 
 /// The largest height and width to train at, in pixels.
 pub const MAX_RESOLUTION: u32 = 8192;
-/// The largest rank: no projection of these models is as narrow.
-pub const MAX_RANK: i64 = 4096;
-
-/// Dtype that a model computes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MixedPrecision {
-    /// bf16 where the device computes in it, fp16 on older CUDA cards, else none.
-    Auto,
-    /// float32.
-    #[value(alias = "fp32")]
-    No,
-    /// float16 with loss scaling.
-    Fp16,
-    /// bfloat16.
-    Bf16,
-}
 
 /// Which biases train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -94,40 +78,16 @@ impl From<CacheLatents> for CacheMode {
     }
 }
 
-/// `--lr-scheduler`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names are the schedules'")]
-pub enum LrSchedulerChoice {
-    Linear,
-    Cosine,
-    CosineWithRestarts,
-    Polynomial,
-    Constant,
-    ConstantWithWarmup,
-}
-
-impl From<LrSchedulerChoice> for ScheduleKind {
-    fn from(choice: LrSchedulerChoice) -> Self {
-        match choice {
-            LrSchedulerChoice::Linear => Self::Linear,
-            LrSchedulerChoice::Cosine => Self::Cosine,
-            LrSchedulerChoice::CosineWithRestarts => Self::CosineWithRestarts,
-            LrSchedulerChoice::Polynomial => Self::Polynomial,
-            LrSchedulerChoice::Constant => Self::Constant,
-            LrSchedulerChoice::ConstantWithWarmup => Self::ConstantWithWarmup,
-        }
-    }
-}
-
 /// A path as text, be it no UTF-8: the options are written for people to read.
-fn path_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+pub(super) fn path_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
 /// [`path_text`], or null.
-fn optional_path_text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+pub(super) fn optional_path_text<S: Serializer>(
+    path: &Option<PathBuf>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     match path {
         Some(path) => path_text(path, serializer),
         None => serializer.serialize_none(),
@@ -169,6 +129,9 @@ pub struct DreamBoothConfig {
     /// Class images to have
     #[arg(long, default_value_t = 100, help_heading = "Data")]
     pub num_class_images: usize,
+    /// How closely class images and sample images follow their prompts
+    #[arg(long, default_value_t = 7.5, help_heading = "Data")]
+    pub guidance_scale: f64,
     /// Class images generated at a time
     #[arg(long, default_value_t = 4, help_heading = "Data")]
     pub sample_batch_size: usize,
@@ -259,83 +222,28 @@ pub struct DreamBoothConfig {
     /// Instance images in a batch
     #[arg(long, default_value_t = 1, help_heading = "Training")]
     pub train_batch_size: usize,
-    /// Passes over the photos, where no number of steps is given
-    #[arg(long, default_value_t = 1, help_heading = "Training")]
-    pub num_train_epochs: u64,
-    /// Optimizer steps; 0 writes the initial adapter
-    #[arg(long, help_heading = "Training")]
-    pub max_train_steps: Option<u64>,
-    /// Batches whose gradients one optimizer step adds up
-    #[arg(long, default_value_t = 1, help_heading = "Training")]
-    pub gradient_accumulation_steps: u64,
-    /// Compute activations again in backward instead of keeping them
-    #[arg(long, help_heading = "Training")]
-    pub gradient_checkpointing: bool,
     /// Learning rate
     #[arg(long, default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
-    /// Multiply the learning rate by batch size and accumulation
-    #[arg(long, help_heading = "Training")]
-    pub scale_lr: bool,
-    /// Course of the learning rate
-    #[arg(long, value_enum, default_value_t = LrSchedulerChoice::Constant, help_heading = "Training")]
-    pub lr_scheduler: LrSchedulerChoice,
-    /// Optimizer steps in which the learning rate rises
-    #[arg(long, default_value_t = 0, help_heading = "Training")]
-    pub lr_warmup_steps: u64,
-    /// Restarts of cosine_with_restarts
-    #[arg(long, default_value_t = 1, help_heading = "Training")]
-    pub lr_num_cycles: u64,
-    /// Power of polynomial
-    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
-    pub lr_power: f64,
-    /// Keep the optimizer's state in 8 bits
-    #[arg(long, help_heading = "Training")]
-    pub use_8bit_adam: bool,
-    /// AdamW's first decay rate
-    #[arg(long, default_value_t = 0.9, help_heading = "Training")]
-    pub adam_beta1: f64,
-    /// AdamW's second decay rate
-    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
-    pub adam_beta2: f64,
-    /// AdamW's weight decay
-    #[arg(long, default_value_t = 1e-2, help_heading = "Training")]
-    pub adam_weight_decay: f64,
-    /// AdamW's epsilon
-    #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
-    pub adam_epsilon: f64,
-    /// Gradients' joint norm is cut to this
-    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
-    pub max_grad_norm: f64,
     /// Weigh timesteps by min-SNR with this gamma (5 is usual)
     #[arg(long, help_heading = "Training")]
     pub snr_gamma: Option<f64>,
     /// Strength of an offset in the noise (0.1 is usual)
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub noise_offset: f64,
-    /// Dtype of the frozen weights and of the computation
-    #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
-    pub mixed_precision: MixedPrecision,
     /// Dtype for generating class images; as training where not given
     #[arg(long, value_enum, help_heading = "Training")]
     pub prior_generation_precision: Option<MixedPrecision>,
+
+    /// Steps, optimizer, precision and checkpoints.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub training: TrainingArgs,
 
     /// Folder for everything that the run writes
     #[arg(long, default_value = "text-inversion-model", help_heading = "Output")]
     #[serde(serialize_with = "path_text")]
     pub output_dir: PathBuf,
-    /// Replace another run in the output folder
-    #[arg(long, help_heading = "Output")]
-    pub overwrite: bool,
-    /// Continue from checkpoint-N, or from the latest
-    #[arg(long, visible_alias = "resume", num_args = 0..=1, default_missing_value = "latest", help_heading = "Output")]
-    pub resume_from_checkpoint: Option<String>,
-    /// Optimizer steps between checkpoints
-    #[arg(long, visible_alias = "save-every", default_value_t = 500, help_heading = "Output")]
-    pub checkpointing_steps: u64,
-    /// Checkpoints to keep; all where not given
-    #[arg(long, help_heading = "Output")]
-    pub keep_checkpoints: Option<usize>,
     /// Prompt for sample images during training
     #[arg(long, help_heading = "Output")]
     pub validation_prompt: Option<String>,
@@ -345,14 +253,20 @@ pub struct DreamBoothConfig {
     /// Optimizer steps between sample images
     #[arg(long, default_value_t = 100, help_heading = "Output")]
     pub validation_steps: u64,
-    /// Folder of TensorBoard events: a name in the output folder, or an absolute path
-    #[arg(long, default_value = "logs", help_heading = "Output")]
-    pub logging_dir: String,
 
     /// Flags of PEFT's script that change nothing here
     #[command(flatten)]
     #[serde(skip)]
     pub accepted: AcceptedFlags,
+}
+
+impl DreamBoothConfig {
+    /// The options that `flags`, as on a command line, stand for; what is not given has its default.
+    pub fn from_flags(flags: &[String]) -> Result<Self> {
+        let command = Self::augment_args(clap::Command::new("train dreambooth").no_binary_name(true));
+        let matches = command.try_get_matches_from(flags).and_then(|matches| Self::from_arg_matches(&matches));
+        matches.map_err(|error| Error::invalid(error.to_string()))
+    }
 }
 
 /// Flags of PEFT's script for things that need no choice here, or that are refused with the reason.

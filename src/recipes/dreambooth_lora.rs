@@ -1,43 +1,28 @@
 //! DreamBooth LoRA: from a folder of photos to adapter files.
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
+use super::dreambooth_adapters::Adapters;
 use super::dreambooth_config::DreamBoothConfig;
+use super::dreambooth_options::options_that_matter;
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::outlook;
-use super::dreambooth_run::{Finished, Run};
 use super::observer::{Event, Observer};
+use super::run::{Finished, Run, RunOptions};
+use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
-use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
+use crate::sample::pipeline::scheduler_config;
 use crate::schedulers::{NoiseSchedule, PredictionType};
-use crate::train::gradients;
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
-use crate::train::metrics::StepMetrics;
-use crate::train::precision::LossScaler;
 use crate::weights::Placement;
 use std::sync::Arc;
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
-
-/// What the training loop reads and never changes.
-struct Job {
-    dataset: Arc<DreamBoothDataset>,
-    cache: LatentCache,
-    order: BatchOrder,
-    embeddings: Embeddings,
-    noise: NoiseSchedule,
-    prediction: PredictionType,
-    scaling_factor: f64,
-}
-
-/// Losses of one micro-step, on the training device: total, instance, prior (zero without prior preservation).
-type Losses = [Tensor; 3];
 
 /// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
 pub fn train(
@@ -50,24 +35,60 @@ pub fn train(
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let mut run = Run::start(config, device, seed, observer)?;
-    let (folder, files) = (run.folder.clone(), run.files.clone());
-    let outcome = prepare(config, &mut run, interrupt, observer).and_then(|(job, networks)| {
-        run.begin_training(config, &job.dataset, &job.order, &networks, observer)?;
+    let files = open_files(config, observer)?;
+    let mut run = start(config, device, seed)?;
+    observer.fact("model", config.model.name.clone());
+    observer.fact("device", super::device_name(device, run.kind));
+    let folder = run.folder.clone();
+    let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
+        let adapters = Adapters::attach(config, &job.networks, seed)?;
+        let photos = ("photos", job.dataset.fingerprint());
+        run.prepare(adapters.trained(), job.batches_per_epoch(), photos, observer)?;
+        job.tell_first_screen(&run, &adapters, observer);
+        run.begin(observer)?;
         // 3. The loop.
-        let outcome = train_loop(config, &job, &networks, &mut run, interrupt, observer);
-        observer.on(Event::End);
-        outcome.map_err(|error| with_advice(error, config, &files, device))?;
+        training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+            observer.on(Event::End);
+            with_advice(error, config, &files, device)
+        })?;
         // 4. The adapter files.
-        run.finish(config, observer)
+        run.finish(observer, |folder, observer| adapters.write(folder, observer))
     });
     outcome.inspect_err(|_| folder.remove_if_unused())
 }
 
+/// Opens the model, which must take images of the resolution.
+fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
+    files.store_in(config.training.storage());
+    let multiple = files.unet_config()?.size_multiple() * files.vae_config()?.scale_factor();
+    let resolution = i64::from(config.resolution);
+    if resolution % multiple != 0 {
+        let below = (resolution / multiple * multiple).max(multiple);
+        return Err(Error::invalid(format!(
+            "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
+            below + multiple
+        )));
+    }
+    Ok(files)
+}
+
+fn start(config: &DreamBoothConfig, device: Device, seed: i64) -> Result<Run> {
+    let options = RunOptions {
+        training: &config.training,
+        learning_rate: config.learning_rate,
+        batch_size: config.train_batch_size,
+        output_dir: &config.output_dir,
+        all: serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?,
+        that_matter: options_that_matter(config, config.training.precision(device).compute_kind(), seed),
+    };
+    Run::start(options, device, seed)
+}
+
 /// Tells the planned peak, and what would lower it where the device has less free than that.
-fn tell_memory(config: &DreamBoothConfig, run: &Run, observer: &mut dyn Observer) -> Result<()> {
+fn tell_memory(config: &DreamBoothConfig, files: &PipelineFiles, run: &Run, observer: &mut dyn Observer) -> Result<()> {
     let free = memory::device_memory(run.device)?.0.max(0) as u64;
-    let (peak, advice) = outlook(config, &run.files, run.device, free)?;
+    let (peak, advice) = outlook(config, files, run.device, free)?;
     // A process on the host is already there, with libtorch in it.
     let present = if run.device == Device::Cpu { memory::host_now() } else { 0 };
     observer.fact(
@@ -92,198 +113,155 @@ fn with_advice(error: Error, config: &DreamBoothConfig, files: &PipelineFiles, d
 }
 
 /// All that comes before the loop.
-fn prepare(
-    config: &DreamBoothConfig,
+fn prepare<'a>(
+    config: &'a DreamBoothConfig,
+    files: &'a PipelineFiles,
     run: &mut Run,
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
-) -> Result<(Job, Networks)> {
+) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
-    tell_memory(config, run, observer)?;
+    tell_memory(config, files, run, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
-    phases::make_class_images(config, run, interrupt, observer)?;
+    phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
-    let (cache, vae_encoder) = phases::encode_photos(config, run, &mut dataset, observer)?;
-    let scheduler = super::scheduler_config(&run.files)?;
+    let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
+    let scheduler = scheduler_config(files)?;
     observer.begin("loading the model", 2);
-    let (embeddings, text_encoder) = phases::encode_prompts(config, run, &dataset)?;
+    let (embeddings, text_encoder) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
-    let unet = run.files.load_unet(Placement { device, kind: run.kind })?;
+    let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
-    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device };
-    let order = dataset.order(config.train_batch_size, seed, !config.no_shuffle)?;
-    let job = Job {
+    Ok(DreamBoothJob {
+        config,
+        files,
+        networks: Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device },
         cache,
-        order,
+        order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
         embeddings,
         noise: NoiseSchedule::new(&scheduler)?.to_device(device),
         prediction: scheduler.prediction_type(),
-        scaling_factor: run.files.vae_config()?.scaling_factor,
+        scaling_factor: files.vae_config()?.scaling_factor,
         dataset: Arc::new(dataset),
-    };
-    Ok((job, networks))
-}
-
-/// Optimizer steps until the run's last one.
-fn train_loop(
-    config: &DreamBoothConfig,
-    job: &Job,
-    networks: &Networks,
-    run: &mut Run,
-    interrupt: &Interrupt,
-    observer: &mut dyn Observer,
-) -> Result<()> {
-    let mut batches = prefetched(job, run);
-    if run.step == 0 {
-        phases::write_samples(config, run, networks, &job.embeddings, interrupt, observer)?;
-    }
-    networks.set_training(true);
-    while run.step < run.total_steps {
-        let began = Instant::now();
-        let first = run.micro_step;
-        let mut losses: Vec<Losses> = Vec::new();
-        // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
-        // an epoch ends the addition.
-        loop {
-            let batch = batches.next().ok_or_else(|| Error::invalid("the photos' thread ended"))??;
-            losses.push(catching(|| micro_step(config, job, networks, run, batch))?);
-            run.micro_step += 1;
-            let (_, index) = job.order.position(run.micro_step as usize);
-            if index == 0 || losses.len() as u64 == config.gradient_accumulation_steps {
-                break;
-            }
-        }
-        let metrics = catching(|| optimizer_step(config, run, &losses, began))?;
-        let epoch = job.order.position(first as usize).0 as u64;
-        run.note(StepMetrics { epoch, ..metrics }, observer)?;
-        let last = run.step == run.total_steps;
-        if config.validation_prompt.is_some() && (run.step.is_multiple_of(config.validation_steps) || last) {
-            networks.set_training(false);
-            phases::write_samples(config, run, networks, &job.embeddings, interrupt, observer)?;
-            networks.set_training(true);
-        }
-        let stop = interrupt.requested();
-        if stop || last || run.step.is_multiple_of(config.checkpointing_steps) {
-            let folder = run.save_checkpoint(config.keep_checkpoints, job.order.position(run.micro_step as usize).0)?;
-            if stop && !last {
-                run.write_run_json(config, "interrupted")?;
-                return Err(Error::Interrupted(format!(
-                    "step {} is saved in {}; go on with the same command and --resume",
-                    run.step,
-                    folder.display()
-                )));
-            }
-        }
-    }
-    networks.set_training(false);
-    Ok(())
-}
-
-/// The batches from the run's place on, each decoded while the one before it trains.
-fn prefetched(job: &Job, run: &Run) -> Prefetch<Result<PreparedBatch>> {
-    let (dataset, order, known) = (job.dataset.clone(), job.order, job.cache.known());
-    let seed = run.seed;
-    Prefetch::new((run.micro_step..).map(move |micro_step| {
-        let generator = Generator::new(seed.wrapping_add(micro_step as i64));
-        dataset.prepare(order.micro_batch(micro_step as usize), generator, |photo| known[photo])
-    }))
-}
-
-/// One batch forward and backward. Its draws are numbered in the order in which they are made.
-fn micro_step(
-    config: &DreamBoothConfig,
-    job: &Job,
-    networks: &Networks,
-    run: &Run,
-    mut batch: PreparedBatch,
-) -> Result<Losses> {
-    let device = run.device;
-    let photos = &batch.batch.photos;
-    let n = photos.len() as i64;
-    // The crops were drawn when the batch was prepared (1).
-    let encoded = match (batch.pixels()?, &networks.vae_encoder) {
-        (Some(pixels), Some(vae)) => {
-            Some(tch::no_grad(|| vae.model.encode(&pixels.to_device(device).to_kind(networks.vae_kind))))
-        }
-        _ => None,
-    };
-    let encoded = encoded.as_ref().map(|posterior| (&posterior.mean, &posterior.log_variance));
-    let (mean, log_variance) = job.cache.posteriors(photos, encoded)?;
-    let posterior = LatentDistribution { mean: mean.to_device(device), log_variance: log_variance.to_device(device) };
-    let shape = posterior.mean.size();
-    let generator = &mut batch.generator;
-    let latents = posterior.sample(&generator.randn(&shape).to_device(device)) * job.scaling_factor; // (2)
-    let mut noise = generator.randn(&shape); // (3)
-    if config.noise_offset > 0.0 {
-        noise += generator.randn(&[n, shape[1], 1, 1]) * config.noise_offset; // (4)
-    }
-    let noise = noise.to_device(device);
-    let timesteps = generator.randint(0, job.noise.num_train_timesteps(), &[n]).to_device(device); // (5)
-    generator.becomes_global()?; // (6) dropout, in the forwards below
-    if let Device::Cuda(_) = device {
-        tch::Cuda::manual_seed_all(run.seed.wrapping_add(run.micro_step as i64) as u64);
-    }
-
-    let noisy = job.noise.add_noise(&latents, &noise, &timesteps);
-    let text = job.embeddings.of(photos, networks, config.gradient_checkpointing);
-    let unet = &networks.unet.model;
-    let prediction = unet.forward(&noisy.to_kind(run.kind), &timesteps, &text, config.gradient_checkpointing);
-    let target = job.noise.target(job.prediction, &latents, &noise, &timesteps);
-    let weights = config.snr_gamma.map(|gamma| job.noise.min_snr_weights(job.prediction, gamma, &timesteps));
-    let prior_weight = config.with_prior_preservation.then_some(config.prior_loss_weight);
-    let loss = dreambooth_loss(&prediction, &target, prior_weight, weights.as_ref());
-    let mut total = &loss.total / config.gradient_accumulation_steps as f64;
-    if let Some(scaler) = &run.scaler {
-        total = scaler.scale(&total);
-    }
-    total.backward();
-    let prior = loss.prior.unwrap_or_else(|| Tensor::zeros([], (Kind::Float, device)));
-    Ok([loss.total.detach(), loss.instance, prior])
-}
-
-/// Clips, steps and reports. The numbers of a step come to the host here, in one go.
-fn optimizer_step(config: &DreamBoothConfig, run: &mut Run, losses: &[Losses], began: Instant) -> Result<StepMetrics> {
-    let means: Vec<Tensor> = (0..3)
-        .map(|part| {
-            let parts: Vec<Tensor> = losses.iter().map(|losses| losses[part].shallow_clone()).collect();
-            Tensor::stack(&parts, 0).mean(Kind::Float)
-        })
-        .collect();
-    let grads = gradients::gradients(&run.params);
-    let finite = match &mut run.scaler {
-        Some(scaler) => scaler.unscale(&grads)?,
-        None => true,
-    };
-    let norm = match finite {
-        true => gradients::clip_grad_norm(&grads, config.max_grad_norm)?,
-        false => Tensor::from(f32::NAN).to_device(run.device),
-    };
-    let lr = run.schedule.lr(run.optimizer_steps());
-    let numbers = Vec::<f32>::try_from(Tensor::stack(&[&means[0], &means[1], &means[2], &norm.view([])], 0))?;
-    let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
-    // A loss that is no number would make the weights no numbers: they stay as they were.
-    let diverged = number(0).is_none() || (number(3).is_none() && run.scaler.is_none());
-    if finite && !diverged {
-        run.optimizer.step(&run.params, lr)?;
-    }
-    run.optimizer.zero_grad(&run.params)?;
-    run.step += 1;
-    run.check_divergence(number(0).is_none(), diverged, finite)?;
-    Ok(StepMetrics {
-        step: run.step,
-        epoch: 0,
-        loss: number(0),
-        instance_loss: number(1),
-        prior_loss: number(2).filter(|_| config.with_prior_preservation),
-        lr,
-        grad_norm: number(3),
-        step_s: began.elapsed().as_secs_f64(),
-        peak_mib: run.peak_bytes()? as f64 / f64::from(1 << 20),
+        batches: None,
     })
 }
 
-/// The last loss scaler's state, for a checkpoint.
-pub(super) fn scaler_state(scaler: &Option<LossScaler>) -> Option<crate::train::precision::ScalerState> {
-    scaler.as_ref().map(LossScaler::state)
+/// Photos, prompts and networks, as the loop asks for them.
+struct DreamBoothJob<'a> {
+    config: &'a DreamBoothConfig,
+    files: &'a PipelineFiles,
+    networks: Networks,
+    dataset: Arc<DreamBoothDataset>,
+    cache: LatentCache,
+    order: BatchOrder,
+    embeddings: Embeddings,
+    noise: NoiseSchedule,
+    prediction: PredictionType,
+    scaling_factor: f64,
+    batches: Option<Prefetch<Result<PreparedBatch>>>,
+}
+
+impl DreamBoothJob<'_> {
+    /// What will be trained, on what, how many parameters, and where it will be.
+    fn tell_first_screen(&self, run: &Run, adapters: &Adapters, observer: &mut dyn Observer) {
+        let (config, instances) = (self.config, self.dataset.instance_count());
+        let class = match self.dataset.class_count() {
+            0 => String::new(),
+            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
+        };
+        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
+        let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
+        observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        adapters.tell(observer);
+        observer.fact("output", run.folder.path().display().to_string());
+    }
+
+    /// The batches from the run's place on, each decoded while the one before it trains.
+    fn next_batch(&mut self, run: &Run) -> Result<PreparedBatch> {
+        let (dataset, order, known) = (self.dataset.clone(), self.order, self.cache.known());
+        let (seed, first) = (run.seed, run.micro_step);
+        let prefetched = || {
+            Prefetch::new((first..).map(move |micro_step| {
+                let generator = Generator::new(seed.wrapping_add(micro_step as i64));
+                dataset.prepare(order.micro_batch(micro_step as usize), generator, |photo| known[photo])
+            }))
+        };
+        let batches = self.batches.get_or_insert_with(prefetched);
+        batches.next().ok_or_else(|| Error::invalid("the photos' thread ended"))?
+    }
+}
+
+impl Job for DreamBoothJob<'_> {
+    fn parts(&self) -> &'static [&'static str] {
+        &["instance_loss", "prior_loss"]
+    }
+
+    /// The batch's draws are numbered in the order in which they are made.
+    fn micro_step(&mut self, run: &Run) -> Result<Losses> {
+        let mut batch = self.next_batch(run)?;
+        let (config, networks, device) = (self.config, &self.networks, run.device);
+        let photos = &batch.batch.photos;
+        let n = photos.len() as i64;
+        // The crops were drawn when the batch was prepared (1).
+        let encoded = match (batch.pixels()?, &networks.vae_encoder) {
+            (Some(pixels), Some(vae)) => {
+                Some(tch::no_grad(|| vae.model.encode(&pixels.to_device(device).to_kind(networks.vae_kind))))
+            }
+            _ => None,
+        };
+        let encoded = encoded.as_ref().map(|posterior| (&posterior.mean, &posterior.log_variance));
+        let (mean, log_variance) = self.cache.posteriors(photos, encoded)?;
+        let posterior =
+            LatentDistribution { mean: mean.to_device(device), log_variance: log_variance.to_device(device) };
+        let shape = posterior.mean.size();
+        let generator = &mut batch.generator;
+        let latents = posterior.sample(&generator.randn(&shape).to_device(device)) * self.scaling_factor; // (2)
+        let mut noise = generator.randn(&shape); // (3)
+        if config.noise_offset > 0.0 {
+            noise += generator.randn(&[n, shape[1], 1, 1]) * config.noise_offset;
+            // (4)
+        }
+        let noise = noise.to_device(device);
+        let timesteps = generator.randint(0, self.noise.num_train_timesteps(), &[n]).to_device(device); // (5)
+        generator.becomes_global()?; // (6) dropout, in the forwards below
+        if let Device::Cuda(_) = device {
+            tch::Cuda::manual_seed_all(run.seed.wrapping_add(run.micro_step as i64) as u64);
+        }
+
+        let noisy = self.noise.add_noise(&latents, &noise, &timesteps);
+        let text = self.embeddings.of(photos, networks, config.training.gradient_checkpointing);
+        let unet = &networks.unet.model;
+        let prediction =
+            unet.forward(&noisy.to_kind(run.kind), &timesteps, &text, config.training.gradient_checkpointing);
+        let target = self.noise.target(self.prediction, &latents, &noise, &timesteps);
+        let weights = config.snr_gamma.map(|gamma| self.noise.min_snr_weights(self.prediction, gamma, &timesteps));
+        let prior_weight = config.with_prior_preservation.then_some(config.prior_loss_weight);
+        let loss = dreambooth_loss(&prediction, &target, prior_weight, weights.as_ref());
+        run.backward(&loss.total);
+        let prior = loss.prior.unwrap_or_else(|| Tensor::full([], f64::NAN, (Kind::Float, device)));
+        Ok(Losses { total: loss.total.detach(), parts: vec![loss.instance, prior] })
+    }
+
+    fn position(&self, micro_step: u64) -> (usize, usize) {
+        self.order.position(micro_step as usize)
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.order.batches_per_epoch()
+    }
+
+    fn set_training(&self, training: bool) {
+        self.networks.set_training(training);
+    }
+
+    fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+        phases::write_samples(self.config, self.files, run, &self.networks, &self.embeddings, interrupt, observer)
+    }
+
+    fn look_is_due(&self, run: &Run) -> bool {
+        let last = run.step == run.total_steps;
+        self.config.validation_prompt.is_some() && (run.step.is_multiple_of(self.config.validation_steps) || last)
+    }
 }

@@ -34,11 +34,9 @@ pub(super) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
 
 /// The options on which a run's numbers depend: a resumed run must have the same.
 pub(super) fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i64) -> BTreeMap<String, String> {
-    let accum = config.gradient_accumulation_steps;
     let mut list: Vec<(&str, String)> = vec![
         ("model", config.model.name.clone()),
         ("prediction-type", config.model.prediction_type.clone().unwrap_or_default()),
-        ("precision", format!("{kind:?}")),
         ("instance-prompt", config.instance_prompt.clone()),
         ("class-prompt", config.class_prompt.clone().unwrap_or_default()),
         ("with-prior-preservation", config.with_prior_preservation.to_string()),
@@ -51,7 +49,6 @@ pub(super) fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i
         ("variant", format!("{:?}", config.model.variant)),
         ("tokenizer-name", format!("{:?}", config.model.tokenizer_name)),
         ("init-adapter", format!("{:?}", config.init_adapter)),
-        ("seed", seed.to_string()),
         ("cache-latents", (config.cache_latents == CacheLatents::True).to_string()),
         ("lora-r", config.lora_r.to_string()),
         ("lora-alpha", config.lora_alpha.to_string()),
@@ -66,22 +63,11 @@ pub(super) fn options_that_matter(config: &DreamBoothConfig, kind: Kind, seed: i
         ("use-rslora", config.use_rslora.to_string()),
         ("use-dora", config.use_dora.to_string()),
         ("train-batch-size", config.train_batch_size.to_string()),
-        ("gradient-accumulation-steps", accum.to_string()),
         ("learning-rate", config.learning_rate.to_string()),
-        ("lr-scheduler", format!("{:?}", config.lr_scheduler)),
-        ("lr-warmup-steps", config.lr_warmup_steps.to_string()),
-        ("lr-num-cycles", config.lr_num_cycles.to_string()),
-        ("lr-power", config.lr_power.to_string()),
-        ("scale-lr", config.scale_lr.to_string()),
-        ("use-8bit-adam", config.use_8bit_adam.to_string()),
-        (
-            "adam",
-            format!("{:?}", (config.adam_beta1, config.adam_beta2, config.adam_weight_decay, config.adam_epsilon)),
-        ),
-        ("max-grad-norm", config.max_grad_norm.to_string()),
         ("snr-gamma", format!("{:?}", config.snr_gamma)),
         ("noise-offset", config.noise_offset.to_string()),
     ];
+    list.extend(config.training.options_that_matter(kind, seed));
     list.extend(adapter_options(config));
     list.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -1,8 +1,9 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
 
-use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
-use super::dreambooth_run::Run;
+use super::dreambooth_config::DreamBoothConfig;
 use super::observer::{Event, Observer};
+use super::run::Run;
+use super::training_args::MixedPrecision;
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
@@ -11,7 +12,10 @@ use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{vae_kind, ClipTextModel, Loaded, UNet2DConditionModel, VaeEncoder};
+use crate::models::stable_diffusion::{
+    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
+};
+use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::FolderLock;
@@ -94,6 +98,7 @@ const DRAW_IN_LESS: &str =
 /// Generates the class images that prior preservation needs and the folder does not have yet.
 pub fn make_class_images(
     config: &DreamBoothConfig,
+    files: &PipelineFiles,
     run: &Run,
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
@@ -112,18 +117,18 @@ pub fn make_class_images(
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let _lock = FolderLock::take(folder)?;
     let place = placement(run, kind);
-    let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
     let conditioning = {
-        let text_encoder = run.files.load_text_encoder(place)?;
+        let text_encoder = files.load_text_encoder(place)?;
         Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?
     };
-    let unet = run.files.load_unet(place)?;
-    let vae = run.files.load_vae_decoder(placement(run, vae_kind(kind)))?;
-    let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
-    let (height, width) = native_latent_size(config, run)?;
+    let unet = files.load_unet(place)?;
+    let vae = files.load_vae_decoder(placement(run, vae_kind(kind)))?;
+    let scheduler = scheduler_config(files)?.for_stable_diffusion();
+    let (height, width) = native_latent_size(config, files)?;
     let sampling = Sampling {
         steps: CLASS_IMAGE_STEPS,
-        guidance_scale: 7.5,
+        guidance_scale: config.guidance_scale,
         scheduler: None,
         latent_height: height,
         latent_width: width,
@@ -167,8 +172,8 @@ pub fn make_class_images(
 }
 
 /// Height and width of latents for images of the training resolution.
-fn native_latent_size(config: &DreamBoothConfig, run: &Run) -> Result<(i64, i64)> {
-    let side = i64::from(config.resolution) / run.files.vae_config()?.scale_factor();
+fn native_latent_size(config: &DreamBoothConfig, files: &PipelineFiles) -> Result<(i64, i64)> {
+    let side = i64::from(config.resolution) / files.vae_config()?.scale_factor();
     Ok((side, side))
 }
 
@@ -190,12 +195,13 @@ pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> R
 /// Runs the VAE's encoder once for each photo whose crop is fixed. Gives it back where the loop still needs it.
 pub fn encode_photos(
     config: &DreamBoothConfig,
+    files: &PipelineFiles,
     run: &Run,
     dataset: &mut DreamBoothDataset,
     observer: &mut dyn Observer,
 ) -> Result<(LatentCache, Option<Loaded<VaeEncoder>>)> {
     let kind = vae_kind(run.kind);
-    let vae = run.files.load_vae_encoder(placement(run, kind))?;
+    let vae = files.load_vae_encoder(placement(run, kind))?;
     let total = dataset.photos().len() as u64;
     observer.begin("latents", total);
     let mut done = 0;
@@ -214,11 +220,12 @@ pub fn encode_photos(
 /// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does.
 pub fn encode_prompts(
     config: &DreamBoothConfig,
+    files: &PipelineFiles,
     run: &Run,
     dataset: &DreamBoothDataset,
 ) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>)> {
-    let tokenizer = ClipTokenizer::from_folder(&run.files.tokenizer_folder()?)?;
-    let text_encoder = run.files.load_text_encoder(placement(run, run.kind))?;
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    let text_encoder = files.load_text_encoder(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
@@ -248,6 +255,7 @@ pub fn encode_prompts(
 /// The VAE's decoder is in memory only meanwhile.
 pub fn write_samples(
     config: &DreamBoothConfig,
+    files: &PipelineFiles,
     run: &mut Run,
     networks: &Networks,
     embeddings: &Embeddings,
@@ -262,12 +270,12 @@ pub fn write_samples(
         None => None,
     };
     let Some(conditioning) = retrained.as_ref().or(embeddings.validation.as_ref()) else { return Ok(()) };
-    let vae = run.files.load_vae_decoder(placement(run, networks.vae_kind))?;
-    let scheduler = super::scheduler_config(&run.files)?.for_stable_diffusion();
-    let (latent_height, latent_width) = native_latent_size(config, run)?;
+    let vae = files.load_vae_decoder(placement(run, networks.vae_kind))?;
+    let scheduler = scheduler_config(files)?.for_stable_diffusion();
+    let (latent_height, latent_width) = native_latent_size(config, files)?;
     let sampling = Sampling {
         steps: SAMPLE_STEPS,
-        guidance_scale: 7.5,
+        guidance_scale: config.guidance_scale,
         scheduler: Some("dpm++2m".into()),
         latent_height,
         latent_width,
@@ -285,7 +293,10 @@ pub fn write_samples(
             };
         for image in decode(&vae.model, &latents, networks.vae_kind)? {
             let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
-            let text = format!("{prompt}\nSteps: {SAMPLE_STEPS}, Sampler: dpm++2m, CFG scale: 7.5, Seed: {}", seeds[0]);
+            let text = format!(
+                "{prompt}\nSteps: {SAMPLE_STEPS}, Sampler: dpm++2m, CFG scale: {}, Seed: {}",
+                config.guidance_scale, seeds[0]
+            );
             let png = png_with_parameters(&image, &text)?;
             write_whole(&path, &png)?;
             run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;

@@ -3,7 +3,6 @@
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::lora_config;
 use super::dreambooth_phases::{class_image_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
-use super::dreambooth_run::precision_of;
 use crate::adapters::Part;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::error::Result;
@@ -80,9 +79,10 @@ pub fn plan_input<'a>(
     let instances = photos.map_or(0, |photos| photos.instances);
     let places = instances.max(class_images(config));
     let batches = places.div_ceil(config.train_batch_size as u64);
-    let updates_per_epoch = batches.div_ceil(config.gradient_accumulation_steps);
-    let steps = config.max_train_steps.unwrap_or(config.num_train_epochs.saturating_mul(updates_per_epoch));
-    let kind = precision_of(config.mixed_precision, device).compute_kind();
+    let updates_per_epoch = batches.div_ceil(config.training.gradient_accumulation_steps);
+    let steps =
+        config.training.max_train_steps.unwrap_or(config.training.num_train_epochs.saturating_mul(updates_per_epoch));
+    let kind = config.training.precision(device).compute_kind();
     let present = config.class_data_dir.as_deref().map_or(Ok(0), count_images)? as u64;
     let missing = class_images(config).saturating_sub(present);
     let (class_batch, class_kind) = (config.sample_batch_size as i64, class_image_kind(config, kind));
@@ -107,17 +107,18 @@ pub fn plan_input<'a>(
             kind,
         }),
         kind,
+        int8: config.training.load_in_8bit,
         vae_kind: vae_kind(kind),
         unet_lora: lora_config(config, Part::UNet).checked()?,
         text_lora: match config.train_text_encoder {
             true => Some(lora_config(config, Part::TextEncoder).checked()?),
             false => None,
         },
-        gradient_checkpointing: config.gradient_checkpointing,
-        optimizer_8bit: config.use_8bit_adam,
+        gradient_checkpointing: config.training.gradient_checkpointing,
+        optimizer_8bit: config.training.use_8bit_adam,
         cache_latents: caches_latents(config, photos),
         photos: photos.map_or(0, |photos| photos.instances + class_images(config)),
-        accumulation: config.gradient_accumulation_steps,
+        accumulation: config.training.gradient_accumulation_steps,
         steps,
         device,
     })

@@ -1,21 +1,30 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
+pub mod demo;
+mod dreambooth_adapters;
 mod dreambooth_checks;
 pub mod dreambooth_config;
 pub mod dreambooth_lora;
 mod dreambooth_options;
-mod dreambooth_outputs;
 mod dreambooth_phases;
 pub mod dreambooth_plan;
-pub mod dreambooth_run;
+pub mod language_base;
+pub mod language_config;
+mod language_evaluation;
+pub mod language_lora;
+mod language_loss;
 pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;
+mod option_checks;
 pub mod pattern_flag;
+pub mod run;
+pub mod training_args;
+pub mod training_loop;
 
-use crate::error::{Error, Result};
+use crate::adapters::{short_name, Attached};
+use crate::error::Result;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
-use crate::schedulers::SchedulerConfig;
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
 use tch::{Device, Kind};
@@ -49,9 +58,28 @@ pub fn device_name(device: Device, kind: Kind) -> String {
     }
 }
 
-/// The noise schedule's configuration of a model.
-pub fn scheduler_config(files: &PipelineFiles) -> Result<SchedulerConfig> {
-    let text = files.scheduler_config_json()?.to_string();
-    SchedulerConfig::from_json(&text)
-        .map_err(|error| Error::file(files.root().join("scheduler/scheduler_config.json"), error.to_string()))
+/// Tells what an adapter is and how large.
+fn tell_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
+    let sorted = |mut ranks: Vec<i64>| {
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks
+    };
+    let mut kinds: Vec<&str> = adapter.targets.iter().map(|path| short_name(path)).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let ranks = sorted(adapter.targets.iter().map(|path| adapter.config.rank_of(path)).collect());
+    let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
+    let (ranks, alpha, modules) = (ranks.join(" and "), adapter.config.lora_alpha, adapter.targets.len());
+    observer.fact(name, format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")));
+    observer.fact("", adapter.summary());
+}
+
+/// `text` as one word of a shell's command line.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }

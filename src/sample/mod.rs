@@ -1,3 +1,5 @@
-//! What a model makes: images from text.
+//! What a model makes: images from text, and text.
 
+pub mod pipeline;
+pub mod text_generation;
 pub mod text_to_image;

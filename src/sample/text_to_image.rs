@@ -12,6 +12,19 @@ use crate::schedulers::{scheduler, SchedulerConfig};
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
 
+/// The strongest guidance: pictures are noise long before it.
+const MAX_GUIDANCE: f64 = 1000.0;
+
+/// Refuses a `--guidance-scale` that makes no pictures.
+pub fn check_guidance_scale(scale: f64) -> Result<()> {
+    match (-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&scale) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "--guidance-scale is {scale:e}; it must be a number of at most {MAX_GUIDANCE}, 7.5 is usual"
+        ))),
+    }
+}
+
 /// How images are sampled.
 #[derive(Debug, Clone)]
 pub struct Sampling {
@@ -29,9 +42,9 @@ pub struct Sampling {
 
 /// What the UNet is conditioned on.
 pub struct Conditioning {
-    /// Of the prompt: `[1, t, e]`.
+    /// Of the prompt, or of one prompt an image: `[1 or n, t, e]`.
     pub prompt: Tensor,
-    /// Of the negative prompt: `[1, t, e]`.
+    /// Of the negative prompt: `[1 or n, t, e]`.
     pub negative: Tensor,
 }
 

@@ -1,46 +1,43 @@
 //! `loss.png`: the loss of each step, and its running mean that an eye can follow.
 
 use super::metrics::StepMetrics;
+use super::plot_font::{text_style, INK};
 use crate::error::{Error, Result};
-use crate::whole_file::write_whole;
+use crate::whole_file::write_png;
+use image::RgbImage;
 use plotters::prelude::*;
-use plotters::style::register_font;
 use std::path::Path;
-use std::sync::OnceLock;
 
+/// Width and height of `loss.png`.
 const SIZE: (u32, u32) = (960, 540);
-const FONT: &str = "lorabooth";
 const RAW: RGBColor = RGBColor(176, 196, 222);
 const SMOOTH: RGBColor = RGBColor(23, 78, 145);
-const INK: RGBColor = RGBColor(60, 60, 60);
 
 /// Draws the losses of `lines` into the PNG `path`, written whole or not at all. Steps without a number are left out;
 /// with fewer than two there is nothing to draw, and nothing is written.
 pub fn draw(path: &Path, lines: &[StepMetrics]) -> Result<()> {
+    let curve = picture(lines, SIZE).map_err(|cause| Error::file(path, cause.to_string()))?;
+    curve.map_or(Ok(()), |curve| write_png(path, &curve))
+}
+
+/// The picture of the losses of `lines`, `size` pixels wide and high; none of fewer than two.
+pub fn picture(lines: &[StepMetrics], size: (u32, u32)) -> Result<Option<RgbImage>> {
     let raw: Vec<(f64, f64)> =
         lines.iter().filter_map(|line| Some((line.step as f64, line.loss.filter(|loss| loss.is_finite())?))).collect();
     if raw.len() < 2 {
-        return Ok(());
+        return Ok(None);
     }
-    let mut pixels = vec![0u8; (SIZE.0 * SIZE.1 * 3) as usize];
-    plot(&mut pixels, &raw).map_err(|cause| Error::file(path, format!("the loss curve cannot be drawn: {cause}")))?;
-    let failed = |error: image::ImageError| Error::file(path, error.to_string());
-    let mut png = std::io::Cursor::new(Vec::new());
-    image::write_buffer_with_format(&mut png, &pixels, SIZE.0, SIZE.1, image::ColorType::Rgb8, image::ImageFormat::Png)
-        .map_err(failed)?;
-    write_whole(path, png.get_ref())
+    let mut pixels = vec![0u8; (size.0 * size.1 * 3) as usize];
+    plot(&mut pixels, size, &raw)
+        .map_err(|cause| Error::invalid(format!("the loss curve cannot be drawn: {cause}")))?;
+    Ok(RgbImage::from_raw(size.0, size.1, pixels))
 }
 
-fn plot(pixels: &mut [u8], raw: &[(f64, f64)]) -> std::result::Result<(), String> {
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    let register = || register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT).is_ok();
-    if !*REGISTERED.get_or_init(register) {
-        return Err("its font cannot be read".to_owned());
-    }
+fn plot(pixels: &mut [u8], size: (u32, u32), raw: &[(f64, f64)]) -> std::result::Result<(), String> {
+    let (of_labels, of_axes) = (text_style(17)?, text_style(20)?);
     let smooth = smoothed(raw);
     let (low, high) = value_range(raw, &smooth);
-    let area = BitMapBackend::with_buffer(pixels, SIZE).into_drawing_area();
-    let text = |size: i32| (FONT, size).into_font().color(&INK);
+    let area = BitMapBackend::with_buffer(pixels, size).into_drawing_area();
     let draw = || -> std::result::Result<(), Box<dyn std::error::Error>> {
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
@@ -55,13 +52,13 @@ fn plot(pixels: &mut [u8], raw: &[(f64, f64)]) -> std::result::Result<(), String
             .y_desc("loss")
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&|loss| label(*loss, high - low))
-            .x_labels(10)
+            .x_labels(raw.len().min(10))
             .y_labels(8)
             .light_line_style(WHITE)
             .bold_line_style(RGBColor(232, 232, 232))
             .axis_style(INK)
-            .label_style(text(17))
-            .axis_desc_style(text(20))
+            .label_style(of_labels.clone())
+            .axis_desc_style(of_axes)
             .draw()?;
         chart.draw_series(LineSeries::new(raw.iter().copied(), RAW))?.label("each step").legend(|at| key(at, RAW));
         chart
@@ -72,7 +69,7 @@ fn plot(pixels: &mut [u8], raw: &[(f64, f64)]) -> std::result::Result<(), String
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperRight)
             .background_style(WHITE.mix(0.85))
-            .label_font(text(17))
+            .label_font(of_labels)
             .draw()?;
         area.present()?;
         Ok(())
@@ -122,8 +119,7 @@ mod tests {
             step: i as u64 + 1,
             epoch: 0,
             loss: Some(loss),
-            instance_loss: None,
-            prior_loss: None,
+            parts: Default::default(),
             lr: 1e-4,
             grad_norm: None,
             step_s: 1.,

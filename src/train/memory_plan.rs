@@ -69,6 +69,8 @@ pub struct PlanInput<'a> {
     pub sample_images: Option<SampledImages>,
     /// The compute dtype, in which frozen weights are kept.
     pub kind: Kind,
+    /// The UNet's and the text encoder's linear layers are kept in 8 bits.
+    pub int8: bool,
     /// The VAE's dtype.
     pub vae_kind: Kind,
     /// The UNet's adapter.
@@ -282,14 +284,14 @@ impl MemoryPlan {
             return Err(Error::invalid(format!("the batch size is {}; it must be at least 1", input.batch)));
         }
         let step = Step::of(input)?;
-        let weights = |name: &str, network: Rc<Network>, kind: Kind| {
-            (format!("{name} weights"), network.elements() * width(kind))
+        let weights = |name: &str, network: Rc<Network>, kind: Kind, int8: bool| {
+            (format!("{name} weights"), kept_bytes(&network, kind, int8))
         };
-        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind);
-        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind);
+        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.int8);
+        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.int8);
         let text_encoder = (text_weights, bytes - unread_embeddings(input));
-        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind);
-        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, false);
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, false);
         let runtime = runtime(input);
         let mut phases = Vec::new();
         let mut phase =
@@ -348,6 +350,18 @@ impl MemoryPlan {
     pub fn phase(&self, name: &str) -> Option<&Phase> {
         self.phases.iter().find(|phase| phase.name == name)
     }
+}
+
+/// Bytes of a network's weights: with `int8`, a byte a number of linear layers, and four for each of their rows.
+fn kept_bytes(network: &Network, kind: Kind, int8: bool) -> u64 {
+    let bytes = |(key, shape): (&String, &Vec<i64>)| {
+        let elements = shape.iter().product::<i64>() as u64;
+        match int8 && shape.len() == 2 && !key.ends_with("_embedding.weight") {
+            true => elements + 4 * shape[0] as u64,
+            false => elements * width(kind),
+        }
+    };
+    network.weights().iter().map(bytes).sum()
 }
 
 /// Bytes of the token table that never come to memory: it is mapped from the file, and prompts read few of its rows.

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -15,10 +16,9 @@ pub struct StepMetrics {
     pub epoch: u64,
     /// What was minimised; null where it was no number.
     pub loss: Option<f64>,
-    /// Of the instance images.
-    pub instance_loss: Option<f64>,
-    /// Of the class images, where prior preservation is on.
-    pub prior_loss: Option<f64>,
+    /// What the loss is made of, by name, such as `instance_loss`.
+    #[serde(flatten)]
+    pub parts: BTreeMap<String, Option<f64>>,
     /// Learning rate of the step.
     pub lr: f64,
     /// Joint norm of the gradients before clipping.
@@ -89,8 +89,7 @@ mod tests {
             step,
             epoch: 0,
             loss,
-            instance_loss: loss,
-            prior_loss: None,
+            parts: BTreeMap::from([("instance_loss".to_owned(), loss), ("prior_loss".to_owned(), None)]),
             lr,
             grad_norm: None,
             step_s,

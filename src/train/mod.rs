@@ -12,6 +12,7 @@ pub mod lr_schedule;
 pub mod memory_plan;
 pub mod metrics;
 pub mod optimizer;
+pub mod plot_font;
 pub mod precision;
 pub mod run_folder;
 pub mod tensorboard;

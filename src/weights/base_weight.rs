@@ -1,6 +1,7 @@
 //! How the frozen weight of one projection is kept, and what the projection computes with it.
 
 use super::convolution::{conv2d, Stride};
+use super::int8::Int8Weight;
 use tch::{Kind, Tensor};
 
 /// What a projection does with its weight.
@@ -22,10 +23,25 @@ impl Op {
     }
 }
 
+/// How the weights of linear projections are to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Storage {
+    /// As they are.
+    #[default]
+    Dense,
+    /// In 8 bits.
+    Int8 {
+        /// Inputs of at least this size make their column an outlier, which is computed in 16 bits.
+        threshold: f64,
+    },
+}
+
 /// Frozen storage of one projection's weight.
 pub enum BaseWeight {
     /// The numbers themselves, in the compute dtype.
     Dense(Tensor),
+    /// Codes of 8 bits.
+    Int8(Int8Weight),
 }
 
 impl BaseWeight {
@@ -33,6 +49,7 @@ impl BaseWeight {
     pub fn run(&self, op: Op, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
         match self {
             BaseWeight::Dense(weight) => op.run(xs, weight, bias),
+            BaseWeight::Int8(weight) => weight.run(xs, bias),
         }
     }
 
@@ -40,6 +57,7 @@ impl BaseWeight {
     pub fn dense(&self, kind: Kind) -> Tensor {
         match self {
             BaseWeight::Dense(weight) => weight.to_kind(kind),
+            BaseWeight::Int8(weight) => weight.dense(kind),
         }
     }
 
@@ -47,6 +65,7 @@ impl BaseWeight {
     pub fn shape(&self) -> Vec<i64> {
         match self {
             BaseWeight::Dense(weight) => weight.size(),
+            BaseWeight::Int8(weight) => weight.shape(),
         }
     }
 
@@ -54,6 +73,7 @@ impl BaseWeight {
     pub fn kind(&self) -> Kind {
         match self {
             BaseWeight::Dense(weight) => weight.kind(),
+            BaseWeight::Int8(weight) => weight.kind(),
         }
     }
 
@@ -61,6 +81,7 @@ impl BaseWeight {
     pub fn device(&self) -> tch::Device {
         match self {
             BaseWeight::Dense(weight) => weight.device(),
+            BaseWeight::Int8(weight) => weight.device(),
         }
     }
 }

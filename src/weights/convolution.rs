@@ -37,7 +37,7 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, Stride { stri
 }
 
 /// `ys`, computed from `xs` without a gradient, with this one.
-fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
+pub(super) fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
     let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| Ok(vec![grads[0].as_ref().map(&gradient)]);
     match autograd_node::attach(&[xs], &[], &[&ys], Box::new(backward)) {
         Ok(()) => ys,

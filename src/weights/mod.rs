@@ -4,6 +4,7 @@ mod base_weight;
 mod convolution;
 pub mod gguf;
 pub mod hub;
+mod int8;
 pub mod json_fields;
 mod mapped_file;
 mod original_stable_diffusion;
@@ -13,8 +14,9 @@ mod tensor_source;
 mod weight_files;
 mod weight_set;
 
-pub use base_weight::{BaseWeight, Op};
+pub use base_weight::{BaseWeight, Op, Storage};
 pub use convolution::Stride;
+pub use int8::Int8Weight;
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};

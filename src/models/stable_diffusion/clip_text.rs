@@ -3,11 +3,10 @@
 //!
 //! Shapes: b batch, t text length, d width.
 
-use super::activation::Activation;
 use super::config_file::{self, check_sizes, MAX_LAYERS};
 use crate::error::{Error, Result};
 use crate::libtorch::checkpoint::checkpoint;
-use crate::nn::{attend, Bias, Embedding, LayerNorm, Linear, Loader};
+use crate::nn::{attend, Activation, Bias, Embedding, LayerNorm, Linear, Loader};
 use serde::Deserialize;
 use std::path::Path;
 use std::rc::Rc;

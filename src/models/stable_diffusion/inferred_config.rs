@@ -3,10 +3,10 @@
 //! Shapes don't tell the number of attention heads, the groups of the norms or the noise schedule: these are the
 //! original models', as diffusers takes them (`loaders/single_file_utils.py`).
 
-use super::activation::Activation;
 use super::unet::PerLevel;
 use super::{ClipTextConfig, UNetConfig, VaeConfig};
 use crate::error::{Error, Result};
+use crate::nn::Activation;
 use crate::weights::{OriginalCheckpoint, OriginalTextEncoder, WeightSet};
 use serde_json::{json, Value};
 

@@ -1,8 +1,6 @@
 //! Stable Diffusion 1.x and 2.x: the three networks of a pipeline (arXiv 2112.10752).
 
-pub mod activation;
 pub mod clip_text;
-pub mod config_file;
 mod inferred_config;
 pub mod pipeline;
 mod resnet;
@@ -15,7 +13,10 @@ mod vae_coders;
 mod vae_tiling;
 mod written_config;
 
+use super::config_file;
+
+pub use super::loaded::Loaded;
 pub use clip_text::{ClipTextConfig, ClipTextModel};
-pub use pipeline::{Loaded, ModelOptions, PipelineFiles};
+pub use pipeline::{ModelOptions, PipelineFiles};
 pub use unet::{UNet2DConditionModel, UNetConfig};
 pub use vae::{vae_kind, AutoencoderKl, LatentDistribution, VaeConfig, VaeDecoder, VaeEncoder};

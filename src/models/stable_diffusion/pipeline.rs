@@ -4,26 +4,16 @@ use super::{config_file, inferred_config, written_config};
 use super::{
     AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig, VaeDecoder, VaeEncoder,
 };
-use crate::adapters::Sites;
 use crate::error::{Error, Result};
-use crate::nn::Loader;
+use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Download, Hub};
-use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, WeightSet};
+use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// The folders of the networks.
 const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
-
-/// A network and the registry of what it loaded.
-pub struct Loaded<M> {
-    /// The network.
-    pub model: M,
-    /// Where adapters attach.
-    pub sites: Rc<Sites>,
-}
 
 /// How a model is looked for; the default is a plain folder's.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +49,7 @@ pub struct PipelineFiles {
     source: Source,
     tokenizer: Option<PathBuf>,
     prediction_type: Option<String>,
+    storage: Storage,
 }
 
 impl PipelineFiles {
@@ -130,7 +121,7 @@ impl PipelineFiles {
     }
 
     fn new(root: &Path, source: Source) -> Self {
-        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None }
+        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None, storage: Storage::Dense }
     }
 
     /// The folder of the pipeline, or the single file.
@@ -303,10 +294,17 @@ impl PipelineFiles {
         WeightSet::open_folder(&folder, variant.filter(|variant| WeightSet::has_variant(&folder, variant)))
     }
 
+    /// Has the weights of the UNet's and the text encoder's linear layers kept in `storage`.
+    pub fn store_in(&mut self, storage: Storage) {
+        self.storage = storage;
+    }
+
     /// Loads the UNet.
     pub fn load_unet(&self, placement: Placement) -> Result<Loaded<UNet2DConditionModel>> {
         let config = self.unet_config()?;
-        load(self.unet_weights()?, placement, |loader| UNet2DConditionModel::load(loader, &config))
+        load(self.unet_weights()?.stored_in(self.storage), placement, |loader| {
+            UNet2DConditionModel::load(loader, &config)
+        })
     }
 
     /// Loads the VAE's encoder alone.
@@ -330,7 +328,9 @@ impl PipelineFiles {
     /// Loads the text encoder.
     pub fn load_text_encoder(&self, placement: Placement) -> Result<Loaded<ClipTextModel>> {
         let config = self.text_encoder_config()?;
-        load(self.text_encoder_weights()?, placement, |loader| ClipTextModel::load(loader, &config))
+        load(self.text_encoder_weights()?.stored_in(self.storage), placement, |loader| {
+            ClipTextModel::load(loader, &config)
+        })
     }
 }
 
@@ -360,10 +360,4 @@ fn tokenizer_at(name: &str, progress: &mut dyn FnMut(Download)) -> Result<PathBu
         .into_iter()
         .find(|folder| is_tokenizer(folder))
         .ok_or_else(|| Error::file(&root, "holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)"))
-}
-
-fn load<M>(weights: WeightSet, placement: Placement, build: impl FnOnce(&Loader) -> Result<M>) -> Result<Loaded<M>> {
-    let sites = Sites::new();
-    let loader = Loader::new(weights, sites.clone(), placement);
-    Ok(Loaded { model: build(&loader)?, sites })
 }

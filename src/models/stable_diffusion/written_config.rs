@@ -1,9 +1,9 @@
 //! `config.json` of networks whose configuration was read from the shapes of a single-file checkpoint, as diffusers and
 //! transformers read it.
 
-use super::activation::Activation;
 use super::unet::PerLevel;
 use super::{ClipTextConfig, UNetConfig, VaeConfig};
+use crate::nn::Activation;
 use serde_json::{json, Value};
 
 /// The UNet's.
@@ -64,6 +64,8 @@ pub fn text_encoder(config: &ClipTextConfig) -> Value {
         Activation::QuickGelu => "quick_gelu",
         Activation::Gelu => "gelu",
         Activation::Silu => "silu",
+        Activation::GeluNew => "gelu_new",
+        Activation::Relu => "relu",
     };
     json!({
         "architectures": ["CLIPTextModel"],

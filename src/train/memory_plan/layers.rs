@@ -34,6 +34,7 @@ impl Network {
         self.weights.borrow().clone()
     }
 
+    #[cfg(test)]
     pub(super) fn elements(&self) -> u64 {
         self.weights.borrow().values().map(|shape| shape.iter().product::<i64>() as u64).sum()
     }

@@ -4,8 +4,8 @@
 
 use super::layers::At;
 use super::tape::{Record, Segment, Shadow, Tape};
-use crate::models::stable_diffusion::activation::Activation;
 use crate::models::stable_diffusion::{ClipTextConfig, UNetConfig, VaeConfig};
+use crate::nn::Activation;
 use std::rc::Rc;
 
 /// A residual block; `time` is the SiLU of the time embedding.
@@ -230,7 +230,7 @@ fn clip_layer(tape: &Tape, at: &At, xs: &Shadow, (heads, inner, activation): (i6
 
 fn activate(tape: &Tape, activation: Activation, xs: &Shadow) -> Shadow {
     match activation {
-        Activation::Gelu | Activation::Silu => tape.element_wise(xs, 4.0),
+        Activation::Gelu | Activation::GeluNew | Activation::Relu | Activation::Silu => tape.element_wise(xs, 4.0),
         Activation::QuickGelu => {
             let scaled = tape.record_one(&[xs], tape.tensor(&xs.shape), Record::default());
             // The sigmoid keeps its output, which the product keeps as well.

@@ -37,6 +37,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         class_images: None,
         sample_images: None,
         kind: Kind::Float,
+        int8: false,
         vae_kind: Kind::Float,
         unet_lora: lora("to_q,to_v"),
         text_lora: Some(lora("q_proj,v_proj")),
@@ -64,6 +65,7 @@ fn each_option_saves_memory() {
         let peak = |input: &PlanInput| MemoryPlan::new(input).unwrap().peak_bytes;
         let full = peak(&input);
         assert!(peak(&PlanInput { kind: Kind::BFloat16, ..input.clone() }) < full * 6 / 10);
+        assert!(peak(&PlanInput { int8: true, ..input.clone() }) < full * 8 / 10);
         assert!(peak(&PlanInput { gradient_checkpointing: true, ..input.clone() }) < full);
         assert!(peak(&PlanInput { optimizer_8bit: true, ..input.clone() }) < full);
         assert!(peak(&PlanInput { text_lora: None, ..input.clone() }) < full);

@@ -1,30 +1,22 @@
-//! The state of a DreamBooth run: where it stands, what it trains, and what it leaves on disk.
+//! The state of a training run, whatever it trains: where it stands, and what it leaves on disk.
 
-use super::dreambooth_config::{DreamBoothConfig, MixedPrecision};
-use super::dreambooth_lora::scaler_state;
-use super::dreambooth_options::{lora_config, options_that_matter};
-use super::dreambooth_phases::Networks;
 use super::observer::{Event, Observer};
-use crate::adapters::{attach, short_name, Attached, Init, Part};
-use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset};
+use super::training_args::TrainingArgs;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::PipelineFiles;
-use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::gradients::all_finite;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::metrics::{self, MetricsLog, StepMetrics};
 use crate::train::optimizer::Optimizer;
-use crate::train::precision::{LossScaler, Precision};
-use crate::train::run_folder::{ExistingRun, RunFolder};
+use crate::train::precision::LossScaler;
+use crate::train::run_folder::RunFolder;
 use crate::train::tensorboard::EventWriter;
 use crate::train::{loss_curve, Parameters};
 use crate::whole_file::write_json;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -44,10 +36,34 @@ pub struct Finished {
     pub final_loss: Option<f64>,
 }
 
+/// What a recipe's options say of its run.
+pub struct RunOptions<'a> {
+    /// Steps, optimizer, precision, checkpoints.
+    pub training: &'a TrainingArgs,
+    /// Before `--scale-lr`.
+    pub learning_rate: f64,
+    /// Places in a batch.
+    pub batch_size: usize,
+    /// Folder for everything that the run writes.
+    pub output_dir: &'a Path,
+    /// All options, for `run.json`.
+    pub all: Value,
+    /// Those on which the numbers depend: a resumed run must have the same.
+    pub that_matter: BTreeMap<String, String>,
+}
+
+/// What is trained.
+pub struct Trained {
+    /// Name to tensor.
+    pub params: Parameters,
+    /// Elements that train.
+    pub trainable: i64,
+    /// Elements of the frozen model.
+    pub frozen: i64,
+}
+
 /// A run.
 pub struct Run {
-    /// The model on disk.
-    pub files: PipelineFiles,
     /// Where it computes.
     pub device: Device,
     /// Dtype it computes in.
@@ -56,23 +72,25 @@ pub struct Run {
     pub seed: i64,
     /// The output folder.
     pub folder: RunFolder,
+    /// Steps, optimizer, precision, checkpoints.
+    pub training: TrainingArgs,
     /// Optimizer steps done.
     pub step: u64,
     /// Batches done.
     pub micro_step: u64,
     /// Optimizer steps of the whole run.
     pub total_steps: u64,
-    /// Everything that trains: `unet.` and `text_encoder.` before the adapters' names.
-    pub params: Parameters,
+    /// Everything that trains.
+    pub trained: Trained,
     /// Its optimizer.
     pub optimizer: Optimizer,
     /// Its learning rate.
     pub schedule: LrSchedule,
     /// float16's loss scale.
     pub scaler: Option<LossScaler>,
-    adapters: Vec<(Part, Attached)>,
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
+    all_options: Value,
     options: BTreeMap<String, String>,
     resumed_at: u64,
     skipped: u64,
@@ -82,75 +100,31 @@ pub struct Run {
     host_start: u64,
 }
 
-pub(super) fn precision_of(choice: MixedPrecision, device: Device) -> Precision {
-    match choice {
-        MixedPrecision::No => Precision::Fp32,
-        MixedPrecision::Fp16 => Precision::Fp16,
-        MixedPrecision::Bf16 => Precision::Bf16,
-        MixedPrecision::Auto => Precision::auto(device),
-    }
-}
-
 impl Run {
-    /// Opens the model and the output folder.
-    pub fn start(config: &DreamBoothConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Self> {
-        let files = super::open_model(&config.model.name, &config.model.options(), observer)?;
-        let unet = files.unet_config()?;
-        let multiple = unet.size_multiple() * files.vae_config()?.scale_factor();
-        let resolution = i64::from(config.resolution);
-        if resolution % multiple != 0 {
-            let below = (resolution / multiple * multiple).max(multiple);
-            return Err(Error::invalid(format!(
-                "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
-                below + multiple
-            )));
-        }
-        let existing = match (&config.resume_from_checkpoint, config.overwrite) {
-            (Some(_), _) => ExistingRun::Resume,
-            (None, true) => ExistingRun::Overwrite,
-            (None, false) => ExistingRun::Refuse,
-        };
-        let precision = precision_of(config.mixed_precision, device);
-        let adamw = AdamWConfig {
-            betas: (config.adam_beta1, config.adam_beta2),
-            weight_decay: config.adam_weight_decay,
-            eps: config.adam_epsilon,
-        };
-        let factor = match config.scale_lr {
-            true => config.gradient_accumulation_steps as f64 * config.train_batch_size as f64,
-            false => 1.0,
-        };
-        let schedule = LrSchedule {
-            kind: config.lr_scheduler.into(),
-            learning_rate: config.learning_rate * factor,
-            warmup_steps: config.lr_warmup_steps,
-            total_steps: 0,
-            num_cycles: config.lr_num_cycles,
-            power: config.lr_power,
-        };
+    /// Opens the output folder.
+    pub fn start(options: RunOptions, device: Device, seed: i64) -> Result<Self> {
+        let training = options.training;
+        let schedule = training.schedule(options.learning_rate, options.batch_size);
         schedule.check()?;
-        let optimizer = Optimizer::new(adamw, config.use_8bit_adam)?;
-        let folder = RunFolder::create(&config.output_dir, existing)?;
-        let kind = precision.compute_kind();
-        observer.fact("model", config.model.name.clone());
-        observer.fact("device", super::device_name(device, kind));
+        let optimizer = Optimizer::new(training.adamw(), training.use_8bit_adam)?;
+        let precision = training.precision(device);
         Ok(Self {
-            files,
             device,
-            kind,
+            kind: precision.compute_kind(),
             seed,
-            folder,
+            folder: RunFolder::create(options.output_dir, training.existing())?,
+            training: training.clone(),
             step: 0,
             micro_step: 0,
             total_steps: 0,
-            params: Parameters::new(),
+            trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0 },
             optimizer,
             schedule,
             scaler: precision.needs_loss_scale().then(LossScaler::default),
-            adapters: Vec::new(),
             metrics: None,
             events: None,
-            options: options_that_matter(config, kind, seed),
+            all_options: options.all,
+            options: options.that_matter,
             resumed_at: 0,
             skipped: 0,
             skipped_in_a_row: 0,
@@ -160,107 +134,58 @@ impl Run {
         })
     }
 
-    /// Puts the adapters on, resumes where asked to, and opens the logs.
-    pub fn begin_training(
+    /// Takes what is trained, resumes where asked to, and opens the logs. `data` is a fingerprint of what it learns from.
+    pub fn prepare(
         &mut self,
-        config: &DreamBoothConfig,
-        dataset: &DreamBoothDataset,
-        order: &BatchOrder,
-        networks: &Networks,
+        trained: Trained,
+        batches_per_epoch: usize,
+        data: (&str, String),
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        self.attach_adapters(config, networks)?;
-        let updates_per_epoch = (order.batches_per_epoch() as u64).div_ceil(config.gradient_accumulation_steps);
-        self.total_steps = config.max_train_steps.unwrap_or(config.num_train_epochs.saturating_mul(updates_per_epoch));
+        self.trained = trained;
+        let training = &self.training;
+        let steps_of_epochs = training.num_train_epochs.saturating_mul(self.steps_per_epoch(batches_per_epoch));
+        self.total_steps = training.max_train_steps.unwrap_or(steps_of_epochs);
         self.schedule.total_steps = self.total_steps;
-        self.options.insert("photos".into(), dataset.fingerprint());
+        self.options.insert(data.0.to_owned(), data.1);
         if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
             self.options.insert("max-train-steps".into(), self.total_steps.to_string());
         }
-        let resumed = self.resume(config, observer)?;
-        let logs = self.folder.join(&config.logging_dir);
+        let resumed = self.resume(observer)?;
+        let logs = self.folder.join(&self.training.logging_dir);
         // Refused, where it must be, before the run that is there goes.
         std::fs::create_dir_all(&logs).map_err(|error| Error::io("create", &logs, error))?;
         self.folder.remove_run(&logs)?;
-        let log = self.folder.join("metrics.jsonl");
         if self.metrics.is_none() {
-            self.metrics = Some(MetricsLog::create(&log)?);
+            self.metrics = Some(MetricsLog::create(&self.folder.join("metrics.jsonl"))?);
         }
         self.events = Some(EventWriter::create(&logs, resumed)?);
-        self.tell_first_screen(config, dataset, updates_per_epoch, observer);
-        self.write_run_json(config, "running")?;
+        Ok(())
+    }
+
+    /// The training begins.
+    pub fn begin(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        self.write_run_json("running")?;
         self.training_began = Instant::now();
         observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
         Ok(())
     }
 
-    /// What will be trained, on what, how many parameters, and where it will be.
-    fn tell_first_screen(
-        &self,
-        config: &DreamBoothConfig,
-        dataset: &DreamBoothDataset,
-        updates_per_epoch: u64,
-        observer: &mut dyn Observer,
-    ) {
-        let instances = dataset.instance_count();
-        let class = match dataset.class_count() {
-            0 => String::new(),
-            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
-        };
-        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
-        let epochs = self.total_steps as f64 / updates_per_epoch.max(1) as f64;
-        observer.fact(
-            "training",
-            format!(
-                "{} steps ({epochs:.1} epochs), batch {}, {} px, lr {:e}, seed {}",
-                self.total_steps, config.train_batch_size, config.resolution, self.schedule.learning_rate, self.seed
-            ),
-        );
-        for (part, adapter) in &self.adapters {
-            let (name, lora) = (part.name().replace('_', " "), &adapter.config);
-            let mut kinds: Vec<&str> = adapter.targets.iter().map(|path| short_name(path)).collect();
-            kinds.sort_unstable();
-            kinds.dedup();
-            let mut ranks: Vec<i64> = adapter.targets.iter().map(|path| lora.rank_of(path)).collect();
-            ranks.sort_unstable();
-            ranks.dedup();
-            let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
-            let (ranks, alpha, modules) = (ranks.join(" and "), lora.lora_alpha, adapter.targets.len());
-            observer.fact(
-                &name,
-                format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")),
-            );
-            observer.fact("", adapter.summary());
-        }
-        observer.fact("output", self.folder.path().display().to_string());
+    /// Optimizer steps of an epoch: its last batch ends the addition.
+    fn steps_per_epoch(&self, batches_per_epoch: usize) -> u64 {
+        (batches_per_epoch as u64).div_ceil(self.training.gradient_accumulation_steps)
     }
 
-    fn attach_adapters(&mut self, config: &DreamBoothConfig, networks: &Networks) -> Result<()> {
-        let mut generator = Generator::new(self.seed);
-        let mut parts = vec![(Part::UNet, &networks.unet.sites)];
-        if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
-            parts.push((Part::TextEncoder, &text_encoder.sites));
-        }
-        for (part, sites) in parts {
-            let given = match &config.init_adapter {
-                Some(folder) => Some(super::dreambooth_outputs::read_part(folder, part)?),
-                None => None,
-            };
-            let attached = match given {
-                Some((lora, tensors)) => attach(sites, "default", lora, Init::Tensors(&tensors))?,
-                None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
-            };
-            self.params.extend(
-                attached.params.iter().map(|(name, param)| (format!("{}.{name}", part.name()), param.shallow_clone())),
-            );
-            self.adapters.push((part, attached));
-        }
-        Ok(())
+    /// The run's length in words; `each` is what else is to be said of a batch.
+    pub fn length(&self, batches_per_epoch: usize, each: &str) -> String {
+        let epochs = self.total_steps as f64 / self.steps_per_epoch(batches_per_epoch).max(1) as f64;
+        let (steps, learning_rate, seed) = (self.total_steps, self.schedule.learning_rate, self.seed);
+        format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}")
     }
 
     /// Restores a checkpoint; the step that it was made at.
-    fn resume(&mut self, config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<Option<u64>> {
-        let Some(which) = &config.resume_from_checkpoint else { return Ok(None) };
+    fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<u64>> {
+        let Some(which) = &self.training.resume_from_checkpoint else { return Ok(None) };
         let folder = match which.as_str() {
             "latest" => checkpoint::latest(self.folder.path())?,
             name => {
@@ -274,8 +199,8 @@ impl Run {
         };
         let saved = checkpoint::load(&folder, self.device)?;
         saved.state.check_options(&self.options)?;
-        checkpoint::restore_parameters(&self.params, &saved.params)?;
-        self.optimizer.load_state(&self.params, &saved.optimizer)?;
+        checkpoint::restore_parameters(&self.trained.params, &saved.params)?;
+        self.optimizer.load_state(&self.trained.params, &saved.optimizer)?;
         self.step = saved.state.step;
         self.resumed_at = self.step;
         self.micro_step = saved.state.micro_step;
@@ -317,7 +242,7 @@ impl Run {
 
     /// Refuses to save weights that are no numbers: a large step can make them so behind a loss that was one.
     fn check_weights(&self) -> Result<()> {
-        let params: Vec<Tensor> = self.params.values().map(Tensor::detach).collect();
+        let params: Vec<Tensor> = self.trained.params.values().map(Tensor::detach).collect();
         match all_finite(&params)? {
             true => Ok(()),
             false => Err(self.diverged("the trained weights are")),
@@ -344,14 +269,9 @@ impl Run {
             log.append(&metrics)?;
         }
         if let Some(events) = &mut self.events {
-            let values = [
-                ("loss", metrics.loss),
-                ("instance_loss", metrics.instance_loss),
-                ("prior_loss", metrics.prior_loss),
-                ("lr", Some(metrics.lr)),
-                ("grad_norm", metrics.grad_norm),
-            ];
-            for (tag, value) in values {
+            let parts = metrics.parts.iter().map(|(tag, value)| (tag.as_str(), *value));
+            let values = [("loss", metrics.loss), ("lr", Some(metrics.lr)), ("grad_norm", metrics.grad_norm)];
+            for (tag, value) in values.into_iter().chain(parts) {
                 if let Some(value) = value {
                     events.scalar(tag, value, metrics.step)?;
                 }
@@ -370,7 +290,7 @@ impl Run {
     }
 
     /// Writes `checkpoint-N` and removes those that need not be kept.
-    pub fn save_checkpoint(&mut self, keep: Option<usize>, epoch: usize) -> Result<PathBuf> {
+    pub fn save_checkpoint(&mut self, epoch: usize) -> Result<PathBuf> {
         self.check_weights()?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
@@ -378,27 +298,31 @@ impl Run {
             micro_step: self.micro_step,
             epoch: epoch as u64,
             seed: self.seed,
-            scaler: scaler_state(&self.scaler),
+            scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
             options: self.options.clone(),
         };
-        let folder = checkpoint::save(self.folder.path(), &state, &self.params, &self.optimizer.state())?;
-        if let Some(keep) = keep {
+        let folder = checkpoint::save(self.folder.path(), &state, &self.trained.params, &self.optimizer.state())?;
+        if let Some(keep) = self.training.keep_checkpoints {
             checkpoint::prune(self.folder.path(), keep)?;
         }
         Ok(folder)
     }
 
-    /// Writes the adapters, run.json and the loss curve.
-    pub fn finish(mut self, config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<Finished> {
+    /// Has `write` write the adapters, then writes run.json and the loss curve.
+    pub fn finish(
+        mut self,
+        observer: &mut dyn Observer,
+        write: impl FnOnce(&RunFolder, &mut dyn Observer) -> Result<()>,
+    ) -> Result<Finished> {
         self.check_weights()?;
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
-        super::dreambooth_outputs::write(&self.folder, &self.adapters, observer)?;
+        write(&self.folder, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines)?;
-        self.write_run_json(config, "finished")?;
+        self.write_run_json("finished")?;
         let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();
         Ok(Finished {
             output_dir: self.folder.path().to_owned(),
@@ -409,22 +333,19 @@ impl Run {
     }
 
     /// Writes `run.json` as far as the run is.
-    pub fn write_run_json(&self, config: &DreamBoothConfig, status: &str) -> Result<()> {
-        let trainable: i64 = self.adapters.iter().map(|(_, adapter)| adapter.trainable()).sum();
-        let total: i64 = self.adapters.iter().map(|(_, adapter)| adapter.base_elements).sum();
-        let device_peak = memory::device_peak(self.device)?.0;
+    pub fn write_run_json(&self, status: &str) -> Result<()> {
         let run = json!({
             "status": status,
             "lorabooth": env!("CARGO_PKG_VERSION"),
             "libtorch": "2.11",
-            "options": config,
+            "options": self.all_options,
             "device": format!("{:?}", self.device),
             "precision": format!("{:?}", self.kind),
             "seed": self.seed,
             "steps": self.step,
             "skipped_steps": self.skipped,
-            "trainable_parameters": trainable,
-            "total_parameters": total + trainable,
+            "trainable_parameters": self.trained.trainable,
+            "total_parameters": self.trained.frozen + self.trained.trainable,
             "seconds": {
                 "before_training": (self.training_began - self.began).as_secs_f64(),
                 "training": self.training_began.elapsed().as_secs_f64(),
@@ -432,7 +353,7 @@ impl Run {
             "peak_memory_bytes": {
                 "host": memory::host_peak(),
                 "host_above_start": memory::host_peak().saturating_sub(self.host_start),
-                "device": device_peak,
+                "device": memory::device_peak(self.device)?.0,
             },
         });
         write_json(&self.folder.join("run.json"), &run)

@@ -10,7 +10,13 @@ pub enum Activation {
     /// `x · sigmoid(1.702 x)`: the one CLIP was trained with.
     QuickGelu,
     /// `x · Φ(x)` (arXiv 1606.08415).
+    #[serde(alias = "gelu_python")]
     Gelu,
+    /// The same with Φ through a tanh (the paper's approximation).
+    #[serde(alias = "gelu_pytorch_tanh", alias = "gelu_fast")]
+    GeluNew,
+    /// `max(x, 0)`.
+    Relu,
     /// `x · sigmoid(x)`.
     #[serde(alias = "swish")]
     Silu,
@@ -22,6 +28,8 @@ impl Activation {
         match self {
             Self::QuickGelu => xs * (xs * 1.702).sigmoid(),
             Self::Gelu => xs.gelu("none"),
+            Self::GeluNew => xs.gelu("tanh"),
+            Self::Relu => xs.relu(),
             Self::Silu => xs.silu(),
         }
     }

@@ -1,0 +1,146 @@
+//! `lorabooth complete`: text from a language model, with any number of adapters.
+
+use super::adapter::path_and_scale;
+use super::{Common, Dtype, Reporter};
+use crate::adapters::{attach, peft_folder, Init};
+use crate::error::{Error, Result};
+use crate::libtorch::random::Generator;
+use crate::models::language::{HeadOptions, LanguageModel, Tokens};
+use crate::nn::KeyValueCache;
+use crate::recipes::language_base::LanguageBase;
+use crate::recipes::observer::Observer;
+use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
+use crate::weights::{Placement, Storage};
+use clap::Args;
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+use tch::{Device, Tensor};
+
+/// Flags of the command.
+#[derive(Debug, Args)]
+pub struct CompleteArgs {
+    /// Model: a folder in the transformers layout, or a .gguf file of the LLaMA family
+    #[arg(long)]
+    model: PathBuf,
+    /// Adapter, with a strength after an equals sign; any number of times
+    #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
+    adapter: Vec<String>,
+    /// The text to go on with, or to answer
+    #[arg(long)]
+    prompt: String,
+    /// Tokens to write at most
+    #[arg(long, default_value_t = 50)]
+    max_new_tokens: usize,
+    /// 0 takes the likeliest token; 1 draws by the model's own probabilities
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Draw from so many of the likeliest tokens
+    #[arg(long)]
+    top_k: Option<i64>,
+    /// Draw from the likeliest tokens that have this probability together
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Texts to follow at once in search of the likeliest
+    #[arg(long, default_value_t = 1)]
+    num_beams: usize,
+    /// Keep the weights of linear layers in 8 bits (LLM.int8())
+    #[arg(long)]
+    load_in_8bit: bool,
+    /// Inputs of at least this size are computed in 16 bits, not in 8
+    #[arg(long, default_value_t = 6.0)]
+    int8_threshold: f64,
+    /// Dtype to compute in
+    #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+}
+
+/// Runs the command.
+pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    let device = common.device()?;
+    let kind = args.dtype.kind(device);
+    let mut base = LanguageBase::open(&args.model)?;
+    if args.load_in_8bit {
+        base.files.store_in(Storage::Int8 { threshold: args.int8_threshold });
+    }
+    let (files, tokenizer) = (&base.files, &base.tokenizer);
+    let sampling = TextSampling {
+        max_new_tokens: args.max_new_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        num_beams: args.num_beams,
+        ends: base.ends(),
+    };
+    sampling.check()?;
+    let mut adapters = Vec::new();
+    for (index, text) in args.adapter.iter().enumerate() {
+        let (path, scale) = path_and_scale(text)?;
+        // Numbered: the same adapter twice is twice its change.
+        adapters.push((format!("{index} {text}"), peft_folder::read(&path)?, scale));
+    }
+    let observer: &mut dyn Observer = reporter;
+    observer.fact("model", format!("{}, {}", args.model.display(), files.architecture().model_type));
+    observer.fact("device", crate::recipes::device_name(device, kind));
+    args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
+    let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
+    for (name, adapter, scale) in &adapters {
+        attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+        loaded.sites.set_scale(name, *scale)?;
+    }
+    loaded.sites.merge();
+
+    let ids = tokenizer.encode(&args.prompt, usize::MAX)?.ids;
+    let ids = match loaded.model {
+        // What ends a text is nothing to go on with.
+        LanguageModel::Causal(_) => without_end(&ids, tokenizer.special_ids().eos),
+        _ => &ids,
+    };
+    if let Some(most) = loaded.model.longest().filter(|&most| (ids.len() + args.max_new_tokens) as i64 > most) {
+        return Err(Error::invalid(format!(
+            "the prompt has {} tokens, and with --max-new-tokens {} the model's positions end at {most}; lower one of them",
+            ids.len(),
+            args.max_new_tokens
+        )));
+    }
+    let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(device);
+    Generator::new(common.seed).becomes_global()?;
+    if let Device::Cuda(_) = device {
+        tch::Cuda::manual_seed_all(common.seed as u64);
+    }
+    let began = Instant::now();
+    let (mut stream, mut text) = (tokenizer.stream(), String::new());
+    let mut show = |piece: String| {
+        reporter.text(&piece);
+        text.push_str(&piece);
+    };
+    let mut on_token = |token: i64| {
+        // The end has no text.
+        if !sampling.ends.contains(&token) {
+            show(stream.push(token)?);
+        }
+        Ok(())
+    };
+    let made = match &loaded.model {
+        LanguageModel::Causal(model) => {
+            continue_text(model.as_ref(), Tokens::Ids(&ids), KeyValueCache::new(), device, &sampling, &mut on_token)?
+        }
+        LanguageModel::EncoderDecoder(model) => {
+            answer_text(model.as_ref(), Tokens::Ids(&ids), &sampling, &mut on_token)?
+        }
+        LanguageModel::Classifier(_) => {
+            return Err(Error::file(&args.model, "is a classifier and writes no text"));
+        }
+    };
+    show(stream.finish()?);
+    let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
+    reporter.end_text(json!({ "text": text, "tokens": made.len(), "tokens_per_s": tokens_per_s }));
+    Ok(())
+}
+
+fn without_end(ids: &[i64], end: Option<i64>) -> &[i64] {
+    match ids.split_last() {
+        Some((last, before)) if Some(*last) == end && !before.is_empty() => before,
+        _ => ids,
+    }
+}

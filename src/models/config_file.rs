@@ -1,0 +1,87 @@
+//! Reads a network's `config.json` and refuses what the architectures here do not compute.
+
+use crate::error::{Error, Result};
+use crate::weights::json_fields;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::Path;
+
+/// A JSON file of a configuration's fields.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    // Python writes infinities that are no JSON: `"lambda_min_clipped": -Infinity` in many a scheduler_config.json.
+    let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null").replace(": NaN", ": null");
+    let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
+    match value.is_object() {
+        true => Ok(value),
+        false => Err(Error::file(path, "not a JSON object of the configuration's fields")),
+    }
+}
+
+/// The fields of `value` over `defaults`. `aliases` are a field's other name, which counts where its own is absent, and
+/// that.
+pub fn with_defaults(value: &Value, defaults: Value, aliases: &[(&str, &str)]) -> Value {
+    let mut fields = defaults.as_object().cloned().unwrap_or_default();
+    for (alias, name) in aliases {
+        if let Some(field) = value.get(alias) {
+            fields.insert((*name).to_owned(), field.clone());
+        }
+    }
+    let given =
+        value.as_object().into_iter().flatten().filter(|(name, _)| !aliases.iter().any(|(alias, _)| alias == name));
+    fields.extend(given.map(|(name, field)| (name.clone(), field.clone())));
+    Value::Object(fields)
+}
+
+/// Refuses numbers that no model has, before something is computed with them: `sizes` are names and values.
+pub fn check_sizes(sizes: &[(&str, i64)]) -> std::result::Result<(), String> {
+    match sizes.iter().find(|(_, size)| !(1..=MAX_SIZE).contains(size)) {
+        Some((name, size)) => Err(format!("`{name}` is {size}; it must be 1 to {MAX_SIZE}")),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a width that cannot be parted into heads.
+pub fn check_heads(width_name: &str, width: i64, heads_name: &str, heads: i64) -> std::result::Result<(), String> {
+    check_sizes(&[(width_name, width), (heads_name, heads)])?;
+    match width % heads {
+        0 => Ok(()),
+        _ => Err(format!("`{width_name}` is {width}, which cannot be parted into {heads} heads (`{heads_name}`)")),
+    }
+}
+
+/// Refuses a number of layers that no model has.
+pub fn check_layers(name: &str, layers: i64) -> std::result::Result<(), String> {
+    match (1..=MAX_LAYERS).contains(&layers) {
+        true => Ok(()),
+        false => Err(format!("`{name}` is {layers}; it must be 1 to {MAX_LAYERS}")),
+    }
+}
+
+/// Levels that a network can have: the sizes double from one to the next.
+pub const MAX_LEVELS: usize = 8;
+/// Layers that a level can have.
+pub const MAX_LAYERS: i64 = 256;
+/// A vocabulary is the largest of the sizes.
+const MAX_SIZE: i64 = 1 << 20;
+
+/// A `config.json` as `T`; see [`parse`].
+pub fn read<T: DeserializeOwned>(path: &Path, fixed: &[(&str, &[&str])]) -> Result<T> {
+    parse(&read_json(path)?, fixed).map_err(|message| Error::file(path, message))
+}
+
+/// The fields of a configuration as `T`. Every field in `fixed` must be absent, null or one of the values beside it;
+/// another value would change what the model computes in a way that is not written here.
+pub fn parse<T: DeserializeOwned>(value: &Value, fixed: &[(&str, &[&str])]) -> std::result::Result<T, String> {
+    for (field, allowed) in fixed {
+        let found = match value.get(field) {
+            None | Some(Value::Null) => continue,
+            Some(Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        if !allowed.contains(&found.as_str()) {
+            return Err(format!("`{field}` is {found}, which is not supported"));
+        }
+    }
+    json_fields::parse(value).map_err(|e| format!("not the configuration expected: {e}"))
+}

@@ -1,0 +1,218 @@
+//! The architectures that there are: from a `config.json` to what loads it.
+
+use super::interface::LanguageModel;
+use super::{bert, bloom, gpt2, llama, opt, t5};
+use crate::error::{Error, Result};
+use crate::nn::Loader;
+use serde_json::Value;
+use std::path::Path;
+
+/// One architecture.
+pub struct Architecture {
+    /// `model_type` in `config.json`.
+    pub model_type: &'static str,
+    /// Names in `architectures` of `config.json` whose weights can be read.
+    pub classes: &'static [&'static str],
+    /// PEFT's default target modules for LoRA (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`).
+    pub lora_targets: &'static [&'static str],
+    /// What the keys of files with a head start with; those of the base model alone lack it.
+    pub(super) prefix: &'static str,
+    /// What the keys of heads start with.
+    pub(super) heads: &'static [&'static str],
+    pub(super) load: fn(&Loader, &Build) -> Result<LanguageModel>,
+}
+
+/// What a loader builds from, beside the weights.
+pub(super) struct Build<'a> {
+    /// `config.json`.
+    pub(super) config: &'a Value,
+    /// Where it is.
+    pub(super) path: &'a Path,
+    /// Number of classes that a classifier must have; none: as many as it has.
+    pub(super) labels: Option<i64>,
+    /// Seed of a classifier's head that no file has.
+    pub(super) seed: i64,
+}
+
+impl Build<'_> {
+    /// The error for a configuration that cannot be used.
+    pub(super) fn refuse(&self, message: String) -> Error {
+        Error::file(self.path, message)
+    }
+}
+
+const DECODER_HEADS: &[&str] = &["lm_head."];
+const QUERY_AND_VALUE: &[&str] = &["q_proj", "v_proj"];
+
+/// All architectures.
+pub static ARCHITECTURES: &[Architecture] = &[
+    Architecture {
+        model_type: "gpt2",
+        classes: &["GPT2LMHeadModel", "GPT2Model"],
+        lora_targets: &["c_attn"],
+        prefix: "transformer.",
+        heads: DECODER_HEADS,
+        load: gpt2::load,
+    },
+    Architecture {
+        model_type: "opt",
+        classes: &["OPTForCausalLM", "OPTModel"],
+        lora_targets: QUERY_AND_VALUE,
+        prefix: "model.",
+        heads: DECODER_HEADS,
+        load: opt::load,
+    },
+    Architecture {
+        model_type: "bloom",
+        classes: &["BloomForCausalLM", "BloomModel"],
+        lora_targets: &["query_key_value"],
+        prefix: "transformer.",
+        heads: DECODER_HEADS,
+        load: bloom::load,
+    },
+    Architecture {
+        model_type: "llama",
+        classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"],
+        lora_targets: QUERY_AND_VALUE,
+        prefix: "model.",
+        heads: DECODER_HEADS,
+        load: llama::load_llama,
+    },
+    Architecture {
+        model_type: "mistral",
+        classes: &["MistralForCausalLM", "MistralModel"],
+        lora_targets: QUERY_AND_VALUE,
+        prefix: "model.",
+        heads: DECODER_HEADS,
+        load: llama::load_mistral,
+    },
+    Architecture {
+        model_type: "qwen2",
+        classes: &["Qwen2ForCausalLM", "Qwen2Model"],
+        lora_targets: QUERY_AND_VALUE,
+        prefix: "model.",
+        heads: DECODER_HEADS,
+        load: llama::load_qwen2,
+    },
+    Architecture {
+        model_type: "t5",
+        classes: &["T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model"],
+        lora_targets: &["q", "v"],
+        prefix: "",
+        heads: &[],
+        load: t5::load_t5,
+    },
+    Architecture {
+        model_type: "mt5",
+        classes: &["MT5ForConditionalGeneration", "MT5Model"],
+        lora_targets: &["q", "v"],
+        prefix: "",
+        heads: &[],
+        load: t5::load_mt5,
+    },
+    Architecture {
+        model_type: "bert",
+        classes: &["BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining", "BertModel"],
+        lora_targets: &["query", "value"],
+        prefix: "bert.",
+        heads: &["classifier.", "cls."],
+        load: bert::load_bert,
+    },
+    Architecture {
+        model_type: "roberta",
+        classes: &["RobertaForSequenceClassification", "RobertaForMaskedLM", "RobertaModel"],
+        lora_targets: &["query", "value"],
+        prefix: "roberta.",
+        heads: &["classifier.", "lm_head."],
+        load: bert::load_roberta,
+    },
+];
+
+impl Architecture {
+    /// The architecture of the `config.json` at `path`.
+    pub fn of(config: &Value, path: &Path) -> Result<&'static Self> {
+        let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+        let model_type = config.get("model_type").and_then(Value::as_str);
+        let found = ARCHITECTURES.iter().find(|row| match model_type {
+            Some(model_type) => row.model_type == model_type,
+            None => class.is_some_and(|class| row.classes.contains(&class)),
+        });
+        match (found, class) {
+            (Some(row), Some(class)) if !row.classes.contains(&class) => Err(Error::file(
+                path,
+                format!(
+                    "a {class} is not supported; of {} models these are: {}",
+                    row.model_type,
+                    row.classes.join(", ")
+                ),
+            )),
+            (Some(row), _) => Ok(row),
+            (None, _) => {
+                let known: Vec<&str> = ARCHITECTURES.iter().map(|row| row.model_type).collect();
+                let name = model_type.or(class).unwrap_or("of no name (`model_type`)");
+                Err(Error::file(
+                    path,
+                    format!(
+                        "language models of the architecture {name} are not supported; these are: {}",
+                        known.join(", ")
+                    ),
+                ))
+            }
+        }
+    }
+
+    /// A key as the model with its head has it.
+    pub(super) fn spell(&self, key: &str) -> String {
+        // BERT's first files name norms as TensorFlow did.
+        let key = match key.rsplit_once('.') {
+            Some((module, "gamma")) => format!("{module}.weight"),
+            Some((module, "beta")) => format!("{module}.bias"),
+            _ => key.to_owned(),
+        };
+        let is_whole = key.starts_with(self.prefix) || self.heads.iter().any(|head| key.starts_with(head));
+        match key.as_str() {
+            // T5 has one table under three names.
+            "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight" if self.prefix.is_empty() => {
+                "shared.weight".into()
+            }
+            _ if is_whole => key,
+            _ => format!("{}{key}", self.prefix),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn of(config: Value) -> std::result::Result<&'static str, String> {
+        Architecture::of(&config, Path::new("config.json")).map(|row| row.model_type).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_architecture_is_found_by_its_type_or_its_class() {
+        assert_eq!(of(json!({ "model_type": "opt", "architectures": ["OPTForCausalLM"] })), Ok("opt"));
+        assert_eq!(of(json!({ "architectures": ["BloomModel"] })), Ok("bloom"));
+    }
+
+    #[test]
+    fn what_is_not_supported_is_told_with_what_is() {
+        let unknown = of(json!({ "model_type": "mamba" })).unwrap_err();
+        assert!(unknown.contains("mamba") && unknown.contains("gpt2, opt, bloom"), "{unknown}");
+        let head = of(json!({ "model_type": "gpt2", "architectures": ["GPT2ForTokenClassification"] })).unwrap_err();
+        assert!(head.contains("GPT2ForTokenClassification") && head.contains("GPT2LMHeadModel"), "{head}");
+    }
+
+    #[test]
+    fn keys_of_base_models_become_those_of_whole_ones() {
+        let spell = |model_type: &str, key: &str| {
+            ARCHITECTURES.iter().find(|row| row.model_type == model_type).unwrap().spell(key)
+        };
+        assert_eq!(spell("gpt2", "h.0.ln_1.weight"), "transformer.h.0.ln_1.weight");
+        assert_eq!(spell("opt", "decoder.layers.0.fc1.bias"), "model.decoder.layers.0.fc1.bias");
+        assert_eq!(spell("opt", "lm_head.weight"), "lm_head.weight");
+        assert_eq!(spell("bert", "bert.embeddings.LayerNorm.gamma"), "bert.embeddings.LayerNorm.weight");
+        assert_eq!(spell("t5", "decoder.embed_tokens.weight"), "shared.weight");
+    }
+}

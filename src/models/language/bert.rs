@@ -1,0 +1,186 @@
+//! BERT and RoBERTa as classifiers of texts: an encoder that sees both sides, and a head on its first token.
+//! Papers: arXiv 1810.04805, 1907.11692. Reference: transformers `modeling_bert.py`, `modeling_roberta.py`
+//! (`…ForSequenceClassification`).
+//!
+//! Shapes: b batch, t length, d width.
+
+use super::architectures::Build;
+use super::bert_config::{BertConfig, Family};
+use super::bert_layer::BertLayer;
+use super::blocks;
+use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens};
+use crate::error::Result;
+use crate::libtorch::random::Generator;
+use crate::models::config_file::check_sizes;
+use crate::nn::{AttentionMask, Bias, Dropout, Embedding, LayerNorm, Linear, Loader};
+use std::rc::Rc;
+use tch::{Kind, Tensor};
+
+/// Loads a BERT.
+pub(super) fn load_bert(loader: &Loader, build: &Build) -> Result<LanguageModel> {
+    load(loader, build, Family::Bert)
+}
+
+/// Loads a RoBERTa.
+pub(super) fn load_roberta(loader: &Loader, build: &Build) -> Result<LanguageModel> {
+    load(loader, build, Family::Roberta)
+}
+
+fn load(loader: &Loader, build: &Build, family: Family) -> Result<LanguageModel> {
+    let config = BertConfig::new(build.config, family).map_err(|e| build.refuse(e))?;
+    Ok(LanguageModel::Classifier(Box::new(Classifier::load(loader, &config, build)?)))
+}
+
+/// What the keys of the encoder start with.
+fn root(family: Family) -> &'static str {
+    match family {
+        Family::Bert => "bert",
+        Family::Roberta => "roberta",
+    }
+}
+
+struct Classifier {
+    embeddings: Embeddings,
+    layer: Vec<Rc<BertLayer>>,
+    head: Head,
+    labels: i64,
+    longest: i64,
+    vocabulary: i64,
+}
+
+impl Classifier {
+    fn load(loader: &Loader, config: &BertConfig, build: &Build) -> Result<Self> {
+        let encoder = loader / root(config.family);
+        let layers = &encoder / "encoder.layer";
+        let labels = build.labels.unwrap_or(config.labels());
+        check_sizes(&[("the number of labels", labels)]).map_err(|e| build.refuse(e))?;
+        Ok(Self {
+            embeddings: Embeddings::load(&(&encoder / "embeddings"), config)?,
+            layer: (0..config.num_hidden_layers)
+                .map(|i| BertLayer::load(&(&layers / i), config).map(Rc::new))
+                .collect::<Result<_>>()?,
+            head: Head::load(loader, config, build, labels)?,
+            labels,
+            longest: config.longest(),
+            vocabulary: config.vocab_size,
+        })
+    }
+}
+
+impl SequenceClassifier for Classifier {
+    fn labels(&self) -> i64 {
+        self.labels
+    }
+
+    fn longest(&self) -> i64 {
+        self.longest
+    }
+
+    fn vocabulary(&self) -> i64 {
+        self.vocabulary
+    }
+
+    fn embed(&self, ids: &Tensor) -> Tensor {
+        self.embeddings.word_embeddings.forward(ids)
+    }
+
+    fn classify(&self, inputs: ClassifierInputs) -> Tensor {
+        let xs = self.embeddings.forward(inputs);
+        let mask = AttentionMask::of_tokens(inputs.attention_mask);
+        let xs = blocks::run(&self.layer, xs, &mask, None, inputs.checkpointing);
+        self.head.forward(&xs.select(1, 0))
+    }
+}
+
+struct Embeddings {
+    word_embeddings: Embedding,
+    position_embeddings: Embedding,
+    token_type_embeddings: Embedding,
+    layer_norm: LayerNorm,
+    dropout: Dropout,
+    /// The position that RoBERTa counts tokens from that are not padding.
+    padding: Option<i64>,
+}
+
+impl Embeddings {
+    fn load(loader: &Loader, config: &BertConfig) -> Result<Self> {
+        let width = config.hidden_size;
+        let table = |name: &str, rows: i64| Embedding::load(&(loader / name), rows, width);
+        Ok(Self {
+            word_embeddings: table("word_embeddings", config.vocab_size)?,
+            position_embeddings: table("position_embeddings", config.max_position_embeddings)?,
+            token_type_embeddings: table("token_type_embeddings", config.type_vocab_size)?,
+            layer_norm: LayerNorm::load(&(loader / "LayerNorm"), width, config.layer_norm_eps)?,
+            dropout: Dropout::new(loader, config.hidden_dropout_prob),
+            padding: config.padding(),
+        })
+    }
+
+    /// `[b, t, d]`
+    fn forward(&self, inputs: ClassifierInputs) -> Tensor {
+        let types = match inputs.token_type_ids {
+            Some(ids) => self.token_type_embeddings.forward(ids),
+            None => self.token_type_embeddings.first(1),
+        };
+        let xs = inputs.tokens.embedded(&self.word_embeddings) + types;
+        let xs = xs + self.position_embeddings.forward(&self.positions(inputs.tokens));
+        self.dropout.forward(self.layer_norm.forward(&xs))
+    }
+
+    /// `[b or 1, t]`
+    fn positions(&self, tokens: Tokens) -> Tensor {
+        let counted = Tensor::arange(tokens.length(), (Kind::Int64, tokens.device())).unsqueeze(0);
+        match (self.padding, tokens) {
+            (None, _) => counted,
+            (Some(padding), Tokens::Embeddings(_)) => counted + (padding + 1),
+            (Some(padding), Tokens::Ids(ids)) => {
+                let mask = ids.ne(padding).to_kind(Kind::Int64);
+                mask.cumsum(1, Kind::Int64) * mask + padding
+            }
+        }
+    }
+}
+
+/// Two projections with a tanh between them. BERT calls the first its pooler and trains it with the encoder.
+struct Head {
+    dense: Linear,
+    out_proj: Linear,
+    dropout: Dropout,
+    /// RoBERTa drops out before the first projection too.
+    drops_input: bool,
+}
+
+impl Head {
+    /// Loads the head. Where a number of labels was asked for, what the files lack of it is drawn as transformers draws
+    /// it.
+    fn load(loader: &Loader, config: &BertConfig, build: &Build, labels: i64) -> Result<Self> {
+        let (dense, out_proj) = match config.family {
+            Family::Bert => (loader / "bert.pooler.dense", loader / "classifier"),
+            Family::Roberta => (loader / "classifier.dense", loader / "classifier.out_proj"),
+        };
+        let width = config.hidden_size;
+        let mut generator = Generator::new(build.seed);
+        let mut project = |at: &Loader, outputs: i64| {
+            let is_there = at.shape("weight").is_some_and(|shape| shape == [outputs, width]);
+            match build.labels.is_some() && !is_there {
+                true => Ok(Linear::draw(at, width, outputs, config.initializer_range, &mut generator)),
+                false => Linear::load(at, width, outputs, Bias::Yes),
+            }
+        };
+        Ok(Self {
+            dense: project(&dense, width)?,
+            out_proj: project(&out_proj, labels)?,
+            dropout: Dropout::new(loader, config.head_dropout()),
+            drops_input: config.family == Family::Roberta,
+        })
+    }
+
+    /// `[b, d] -> [b, labels]`
+    fn forward(&self, first: &Tensor) -> Tensor {
+        let mut xs = first.shallow_clone();
+        if self.drops_input {
+            xs = self.dropout.forward(xs);
+        }
+        self.out_proj.forward(&self.dropout.forward(self.dense.forward(&xs).tanh()))
+    }
+}

@@ -1,0 +1,122 @@
+//! The prompts of a demo, the seeds of their noise, and the images of them.
+
+use super::likeness::{Distances, Look};
+use super::report::ImageReport;
+use super::{stopped, GUIDANCE, SIDE};
+use crate::error::{Error, Result};
+use crate::recipes::observer::{Event, Observer};
+use crate::sample::pipeline::Pipeline;
+use crate::sample::text_to_image::{png_with_parameters, Sampling};
+use crate::train::interrupt::Interrupt;
+use crate::whole_file::write_whole;
+use image::RgbImage;
+use std::path::Path;
+
+/// The subject's class.
+pub const CLASS_PROMPT: &str = "a photo of a bird";
+/// The subject.
+pub const SUBJECT_PROMPT: &str = "a photo of sks bird";
+/// Images of each prompt.
+pub const SEEDS: i64 = 3;
+/// Backgrounds that no photo of the subject has.
+const UNSEEN: [&str; 3] = ["red", "pink", "black"];
+/// Away from the seeds of the class images.
+const FIRST_SEED: i64 = 1000;
+/// Images of the class that others are compared with.
+const REFERENCES: i64 = 16;
+const SAMPLER_STEPS: usize = 25;
+
+/// Prompts, each with the seed of its noise.
+pub struct Gallery {
+    /// What is drawn.
+    pub prompts: Vec<String>,
+    seeds: Vec<i64>,
+}
+
+impl Gallery {
+    /// The subject on any background and on unseen ones; then, from the same noise, its class.
+    pub fn of_all_prompts(seed: i64) -> Self {
+        let unseen = UNSEEN.iter().map(|colour| format!("{SUBJECT_PROMPT} on a {colour} background"));
+        let subject = std::iter::once(SUBJECT_PROMPT.to_owned()).chain(unseen);
+        let mut prompts: Vec<String> = subject.flat_map(|prompt| std::iter::repeat_n(prompt, SEEDS as usize)).collect();
+        let mut seeds: Vec<i64> = (0..prompts.len() as i64).map(|i| seed.wrapping_add(FIRST_SEED + i)).collect();
+        prompts.extend(vec![CLASS_PROMPT.to_owned(); seeds.len()]);
+        seeds.extend_from_within(..);
+        Self { prompts, seeds }
+    }
+
+    /// Images of the class alone, from noise of their own.
+    pub fn of_the_class(seed: i64) -> Self {
+        let seeds: Vec<i64> = (0..REFERENCES).map(|i| seed.wrapping_add(2 * FIRST_SEED + i)).collect();
+        Self { prompts: vec![CLASS_PROMPT.to_owned(); seeds.len()], seeds }
+    }
+
+    /// Draws them all.
+    pub fn draw(
+        &self,
+        pipeline: &Pipeline,
+        phase: &str,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<RgbImage>> {
+        let side = i64::from(SIDE) / pipeline.vae_decoder.model.config().scale_factor();
+        let sampling = Sampling {
+            steps: SAMPLER_STEPS,
+            guidance_scale: GUIDANCE,
+            scheduler: None,
+            latent_height: side,
+            latent_width: side,
+        };
+        observer.begin(phase, SAMPLER_STEPS as u64);
+        let images = pipeline.draw(&self.prompts, &self.seeds, &sampling, &mut |done, total| {
+            observer.on(Event::Progress { done: (done * SAMPLER_STEPS / total) as u64 });
+            match interrupt.requested() {
+                true => Err(stopped(Error::Interrupted(String::new()))),
+                false => Ok(()),
+            }
+        })?;
+        observer.on(Event::End);
+        Ok(images)
+    }
+
+    /// Writes `images` of these prompts as `NAME-00.png` and so on, with their parameters.
+    pub fn write(&self, folder: &Path, name: &str, images: &[RgbImage]) -> Result<()> {
+        for (i, image) in images.iter().enumerate() {
+            let (prompt, seed) = (&self.prompts[i], self.seeds[i]);
+            let text = format!("{prompt}\nSteps: {SAMPLER_STEPS}, CFG scale: {GUIDANCE}, Seed: {seed}");
+            write_whole(&folder.join(format!("{name}-{i:02}.png")), &png_with_parameters(image, &text)?)?;
+        }
+        Ok(())
+    }
+
+    /// What belongs to the prompts of the subject, of a list in the order of all prompts.
+    pub fn subject<'a, T>(&self, all: &'a [T]) -> &'a [T] {
+        &all[..all.len() / 2]
+    }
+
+    /// What belongs to the prompts of the class.
+    pub fn class<'a, T>(&self, all: &'a [T]) -> &'a [T] {
+        &all[all.len() / 2..]
+    }
+
+    /// Share of the images whose prompt names a background that have it.
+    pub fn background_right(&self, images: &[RgbImage]) -> f64 {
+        let asked = |prompt: &str| UNSEEN.into_iter().find(|colour| prompt.ends_with(&format!("{colour} background")));
+        let right: Vec<bool> = std::iter::zip(&self.prompts, images)
+            .filter_map(|(prompt, image)| Some(asked(prompt)? == Look::of(image).background()))
+            .collect();
+        right.iter().filter(|&&right| right).count() as f64 / right.len().max(1) as f64
+    }
+
+    /// What was `measured` of each image.
+    pub fn reports(&self, when: &'static str, images: &[RgbImage], measured: &[Distances]) -> Vec<ImageReport> {
+        let report = |i: usize| ImageReport {
+            when,
+            prompt: self.prompts[i].clone(),
+            seed: self.seeds[i],
+            background: Look::of(&images[i]).background(),
+            distances: measured[i],
+        };
+        (0..images.len()).map(report).collect()
+    }
+}

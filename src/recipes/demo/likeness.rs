@@ -1,0 +1,303 @@
+//! How like a picture is to others, by colour and shape alone: nothing of the model that drew it judges it.
+
+use image::RgbImage;
+use lab::Lab;
+use serde::Serialize;
+
+/// The plain backgrounds that the demo's model knows by name, as sRGB.
+pub const BACKGROUNDS: [(&str, [u8; 3]); 10] = [
+    ("red", [220, 40, 40]),
+    ("orange", [245, 140, 30]),
+    ("yellow", [250, 215, 50]),
+    ("green", [60, 170, 70]),
+    ("blue", [50, 100, 220]),
+    ("purple", [135, 70, 190]),
+    ("pink", [250, 150, 190]),
+    ("white", [255, 255, 255]),
+    ("gray", [135, 135, 135]),
+    ("black", [15, 15, 15]),
+];
+
+/// Pixels of the border that the background is read from.
+const RING: u32 = 3;
+/// A pixel that differs from the background by more than this (CIE 1976 ΔE) belongs to the object.
+const OF_THE_OBJECT: f32 = 20.0;
+/// The object's box is divided into so many cells a side, where colours are compared …
+const COLOUR_CELLS: usize = 4;
+/// … and where shapes are.
+const SHAPE_CELLS: usize = 16;
+
+/// A picture of one object on a plain background, taken apart.
+pub struct Look {
+    background: Lab,
+    colours: Vec<Cell>,
+    shape: Vec<Cell>,
+}
+
+/// A cell of the object's box: how much of it the object covers, and with which colour.
+#[derive(Clone, Copy)]
+struct Cell {
+    covered: f32,
+    colour: Lab,
+}
+
+impl Look {
+    /// Takes `image` apart: the object is what differs from the colour of the border.
+    pub fn of(image: &RgbImage) -> Self {
+        let pixels: Vec<Lab> = image.pixels().map(|pixel| Lab::from_rgb(&pixel.0)).collect();
+        let (width, height) = image.dimensions();
+        let on_border = |x: u32, y: u32| x.min(y).min(width - 1 - x).min(height - 1 - y) < RING;
+        let places = || (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+        let border: Vec<Lab> =
+            places().zip(&pixels).filter(|((x, y), _)| on_border(*x, *y)).map(|(_, &colour)| colour).collect();
+        let background = Lab {
+            l: median(border.iter().map(|colour| colour.l)),
+            a: median(border.iter().map(|colour| colour.a)),
+            b: median(border.iter().map(|colour| colour.b)),
+        };
+        let object: Vec<(u32, u32, Lab)> = places()
+            .zip(&pixels)
+            .filter(|(_, &colour)| difference(colour, background) > OF_THE_OBJECT)
+            .map(|((x, y), &colour)| (x, y, colour))
+            .collect();
+        let (across, down) = (span(object.iter().map(|pixel| pixel.0)), span(object.iter().map(|pixel| pixel.1)));
+        Self {
+            background,
+            colours: cells(&object, across, down, COLOUR_CELLS),
+            shape: cells(&object, across, down, SHAPE_CELLS),
+        }
+    }
+
+    /// The name of the background in [`BACKGROUNDS`] that is nearest.
+    pub fn background(&self) -> &'static str {
+        let far = |rgb: &[u8; 3]| difference(self.background, Lab::from_rgb(rgb));
+        BACKGROUNDS.iter().min_by(|a, b| far(&a.1).total_cmp(&far(&b.1))).map_or("", |(name, _)| name)
+    }
+
+    /// Mean difference in colour (CIE 1976 ΔE) of the parts that both objects cover, as they are or mirrored, whichever is
+    /// less; 100, as black to white, where none is.
+    pub fn colour_distance(&self, other: &Self) -> f64 {
+        let between = |mirrored: bool| {
+            let (mut sum, mut weight) = (0.0, 0.0);
+            for (a, b) in pairs(&self.colours, &other.colours, COLOUR_CELLS, mirrored) {
+                let shared = f64::from(a.covered.min(b.covered));
+                sum += shared * f64::from(difference(a.colour, b.colour));
+                weight += shared;
+            }
+            if weight > 0.0 {
+                sum / weight
+            } else {
+                100.0
+            }
+        };
+        between(false).min(between(true))
+    }
+
+    /// Intersection over union of both objects' shapes, each stretched to its box, as they are or mirrored: 1 where they
+    /// are the same.
+    pub fn shape_overlap(&self, other: &Self) -> f64 {
+        let between = |mirrored: bool| {
+            let (mut both, mut either) = (0.0, 0.0);
+            for (a, b) in pairs(&self.shape, &other.shape, SHAPE_CELLS, mirrored) {
+                both += f64::from(a.covered.min(b.covered));
+                either += f64::from(a.covered.max(b.covered));
+            }
+            if either > 0.0 {
+                both / either
+            } else {
+                0.0
+            }
+        };
+        between(false).max(between(true))
+    }
+}
+
+/// All of `images`, taken apart.
+pub fn looks(images: &[RgbImage]) -> Vec<Look> {
+    images.iter().map(Look::of).collect()
+}
+
+fn difference(a: Lab, b: Lab) -> f32 {
+    a.squared_distance(&b).sqrt()
+}
+
+fn median(values: impl Iterator<Item = f32>) -> f32 {
+    let mut values: Vec<f32> = values.collect();
+    values.sort_by(f32::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// From where to where most of an object lies: single pixels far off do not count.
+fn span(values: impl Iterator<Item = u32>) -> (u32, u32) {
+    let mut values: Vec<u32> = values.collect();
+    values.sort_unstable();
+    let at = |share: f64| values.get((values.len() as f64 * share) as usize).copied().unwrap_or(0);
+    (at(0.01), at(0.99))
+}
+
+/// The object's pixels, gathered into `side` × `side` cells of its box.
+fn cells(object: &[(u32, u32, Lab)], across: (u32, u32), down: (u32, u32), side: usize) -> Vec<Cell> {
+    let place = |value: u32, (first, last): (u32, u32)| (value - first) as usize * side / (last - first + 1) as usize;
+    let sizes = |span: (u32, u32)| {
+        let mut sizes = vec![0.0f32; side];
+        (span.0..=span.1).for_each(|value| sizes[place(value, span)] += 1.0);
+        sizes
+    };
+    let mut sums = vec![(0.0f32, [0.0f32; 3]); side * side];
+    let inside = |(x, y, _): &&(u32, u32, Lab)| (across.0..=across.1).contains(x) && (down.0..=down.1).contains(y);
+    for &(x, y, colour) in object.iter().filter(inside) {
+        let (count, sum) = &mut sums[place(y, down) * side + place(x, across)];
+        *count += 1.0;
+        sum.iter_mut().zip([colour.l, colour.a, colour.b]).for_each(|(sum, value)| *sum += value);
+    }
+    let (widths, heights) = (sizes(across), sizes(down));
+    let cell = |(i, (count, sum)): (usize, (f32, [f32; 3]))| {
+        let [l, a, b] = sum.map(|sum| sum / count.max(1.0));
+        let pixels = widths[i % side] * heights[i / side];
+        Cell { covered: count / pixels.max(1.0), colour: Lab { l, a, b } }
+    };
+    sums.into_iter().enumerate().map(cell).collect()
+}
+
+fn pairs<'a>(
+    ours: &'a [Cell],
+    theirs: &'a [Cell],
+    side: usize,
+    mirrored: bool,
+) -> impl Iterator<Item = (Cell, Cell)> + 'a {
+    let place = move |i: usize| if mirrored { i / side * side + side - 1 - i % side } else { i };
+    (0..side * side).map(move |i| (ours[i], theirs[place(i)]))
+}
+
+/// How a picture stands between a subject and its class.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Distances {
+    /// Colour distance to the nearest picture of the subject.
+    pub colour_distance_to_subject: f64,
+    /// Colour distance to the nearest picture of the class.
+    pub colour_distance_to_class: f64,
+    /// Shape overlap with the nearest picture of the subject.
+    pub shape_overlap_with_subject: f64,
+}
+
+impl Distances {
+    /// Measures `look` against pictures of the subject and of its class.
+    pub fn of<'a>(
+        look: &Look,
+        subject: impl Iterator<Item = &'a Look> + Clone,
+        class: impl Iterator<Item = &'a Look>,
+    ) -> Self {
+        Self {
+            colour_distance_to_subject: nearest(look, subject.clone()),
+            colour_distance_to_class: nearest(look, class),
+            shape_overlap_with_subject: subject.map(|other| look.shape_overlap(other)).fold(0.0, f64::max),
+        }
+    }
+}
+
+fn nearest<'a>(look: &Look, among: impl Iterator<Item = &'a Look>) -> f64 {
+    among.map(|other| look.colour_distance(other)).fold(f64::INFINITY, f64::min)
+}
+
+/// How a set of pictures stands between a subject and its class.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Likeness {
+    /// Means over the pictures.
+    #[serde(flatten)]
+    pub mean: Distances,
+    /// Mean of what the class is further away than the subject: above 0 where pictures are the subject's.
+    pub margin: f64,
+    /// Share of pictures that are nearer to the subject than to the class.
+    pub nearer_to_subject: f64,
+    /// Pictures that were measured.
+    pub images: usize,
+}
+
+impl Likeness {
+    /// Sums up what was measured of each picture.
+    pub fn of(each: &[Distances]) -> Self {
+        let mean = |value: &dyn Fn(&Distances) -> f64| each.iter().map(value).sum::<f64>() / each.len().max(1) as f64;
+        let lead = |image: &Distances| image.colour_distance_to_class - image.colour_distance_to_subject;
+        Self {
+            mean: Distances {
+                colour_distance_to_subject: mean(&|image| image.colour_distance_to_subject),
+                colour_distance_to_class: mean(&|image| image.colour_distance_to_class),
+                shape_overlap_with_subject: mean(&|image| image.shape_overlap_with_subject),
+            },
+            margin: mean(&lead),
+            nearer_to_subject: mean(&|image| f64::from(u8::from(lead(image) > 0.0))),
+            images: each.len(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::Rgb;
+
+    /// A box of two colours, left and right, on a background.
+    fn picture(background: [u8; 3], left: [u8; 3], right: [u8; 3], at: (u32, u32), size: (u32, u32)) -> RgbImage {
+        RgbImage::from_fn(64, 64, |x, y| {
+            let inside = (at.0..at.0 + size.0).contains(&x) && (at.1..at.1 + size.1).contains(&y);
+            match inside {
+                true if x < at.0 + size.0 / 2 => Rgb(left),
+                true => Rgb(right),
+                false => Rgb(background),
+            }
+        })
+    }
+
+    const RED: [u8; 3] = [200, 30, 30];
+    const BLUE: [u8; 3] = [30, 30, 200];
+
+    #[test]
+    fn backgrounds_are_told_by_their_names() {
+        for (name, rgb) in BACKGROUNDS {
+            let object = if name == "red" { BLUE } else { RED };
+            let look = Look::of(&picture(rgb, object, object, (16, 16), (30, 30)));
+            assert_eq!(look.background(), name);
+        }
+    }
+
+    #[test]
+    fn an_object_is_like_itself_wherever_it_is_and_mirrored() {
+        let look = |at, size, left, right| Look::of(&picture([255; 3], left, right, at, size));
+        let one = look((8, 8), (32, 32), RED, BLUE);
+        for other in [look((20, 16), (40, 40), RED, BLUE), look((8, 8), (32, 32), BLUE, RED)] {
+            assert!(one.colour_distance(&other) < 3.0, "{}", one.colour_distance(&other));
+            assert!(one.shape_overlap(&other) > 0.95);
+        }
+        let green = look((8, 8), (32, 32), [30, 160, 30], [30, 160, 30]);
+        assert!(one.colour_distance(&green) > 60.0);
+    }
+
+    #[test]
+    fn shapes_differ_where_colours_do_not() {
+        let full = Look::of(&picture([255; 3], RED, RED, (8, 8), (40, 40)));
+        let corner = RgbImage::from_fn(64, 64, |x, y| match (8..48).contains(&x) && (8..48).contains(&y) && x <= y {
+            true => Rgb(RED),
+            false => Rgb([255; 3]),
+        });
+        let overlap = full.shape_overlap(&Look::of(&corner));
+        assert!((0.45..0.6).contains(&overlap), "{overlap}");
+    }
+
+    #[test]
+    fn an_empty_picture_is_like_nothing() {
+        let empty = Look::of(&RgbImage::from_pixel(64, 64, Rgb([255; 3])));
+        let box_ = Look::of(&picture([255; 3], RED, RED, (8, 8), (40, 40)));
+        assert_eq!((empty.colour_distance(&box_), empty.shape_overlap(&box_)), (100.0, 0.0));
+    }
+
+    #[test]
+    fn a_set_of_pictures_is_counted_to_the_nearer_side() {
+        let look = |colour| Look::of(&picture([255; 3], colour, colour, (8, 8), (40, 40)));
+        let (subject, class) = (look(RED), look(BLUE));
+        let images = [look([210, 40, 40]), look([180, 20, 30]), look([40, 40, 190])];
+        let each = images.map(|look| Distances::of(&look, [&subject].into_iter(), [&class].into_iter()));
+        let likeness = Likeness::of(&each);
+        assert!((likeness.nearer_to_subject - 2.0 / 3.0).abs() < 1e-9);
+        assert!(likeness.margin > 0.0 && likeness.mean.shape_overlap_with_subject > 0.9);
+    }
+}

@@ -1,0 +1,274 @@
+//! The whole DreamBooth job on the model and the photos inside the binary: what it knew before, the training, what it knows
+//! after, and measures of the difference.
+
+mod assets;
+mod contact_sheet;
+mod gallery;
+pub mod likeness;
+pub mod report;
+
+use super::dreambooth_config::DreamBoothConfig;
+use super::dreambooth_lora;
+use super::observer::Observer;
+use super::shell_word;
+use crate::adapters::read_any;
+use crate::data::photo_transform::{crop_values, to_tensor};
+use crate::data::photos::{Photo, PhotoFolder};
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+use crate::models::stable_diffusion::PipelineFiles;
+use crate::sample::pipeline::Pipeline;
+use crate::train::interrupt::Interrupt;
+use crate::train::precision::Precision;
+use crate::weights::Placement;
+use crate::whole_file::{write_json, write_png, write_whole};
+use clap::Args;
+use gallery::{Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
+use image::RgbImage;
+use likeness::{looks, Distances, Likeness, Look};
+use report::Report;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tch::{Device, Kind, Tensor};
+
+/// Pixels along a side of what the model draws.
+const SIDE: u32 = 64;
+/// Strength of the guidance at which this model follows prompts closely without loud colours.
+pub const GUIDANCE: f64 = 3.0;
+/// Names a folder as a demo's, which a later demo may write over.
+const MARK: &str = ".lorabooth-demo";
+
+/// Options of the demo.
+#[derive(Debug, Clone, Args)]
+pub struct DemoConfig {
+    /// Folder for everything that the demo writes
+    #[arg(long, default_value = "lorabooth-demo")]
+    pub output_dir: PathBuf,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 300)]
+    pub max_train_steps: u64,
+    /// Train without images of the class beside, to see what they are for
+    #[arg(long)]
+    pub no_prior_preservation: bool,
+}
+
+/// What a demo leaves.
+pub struct Finished {
+    /// The sheet.
+    pub contact_sheet: PathBuf,
+    /// The adapter.
+    pub adapter: PathBuf,
+    /// The model that it is for.
+    pub model: PathBuf,
+    /// The measures.
+    pub report: Report,
+}
+
+/// Runs the demo on `device`.
+pub fn run(
+    config: &DemoConfig,
+    device: Device,
+    seed: i64,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<Finished> {
+    let began = Instant::now();
+    let folder = Folder::create(&config.output_dir)?;
+    let training = training_flags(config, &folder);
+    let options = DreamBoothConfig::from_flags(&training)?;
+    options.check()?;
+    assets::write_model(&folder.model())?;
+    assets::write_subject(&folder.photos())?;
+    let files = PipelineFiles::open(&folder.model(), None)?;
+    let placement = Placement { device, kind: Precision::auto(device).compute_kind() };
+    let gallery = Gallery::of_all_prompts(seed);
+
+    // 1. What the model knows.
+    let pipeline = Pipeline::load(&files, placement)?;
+    let before = gallery.draw(&pipeline, "images before", interrupt, observer)?;
+    let references = References::new(&folder, &files, &pipeline, seed, interrupt, observer)?;
+    drop(pipeline);
+    memory::release_cached(device)?;
+
+    // 2. The training: the command that a user would type.
+    let training_began = Instant::now();
+    dreambooth_lora::train(&options, device, seed, interrupt, observer).map_err(stopped)?;
+    let training_seconds = training_began.elapsed().as_secs_f64();
+
+    // 3. What it knows now.
+    let pipeline = Pipeline::load(&files, placement)?;
+    pipeline.put_on("demo", &read_any(&folder.adapter(), None)?)?;
+    let after = gallery.draw(&pipeline, "images after", interrupt, observer)?;
+    drop(pipeline);
+
+    // 4. The difference.
+    let measured = |images: &[RgbImage]| looks(images).iter().map(|look| references.measure(look)).collect::<Vec<_>>();
+    let (measured_before, measured_after) = (measured(&before), measured(&after));
+    let report = Report {
+        command: format!("lorabooth train dreambooth {}", words(&training)),
+        seed,
+        seconds: began.elapsed().as_secs_f64(),
+        training_seconds,
+        peak_memory_bytes: memory::host_peak(),
+        subject_before: Likeness::of(gallery.subject(&measured_before)),
+        subject_after: Likeness::of(gallery.subject(&measured_after)),
+        subject_photos: references.photos(),
+        class_before: Likeness::of(gallery.class(&measured_before)),
+        class_after: Likeness::of(gallery.class(&measured_after)),
+        background_right_before: gallery.background_right(&before),
+        background_right_after: gallery.background_right(&after),
+        images: [
+            gallery.reports("before", &before, &measured_before),
+            gallery.reports("after", &after, &measured_after),
+        ]
+        .concat(),
+    };
+    gallery.write(&folder.images(), "before", &before)?;
+    gallery.write(&folder.images(), "after", &after)?;
+    let contact_sheet = folder.0.join("contact-sheet.png");
+    report::write_sheet(&contact_sheet, &folder, &gallery, (&before, &after), &report)?;
+    write_json(&folder.0.join("report.json"), &report)?;
+    Ok(Finished { contact_sheet, adapter: folder.adapter(), model: folder.model(), report })
+}
+
+fn words(flags: &[String]) -> String {
+    flags.iter().map(|flag| shell_word(flag)).collect::<Vec<_>>().join(" ")
+}
+
+/// The demo has nothing to resume: it is short.
+fn stopped(error: Error) -> Error {
+    match error {
+        Error::Interrupted(_) => Error::Interrupted("the demo was stopped; run it again".into()),
+        other => other,
+    }
+}
+
+/// The folders of a demo.
+struct Folder(PathBuf);
+
+impl Folder {
+    /// A new folder, or that of an earlier demo, whose images and adapter go.
+    fn create(path: &Path) -> Result<Self> {
+        let failed = |error| Error::io("create", path, error);
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let empty = std::fs::read_dir(path).map_err(failed)?.next().is_none();
+        if !empty && !path.join(MARK).exists() {
+            return Err(Error::invalid(format!(
+                "--output-dir: {} holds other files; name a folder of its own for the demo",
+                path.display()
+            )));
+        }
+        write_whole(&path.join(MARK), b"")?;
+        let folder = Self(path.to_owned());
+        for old in [folder.class_images(), folder.adapter(), folder.images()].iter().filter(|old| old.exists()) {
+            std::fs::remove_dir_all(old).map_err(|error| Error::io("remove", old, error))?;
+        }
+        Ok(folder)
+    }
+
+    fn model(&self) -> PathBuf {
+        self.0.join("model")
+    }
+
+    fn photos(&self) -> PathBuf {
+        self.0.join("photos")
+    }
+
+    fn class_images(&self) -> PathBuf {
+        self.0.join("class-images")
+    }
+
+    /// Single images, before and after, of the class, and the photos through the autoencoder.
+    fn images(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
+    fn adapter(&self) -> PathBuf {
+        self.0.join("adapter")
+    }
+}
+
+/// What the demo trains with, as flags of `train dreambooth`.
+fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
+    let text = |path: PathBuf| path.display().to_string();
+    let steps = config.max_train_steps.to_string();
+    let (side, guidance) = (SIDE.to_string(), GUIDANCE.to_string());
+    let (model, photos, class_images, adapter) =
+        (text(folder.model()), text(folder.photos()), text(folder.class_images()), text(folder.adapter()));
+    let mut flags = vec![
+        ["--model", &model],
+        ["--instance-data-dir", &photos],
+        ["--instance-prompt", SUBJECT_PROMPT],
+        ["--output-dir", &adapter],
+        ["--resolution", &side],
+        ["--train-batch-size", "4"],
+        ["--max-train-steps", &steps],
+        ["--learning-rate", "1e-3"],
+        ["--lora-targets", "to_q,to_k,to_v,to_out.0"],
+        ["--guidance-scale", &guidance],
+        ["--validation-prompt", SUBJECT_PROMPT],
+    ];
+    if !config.no_prior_preservation {
+        flags.extend([
+            ["--class-data-dir", &class_images],
+            ["--class-prompt", CLASS_PROMPT],
+            ["--num-class-images", "32"],
+            ["--sample-batch-size", "16"],
+        ]);
+    }
+    let mut flags: Vec<String> = flags.concat().into_iter().map(str::to_owned).collect();
+    flags.push("--train-text-encoder".to_owned());
+    flags.extend((!config.no_prior_preservation).then(|| "--with-prior-preservation".to_owned()));
+    flags
+}
+
+/// Pictures of the subject and of its class that others are measured against. All of them have been through the autoencoder,
+/// so that its blur is on both sides.
+struct References {
+    subject: Vec<Look>,
+    class: Vec<Look>,
+}
+
+impl References {
+    /// The photos, and images of the class that the untrained model draws.
+    fn new(
+        folder: &Folder,
+        files: &PipelineFiles,
+        pipeline: &Pipeline,
+        seed: i64,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let of_the_class = Gallery::of_the_class(seed);
+        let class = of_the_class.draw(pipeline, "its birds", interrupt, observer)?;
+        of_the_class.write(&folder.images(), "class", &class)?;
+        let encoder = files.load_vae_encoder(Placement { device: Device::Cpu, kind: Kind::Float })?.model;
+        let photos = pixels(&folder.photos())?;
+        let latents = tch::no_grad(|| encoder.encode(&photos).mean) * files.vae_config()?.scaling_factor;
+        let subject = pipeline.decode(&latents)?;
+        for (i, photo) in subject.iter().enumerate() {
+            write_png(&folder.images().join(format!("photo-{i:02}.png")), photo)?;
+        }
+        Ok(Self { subject: looks(&subject), class: looks(&class) })
+    }
+
+    fn measure(&self, look: &Look) -> Distances {
+        Distances::of(look, self.subject.iter(), self.class.iter())
+    }
+
+    /// Each photo against the others.
+    fn photos(&self) -> Likeness {
+        let against_others = |photo: &Look| {
+            Distances::of(photo, self.subject.iter().filter(|other| !std::ptr::eq(*other, photo)), self.class.iter())
+        };
+        Likeness::of(&self.subject.iter().map(against_others).collect::<Vec<_>>())
+    }
+}
+
+/// The photos of `folder` as the networks see them: `[n, 3, SIDE, SIDE]`.
+fn pixels(folder: &Path) -> Result<Tensor> {
+    let photos = PhotoFolder::open(folder, SIDE)?.photos;
+    let values =
+        |photo: &Photo| to_tensor(&crop_values(photo.resized()?.as_ref(), photo.crop_range().center(), SIDE)?, SIDE);
+    Ok(Tensor::cat(&photos.iter().map(values).collect::<Result<Vec<_>>>()?, 0))
+}

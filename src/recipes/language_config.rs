@@ -1,0 +1,242 @@
+//! The options of fine-tuning a language model, for the command line, TOML files and examples alike.
+
+use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
+use super::option_checks::{self, counted, in_range, refuse, MAX_PLACES};
+use super::pattern_flag::PatternFlag;
+use super::training_args::TrainingArgs;
+use crate::adapters::{LoraConfig, TargetModules};
+use crate::data::language_dataset::{LanguageDataOptions, LanguageTask};
+use crate::data::prompt_template::PromptTemplate;
+use crate::error::Result;
+use crate::models::language::Architecture;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tch::Kind;
+
+/// What a run writes in its output folder, beside checkpoints and TensorBoard's events.
+const OWN_NAMES: &[&str] = &[
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "best",
+    "evaluations.jsonl",
+    "predictions.csv",
+    "run.json",
+    "metrics.jsonl",
+    "loss.png",
+];
+
+/// `--task`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskChoice {
+    /// Go on with a text.
+    CausalLm,
+    /// Write a text for a text.
+    #[value(name = "seq2seq-lm")]
+    #[serde(rename = "seq2seq-lm")]
+    Seq2SeqLm,
+    /// Sort texts into classes.
+    SeqCls,
+}
+
+impl TaskChoice {
+    /// PEFT's `task_type`.
+    pub fn peft_name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
+            Self::SeqCls => "SEQ_CLS",
+        }
+    }
+}
+
+impl From<TaskChoice> for LanguageTask {
+    fn from(choice: TaskChoice) -> Self {
+        match choice {
+            TaskChoice::CausalLm => Self::CausalLm,
+            TaskChoice::Seq2SeqLm => Self::Seq2SeqLm,
+            TaskChoice::SeqCls => Self::SeqCls,
+        }
+    }
+}
+
+/// All options of a run.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct LanguageConfig {
+    /// Model: a folder in the transformers layout, or a .gguf file of the LLaMA family
+    #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
+    #[serde(serialize_with = "path_text")]
+    pub model: PathBuf,
+    /// Adapter of an earlier run to start from
+    #[arg(long, help_heading = "Model")]
+    #[serde(serialize_with = "optional_path_text")]
+    pub init_adapter: Option<PathBuf>,
+
+    /// What to learn
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub task: TaskChoice,
+    /// Records to learn from: JSONL, CSV, TSV or Parquet
+    #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "path_text")]
+    pub train_file: PathBuf,
+    /// Records to evaluate on
+    #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "optional_path_text")]
+    pub validation_file: Option<PathBuf>,
+    /// Column of the text
+    #[arg(long, default_value = "text", help_heading = "Data")]
+    pub text_column: String,
+    /// Column of what shall be answered, or of the class
+    #[arg(long, help_heading = "Data")]
+    pub label_column: Option<String>,
+    /// The text in place of its column, with columns in braces: "Tweet text : {text} Label : "
+    #[arg(long, help_heading = "Data")]
+    pub prompt_template: Option<String>,
+    /// Tokens of the longest text, and of the longest answer; longer ones are cut
+    #[arg(long, default_value_t = 512, help_heading = "Data")]
+    pub max_seq_length: usize,
+    /// Take records as they are instead of shuffled
+    #[arg(long, help_heading = "Data")]
+    pub no_shuffle: bool,
+
+    /// Rank of the LoRA
+    #[arg(long, default_value_t = 8, help_heading = "Adapter")]
+    pub lora_r: i64,
+    /// Alpha of the LoRA; its strength is alpha/r
+    #[arg(long, default_value_t = 16.0, help_heading = "Adapter")]
+    pub lora_alpha: f64,
+    /// Dropout before A
+    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
+    pub lora_dropout: f64,
+    /// Biases to train
+    #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
+    pub lora_bias: BiasChoice,
+    /// Modules: names, a regular expression, or all-linear; PEFT's for the architecture where not given
+    #[arg(long, help_heading = "Adapter")]
+    pub lora_targets: Option<String>,
+    /// Ranks that differ: name=rank,name=rank or a JSON object; a name can be a regular expression
+    #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
+    pub lora_rank_pattern: Option<PatternFlag<i64>>,
+    /// Alphas that differ, in the same form
+    #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
+    pub lora_alpha_pattern: Option<PatternFlag<f64>>,
+    /// Modules that get no LoRA although they are targets: names, or a regular expression
+    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
+    pub lora_exclude_modules: Option<String>,
+    /// Modules to train and save whole; a classifier's head is always
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
+    pub lora_modules_to_save: Vec<String>,
+    /// How A starts: true is Kaiming-uniform, gaussian normal with deviation 1/r; B is zero
+    #[arg(long, value_enum, default_value_t = LoraInit::True, help_heading = "Adapter")]
+    pub lora_init: LoraInit,
+    /// Scale by alpha/√r instead of alpha/r
+    #[arg(long, help_heading = "Adapter")]
+    pub use_rslora: bool,
+    /// Train the norms of the weights' rows beside (DoRA)
+    #[arg(long, help_heading = "Adapter")]
+    pub use_dora: bool,
+
+    /// Records in a batch
+    #[arg(long, default_value_t = 4, help_heading = "Training")]
+    pub train_batch_size: usize,
+    /// Learning rate
+    #[arg(long, default_value_t = 3e-4, help_heading = "Training")]
+    pub learning_rate: f64,
+    /// Optimizer steps between evaluations; at each epoch's end where not given
+    #[arg(long, help_heading = "Training")]
+    pub eval_steps: Option<u64>,
+    /// Tokens to write at most where answers are compared
+    #[arg(long, default_value_t = 32, help_heading = "Training")]
+    pub eval_max_new_tokens: usize,
+    /// Steps, optimizer, precision and checkpoints.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub training: TrainingArgs,
+
+    /// Folder for everything that the run writes
+    #[arg(long, help_heading = "Output")]
+    #[serde(serialize_with = "path_text")]
+    pub output_dir: PathBuf,
+}
+
+impl LanguageConfig {
+    /// Refuses options that cannot be meant, each by its flag and with what to give instead.
+    pub fn check(&self) -> Result<()> {
+        self.training.check()?;
+        counted("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES)?;
+        counted("--max-seq-length", self.max_seq_length as u64, 2, MAX_PLACES)?;
+        counted("--eval-steps", self.eval_steps.unwrap_or(1), 1, u64::MAX)?;
+        counted("--eval-max-new-tokens", self.eval_max_new_tokens as u64, 1, MAX_PLACES)?;
+        in_range("--learning-rate", self.learning_rate, 1e3)?;
+        option_checks::rank("--lora-r", self.lora_r)?;
+        option_checks::alpha("--lora-alpha", self.lora_alpha)?;
+        option_checks::dropout("--lora-dropout", self.lora_dropout)?;
+        self.training.check_logging_dir(&self.output_dir, OWN_NAMES)?;
+        if self.label_column.is_none() && self.task != TaskChoice::CausalLm {
+            return refuse("--label-column is missing: the column of what shall be answered, or of the class".into());
+        }
+        if self.eval_steps.is_some() && self.validation_file.is_none() {
+            return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
+        }
+        Ok(())
+    }
+
+    /// What examples are made of.
+    pub fn data(&self) -> Result<LanguageDataOptions> {
+        let prompt = match &self.prompt_template {
+            Some(template) => PromptTemplate::parse(template)?,
+            None => PromptTemplate::column(&self.text_column),
+        };
+        Ok(LanguageDataOptions {
+            task: self.task.into(),
+            prompt,
+            label_column: self.label_column.clone(),
+            max_length: self.max_seq_length,
+        })
+    }
+
+    /// The adapter that the options ask for on a model of `architecture`.
+    pub fn lora(&self, architecture: &Architecture) -> LoraConfig {
+        let default =
+            || TargetModules::Names(architecture.lora_targets.iter().map(|name| (*name).to_owned()).collect());
+        let mut saved = self.lora_modules_to_save.clone();
+        if self.task == TaskChoice::SeqCls {
+            // As PEFT does for this task.
+            saved.extend(["classifier".to_owned(), "score".to_owned()]);
+        }
+        LoraConfig {
+            r: self.lora_r,
+            lora_alpha: self.lora_alpha,
+            lora_dropout: self.lora_dropout,
+            bias: self.lora_bias.into(),
+            target_modules: Some(self.lora_targets.as_deref().map_or_else(default, TargetModules::from_flag)),
+            use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            init_lora_weights: self.lora_init.into(),
+            rank_pattern: self.lora_rank_pattern.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
+            alpha_pattern: self.lora_alpha_pattern.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
+            exclude_modules: self.lora_exclude_modules.as_deref().map(TargetModules::from_flag),
+            modules_to_save: (!saved.is_empty()).then_some(saved),
+            base_model_name_or_path: Some(self.model.display().to_string()),
+            task_type: Some(self.task.peft_name().to_owned()),
+            ..LoraConfig::default()
+        }
+    }
+
+    /// The options on which a run's numbers depend: a resumed run must have the same.
+    pub fn options_that_matter(&self, kind: Kind, seed: i64, lora: &LoraConfig) -> BTreeMap<String, String> {
+        let own = [
+            ("model", self.model.display().to_string()),
+            ("task", self.task.peft_name().to_owned()),
+            ("init-adapter", format!("{:?}", self.init_adapter)),
+            ("no-shuffle", self.no_shuffle.to_string()),
+            ("train-batch-size", self.train_batch_size.to_string()),
+            ("learning-rate", self.learning_rate.to_string()),
+            ("adapter", format!("{lora:?}")),
+        ];
+        let training = self.training.options_that_matter(kind, seed);
+        own.into_iter().chain(training).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}

@@ -1,0 +1,337 @@
+//! LoRA on a language model: from a file of records to adapter files.
+//! References: PEFT's `examples/conditional_generation`, `examples/causal_language_modeling`, `examples/sequence_classification`.
+
+use super::language_base::LanguageBase;
+use super::language_config::{LanguageConfig, TaskChoice};
+use super::language_evaluation::{Evaluation, Evaluator};
+use super::language_loss::language_loss;
+use super::observer::{Event, Observer};
+use super::run::{Finished, Run, RunOptions, Trained};
+use super::training_loop::{self, Job, Losses};
+use crate::adapters::{attach, peft_folder, Attached, Init, LoraConfig, PartAdapter, TextEncoderSpelling};
+use crate::data::epoch_order::EpochOrder;
+use crate::data::language_dataset::LanguageDataset;
+use crate::data::tokenizers::LanguageTokenizer;
+use crate::error::{Error, Result};
+use crate::libtorch::random::Generator;
+use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
+use crate::models::Loaded;
+use crate::train::interrupt::Interrupt;
+use crate::train::run_folder::RunFolder;
+use crate::weights::Placement;
+use crate::whole_file::{write_json, write_whole};
+use std::path::{Path, PathBuf};
+use tch::Device;
+
+/// Where the adapter of the best evaluation is kept during a run.
+const BEST: &str = "best";
+
+/// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
+pub fn train(
+    config: &LanguageConfig,
+    device: Device,
+    seed: i64,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<Finished> {
+    // 1. Everything that can be refused is refused before time is spent.
+    config.check()?;
+    let LanguageBase { mut files, tokenizer } = LanguageBase::open(&config.model)?;
+    files.store_in(config.training.storage());
+    check_task(config, &files)?;
+    let lora = match &config.init_adapter {
+        Some(folder) => peft_folder::read(folder)?.config,
+        None => config.lora(files.architecture()),
+    };
+    let options = config.data()?;
+    let data = options.training(&config.train_file, &tokenizer)?;
+    let read = |file: &PathBuf| options.validation(file, &tokenizer, &data);
+    let validation = config.validation_file.as_ref().map(read).transpose()?;
+    for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
+        data.warnings().iter().for_each(|text| observer.warning(text.clone()));
+    }
+    let mut run = start(config, &lora, data.classes(), device, seed)?;
+    observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
+    observer.fact("device", super::device_name(device, run.kind));
+    let folder = run.folder.clone();
+
+    // 2. The model with its adapter.
+    let outcome = prepare(config, &files, lora, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
+        job.check_positions()?;
+        let trained = job.trained();
+        let records = ("records", job.data.fingerprint());
+        run.prepare(trained, job.batches_per_epoch(), records, observer)?;
+        job.recall(&run)?;
+        job.tell_first_screen(&run, observer);
+        run.begin(observer)?;
+        // 3. The loop.
+        training_loop::train(&mut job, &mut run, interrupt, observer).inspect_err(|_| observer.on(Event::End))?;
+        // 4. The adapter files.
+        job.write_predictions(&run, observer)?;
+        run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
+    });
+    outcome.inspect_err(|_| folder.remove_if_unused())
+}
+
+/// The task must be one that the model can do.
+fn check_task(config: &LanguageConfig, files: &LanguageModelFiles) -> Result<()> {
+    let model_type = files.architecture().model_type;
+    let can = match model_type {
+        "t5" | "mt5" => TaskChoice::Seq2SeqLm,
+        "bert" | "roberta" => TaskChoice::SeqCls,
+        _ => TaskChoice::CausalLm,
+    };
+    match can == config.task {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "--task {} is nothing for a {model_type} model; it does {}",
+            flag_name(config.task),
+            flag_name(can)
+        ))),
+    }
+}
+
+fn flag_name(task: TaskChoice) -> &'static str {
+    match task {
+        TaskChoice::CausalLm => "causal-lm",
+        TaskChoice::Seq2SeqLm => "seq2seq-lm",
+        TaskChoice::SeqCls => "seq-cls",
+    }
+}
+
+fn start(config: &LanguageConfig, lora: &LoraConfig, classes: &[String], device: Device, seed: i64) -> Result<Run> {
+    let kind = config.training.precision(device).compute_kind();
+    let mut all = serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?;
+    if !classes.is_empty() {
+        all["classes"] = classes.into();
+    }
+    let options = RunOptions {
+        training: &config.training,
+        learning_rate: config.learning_rate,
+        batch_size: config.train_batch_size,
+        output_dir: &config.output_dir,
+        all,
+        that_matter: config.options_that_matter(kind, seed, lora),
+    };
+    Run::start(options, device, seed)
+}
+
+/// Loads the model and puts the adapter on.
+fn prepare<'a>(
+    config: &'a LanguageConfig,
+    files: &LanguageModelFiles,
+    lora: LoraConfig,
+    (data, validation): (LanguageDataset, Option<LanguageDataset>),
+    tokenizer: LanguageTokenizer,
+    run: &Run,
+    observer: &mut dyn Observer,
+) -> Result<LanguageJob<'a>> {
+    observer.begin("loading the model", 1);
+    let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let placement = Placement { device: run.device, kind: run.kind };
+    let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
+    observer.on(Event::End);
+    tokenizer.check_fits(loaded.model.vocabulary())?;
+    let adapter = match &config.init_adapter {
+        Some(folder) => {
+            let given = peft_folder::read(folder)?;
+            attach(&loaded.sites, "default", lora, Init::Tensors(&given.tensors))?
+        }
+        None => attach(&loaded.sites, "default", lora, Init::Draw(&mut Generator::new(run.seed)))?,
+    };
+    let order = data.order(config.train_batch_size, run.seed, !config.no_shuffle)?;
+    Ok(LanguageJob { config, loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new() })
+}
+
+/// Records and the model, as the loop asks for them.
+struct LanguageJob<'a> {
+    config: &'a LanguageConfig,
+    loaded: Loaded<LanguageModel>,
+    adapter: Attached,
+    tokenizer: LanguageTokenizer,
+    data: LanguageDataset,
+    validation: Option<LanguageDataset>,
+    order: EpochOrder,
+    evaluations: Vec<Evaluation>,
+}
+
+impl LanguageJob<'_> {
+    fn trained(&self) -> Trained {
+        Trained {
+            params: self.adapter.params.iter().map(|(name, param)| (name.clone(), param.shallow_clone())).collect(),
+            trainable: self.adapter.trainable(),
+            frozen: self.adapter.base_elements,
+        }
+    }
+
+    /// A text that is longer than the model's table of positions has no place to stand.
+    fn check_positions(&self) -> Result<()> {
+        let Some(most) = self.loaded.model.longest() else { return Ok(()) };
+        let longest = [Some(&self.data), self.validation.as_ref()].into_iter().flatten().map(LanguageDataset::longest);
+        match longest.max().unwrap_or(0) {
+            longest if longest as i64 > most => Err(Error::invalid(format!(
+                "a text has {longest} tokens, and the model's positions end at {most}; give --max-seq-length {most} or less"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_first_screen(&self, run: &Run, observer: &mut dyn Observer) {
+        let validation = match &self.validation {
+            Some(data) => format!(", {} to evaluate on", data.len()),
+            None => String::new(),
+        };
+        let classes = match self.data.classes() {
+            [] => String::new(),
+            classes => format!(", of the classes {}", classes.join(", ")),
+        };
+        observer.fact("records", format!("{} to learn from{validation}{classes}", self.data.len()));
+        let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
+        observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        super::tell_adapter("adapter", &self.adapter, observer);
+        observer.fact("output", run.folder.path().display().to_string());
+    }
+
+    fn evaluator(&self, run: &Run) -> Evaluator<'_> {
+        Evaluator {
+            model: &self.loaded.model,
+            tokenizer: &self.tokenizer,
+            device: run.device,
+            max_new_tokens: self.config.eval_max_new_tokens,
+        }
+    }
+
+    /// The evaluations up to the run's present step, where it goes on.
+    fn recall(&mut self, run: &Run) -> Result<()> {
+        let path = run.folder.join("evaluations.jsonl");
+        if run.step == 0 || !path.exists() {
+            return Ok(());
+        }
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
+        self.evaluations = lines.filter(|evaluation| evaluation.step <= run.step).collect();
+        Ok(())
+    }
+
+    fn write_evaluations(&self, folder: &RunFolder) -> Result<()> {
+        let line = |evaluation: &Evaluation| serde_json::to_string(evaluation).map(|line| line + "\n");
+        let lines: std::result::Result<String, _> = self.evaluations.iter().map(line).collect();
+        let text = lines.map_err(|error| Error::invalid(error.to_string()))?;
+        write_whole(&folder.join("evaluations.jsonl"), text.as_bytes())
+    }
+
+    /// Writes the adapter as it is now.
+    fn write_present(&self, folder: &Path) -> Result<()> {
+        peft_folder::write(folder, None, &PartAdapter::of(&self.adapter), TextEncoderSpelling::Today)?;
+        match self.data.classes() {
+            [] => Ok(()),
+            classes => write_json(&folder.join("classes.json"), &classes),
+        }
+    }
+
+    /// The best adapter, or where nothing was evaluated the last one.
+    fn write_adapter(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
+        self.write_present(folder.path())?;
+        let best = folder.join(BEST);
+        if self.best().is_some() {
+            let adapter = peft_folder::read(&best)?;
+            peft_folder::write(folder.path(), None, &adapter, TextEncoderSpelling::Today)?;
+        }
+        observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
+        Ok(())
+    }
+
+    /// The evaluation of the lowest loss.
+    fn best(&self) -> Option<&Evaluation> {
+        self.evaluations.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+    }
+
+    /// `predictions.csv`: what the best adapter answers to the validation records.
+    fn write_predictions(&self, run: &Run, observer: &mut dyn Observer) -> Result<()> {
+        let Some(data) = self.validation.as_ref().filter(|data| data.has_answers()) else { return Ok(()) };
+        if self.best().is_some() {
+            let best = peft_folder::read(&run.folder.join(BEST))?;
+            tch::no_grad(|| {
+                for (name, param) in &self.adapter.params {
+                    if let Some(tensor) = best.tensors.get(name) {
+                        param.shallow_clone().copy_(tensor);
+                    }
+                }
+            });
+        }
+        let answers = self.evaluator(run).answers(data)?;
+        let path = run.folder.join("predictions.csv");
+        let failed = |error: csv::Error| Error::file(&path, error.to_string());
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["text", "label", "prediction"]).map_err(failed)?;
+        for (place, answer) in answers.iter().enumerate() {
+            let prompt = self.tokenizer.decode(data.prompt(place))?;
+            writer.write_record([prompt.as_str(), data.answer(place), answer]).map_err(failed)?;
+        }
+        let bytes = writer.into_inner().map_err(|error| Error::file(&path, error.to_string()))?;
+        write_whole(&path, &bytes)?;
+        observer.on(Event::Wrote { path });
+        Ok(())
+    }
+}
+
+impl Job for LanguageJob<'_> {
+    fn parts(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn micro_step(&mut self, run: &Run) -> Result<Losses> {
+        let batch = self.data.batch(&self.order.micro_batch(run.micro_step as usize))?;
+        // Dropout draws from the batch's own seed.
+        Generator::new(run.seed.wrapping_add(run.micro_step as i64)).becomes_global()?;
+        if let Device::Cuda(_) = run.device {
+            tch::Cuda::manual_seed_all(run.seed.wrapping_add(run.micro_step as i64) as u64);
+        }
+        let checkpointing = run.training.gradient_checkpointing;
+        let loss = language_loss(&self.loaded.model, &batch, self.tokenizer.pad()?, run.device, checkpointing)?;
+        run.backward(&loss);
+        Ok(Losses { total: loss.detach(), parts: Vec::new() })
+    }
+
+    fn position(&self, micro_step: u64) -> (usize, usize) {
+        self.order.position(micro_step as usize)
+    }
+
+    fn batches_per_epoch(&self) -> usize {
+        self.order.batches_per_epoch()
+    }
+
+    fn set_training(&self, training: bool) {
+        self.loaded.sites.set_training(training);
+    }
+
+    fn look(&mut self, run: &mut Run, _: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+        let Some(data) = &self.validation else { return Ok(()) };
+        let (evaluation, _) = self.evaluator(run).evaluate(data, run.step)?;
+        let number =
+            |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
+        observer.fact(
+            "evaluation",
+            format!(
+                "step {}: loss {:.4}{}{}{}",
+                run.step,
+                evaluation.loss,
+                number("perplexity", evaluation.perplexity),
+                number("right", evaluation.accuracy),
+                number("F1", evaluation.f1)
+            ),
+        );
+        let is_best = self.best().is_none_or(|best| evaluation.loss < best.loss);
+        self.evaluations.push(evaluation);
+        if is_best {
+            self.write_present(&run.folder.join(BEST))?;
+        }
+        self.write_evaluations(&run.folder)
+    }
+
+    fn look_is_due(&self, run: &Run) -> bool {
+        let epoch_ends = self.order.position(run.micro_step as usize).1 == 0;
+        let due = self.config.eval_steps.map_or(epoch_ends, |steps| run.step.is_multiple_of(steps));
+        self.validation.is_some() && (due || run.step == run.total_steps)
+    }
+}

@@ -1,0 +1,60 @@
+//! Ranges of options, in words that a user can act on.
+
+use crate::error::{Error, Result};
+
+/// More places in a batch, or images, than any run has.
+pub(super) const MAX_PLACES: u64 = 1_000_000;
+/// The largest alpha, weight or gamma: float32 overflows where such numbers meet.
+pub(super) const MAX_FACTOR: f64 = 1e6;
+/// The largest rank: no projection of these models is as narrow.
+pub const MAX_RANK: i64 = 4096;
+
+pub(super) fn refuse<T>(message: String) -> Result<T> {
+    Err(Error::invalid(message))
+}
+
+/// A count from `least` to `most`.
+pub(super) fn counted(flag: &str, number: u64, least: u64, most: u64) -> Result<()> {
+    if number < least {
+        return refuse(format!("{flag} is {number}; it must be at least {least}"));
+    }
+    match number <= most {
+        true => Ok(()),
+        false => refuse(format!("{flag} is {number}; it can be at most {most}")),
+    }
+}
+
+/// A number from 0 to `most`.
+pub(super) fn in_range(flag: &str, number: f64, most: f64) -> Result<()> {
+    if !number.is_finite() || number < 0.0 {
+        return refuse(format!("{flag} is {number}; it must be a number of at least 0"));
+    }
+    match number <= most {
+        true => Ok(()),
+        false => refuse(format!("{flag} is {number:e}; it can be at most {most}")),
+    }
+}
+
+/// An adapter's rank.
+pub(super) fn rank(flag: &str, rank: i64) -> Result<()> {
+    match (1..=MAX_RANK).contains(&rank) {
+        true => Ok(()),
+        false => refuse(format!("{flag} is {rank}; it must be 1 to {MAX_RANK}")),
+    }
+}
+
+/// An adapter's alpha.
+pub(super) fn alpha(flag: &str, alpha: f64) -> Result<()> {
+    match alpha == 0.0 {
+        true => refuse(format!("{flag} is 0, with which an adapter changes nothing; its rank, or twice it, is usual")),
+        false => in_range(flag, alpha, MAX_FACTOR),
+    }
+}
+
+/// An adapter's dropout.
+pub(super) fn dropout(flag: &str, dropout: f64) -> Result<()> {
+    match (0.0..1.0).contains(&dropout) {
+        true => Ok(()),
+        false => refuse(format!("{flag} is {dropout}; it must be at least 0 and below 1")),
+    }
+}

@@ -1,0 +1,255 @@
+//! The options that every training has, whatever it trains: steps, optimizer, precision, checkpoints.
+
+use super::option_checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use crate::error::Result;
+use crate::train::adamw::AdamWConfig;
+use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
+use crate::train::precision::Precision;
+use crate::train::run_folder::ExistingRun;
+use crate::weights::Storage;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::{Component, Path};
+use tch::{Device, Kind};
+
+/// More steps than any run has.
+const MAX_STEPS: u64 = 1_000_000_000;
+
+/// Dtype that a model computes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MixedPrecision {
+    /// bf16 where the device computes in it, fp16 on older CUDA cards, else none.
+    Auto,
+    /// float32.
+    #[value(alias = "fp32")]
+    No,
+    /// float16 with loss scaling.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+}
+
+/// `--lr-scheduler`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "the names are the schedules'")]
+pub enum LrSchedulerChoice {
+    Linear,
+    Cosine,
+    CosineWithRestarts,
+    Polynomial,
+    Constant,
+    ConstantWithWarmup,
+}
+
+impl From<LrSchedulerChoice> for ScheduleKind {
+    fn from(choice: LrSchedulerChoice) -> Self {
+        match choice {
+            LrSchedulerChoice::Linear => Self::Linear,
+            LrSchedulerChoice::Cosine => Self::Cosine,
+            LrSchedulerChoice::CosineWithRestarts => Self::CosineWithRestarts,
+            LrSchedulerChoice::Polynomial => Self::Polynomial,
+            LrSchedulerChoice::Constant => Self::Constant,
+            LrSchedulerChoice::ConstantWithWarmup => Self::ConstantWithWarmup,
+        }
+    }
+}
+
+/// Options of a training.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct TrainingArgs {
+    /// Passes over the photos, where no number of steps is given
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub num_train_epochs: u64,
+    /// Optimizer steps; 0 writes the initial adapter
+    #[arg(long, help_heading = "Training")]
+    pub max_train_steps: Option<u64>,
+    /// Batches whose gradients one optimizer step adds up
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub gradient_accumulation_steps: u64,
+    /// Compute activations again in backward instead of keeping them
+    #[arg(long, help_heading = "Training")]
+    pub gradient_checkpointing: bool,
+    /// Multiply the learning rate by batch size and accumulation
+    #[arg(long, help_heading = "Training")]
+    pub scale_lr: bool,
+    /// Course of the learning rate
+    #[arg(long, value_enum, default_value_t = LrSchedulerChoice::Constant, help_heading = "Training")]
+    pub lr_scheduler: LrSchedulerChoice,
+    /// Optimizer steps in which the learning rate rises
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub lr_warmup_steps: u64,
+    /// Restarts of cosine_with_restarts
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub lr_num_cycles: u64,
+    /// Power of polynomial
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub lr_power: f64,
+    /// Keep the optimizer's state in 8 bits
+    #[arg(long, help_heading = "Training")]
+    pub use_8bit_adam: bool,
+    /// AdamW's first decay rate
+    #[arg(long, default_value_t = 0.9, help_heading = "Training")]
+    pub adam_beta1: f64,
+    /// AdamW's second decay rate
+    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
+    pub adam_beta2: f64,
+    /// AdamW's weight decay
+    #[arg(long, default_value_t = 1e-2, help_heading = "Training")]
+    pub adam_weight_decay: f64,
+    /// AdamW's epsilon
+    #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
+    pub adam_epsilon: f64,
+    /// Gradients' joint norm is cut to this
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub max_grad_norm: f64,
+    /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
+    #[arg(long, help_heading = "Training")]
+    pub load_in_8bit: bool,
+    /// Inputs of at least this size are computed in 16 bits, not in 8
+    #[arg(long, default_value_t = 6.0, help_heading = "Training")]
+    pub int8_threshold: f64,
+    /// Dtype of the frozen weights and of the computation
+    #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
+    pub mixed_precision: MixedPrecision,
+    /// Replace another run in the output folder
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    /// Continue from checkpoint-N, or from the latest
+    #[arg(long, visible_alias = "resume", num_args = 0..=1, default_missing_value = "latest", help_heading = "Output")]
+    pub resume_from_checkpoint: Option<String>,
+    /// Optimizer steps between checkpoints
+    #[arg(long, visible_alias = "save-every", default_value_t = 500, help_heading = "Output")]
+    pub checkpointing_steps: u64,
+    /// Checkpoints to keep; all where not given
+    #[arg(long, help_heading = "Output")]
+    pub keep_checkpoints: Option<usize>,
+    /// Folder of TensorBoard events: a name in the output folder, or an absolute path
+    #[arg(long, default_value = "logs", help_heading = "Output")]
+    pub logging_dir: String,
+}
+
+impl TrainingArgs {
+    /// Refuses what cannot be meant, each by its flag and with what to give instead.
+    pub fn check(&self) -> Result<()> {
+        for (flag, number, least, most) in [
+            ("--gradient-accumulation-steps", self.gradient_accumulation_steps, 1, MAX_PLACES),
+            ("--checkpointing-steps", self.checkpointing_steps, 1, u64::MAX),
+            ("--max-train-steps", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
+            ("--num-train-epochs", self.num_train_epochs, u64::from(self.max_train_steps.is_none()), MAX_STEPS),
+            ("--lr-warmup-steps", self.lr_warmup_steps, 0, MAX_STEPS),
+            ("--keep-checkpoints", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
+        ] {
+            counted(flag, number, least, most)?;
+        }
+        for (flag, number, most) in [
+            ("--max-grad-norm", self.max_grad_norm, f64::MAX),
+            ("--lr-power", self.lr_power, MAX_FACTOR),
+            ("--int8-threshold", self.int8_threshold, MAX_FACTOR),
+            ("--adam-epsilon", self.adam_epsilon, 1.0),
+            ("--adam-weight-decay", self.adam_weight_decay, MAX_FACTOR),
+        ] {
+            in_range(flag, number, most)?;
+        }
+        if self.adam_epsilon == 0.0 {
+            return refuse("--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is no number".into());
+        }
+        if self.max_grad_norm == 0.0 {
+            return refuse(
+                "--max-grad-norm is 0, which makes every gradient 0; 1 is usual, and 1e9 cuts nothing".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// `--logging-dir` is a folder inside `output`, or an absolute path: PEFT's script joins the two as paths. `taken` are
+    /// names inside that have another use.
+    pub fn check_logging_dir(&self, output: &Path, taken: &[&str]) -> Result<()> {
+        let (given, path) = (&self.logging_dir, Path::new(&self.logging_dir));
+        let inside = |part: Component| matches!(part, Component::Normal(_) | Component::RootDir);
+        if path.file_name().is_none() || !path.components().all(inside) {
+            return refuse(format!(
+                "--logging-dir `{given}` is no folder inside the output folder; give a name, such as logs, or an absolute path"
+            ));
+        }
+        let logs = output.join(path);
+        let inside = logs.strip_prefix(output).unwrap_or(path);
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        let first = first.unwrap_or_default();
+        let taken = taken.contains(&first.as_str()) || first.starts_with("checkpoint-");
+        if taken || logs.is_file() {
+            return refuse(format!("--logging-dir `{given}` has another use in the output folder; take another name"));
+        }
+        Ok(())
+    }
+
+    /// The dtype of the computation on `device`.
+    pub fn precision(&self, device: Device) -> Precision {
+        match self.mixed_precision {
+            MixedPrecision::No => Precision::Fp32,
+            MixedPrecision::Fp16 => Precision::Fp16,
+            MixedPrecision::Bf16 => Precision::Bf16,
+            MixedPrecision::Auto => Precision::auto(device),
+        }
+    }
+
+    /// How the frozen weights of linear layers are kept.
+    pub fn storage(&self) -> Storage {
+        match self.load_in_8bit {
+            true => Storage::Int8 { threshold: self.int8_threshold },
+            false => Storage::Dense,
+        }
+    }
+
+    /// The optimizer's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            betas: (self.adam_beta1, self.adam_beta2),
+            weight_decay: self.adam_weight_decay,
+            eps: self.adam_epsilon,
+        }
+    }
+
+    /// The learning rate's course, whose number of steps is not known yet.
+    pub fn schedule(&self, learning_rate: f64, batch_size: usize) -> LrSchedule {
+        let factor = if self.scale_lr { self.gradient_accumulation_steps as f64 * batch_size as f64 } else { 1.0 };
+        LrSchedule {
+            kind: self.lr_scheduler.into(),
+            learning_rate: learning_rate * factor,
+            warmup_steps: self.lr_warmup_steps,
+            total_steps: 0,
+            num_cycles: self.lr_num_cycles,
+            power: self.lr_power,
+        }
+    }
+
+    /// What becomes of a run that is in the output folder already.
+    pub fn existing(&self) -> ExistingRun {
+        match (&self.resume_from_checkpoint, self.overwrite) {
+            (Some(_), _) => ExistingRun::Resume,
+            (None, true) => ExistingRun::Overwrite,
+            (None, false) => ExistingRun::Refuse,
+        }
+    }
+
+    /// The options on which a run's numbers depend: a resumed run must have the same.
+    pub fn options_that_matter(&self, kind: Kind, seed: i64) -> Vec<(&'static str, String)> {
+        let adam = (self.adam_beta1, self.adam_beta2, self.adam_weight_decay, self.adam_epsilon);
+        vec![
+            ("precision", format!("{kind:?}")),
+            ("seed", seed.to_string()),
+            ("gradient-accumulation-steps", self.gradient_accumulation_steps.to_string()),
+            ("lr-scheduler", format!("{:?}", self.lr_scheduler)),
+            ("lr-warmup-steps", self.lr_warmup_steps.to_string()),
+            ("lr-num-cycles", self.lr_num_cycles.to_string()),
+            ("lr-power", self.lr_power.to_string()),
+            ("scale-lr", self.scale_lr.to_string()),
+            ("use-8bit-adam", self.use_8bit_adam.to_string()),
+            ("adam", format!("{adam:?}")),
+            ("max-grad-norm", self.max_grad_norm.to_string()),
+            ("storage", format!("{:?}", self.storage())),
+        ]
+    }
+}

@@ -1,0 +1,144 @@
+//! The one training loop: batches forward and backward, gradients to an optimizer step, numbers to the logs, checkpoints.
+
+use super::observer::{Event, Observer};
+use super::run::Run;
+use crate::error::{Error, Result};
+use crate::libtorch::failure::catching;
+use crate::train::gradients;
+use crate::train::interrupt::Interrupt;
+use crate::train::metrics::StepMetrics;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use tch::{Kind, Tensor};
+
+/// Losses of one batch, each a number on the training device.
+pub struct Losses {
+    /// What is minimised.
+    pub total: Tensor,
+    /// What it is made of; NaN where this batch has none of it.
+    pub parts: Vec<Tensor>,
+}
+
+/// What a recipe does in the loop.
+pub trait Job {
+    /// Names of the losses' parts in the logs.
+    fn parts(&self) -> &'static [&'static str];
+
+    /// The batch of number `run.micro_step` forward and, by [`Run::backward`], backward.
+    fn micro_step(&mut self, run: &Run) -> Result<Losses>;
+
+    /// The epoch of a batch, and its place in it.
+    fn position(&self, micro_step: u64) -> (usize, usize);
+
+    /// Batches of an epoch.
+    fn batches_per_epoch(&self) -> usize;
+
+    /// Turns dropout on or off.
+    fn set_training(&self, training: bool);
+
+    /// Looks at what was learned, where it is time for that: before the first step and after each one. Training is off
+    /// meanwhile.
+    fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()>;
+
+    /// Whether [`Job::look`] has something to do after the present step.
+    fn look_is_due(&self, run: &Run) -> bool;
+}
+
+impl Run {
+    /// Gradients of a batch's `loss`, as its share of an optimizer step.
+    pub fn backward(&self, loss: &Tensor) {
+        let mut loss = loss / self.training.gradient_accumulation_steps as f64;
+        if let Some(scaler) = &self.scaler {
+            loss = scaler.scale(&loss);
+        }
+        loss.backward();
+    }
+}
+
+/// Optimizer steps until the run's last one, or until `interrupt` is set, with the state saved.
+pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+    if run.step == 0 {
+        job.look(run, interrupt, observer)?;
+    }
+    job.set_training(true);
+    while run.step < run.total_steps {
+        let began = Instant::now();
+        let first = run.micro_step;
+        let mut losses: Vec<Losses> = Vec::new();
+        // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
+        // an epoch ends the addition.
+        loop {
+            losses.push(catching(|| job.micro_step(run))?);
+            run.micro_step += 1;
+            let (_, index) = job.position(run.micro_step);
+            if index == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
+                break;
+            }
+        }
+        let metrics = catching(|| optimizer_step(job.parts(), run, &losses, began))?;
+        let epoch = job.position(first).0 as u64;
+        run.note(StepMetrics { epoch, ..metrics }, observer)?;
+        if job.look_is_due(run) {
+            job.set_training(false);
+            job.look(run, interrupt, observer)?;
+            job.set_training(true);
+        }
+        let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
+        if stop || last || run.step.is_multiple_of(run.training.checkpointing_steps) {
+            let folder = run.save_checkpoint(job.position(run.micro_step).0)?;
+            if stop && !last {
+                run.write_run_json("interrupted")?;
+                return Err(Error::Interrupted(format!(
+                    "step {} is saved in {}; go on with the same command and --resume",
+                    run.step,
+                    folder.display()
+                )));
+            }
+        }
+    }
+    job.set_training(false);
+    observer.on(Event::End);
+    Ok(())
+}
+
+/// Clips, steps and reports. The numbers of a step come to the host here, in one go.
+fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Instant) -> Result<StepMetrics> {
+    let mean =
+        |of: &dyn Fn(&Losses) -> Tensor| Tensor::stack(&losses.iter().map(of).collect::<Vec<_>>(), 0).mean(Kind::Float);
+    let total = mean(&|losses| losses.total.shallow_clone());
+    let means = (0..parts.len()).map(|part| mean(&|losses| losses.parts[part].shallow_clone()));
+    let grads = gradients::gradients(&run.trained.params);
+    let finite = match &mut run.scaler {
+        Some(scaler) => scaler.unscale(&grads)?,
+        None => true,
+    };
+    let norm = match finite {
+        true => gradients::clip_grad_norm(&grads, run.training.max_grad_norm)?,
+        false => Tensor::from(f32::NAN).to_device(run.device),
+    };
+    let lr = run.schedule.lr(run.optimizer_steps());
+    let numbers: Vec<Tensor> = [total, norm.view([])].into_iter().chain(means).collect();
+    let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?;
+    let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
+    let (loss, grad_norm) = (number(0), number(1));
+    // A loss that is no number would make the weights no numbers: they stay as they were.
+    let diverged = loss.is_none() || (grad_norm.is_none() && run.scaler.is_none());
+    if finite && !diverged {
+        run.optimizer.step(&run.trained.params, lr)?;
+    }
+    run.optimizer.zero_grad(&run.trained.params)?;
+    run.step += 1;
+    run.check_divergence(loss.is_none(), diverged, finite)?;
+    let parts: BTreeMap<String, Option<f64>> =
+        parts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), number(2 + i))).collect();
+    Ok(StepMetrics {
+        step: run.step,
+        epoch: 0,
+        loss,
+        parts,
+        lr,
+        grad_norm,
+        step_s: began.elapsed().as_secs_f64(),
+        peak_mib: run.peak_bytes()? as f64 / f64::from(1 << 20),
+    })
+}

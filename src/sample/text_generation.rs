@@ -1,0 +1,262 @@
+//! Text from a language model, token by token with a key-value cache: the likeliest, drawn, or by beam search. The tokens are those of
+//! transformers' `generate` with the same numbers.
+//!
+//! Shapes: b texts, v vocabulary.
+
+use crate::error::{Error, Result};
+use crate::libtorch::failure::catching;
+use crate::models::language::{CausalLm, DecoderInputs, Encoded, EncoderDecoder, Tokens};
+use crate::nn::KeyValueCache;
+use tch::{Device, Kind, Tensor};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone)]
+pub struct TextSampling {
+    /// Tokens to make at most.
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token; 1 draws by the model's own probabilities; less draws closer to the likeliest.
+    pub temperature: f64,
+    /// Draws from so many of the likeliest tokens.
+    pub top_k: Option<i64>,
+    /// Draws from the likeliest tokens that have this probability together (arXiv 1904.09751).
+    pub top_p: Option<f64>,
+    /// Texts that are followed at once; above 1 the likeliest text is searched, and nothing is drawn.
+    pub num_beams: usize,
+    /// Tokens that end the text.
+    pub ends: Vec<i64>,
+}
+
+impl TextSampling {
+    /// The likeliest token each time, until one of `ends`.
+    pub fn greedy(max_new_tokens: usize, ends: Vec<i64>) -> Self {
+        Self { max_new_tokens, temperature: 0.0, top_k: None, top_p: None, num_beams: 1, ends }
+    }
+
+    /// Refuses what makes no text, by its flag.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |message: String| Err(Error::invalid(message));
+        if self.max_new_tokens == 0 {
+            return refuse("--max-new-tokens is 0; it must be at least 1".into());
+        }
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return refuse(format!("--temperature is {}; it must be a number of at least 0", self.temperature));
+        }
+        if self.top_k.is_some_and(|k| k < 1) {
+            return refuse("--top-k must be at least 1".into());
+        }
+        if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+            return refuse("--top-p must be above 0 and at most 1".into());
+        }
+        match self.num_beams {
+            0 => refuse("--num-beams is 0; it must be at least 1".into()),
+            2.. if self.temperature > 0.0 => {
+                refuse("--num-beams searches the likeliest text, and --temperature draws one; give one of them".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The next token after `logits` `[v]`, drawn from libtorch's global generator where it is drawn.
+    fn choose(&self, logits: &Tensor) -> i64 {
+        let logits = logits.to_kind(Kind::Float);
+        if self.temperature == 0.0 {
+            return logits.argmax(0, false).int64_value(&[]);
+        }
+        let mut logits = logits / self.temperature;
+        if let Some(k) = self.top_k {
+            let least = logits.topk(k.min(logits.size()[0]), 0, true, true).0.min();
+            logits = logits.masked_fill(&logits.lt_tensor(&least), f64::NEG_INFINITY);
+        }
+        if let Some(p) = self.top_p {
+            let (sorted, order) = logits.sort(0, false);
+            let below = sorted.softmax(0, Kind::Float).cumsum(0, Kind::Float).le(1.0 - p);
+            // The likeliest token stays, whatever its probability.
+            let _ = below.narrow(0, -1, 1).fill_(0);
+            logits = logits.masked_fill(&below.scatter(0, &order, &below), f64::NEG_INFINITY);
+        }
+        logits.softmax(0, Kind::Float).multinomial(1, false).int64_value(&[0])
+    }
+}
+
+/// A model in the middle of its texts: their tokens so far are in its cache.
+trait Texts {
+    /// Adds one token to each text, int64 `[b, 1]`: logits of the next, `[b, v]`.
+    fn add(&mut self, tokens: &Tensor) -> Tensor;
+
+    /// Goes on with these texts (int64 `[b']`, rows of the present ones).
+    fn select(&mut self, rows: &Tensor);
+
+    /// Where tokens go.
+    fn device(&self) -> Device;
+}
+
+struct Continuation<'a> {
+    model: &'a dyn CausalLm,
+    cache: KeyValueCache,
+    device: Device,
+}
+
+impl Continuation<'_> {
+    fn read(&mut self, tokens: Tokens) -> Tensor {
+        let inputs = DecoderInputs { cache: Some(&mut self.cache), ..DecoderInputs::new(tokens) };
+        let hidden = self.model.forward(inputs);
+        self.model.logits(&hidden.select(1, -1))
+    }
+}
+
+impl Texts for Continuation<'_> {
+    fn add(&mut self, tokens: &Tensor) -> Tensor {
+        self.read(Tokens::Ids(tokens))
+    }
+
+    fn select(&mut self, rows: &Tensor) {
+        self.cache.select(rows);
+    }
+
+    fn device(&self) -> Device {
+        self.device
+    }
+}
+
+struct Answer<'a> {
+    model: &'a dyn EncoderDecoder,
+    hidden: Tensor,
+    cache: KeyValueCache,
+}
+
+impl Texts for Answer<'_> {
+    fn add(&mut self, tokens: &Tensor) -> Tensor {
+        let inputs = DecoderInputs { cache: Some(&mut self.cache), ..DecoderInputs::new(Tokens::Ids(tokens)) };
+        let encoded = Encoded { hidden: &self.hidden, attention_mask: None };
+        let hidden = self.model.decode(inputs, encoded);
+        self.model.logits(&hidden.select(1, -1))
+    }
+
+    fn select(&mut self, rows: &Tensor) {
+        self.hidden = self.hidden.index_select(0, rows);
+        self.cache.select(rows);
+    }
+
+    fn device(&self) -> Device {
+        self.hidden.device()
+    }
+}
+
+/// The tokens that follow `prompt` (one text), which may stand behind a `cache` of trained keys and values. `on_token` is told of each
+/// as it is made, and may stop the work with an error; with beams all are told at the end.
+pub fn continue_text(
+    model: &dyn CausalLm,
+    prompt: Tokens,
+    cache: KeyValueCache,
+    device: Device,
+    sampling: &TextSampling,
+    on_token: &mut dyn FnMut(i64) -> Result<()>,
+) -> Result<Vec<i64>> {
+    let _no_grad = tch::no_grad_guard();
+    let mut texts = Continuation { model, cache, device };
+    let logits = catching(|| Ok(texts.read(prompt)))?;
+    generate(&mut texts, logits, sampling, on_token)
+}
+
+/// The tokens that answer `ids` int64 `[1, t]`, without the one that every answer starts with; `on_token` as for [`continue_text`].
+pub fn answer_text(
+    model: &dyn EncoderDecoder,
+    prompt: Tokens,
+    sampling: &TextSampling,
+    on_token: &mut dyn FnMut(i64) -> Result<()>,
+) -> Result<Vec<i64>> {
+    let _no_grad = tch::no_grad_guard();
+    let hidden = catching(|| Ok(model.encode(prompt, None, false)))?;
+    let start = one_token(model.decoder_start_token_id(), hidden.device());
+    let mut texts = Answer { model, hidden, cache: KeyValueCache::default() };
+    let logits = catching(|| Ok(texts.add(&start)))?;
+    generate(&mut texts, logits, sampling, on_token)
+}
+
+fn one_token(id: i64, device: Device) -> Tensor {
+    Tensor::from(id).view([1, 1]).to_device(device)
+}
+
+/// `logits` `[1, v]` are those after the prompt.
+fn generate(
+    texts: &mut dyn Texts,
+    logits: Tensor,
+    sampling: &TextSampling,
+    on_token: &mut dyn FnMut(i64) -> Result<()>,
+) -> Result<Vec<i64>> {
+    if sampling.num_beams > 1 {
+        let found = catching(|| Ok(beam_search(texts, logits, sampling)))?;
+        found.iter().try_for_each(|&token| on_token(token))?;
+        return Ok(found);
+    }
+    let (mut logits, mut made) = (logits, Vec::new());
+    loop {
+        let token = catching(|| Ok(sampling.choose(&logits.get(0))))?;
+        made.push(token);
+        on_token(token)?;
+        if sampling.ends.contains(&token) || made.len() == sampling.max_new_tokens {
+            return Ok(made);
+        }
+        logits = catching(|| Ok(texts.add(&one_token(token, texts.device()))))?;
+    }
+}
+
+/// A text in a beam search.
+#[derive(Clone)]
+struct Beam {
+    tokens: Vec<i64>,
+    /// Logarithm of its probability; of finished ones, by token.
+    score: f64,
+}
+
+/// The likeliest text among `num_beams` that are followed at once. A text's score is the logarithm of its probability divided by its
+/// length; the search ends when no text that goes on could, at the present length, beat the worst of as many finished ones
+/// (transformers' defaults: `length_penalty` 1, `early_stopping` false).
+fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -> Vec<i64> {
+    let beams = sampling.num_beams;
+    let candidates = beams * (1 + sampling.ends.len()).max(2);
+    let mut running = vec![Beam { tokens: Vec::new(), score: 0.0 }];
+    let mut finished: Vec<Beam> = Vec::new();
+    let mut logits = logits;
+    loop {
+        let length = running[0].tokens.len() + 1;
+        let is_last = length == sampling.max_new_tokens;
+        let (mut next, mut parents) = (Vec::new(), Vec::new());
+        for (rank, (parent, token, score)) in best_continuations(&logits, &running, candidates).into_iter().enumerate()
+        {
+            let tokens = [running[parent].tokens.as_slice(), &[token]].concat();
+            let ends = is_last || sampling.ends.contains(&token);
+            if ends && rank < beams {
+                finished.push(Beam { tokens, score: score / length as f64 });
+            } else if !ends && next.len() < beams {
+                next.push(Beam { tokens, score });
+                parents.push(parent as i64);
+            }
+        }
+        finished.sort_by(|a, b| b.score.total_cmp(&a.score));
+        finished.truncate(beams);
+        let worst = finished.get(beams - 1).map_or(f64::NEG_INFINITY, |beam| beam.score);
+        let can_improve = next.first().is_some_and(|best| best.score / length as f64 > worst);
+        if is_last || !can_improve {
+            return finished.into_iter().next().map(|beam| beam.tokens).unwrap_or_default();
+        }
+        texts.select(&Tensor::from_slice(&parents).to_device(texts.device()));
+        let last: Vec<i64> = next.iter().filter_map(|beam| beam.tokens.last().copied()).collect();
+        logits = texts.add(&Tensor::from_slice(&last).view([-1, 1]).to_device(texts.device()));
+        running = next;
+    }
+}
+
+/// The best `count` of all texts with one more token: whose, which token, and the logarithm of its probability.
+fn best_continuations(logits: &Tensor, running: &[Beam], count: usize) -> Vec<(usize, i64, f64)> {
+    let vocabulary = logits.size()[1];
+    let so_far: Vec<f32> = running.iter().map(|beam| beam.score as f32).collect();
+    let so_far = Tensor::from_slice(&so_far).to_device(logits.device()).unsqueeze(1);
+    let all = (logits.to_kind(Kind::Float).log_softmax(-1, Kind::Float) + so_far).flatten(0, -1);
+    let (scores, places) = all.topk((count as i64).min(all.size()[0]), 0, true, true);
+    let at = |i: i64| {
+        let place = places.int64_value(&[i]);
+        ((place / vocabulary) as usize, place % vocabulary, scores.double_value(&[i]))
+    };
+    (0..places.size()[0]).map(at).collect()
+}

@@ -1,0 +1,230 @@
+//! `lorabooth train llm` learns what PEFT's loop learns from the same start, and answers what it answers.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
+
+mod support;
+
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use support::{lorabooth, lorabooth_ok, made, python, read, read_json, relative_norm_error};
+
+const STEPS: usize = 10;
+const LEARNING_RATE: &str = "0.002";
+
+struct Job {
+    name: &'static str,
+    folder: PathBuf,
+    class: &'static str,
+    task: &'static str,
+    label: bool,
+}
+
+fn job(name: &'static str, class: &'static str, task: &'static str, label: bool, config: Value) -> Job {
+    let folder = made("language_job.py", "job", &json!({ "class": class, "config": config }));
+    Job { name, folder, class, task, label }
+}
+
+fn gpt2(label: bool) -> Job {
+    let config = json!({ "n_positions": 32, "n_embd": 24, "n_layer": 2, "n_head": 3,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0 });
+    job("gpt2", "GPT2LMHeadModel", "causal-lm", label, config)
+}
+
+fn llama() -> Job {
+    let config = json!({ "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "max_position_embeddings": 32 });
+    job("llama", "LlamaForCausalLM", "causal-lm", true, config)
+}
+
+fn opt() -> Job {
+    let config = json!({ "hidden_size": 24, "num_hidden_layers": 2, "ffn_dim": 40, "max_position_embeddings": 32,
+        "num_attention_heads": 3, "dropout": 0.0, "attention_dropout": 0.0 });
+    job("opt", "OPTForCausalLM", "causal-lm", true, config)
+}
+
+fn bloom() -> Job {
+    job("bloom", "BloomForCausalLM", "causal-lm", false, json!({ "hidden_size": 24, "n_layer": 2, "n_head": 6 }))
+}
+
+fn t5() -> Job {
+    let config = json!({ "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3,
+        "dropout_rate": 0.0, "decoder_start_token_id": 0 });
+    job("t5", "T5ForConditionalGeneration", "seq2seq-lm", true, config)
+}
+
+fn bert() -> Job {
+    let config = json!({ "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
+        "max_position_embeddings": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3 });
+    job("bert", "BertForSequenceClassification", "seq-cls", true, config)
+}
+
+impl Job {
+    /// The command line; what comes behind it wins.
+    fn train(&self, out: &Path, more: &[&str]) -> Vec<String> {
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        let words = [
+            "train llm --device cpu --threads 1 --quiet --mixed-precision no --no-shuffle --task",
+            self.task,
+            "--max-train-steps 10 --learning-rate",
+            LEARNING_RATE,
+        ];
+        let mut args: Vec<String> = words.join(" ").split(' ').map(str::to_owned).collect();
+        args.extend(["--model".to_owned(), path("model"), "--train-file".to_owned(), path("train.jsonl")]);
+        args.extend(["--output-dir".to_owned(), out.display().to_string()]);
+        if self.label {
+            args.extend(["--label-column".to_owned(), "label".to_owned()]);
+        }
+        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        args
+    }
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn close(actual: f64, expected: f64, bound: f64, what: &str) {
+    let error = (actual - expected).abs() / expected.abs().max(1e-3);
+    assert!(error < bound, "{what}: {actual} is not {expected} ({error:.1e})");
+}
+
+#[test]
+fn losses_adapters_and_answers_are_those_of_pefts_loop() {
+    for job in [gpt2(true), gpt2(false), llama(), opt(), bloom(), t5(), bert()] {
+        let folder = tempfile::tempdir().unwrap();
+        let start = folder.path().join("start");
+        // B is not zero, so that A learns from the first step on.
+        lorabooth_ok(&job.train(&start, &["--max-train-steps", "3", "--seed", "5"]));
+        let theirs = folder.path().join("theirs");
+        let options = json!({ "job": job.folder, "class": job.class, "task": job.task, "adapter": start, "steps": STEPS,
+            "learning_rate": LEARNING_RATE.parse::<f64>().unwrap(), "batch": 4, "label": job.label });
+        python("language_loop.py", &[theirs.to_str().unwrap(), &options.to_string()]);
+        let expected = read_json(theirs.join("losses.json"));
+
+        let ours = folder.path().join("ours");
+        let validation = job.folder.join("validation.jsonl");
+        let start_flag = start.to_str().unwrap();
+        let more = ["--init-adapter", start_flag, "--validation-file", validation.to_str().unwrap(), "--eval-steps", "10",
+            "--eval-max-new-tokens", "6"];
+        lorabooth_ok(&job.train(&ours, &more));
+
+        let steps = lines(&ours.join("metrics.jsonl"));
+        assert_eq!(steps.len(), STEPS);
+        let mut worst = 0f64;
+        for (i, step) in steps.iter().enumerate() {
+            let (actual, wanted) = (step["loss"].as_f64().unwrap(), expected["losses"][i].as_f64().unwrap());
+            close(actual, wanted, 2e-4, &format!("{} step {i}", job.name));
+            worst = worst.max((actual - wanted).abs() / wanted);
+        }
+        let evaluations = lines(&ours.join("evaluations.jsonl"));
+        let last = evaluations.last().unwrap();
+        close(last["loss"].as_f64().unwrap(), expected["validation_loss"].as_f64().unwrap(), 2e-4, "validation");
+        println!("{}: losses within {worst:.1e}", job.name);
+
+        // The last evaluation is the best here, so that both sides' adapters are of the same step.
+        assert_eq!(evaluations.iter().map(|line| line["loss"].as_f64().unwrap()).fold(f64::MAX, f64::min), last["loss"]);
+        let (actual, wanted) =
+            (read(ours.join("adapter_model.safetensors")), read(theirs.join("adapter/adapter_model.safetensors")));
+        assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{}", job.name);
+        for (name, tensor) in &wanted {
+            let error = relative_norm_error(&actual[name], tensor);
+            assert!(error < 1e-3, "{} {name}: {error:.1e}", job.name);
+        }
+        if job.label {
+            let mut table = csv::Reader::from_path(ours.join("predictions.csv")).unwrap();
+            let answers: Vec<String> = table.records().map(|row| row.unwrap()[2].to_owned()).collect();
+            let wanted: Vec<&str> = expected["answers"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+            assert_eq!(answers, wanted, "{}", job.name);
+        }
+    }
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_bits() {
+    let (job, folder) = (bert(), tempfile::tempdir().unwrap());
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    let dropout = ["--lora-dropout", "0.1"];
+    lorabooth_ok(&job.train(&whole, &dropout));
+    lorabooth_ok(&job.train(&parts, &[dropout.as_slice(), &["--max-train-steps", "4"]].concat()));
+    lorabooth_ok(&job.train(&parts, &[dropout.as_slice(), &["--resume"]].concat()));
+    let file = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    assert!(file(&whole) == file(&parts));
+}
+
+#[test]
+fn eight_bit_weights_learn_the_same_and_take_less_memory() {
+    let (job, folder) = (llama(), tempfile::tempdir().unwrap());
+    let [dense, int8] = ["dense", "int8"].map(|name| folder.path().join(name));
+    lorabooth_ok(&job.train(&dense, &[]));
+    lorabooth_ok(&job.train(&int8, &["--load-in-8bit"]));
+    let losses = |folder: &Path| -> Vec<f64> {
+        lines(&folder.join("metrics.jsonl")).iter().map(|line| line["loss"].as_f64().unwrap()).collect()
+    };
+    let (dense, int8) = (losses(&dense), losses(&int8));
+    assert_ne!(dense, int8, "the codes change the numbers a little");
+    for (dense, int8) in dense.iter().zip(&int8) {
+        close(*int8, *dense, 0.03, "int8");
+    }
+    assert!(int8[STEPS - 1] < int8[0]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_one_line() {
+    let (job, folder) = (gpt2(true), tempfile::tempdir().unwrap());
+    let out = folder.path().join("out");
+    let refused = |job: &Job, more: &[&str], words: &[&str]| {
+        let output = lorabooth(&job.train(&out, more));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{more:?}: {said}");
+        assert_eq!(said.lines().filter(|line| line.starts_with("error:")).count(), 1, "{more:?}: {said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "{more:?}: {said} lacks {word}"));
+        assert!(!out.exists(), "{more:?} left something");
+    };
+    refused(&job, &["--task", "seq-cls"], &["--task seq-cls", "gpt2", "causal-lm"]);
+    refused(&job, &["--text-column", "prompt"], &["prompt", "text", "label"]);
+    refused(&job, &["--lora-targets", "q_proj"], &["q_proj", "c_attn"]);
+    refused(&job, &["--max-seq-length", "1"], &["--max-seq-length", "1"]);
+    refused(&job, &["--model", folder.path().to_str().unwrap()], &["config.json"]);
+    let long = folder.path().join("long.jsonl");
+    std::fs::write(&long, format!("{{\"text\": \"{}\", \"label\": \"long\"}}\n", "red ".repeat(60))).unwrap();
+    refused(&job, &["--train-file", long.to_str().unwrap()], &["positions end at 32", "--max-seq-length 32"]);
+    let broken = folder.path().join("broken.jsonl");
+    std::fs::write(&broken, "{\"text\": \"red\", \"label\": \"x\"}\n{\"text\": \n").unwrap();
+    refused(&job, &["--train-file", broken.to_str().unwrap()], &["broken.jsonl", "line 2"]);
+}
+
+#[test]
+fn greedy_and_beam_texts_are_those_of_transformers() {
+    let prompts = ["red house", "river stone cloud bread", "music"];
+    for job in [gpt2(true), llama(), opt(), bloom(), t5()] {
+        let options = json!({ "job": job.folder, "class": job.class, "prompts": prompts, "beams": [1, 3, 4], "max_new_tokens": 20 });
+        let expected = read_json(made("language_generate.py", "texts.json", &options));
+        let model = job.folder.join("model").display().to_string();
+        for (beams, texts) in expected.as_object().unwrap() {
+            for (prompt, text) in prompts.iter().zip(texts.as_array().unwrap()) {
+                let args = ["complete", "--device", "cpu", "--dtype", "fp32", "--json", "--model", &model, "--prompt", prompt,
+                    "--max-new-tokens", "20", "--num-beams", beams];
+                let said = lorabooth_ok(&args);
+                let ours: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+                assert_eq!(&ours["text"], text, "{} after {prompt:?} with {beams} beams", job.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn complete_goes_on_with_a_text_and_answers_one() {
+    for job in [llama(), t5()] {
+        let model = job.folder.join("model").display().to_string();
+        let complete = |more: &[&str]| {
+            let args = [&["complete", "--device", "cpu", "--json", "--model", &model, "--prompt", "red house"], more].concat();
+            let said = lorabooth_ok(&args);
+            serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
+        };
+        let greedy = complete(&["--max-new-tokens", "5"]);
+        assert!(greedy["tokens"].as_u64().unwrap() <= 5 && greedy["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert_eq!(greedy["text"], complete(&["--max-new-tokens", "5", "--top-k", "1", "--temperature", "0.7"])["text"]);
+        let drawn = |seed: &str| complete(&["--temperature", "2", "--top-p", "0.9", "--seed", seed])["text"].clone();
+        assert_eq!(drawn("1"), drawn("1"));
+        assert_ne!(drawn("1"), drawn("2"));
+    }
+}

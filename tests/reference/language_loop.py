@@ -1,0 +1,91 @@
+"""Trains peft's adapter on a language model as PEFT's examples do, and writes what `lorabooth train llm` is compared with.
+
+    language_loop.py OUT '{"job": DIR, "class": ..., "task": "causal-lm", "adapter": DIR, "steps": 10, "learning_rate": 1e-3, "batch": 4}'
+
+job      of language_job.py; its records are taken in their order, epoch after epoch
+adapter  the adapter to start from
+label    causal-lm: the label follows the text and is what is learnt; else the text itself is
+
+OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes
+OUT/adapter      as peft saves it at the end
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from peft import PeftModel
+
+NEW_TOKENS = 6
+
+
+def rows(path):
+    return [json.loads(line) for line in open(path)]
+
+
+def filled(sequences, value):
+    longest = max(map(len, sequences))
+    return torch.tensor([sequence + [value] * (longest - len(sequence)) for sequence in sequences])
+
+
+def prompt_of(tokenizer, row, task, label):
+    ids = tokenizer(row["text"])["input_ids"]
+    return ids[:-1] if task == "causal-lm" and label else ids   # the end token is the label's
+
+
+def batch_of(tokenizer, records, task, label, classes):
+    prompts = [prompt_of(tokenizer, row, task, label) for row in records]
+    if task == "causal-lm":
+        whole = [p + tokenizer(row["label"])["input_ids"] if label else p for p, row in zip(prompts, records)]
+        labels = [[-100] * len(p) + w[len(p):] if label else w for p, w in zip(prompts, whole)]
+        ids, labels = filled(whole, 0), filled(labels, -100)
+    else:
+        whole, ids = prompts, filled(prompts, 0)
+        if task == "seq-cls":
+            labels = torch.tensor([classes.index(row["label"]) for row in records])
+        else:
+            labels = filled([tokenizer(row["label"])["input_ids"] for row in records], -100)
+    return {"input_ids": ids, "attention_mask": filled([[1] * len(w) for w in whole], 0), "labels": labels}
+
+
+def answer(network, tokenizer, row, task, label, classes):
+    ids = torch.tensor([prompt_of(tokenizer, row, task, label)])
+    if task == "seq-cls":
+        return classes[network(input_ids=ids).logits.argmax(-1).item()]
+    made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+    return tokenizer.decode(made[1:] if task == "seq2seq-lm" else made[ids.shape[1]:], skip_special_tokens=True)
+
+
+def main(out, job, task, adapter, steps, learning_rate, batch, label=False, **options):
+    out, job = Path(out), Path(job)
+    train, validation = rows(job / "train.jsonl"), rows(job / "validation.jsonl")
+    classes = sorted({row["label"] for row in train})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job / "model")
+    labels = {"num_labels": len(classes)} if task == "seq-cls" else {}
+    base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=torch.float32, **labels)
+    network = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    network.train()
+    params = [param for param in network.parameters() if param.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=1e-2)
+    losses, batches = [], [train[i:i + batch] for i in range(0, len(train), batch)]
+    for step in range(steps):
+        loss = network(**batch_of(tokenizer, batches[step % len(batches)], task, label, classes)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    network.eval()
+    with torch.no_grad():
+        inputs = batch_of(tokenizer, validation, task, label, classes)
+        validation_loss = network(**inputs).loss.item()
+        answers = [answer(network, tokenizer, row, task, label, classes) for row in validation] if task != "causal-lm" or label else []
+    network.save_pretrained(out / "adapter")
+    result = {"losses": losses, "validation_loss": validation_loss, "answers": answers}
+    (out / "losses.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], **json.loads(sys.argv[2]))
