@@ -4,7 +4,7 @@ use super::adapter::path_and_scale;
 use super::{Common, Dtype, Reporter};
 use crate::adapters::{attach, peft_folder, Init};
 use crate::error::{Error, Result};
-use crate::libtorch::random::Generator;
+use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, Tokens};
 use crate::nn::KeyValueCache;
 use crate::recipes::language_base::LanguageBase;
@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// Flags of the command.
 #[derive(Debug, Args)]
@@ -104,10 +104,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         )));
     }
     let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(device);
-    Generator::new(common.seed).becomes_global()?;
-    if let Device::Cuda(_) = device {
-        tch::Cuda::manual_seed_all(common.seed as u64);
-    }
+    seed_globally(device, common.seed)?;
     let began = Instant::now();
     let (mut stream, mut text) = (tokenizer.stream(), String::new());
     let mut show = |piece: String| {

@@ -118,6 +118,16 @@ fn cuda_index(device: Device) -> i64 {
     }
 }
 
+/// Seeds libtorch's global generators, which dropout and draws of tokens take from: the CPU's, and those of the CUDA devices where
+/// `device` is one.
+pub fn seed_globally(device: Device, seed: i64) -> Result<()> {
+    Generator::new(seed).becomes_global()?;
+    if let Device::Cuda(_) = device {
+        tch::Cuda::manual_seed_all(seed as u64);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

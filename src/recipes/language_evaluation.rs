@@ -83,14 +83,14 @@ impl Evaluator<'_> {
         self.tokenizer.decode(&ids)
     }
 
-    /// All that can be said of `data` after `step`, and the answers where there are some to compare with.
-    pub fn evaluate(&self, data: &LanguageDataset, step: u64) -> Result<(Evaluation, Option<Vec<String>>)> {
+    /// All that can be said of `data` after `step`.
+    pub fn evaluate(&self, data: &LanguageDataset, step: u64) -> Result<Evaluation> {
         let loss = self.loss(data)?;
         let classes = matches!(self.model, LanguageModel::Classifier(_));
         let mut evaluation =
             Evaluation { step, loss, perplexity: (!classes).then(|| loss.exp()), accuracy: None, f1: None };
         if !data.has_answers() {
-            return Ok((evaluation, None));
+            return Ok(evaluation);
         }
         let answers = self.answers(data)?;
         let pairs: Vec<(&str, &str)> =
@@ -98,7 +98,7 @@ impl Evaluator<'_> {
         let right = pairs.iter().filter(|(expected, answer)| expected == answer).count();
         evaluation.accuracy = Some(right as f64 / pairs.len() as f64);
         evaluation.f1 = classes.then(|| macro_f1(&pairs));
-        Ok((evaluation, Some(answers)))
+        Ok(evaluation)
     }
 }
 

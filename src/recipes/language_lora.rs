@@ -13,13 +13,14 @@ use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
-use crate::libtorch::random::Generator;
+use crate::libtorch::random::{seed_globally, Generator};
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::RunFolder;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
+use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -67,36 +68,28 @@ pub fn train(
         // 3. The loop.
         training_loop::train(&mut job, &mut run, interrupt, observer).inspect_err(|_| observer.on(Event::End))?;
         // 4. The adapter files.
+        job.restore_best(&run.folder)?;
         job.write_predictions(&run, observer)?;
         run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
     });
     outcome.inspect_err(|_| folder.remove_if_unused())
 }
 
-/// The task must be one that the model can do.
+/// The task must be the one that the model does.
 fn check_task(config: &LanguageConfig, files: &LanguageModelFiles) -> Result<()> {
-    let model_type = files.architecture().model_type;
-    let can = match model_type {
-        "t5" | "mt5" => TaskChoice::Seq2SeqLm,
-        "bert" | "roberta" => TaskChoice::SeqCls,
-        _ => TaskChoice::CausalLm,
-    };
-    match can == config.task {
-        true => Ok(()),
-        false => Err(Error::invalid(format!(
-            "--task {} is nothing for a {model_type} model; it does {}",
-            flag_name(config.task),
-            flag_name(can)
-        ))),
+    let architecture = files.architecture();
+    if architecture.task == config.task.peft_name() {
+        return Ok(());
     }
-}
-
-fn flag_name(task: TaskChoice) -> &'static str {
-    match task {
-        TaskChoice::CausalLm => "causal-lm",
-        TaskChoice::Seq2SeqLm => "seq2seq-lm",
-        TaskChoice::SeqCls => "seq-cls",
-    }
+    let does = TaskChoice::value_variants().iter().find(|task| task.peft_name() == architecture.task);
+    let flag =
+        |task: &TaskChoice| task.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    Err(Error::invalid(format!(
+        "--task {} is nothing for a {} model; it does {}",
+        flag(&config.task),
+        architecture.model_type,
+        does.map(flag).unwrap_or_default()
+    )))
 }
 
 fn start(config: &LanguageConfig, lora: &LoraConfig, classes: &[String], device: Device, seed: i64) -> Result<Run> {
@@ -229,14 +222,23 @@ impl LanguageJob<'_> {
         }
     }
 
-    /// The best adapter, or where nothing was evaluated the last one.
+    /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
+    fn restore_best(&self, folder: &RunFolder) -> Result<()> {
+        if self.best().is_none() {
+            return Ok(());
+        }
+        let best = peft_folder::read(&folder.join(BEST))?;
+        let _no_grad = tch::no_grad_guard();
+        for (name, param) in &self.adapter.params {
+            if let Some(tensor) = best.tensors.get(name) {
+                param.shallow_clone().copy_(tensor);
+            }
+        }
+        Ok(())
+    }
+
     fn write_adapter(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
         self.write_present(folder.path())?;
-        let best = folder.join(BEST);
-        if self.best().is_some() {
-            let adapter = peft_folder::read(&best)?;
-            peft_folder::write(folder.path(), None, &adapter, TextEncoderSpelling::Today)?;
-        }
         observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
         Ok(())
     }
@@ -246,19 +248,9 @@ impl LanguageJob<'_> {
         self.evaluations.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
     }
 
-    /// `predictions.csv`: what the best adapter answers to the validation records.
+    /// `predictions.csv`: what the adapter answers to the validation records.
     fn write_predictions(&self, run: &Run, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = self.validation.as_ref().filter(|data| data.has_answers()) else { return Ok(()) };
-        if self.best().is_some() {
-            let best = peft_folder::read(&run.folder.join(BEST))?;
-            tch::no_grad(|| {
-                for (name, param) in &self.adapter.params {
-                    if let Some(tensor) = best.tensors.get(name) {
-                        param.shallow_clone().copy_(tensor);
-                    }
-                }
-            });
-        }
         let answers = self.evaluator(run).answers(data)?;
         let path = run.folder.join("predictions.csv");
         let failed = |error: csv::Error| Error::file(&path, error.to_string());
@@ -283,10 +275,7 @@ impl Job for LanguageJob<'_> {
     fn micro_step(&mut self, run: &Run) -> Result<Losses> {
         let batch = self.data.batch(&self.order.micro_batch(run.micro_step as usize))?;
         // Dropout draws from the batch's own seed.
-        Generator::new(run.seed.wrapping_add(run.micro_step as i64)).becomes_global()?;
-        if let Device::Cuda(_) = run.device {
-            tch::Cuda::manual_seed_all(run.seed.wrapping_add(run.micro_step as i64) as u64);
-        }
+        seed_globally(run.device, run.seed.wrapping_add(run.micro_step as i64))?;
         let checkpointing = run.training.gradient_checkpointing;
         let loss = language_loss(&self.loaded.model, &batch, self.tokenizer.pad()?, run.device, checkpointing)?;
         run.backward(&loss);
@@ -307,7 +296,7 @@ impl Job for LanguageJob<'_> {
 
     fn look(&mut self, run: &mut Run, _: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
-        let (evaluation, _) = self.evaluator(run).evaluate(data, run.step)?;
+        let evaluation = self.evaluator(run).evaluate(data, run.step)?;
         let number =
             |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
         observer.fact(

@@ -13,6 +13,8 @@ pub struct Architecture {
     pub model_type: &'static str,
     /// Names in `architectures` of `config.json` whose weights can be read.
     pub classes: &'static [&'static str],
+    /// What it does, as PEFT's `task_type`.
+    pub task: &'static str,
     /// PEFT's default target modules for LoRA (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`).
     pub lora_targets: &'static [&'static str],
     /// What the keys of files with a head start with; those of the base model alone lack it.
@@ -48,6 +50,7 @@ const QUERY_AND_VALUE: &[&str] = &["q_proj", "v_proj"];
 pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gpt2",
+        task: "CAUSAL_LM",
         classes: &["GPT2LMHeadModel", "GPT2Model"],
         lora_targets: &["c_attn"],
         prefix: "transformer.",
@@ -56,6 +59,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "opt",
+        task: "CAUSAL_LM",
         classes: &["OPTForCausalLM", "OPTModel"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
@@ -64,6 +68,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "bloom",
+        task: "CAUSAL_LM",
         classes: &["BloomForCausalLM", "BloomModel"],
         lora_targets: &["query_key_value"],
         prefix: "transformer.",
@@ -72,6 +77,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "llama",
+        task: "CAUSAL_LM",
         classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
@@ -80,6 +86,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "mistral",
+        task: "CAUSAL_LM",
         classes: &["MistralForCausalLM", "MistralModel"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
@@ -88,6 +95,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "qwen2",
+        task: "CAUSAL_LM",
         classes: &["Qwen2ForCausalLM", "Qwen2Model"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
@@ -96,6 +104,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "t5",
+        task: "SEQ_2_SEQ_LM",
         classes: &["T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model"],
         lora_targets: &["q", "v"],
         prefix: "",
@@ -104,6 +113,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "mt5",
+        task: "SEQ_2_SEQ_LM",
         classes: &["MT5ForConditionalGeneration", "MT5Model"],
         lora_targets: &["q", "v"],
         prefix: "",
@@ -112,6 +122,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "bert",
+        task: "SEQ_CLS",
         classes: &["BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining", "BertModel"],
         lora_targets: &["query", "value"],
         prefix: "bert.",
@@ -120,6 +131,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
     },
     Architecture {
         model_type: "roberta",
+        task: "SEQ_CLS",
         classes: &["RobertaForSequenceClassification", "RobertaForMaskedLM", "RobertaModel"],
         lora_targets: &["query", "value"],
         prefix: "roberta.",

@@ -100,23 +100,23 @@ impl Gallery {
     }
 
     /// Share of the images whose prompt names a background that have it.
-    pub fn background_right(&self, images: &[RgbImage]) -> f64 {
+    pub fn background_right(&self, looks: &[Look]) -> f64 {
         let asked = |prompt: &str| UNSEEN.into_iter().find(|colour| prompt.ends_with(&format!("{colour} background")));
-        let right: Vec<bool> = std::iter::zip(&self.prompts, images)
-            .filter_map(|(prompt, image)| Some(asked(prompt)? == Look::of(image).background()))
+        let right: Vec<bool> = std::iter::zip(&self.prompts, looks)
+            .filter_map(|(prompt, look)| Some(asked(prompt)? == look.background()))
             .collect();
         right.iter().filter(|&&right| right).count() as f64 / right.len().max(1) as f64
     }
 
     /// What was `measured` of each image.
-    pub fn reports(&self, when: &'static str, images: &[RgbImage], measured: &[Distances]) -> Vec<ImageReport> {
+    pub fn reports(&self, when: &'static str, looks: &[Look], measured: &[Distances]) -> Vec<ImageReport> {
         let report = |i: usize| ImageReport {
             when,
             prompt: self.prompts[i].clone(),
             seed: self.seeds[i],
-            background: Look::of(&images[i]).background(),
+            background: looks[i].background(),
             distances: measured[i],
         };
-        (0..images.len()).map(report).collect()
+        (0..looks.len()).map(report).collect()
     }
 }

@@ -24,7 +24,6 @@ use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
 use clap::Args;
 use gallery::{Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
-use image::RgbImage;
 use likeness::{looks, Distances, Likeness, Look};
 use report::Report;
 use std::path::{Path, PathBuf};
@@ -102,8 +101,9 @@ pub fn run(
     drop(pipeline);
 
     // 4. The difference.
-    let measured = |images: &[RgbImage]| looks(images).iter().map(|look| references.measure(look)).collect::<Vec<_>>();
-    let (measured_before, measured_after) = (measured(&before), measured(&after));
+    let (looks_before, looks_after) = (looks(&before), looks(&after));
+    let measured = |looks: &[Look]| looks.iter().map(|look| references.measure(look)).collect::<Vec<_>>();
+    let (measured_before, measured_after) = (measured(&looks_before), measured(&looks_after));
     let report = Report {
         command: format!("lorabooth train dreambooth {}", words(&training)),
         seed,
@@ -115,11 +115,11 @@ pub fn run(
         subject_photos: references.photos(),
         class_before: Likeness::of(gallery.class(&measured_before)),
         class_after: Likeness::of(gallery.class(&measured_after)),
-        background_right_before: gallery.background_right(&before),
-        background_right_after: gallery.background_right(&after),
+        background_right_before: gallery.background_right(&looks_before),
+        background_right_after: gallery.background_right(&looks_after),
         images: [
-            gallery.reports("before", &before, &measured_before),
-            gallery.reports("after", &after, &measured_after),
+            gallery.reports("before", &looks_before, &measured_before),
+            gallery.reports("after", &looks_after, &measured_after),
         ]
         .concat(),
     };
