@@ -74,7 +74,7 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
             network.sites.set_training(false);
             training.save()?;
             write_weights(&model, training.average_of(MODEL))?;
-            let mean = training.with_average(|| mean_loss(&watched, &loss))?;
+            let mean = training.with_average(|| mean_loss(&watched, loss))?;
             eprintln!("step {}: loss {mean:.4} on {} other pairs", training.step(), watched.len());
         }
     }
