@@ -51,8 +51,8 @@ enum Command {
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Say what memory and time a training run will need, and what to turn on to fit a card
-    #[command(args_override_self = true)]
-    Plan(plan::PlanArgs),
+    #[command(subcommand)]
+    Plan(plan::PlanCommand),
     /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
@@ -175,7 +175,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
-        Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
+        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),

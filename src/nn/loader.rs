@@ -8,8 +8,10 @@ use std::ops::Div;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Paths of classifiers' heads.
-const HEADS: &[&str] = &["classifier", "score"];
+/// Whether the projection at `path` is a classifier's head.
+pub fn is_head(path: &str) -> bool {
+    ["classifier", "score"].iter().any(|head| path.starts_with(head))
+}
 
 /// Whether a layer has a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +124,7 @@ impl Loader {
     /// bitsandbytes: they are small, and trained whole.
     fn kept(&self, weight: Tensor) -> BaseWeight {
         match self.weights.storage() {
-            Storage::Int8 { threshold } if !HEADS.iter().any(|head| self.path.starts_with(head)) => {
+            Storage::Int8 { threshold } if !is_head(&self.path) => {
                 let int8 = Int8Weight::quantise(&weight, self.placement.kind, threshold);
                 drop(weight);
                 self.weights.let_go(&self.key("weight"));

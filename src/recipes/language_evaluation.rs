@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 /// Records at a time.
-const BATCH: usize = 8;
+pub(super) const BATCH: usize = 8;
 
 /// What was measured after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,9 @@ use super::language_base::LanguageBase;
 use super::language_config::{LanguageConfig, TaskChoice};
 use super::language_evaluation::{Evaluation, Evaluator};
 use super::language_loss::language_loss;
+use super::language_plan::{PlannedModel, RecordLengths};
 use super::observer::{Event, Observer};
+use super::outlook::{tell_memory, with_advice};
 use super::run::{Finished, Run, RunOptions, Trained};
 use super::training_loop::{self, Job, Losses};
 use crate::adapters::{attach, peft_folder, Attached, Init, LoraConfig, PartAdapter, TextEncoderSpelling};
@@ -51,9 +53,13 @@ pub fn train(
     for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
     }
+    let planned = PlannedModel::of(config, &files)?;
+    let records = RecordLengths::of(&data, validation.as_ref());
+    let outlook = |budget: u64| planned.outlook(config, records, device, budget);
     let mut run = start(config, &lora, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
+    tell_memory(outlook, device, observer)?;
     let folder = run.folder.clone();
 
     // 2. The model with its adapter.
@@ -66,7 +72,10 @@ pub fn train(
         job.tell_first_screen(&run, observer);
         run.begin(observer)?;
         // 3. The loop.
-        training_loop::train(&mut job, &mut run, interrupt, observer).inspect_err(|_| observer.on(Event::End))?;
+        training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+            observer.on(Event::End);
+            with_advice(error, outlook)
+        })?;
         // 4. The adapter files.
         job.restore_best(&run.folder)?;
         job.write_predictions(&run, observer)?;

@@ -1,7 +1,8 @@
 //! The architectures that there are: from a `config.json` to what loads it.
 
 use super::interface::LanguageModel;
-use super::{bert, bloom, gpt2, llama, opt, t5};
+use super::outline::Outline;
+use super::{bert, bert_config, bloom, gpt2, llama, llama_config, opt, t5};
 use crate::error::{Error, Result};
 use crate::nn::Loader;
 use serde_json::Value;
@@ -22,6 +23,7 @@ pub struct Architecture {
     /// What the keys of heads start with.
     pub(super) heads: &'static [&'static str],
     pub(super) load: fn(&Loader, &Build) -> Result<LanguageModel>,
+    pub(super) outline: fn(&Value) -> std::result::Result<Outline, String>,
 }
 
 /// What a loader builds from, beside the weights.
@@ -56,6 +58,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "transformer.",
         heads: DECODER_HEADS,
         load: gpt2::load,
+        outline: gpt2::outline,
     },
     Architecture {
         model_type: "opt",
@@ -65,6 +68,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "model.",
         heads: DECODER_HEADS,
         load: opt::load,
+        outline: opt::outline,
     },
     Architecture {
         model_type: "bloom",
@@ -74,6 +78,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "transformer.",
         heads: DECODER_HEADS,
         load: bloom::load,
+        outline: bloom::outline,
     },
     Architecture {
         model_type: "llama",
@@ -83,6 +88,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "model.",
         heads: DECODER_HEADS,
         load: llama::load_llama,
+        outline: |config| llama::outline(config, llama_config::Family::Llama),
     },
     Architecture {
         model_type: "mistral",
@@ -92,6 +98,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "model.",
         heads: DECODER_HEADS,
         load: llama::load_mistral,
+        outline: |config| llama::outline(config, llama_config::Family::Mistral),
     },
     Architecture {
         model_type: "qwen2",
@@ -101,6 +108,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "model.",
         heads: DECODER_HEADS,
         load: llama::load_qwen2,
+        outline: |config| llama::outline(config, llama_config::Family::Qwen2),
     },
     Architecture {
         model_type: "t5",
@@ -110,6 +118,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "",
         heads: &[],
         load: t5::load_t5,
+        outline: t5::outline_t5,
     },
     Architecture {
         model_type: "mt5",
@@ -119,6 +128,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "",
         heads: &[],
         load: t5::load_mt5,
+        outline: t5::outline_mt5,
     },
     Architecture {
         model_type: "bert",
@@ -128,6 +138,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "bert.",
         heads: &["classifier.", "cls."],
         load: bert::load_bert,
+        outline: |config| bert::outline(config, bert_config::Family::Bert),
     },
     Architecture {
         model_type: "roberta",
@@ -137,6 +148,7 @@ pub static ARCHITECTURES: &[Architecture] = &[
         prefix: "roberta.",
         heads: &["classifier.", "lm_head."],
         load: bert::load_roberta,
+        outline: |config| bert::outline(config, bert_config::Family::Roberta),
     },
 ];
 

@@ -9,10 +9,15 @@ use super::bert_config::{BertConfig, Family};
 use super::bert_layer::BertLayer;
 use super::blocks;
 use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens};
+use super::outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
+};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::config_file::check_sizes;
 use crate::nn::{AttentionMask, Bias, Dropout, Embedding, LayerNorm, Linear, Loader};
+use serde_json::Value;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -29,6 +34,72 @@ pub(super) fn load_roberta(loader: &Loader, build: &Build) -> Result<LanguageMod
 fn load(loader: &Loader, build: &Build, family: Family) -> Result<LanguageModel> {
     let config = BertConfig::new(build.config, family).map_err(|e| build.refuse(e))?;
     Ok(LanguageModel::Classifier(Box::new(Classifier::load(loader, &config, build)?)))
+}
+
+/// What the model of a configuration is made of.
+pub(super) fn outline(config: &Value, family: Family) -> std::result::Result<Outline, String> {
+    let config = BertConfig::new(config, family)?;
+    let (root, width, heads) = (root(family), config.hidden_size, config.num_attention_heads);
+    let attention = AttentionOutline {
+        inputs: ["query", "key", "value"]
+            .map(|name| Projection::new(&format!("attention.self.{name}"), width, true))
+            .into(),
+        output: Projection::new("attention.output.dense", width, true),
+        reads_encoder: false,
+        heads,
+        groups: heads,
+        head_width: width / heads,
+        dropout: config.attention_probs_dropout_prob,
+        mask: MaskOutline::Padding,
+        rotary: false,
+    };
+    let feed_forward = FeedForwardOutline {
+        up: Projection::new("intermediate.dense", config.intermediate_size, true),
+        gate: None,
+        down: Projection::new("output.dense", width, true),
+        activation: config.hidden_act,
+        dropout: 0.0,
+    };
+    let part =
+        |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout_prob, body };
+    let stack = StackOutline {
+        path: format!("{root}.encoder.layer"),
+        blocks: config.num_hidden_layers,
+        width,
+        norm: NormOutline::Layer,
+        norms_after: true,
+        parts: vec![
+            part("attention.output.LayerNorm", BodyOutline::Attention(attention)),
+            part("output.LayerNorm", BodyOutline::FeedForward(feed_forward)),
+        ],
+        norms_before_blocks: vec![format!("{root}.embeddings.LayerNorm")],
+        norms_behind_blocks: Vec::new(),
+        projections: None,
+        dropout: config.hidden_dropout_prob,
+    };
+    let (dense, out_proj) = head_paths(family);
+    let table = |name: &str, rows: i64| (format!("{root}.embeddings.{name}"), rows, width);
+    Ok(Outline {
+        tables: vec![
+            table("word_embeddings", config.vocab_size),
+            table("position_embeddings", config.max_position_embeddings),
+            table("token_type_embeddings", config.type_vocab_size),
+        ],
+        stacks: vec![Rc::new(stack)],
+        head: HeadOutline::Classes(vec![
+            Projection::new(dense, width, true),
+            Projection::new(out_proj, config.labels(), true),
+        ]),
+        longest: Some(config.longest()),
+    })
+}
+
+/// Paths of the head's two projections.
+fn head_paths(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::Bert => ("bert.pooler.dense", "classifier"),
+        Family::Roberta => ("classifier.dense", "classifier.out_proj"),
+    }
 }
 
 /// What the keys of the encoder start with.
@@ -154,10 +225,7 @@ impl Head {
     /// Loads the head. Where a number of labels was asked for, what the files lack of it is drawn as transformers draws
     /// it.
     fn load(loader: &Loader, config: &BertConfig, build: &Build, labels: i64) -> Result<Self> {
-        let (dense, out_proj) = match config.family {
-            Family::Bert => (loader / "bert.pooler.dense", loader / "classifier"),
-            Family::Roberta => (loader / "classifier.dense", loader / "classifier.out_proj"),
-        };
+        let (dense, out_proj) = head_paths(config.family);
         let width = config.hidden_size;
         let mut generator = Generator::new(build.seed);
         let mut project = |at: &Loader, outputs: i64| {
@@ -168,8 +236,8 @@ impl Head {
             }
         };
         Ok(Self {
-            dense: project(&dense, width)?,
-            out_proj: project(&out_proj, labels)?,
+            dense: project(&(loader / dense), width)?,
+            out_proj: project(&(loader / out_proj), labels)?,
             dropout: Dropout::new(loader, config.head_dropout()),
             drops_input: config.family == Family::Roberta,
         })

@@ -2,6 +2,7 @@
 
 use super::architectures::{Architecture, Build};
 use super::interface::LanguageModel;
+use super::outline::Outline;
 use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
@@ -9,6 +10,7 @@ use crate::weights::gguf::GgufLanguageModel;
 use crate::weights::{Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use tch::Kind;
 
 /// What a classifier becomes whose head is not the one in its files.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,6 +73,34 @@ impl LanguageModelFiles {
         self.architecture
     }
 
+    /// Where its configuration is.
+    fn config_path(&self) -> PathBuf {
+        match &self.gguf {
+            Some(_) => self.root.clone(),
+            None => self.root.join("config.json"),
+        }
+    }
+
+    /// What the model is made of, from its configuration alone.
+    pub fn outline(&self) -> Result<Outline> {
+        (self.architecture.outline)(&self.config).map_err(|message| Error::file(self.config_path(), message))
+    }
+
+    /// The dtype that its weights are stored in: that of the token table, or where there are no weights what its configuration
+    /// says.
+    pub fn stored_kind(&self) -> Result<Kind> {
+        let key = format!("{}.weight", self.outline()?.tables[0].0);
+        if let Ok(kind) = self.weights().and_then(|weights| weights.kind(&key)) {
+            return Ok(kind);
+        }
+        let said = ["dtype", "torch_dtype"].iter().find_map(|name| self.config.get(name)).and_then(Value::as_str);
+        Ok(match said {
+            Some("float16") => Kind::Half,
+            Some("bfloat16") => Kind::BFloat16,
+            _ => Kind::Float,
+        })
+    }
+
     /// The weights under the keys of the model with its head.
     pub fn weights(&self) -> Result<WeightSet> {
         match &self.gguf {
@@ -81,7 +111,7 @@ impl LanguageModelFiles {
 
     /// Loads the model.
     pub fn load(&self, placement: Placement, head: HeadOptions) -> Result<Loaded<LanguageModel>> {
-        let path = if self.gguf.is_some() { self.root.clone() } else { self.root.join("config.json") };
+        let path = self.config_path();
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
         load(self.weights()?.stored_in(self.storage), placement, |loader| (self.architecture.load)(loader, &build))
     }

@@ -15,6 +15,7 @@ mod interface;
 mod llama;
 mod llama_config;
 mod opt;
+mod outline;
 mod rope;
 mod t5;
 mod t5_block;
@@ -25,4 +26,8 @@ pub use folder::{HeadOptions, LanguageModelFiles};
 pub use interface::{
     CausalLm, ClassifierInputs, DecoderInputs, DecoderShape, Encoded, EncoderDecoder, LanguageModel,
     SequenceClassifier, Tokens,
+};
+pub use outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
 };

@@ -228,7 +228,7 @@ fn clip_layer(tape: &Tape, at: &At, xs: &Shadow, (heads, inner, activation): (i6
     tape.add(&xs, &tape.linear(&(at / "mlp.fc2"), &hidden, width, true))
 }
 
-fn activate(tape: &Tape, activation: Activation, xs: &Shadow) -> Shadow {
+pub(super) fn activate(tape: &Tape, activation: Activation, xs: &Shadow) -> Shadow {
     match activation {
         Activation::Gelu | Activation::GeluNew | Activation::Relu | Activation::Silu => tape.element_wise(xs, 4.0),
         Activation::QuickGelu => {
