@@ -2,6 +2,7 @@
 
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
 use super::formats::{read_with_format, Format};
+use super::lora::{A, B, EMBEDDING_A, EMBEDDING_B};
 use crate::error::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +61,7 @@ pub fn summary(set: &AdapterSet, format: Format) -> Summary {
 
 fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
     let config = &adapter.config;
-    let modules = adapter.modules();
+    let modules = [adapter.modules(), adapter.embeddings()].concat();
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
     for module in &modules {
@@ -82,7 +83,7 @@ fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
         alphas: distinct(&|module| config.alpha_of(module)),
         scalings: distinct(&|module| config.scaling_of(module)),
         modules: kinds,
-        whole_tensors: adapter.whole_tensors().len(),
+        whole_tensors: adapter.whole_tensors().len() - 2 * adapter.embeddings().len(),
         parameters: adapter.tensors.values().map(|tensor| tensor.numel() as i64).sum(),
         bytes: adapter.tensors.values().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as i64).sum(),
         dtypes: dtypes.into_iter().collect(),
@@ -123,10 +124,11 @@ fn block(part: Part, module: &str) -> String {
 
 /// ‖s·BA‖² = s²·Σ (BᵀB ∘ AAᵀ): the product itself, as large as the weight, is never made.
 fn squared_change(adapter: &PartAdapter, module: &str) -> f64 {
-    let matrix = |name: &str| {
-        adapter.tensors.get(&format!("{module}.{name}.weight")).map(|t| t.to_kind(Kind::Float).flatten(1, -1))
+    let matrix = |ends: [&str; 2]| {
+        let tensor = ends.iter().find_map(|end| adapter.tensors.get(&format!("{module}{end}")));
+        tensor.map(|tensor| tensor.to_kind(Kind::Float).flatten(1, -1))
     };
-    let (Some(a), Some(b)) = (matrix("lora_A"), matrix("lora_B")) else { return 0.0 };
+    let (Some(a), Some(b)) = (matrix([A, EMBEDDING_A]), matrix([B, EMBEDDING_B])) else { return 0.0 };
     let sum = (b.tr().matmul(&b) * a.matmul(&a.tr())).sum(Kind::Double).double_value(&[]);
     sum * adapter.config.scaling_of(module).powi(2)
 }

@@ -69,14 +69,14 @@ impl Loader {
         self.sites.training_flag()
     }
 
-    /// A tensor that is no projection's weight: a norm's, a bias, an embedding.
+    /// A tensor that is no projection's weight: a norm's, a bias.
     pub fn param(&self, name: &str, shape: &[i64]) -> Result<Rc<Param>> {
         let key = self.key(name);
         let tensor = self.weights.load(&key, shape, self.placement)?;
         Ok(self.sites.register_param(&key, tensor))
     }
 
-    /// The tensor `weight` at this path, which becomes a projection's through [`Loader::put`].
+    /// The tensor `weight` at this path, which becomes a site's through [`Loader::put`] or [`Loader::put_table`].
     pub(super) fn weight(&self, shape: &[i64]) -> Result<Tensor> {
         self.weights.load(&self.key("weight"), shape, self.placement)
     }
@@ -88,6 +88,17 @@ impl Loader {
             false => self.kept(weight),
         };
         self.sites.register_with(&self.path, Op::Linear, kept, bias, traits)
+    }
+
+    /// The table of embeddings at this path.
+    pub(super) fn table(&self, shape: &[i64]) -> Result<Rc<Site>> {
+        Ok(self.put_table(self.weight(shape)?, false))
+    }
+
+    /// The same with a table that is loaded already; where it is `tied` it is another's.
+    pub(super) fn put_table(&self, table: Tensor, tied: bool) -> Rc<Site> {
+        let traits = SiteTraits { tied, ..SiteTraits::default() };
+        self.sites.register_with(&self.path, Op::Embedding, BaseWeight::Dense(table), None, traits)
     }
 
     /// A tensor of no checkpoint, as [`Loader::param`] registers one.
@@ -115,7 +126,7 @@ impl Loader {
         };
         let kept = match op {
             Op::Linear => self.kept(weight),
-            Op::Conv2d(_) => BaseWeight::Dense(weight),
+            Op::Conv2d(_) | Op::Embedding => BaseWeight::Dense(weight),
         };
         Ok(self.sites.register(&self.path, op, kept, bias))
     }

@@ -64,6 +64,7 @@ pub(super) fn outline(config: &Value, family: Family) -> std::result::Result<Out
         |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout_prob, body };
     let stack = StackOutline {
         path: format!("{root}.encoder.layer"),
+        embeddings: format!("{root}.embeddings.word_embeddings"),
         blocks: config.num_hidden_layers,
         width,
         norm: NormOutline::Layer,

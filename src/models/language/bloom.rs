@@ -101,6 +101,7 @@ pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
     let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout, body };
     let stack = StackOutline {
         path: "transformer.h".into(),
+        embeddings: "transformer.word_embeddings".into(),
         blocks: config.n_layer,
         width,
         norm: NormOutline::Layer,

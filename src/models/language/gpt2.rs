@@ -126,6 +126,7 @@ pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
     let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.resid_pdrop, body };
     let stack = StackOutline {
         path: "transformer.h".into(),
+        embeddings: "transformer.wte".into(),
         blocks: config.n_layer,
         width,
         norm: NormOutline::Layer,

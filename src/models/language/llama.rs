@@ -73,6 +73,7 @@ pub(super) fn outline(config: &Value, family: Family) -> std::result::Result<Out
     let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: 0.0, body };
     let stack = StackOutline {
         path: "model.layers".into(),
+        embeddings: "model.embed_tokens".into(),
         blocks: config.num_hidden_layers,
         width,
         norm: NormOutline::RootMeanSquare,

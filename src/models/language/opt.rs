@@ -139,6 +139,7 @@ pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
     let outer = |name: &str, outputs: i64| Projection::new(&format!("model.decoder.{name}"), outputs, false);
     let stack = StackOutline {
         path: "model.decoder.layers".into(),
+        embeddings: "model.decoder.embed_tokens".into(),
         blocks: config.num_hidden_layers,
         width,
         norm: NormOutline::Layer,

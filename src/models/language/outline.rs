@@ -36,6 +36,8 @@ pub enum HeadOutline {
 pub struct StackOutline {
     /// Path of the list of blocks, such as `transformer.h`.
     pub path: String,
+    /// Path under which it reads the tokens' table, such as `transformer.wte`.
+    pub embeddings: String,
     /// Number of blocks.
     pub blocks: i64,
     /// Width of the hidden states.

@@ -100,6 +100,7 @@ fn stack_outline(config: &T5Config, is_decoder: bool) -> std::result::Result<Sta
     parts.push(part(last, BodyOutline::FeedForward(feed_forward)));
     Ok(StackOutline {
         path: format!("{stack}.block"),
+        embeddings: format!("{stack}.embed_tokens"),
         blocks: if is_decoder { config.decoder_layers() } else { config.num_layers },
         width,
         norm: NormOutline::RootMeanSquare,
@@ -113,7 +114,6 @@ fn stack_outline(config: &T5Config, is_decoder: bool) -> std::result::Result<Sta
 }
 
 struct T5 {
-    shared: Embedding,
     encoder: Stack,
     decoder: Stack,
     lm_head: Linear,
@@ -124,10 +124,9 @@ impl T5 {
     fn load(loader: &Loader, config: T5Config) -> Result<Self> {
         let shared = Embedding::load(&(loader / "shared"), config.vocab_size, config.d_model)?;
         Ok(Self {
-            encoder: Stack::load(&(loader / "encoder"), &config, false)?,
-            decoder: Stack::load(&(loader / "decoder"), &config, true)?,
+            encoder: Stack::load(&(loader / "encoder"), &config, &shared, false)?,
+            decoder: Stack::load(&(loader / "decoder"), &config, &shared, true)?,
             lm_head: Linear::load_output(&(loader / "lm_head"), config.d_model, config.vocab_size, Some(&shared))?,
-            shared,
             config,
         })
     }
@@ -147,14 +146,14 @@ impl EncoderDecoder for T5 {
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {
-        self.shared.forward(ids)
+        self.encoder.embed_tokens.forward(ids)
     }
 
     fn encode(&self, tokens: Tokens, attention_mask: Option<&Tensor>, checkpointing: bool) -> Tensor {
         let bias = self.encoder.bias.forward(tokens.length(), 0, tokens.device());
         let mask = AttentionMask::of_tokens(attention_mask).with_bias(&bias, tokens.length());
         let seen = Seen { text: mask, encoded: None };
-        self.encoder.forward(tokens.embedded(&self.shared), &seen, None, checkpointing)
+        self.encoder.forward(tokens.embedded(&self.encoder.embed_tokens), &seen, None, checkpointing)
     }
 
     fn decode(&self, inputs: DecoderInputs, encoded: Encoded) -> Tensor {
@@ -164,7 +163,7 @@ impl EncoderDecoder for T5 {
             text: inputs.causal_mask(None).with_bias(&bias, tokens.length()),
             encoded: Some((encoded.hidden.shallow_clone(), AttentionMask::of_tokens(encoded.attention_mask))),
         };
-        self.decoder.forward(tokens.embedded(&self.shared), &seen, inputs.cache, inputs.checkpointing)
+        self.decoder.forward(tokens.embedded(&self.decoder.embed_tokens), &seen, inputs.cache, inputs.checkpointing)
     }
 
     fn logits(&self, hidden: &Tensor) -> Tensor {
@@ -181,6 +180,8 @@ impl EncoderDecoder for T5 {
 
 /// The encoder, or the decoder.
 struct Stack {
+    /// The one table of the model.
+    embed_tokens: Embedding,
     /// Kept under the first block, for all of them.
     bias: RelativePositionBias,
     block: Vec<Rc<T5Block>>,
@@ -189,7 +190,7 @@ struct Stack {
 }
 
 impl Stack {
-    fn load(loader: &Loader, config: &T5Config, is_decoder: bool) -> Result<Self> {
+    fn load(loader: &Loader, config: &T5Config, shared: &Embedding, is_decoder: bool) -> Result<Self> {
         let blocks = loader / "block";
         let positions = RelativePositions {
             buckets: config.relative_attention_num_buckets,
@@ -198,6 +199,7 @@ impl Stack {
         };
         let layers = if is_decoder { config.decoder_layers() } else { config.num_layers };
         Ok(Self {
+            embed_tokens: Embedding::tied(&(loader / "embed_tokens"), shared),
             bias: RelativePositionBias::load(
                 &(&blocks / "0.layer.0.SelfAttention.relative_attention_bias"),
                 config.num_heads,

@@ -31,13 +31,14 @@ pub(super) struct Batch {
 /// The loss of a batch.
 pub(super) fn loss(tape: &Tape, root: &At, outline: &Outline, batch: Batch) -> Shadow {
     for (path, rows, width) in &outline.tables {
-        (root / path).weight("weight", &[*rows, *width]);
+        (root / path).table([*rows, *width]);
     }
     let mut encoded = None;
     let last = outline.stacks.len() - 1;
     for (i, stack) in outline.stacks.iter().enumerate() {
         let length = if i > 0 && i == last { batch.learnt } else { batch.length };
-        let embeddings = tape.tensor(&[batch.texts, length, outline.tables[0].2]);
+        let (_, rows, width) = outline.tables[0];
+        let embeddings = tape.embedding(&(root / &stack.embeddings), batch.texts, length, [rows, width]);
         encoded = Some(run(tape, root, stack, embeddings, encoded.as_ref(), batch));
     }
     let Some(hidden) = encoded else { return tape.tensor(&[1]) };

@@ -141,6 +141,12 @@ impl At {
         self.network.int8 && self.role == Role::Inner
     }
 
+    /// A table of embeddings here.
+    pub(super) fn table(&self, shape: [i64; 2]) {
+        self.weight("weight", &shape);
+        self.rank(Op::Embedding, &shape);
+    }
+
     /// The rank of the adapter here, on a weight `[out, in, ..]`; 0 where there is none.
     fn rank(&self, op: Op, shape: &[i64]) -> i64 {
         let Some(config) = &self.network.lora else { return 0 };
@@ -178,6 +184,21 @@ impl At {
 impl Tape {
     fn moved(&self, elements: i64, passes: f64) -> Work {
         Work { bytes: elements as f64 * self.width() as f64 * passes, ..Work::default() }
+    }
+
+    /// Rows `[texts, length, width]` of the tokens' table `[rows, width]`, which is read under the path of `at`, with the adapter
+    /// there. The table itself is counted elsewhere.
+    pub(super) fn embedding(&self, at: &At, texts: i64, length: i64, table: [i64; 2]) -> Shadow {
+        let rank = at.rank(Op::Embedding, &table);
+        let ys = self.tensor(&[texts, length, table[1]]);
+        if rank == 0 && !at.trains("weight") {
+            return ys;
+        }
+        let hidden = self.tensor(&[texts, length, rank]);
+        // Its gradient is as large as A, beside the one that is kept.
+        let scratch = (rank * table[0]) as u64 * 4;
+        let record = Record { saved: vec![hidden.storage()], scratch, trained: true, ..Record::default() };
+        self.record_one(&[], ys, record)
     }
 
     /// `[.., in] -> [.., outputs]` with the adapter there.

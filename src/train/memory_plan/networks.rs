@@ -202,8 +202,8 @@ fn up_block(
 /// CLIP's text model on `batch` rows of the longest text: `[b, t, d]`.
 pub(super) fn clip_text(tape: &Tape, at: &At, config: &ClipTextConfig, batch: i64, checkpointing: bool) -> Shadow {
     let (length, width) = (config.max_position_embeddings, config.hidden_size);
-    (at / "embeddings.token_embedding").weight("weight", &[config.vocab_size, width]);
-    (at / "embeddings.position_embedding").weight("weight", &[length, width]);
+    (at / "embeddings.token_embedding").table([config.vocab_size, width]);
+    (at / "embeddings.position_embedding").table([length, width]);
     let mut xs = tape.tensor(&[batch, length, width]);
     let sizes = (config.num_attention_heads, config.intermediate_size, config.hidden_act);
     for i in 0..config.num_hidden_layers {
