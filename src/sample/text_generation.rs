@@ -158,17 +158,19 @@ pub fn continue_text(
     generate(&mut texts, logits, sampling, on_token)
 }
 
-/// The tokens that answer `ids` int64 `[1, t]`, without the one that every answer starts with; `on_token` as for [`continue_text`].
+/// The tokens that answer `prompt` (one text), without the one that every answer starts with, which may stand behind a `cache` of
+/// trained keys and values; `on_token` as for [`continue_text`].
 pub fn answer_text(
     model: &dyn EncoderDecoder,
     prompt: Tokens,
+    cache: KeyValueCache,
     sampling: &TextSampling,
     on_token: &mut dyn FnMut(i64) -> Result<()>,
 ) -> Result<Vec<i64>> {
     let _no_grad = tch::no_grad_guard();
     let hidden = catching(|| Ok(model.encode(prompt, None, false)))?;
     let start = one_token(model.decoder_start_token_id(), hidden.device());
-    let mut texts = Answer { model, hidden, cache: KeyValueCache::default() };
+    let mut texts = Answer { model, hidden, cache };
     let logits = catching(|| Ok(texts.add(&start)))?;
     generate(&mut texts, logits, sampling, on_token)
 }

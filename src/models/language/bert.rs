@@ -8,7 +8,7 @@ use super::architectures::Build;
 use super::bert_config::{BertConfig, Family};
 use super::bert_layer::BertLayer;
 use super::blocks;
-use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens};
+use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens, TransformerShape};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::config_file::check_sizes;
@@ -44,8 +44,7 @@ struct Classifier {
     layer: Vec<Rc<BertLayer>>,
     head: Head,
     labels: i64,
-    longest: i64,
-    vocabulary: i64,
+    shape: TransformerShape,
 }
 
 impl Classifier {
@@ -61,23 +60,18 @@ impl Classifier {
                 .collect::<Result<_>>()?,
             head: Head::load(loader, config, build, labels)?,
             labels,
-            longest: config.longest(),
-            vocabulary: config.vocab_size,
+            shape: config.shape(),
         })
     }
 }
 
 impl SequenceClassifier for Classifier {
+    fn shape(&self) -> TransformerShape {
+        self.shape
+    }
+
     fn labels(&self) -> i64 {
         self.labels
-    }
-
-    fn longest(&self) -> i64 {
-        self.longest
-    }
-
-    fn vocabulary(&self) -> i64 {
-        self.vocabulary
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {
@@ -85,9 +79,9 @@ impl SequenceClassifier for Classifier {
     }
 
     fn classify(&self, inputs: ClassifierInputs) -> Tensor {
-        let xs = self.embeddings.forward(inputs);
+        let xs = self.embeddings.forward(&inputs);
         let mask = AttentionMask::of_tokens(inputs.attention_mask);
-        let xs = blocks::run(&self.layer, xs, &mask, None, inputs.checkpointing);
+        let xs = blocks::run(&self.layer, xs, &mask, inputs.cache, inputs.checkpointing);
         self.head.forward(&xs.select(1, 0))
     }
 }
@@ -117,25 +111,26 @@ impl Embeddings {
     }
 
     /// `[b, t, d]`
-    fn forward(&self, inputs: ClassifierInputs) -> Tensor {
+    fn forward(&self, inputs: &ClassifierInputs) -> Tensor {
         let types = match inputs.token_type_ids {
             Some(ids) => self.token_type_embeddings.forward(ids),
             None => self.token_type_embeddings.first(1),
         };
         let xs = inputs.tokens.embedded(&self.word_embeddings) + types;
-        let xs = xs + self.position_embeddings.forward(&self.positions(inputs.tokens));
+        let xs = xs + self.position_embeddings.forward(&self.positions(inputs.tokens, inputs.past()));
         self.dropout.forward(self.layer_norm.forward(&xs))
     }
 
-    /// `[b or 1, t]`
-    fn positions(&self, tokens: Tokens) -> Tensor {
-        let counted = Tensor::arange(tokens.length(), (Kind::Int64, tokens.device())).unsqueeze(0);
+    /// `[b or 1, t]`, behind `past` others
+    fn positions(&self, tokens: Tokens, past: i64) -> Tensor {
+        let options = (Kind::Int64, tokens.device());
+        let counted = Tensor::arange_start(past, past + tokens.length(), options).unsqueeze(0);
         match (self.padding, tokens) {
             (None, _) => counted,
             (Some(padding), Tokens::Embeddings(_)) => counted + (padding + 1),
             (Some(padding), Tokens::Ids(ids)) => {
                 let mask = ids.ne(padding).to_kind(Kind::Int64);
-                mask.cumsum(1, Kind::Int64) * mask + padding
+                (mask.cumsum(1, Kind::Int64) + past) * mask + padding
             }
         }
     }

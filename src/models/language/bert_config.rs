@@ -1,5 +1,6 @@
 //! The configurations of BERT and RoBERTa, and in what the two differ.
 
+use super::interface::TransformerShape;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::Activation;
 use serde::Deserialize;
@@ -94,8 +95,21 @@ impl BertConfig {
     }
 
     /// Most tokens that there are positions for.
-    pub(super) fn longest(&self) -> i64 {
+    fn longest(&self) -> i64 {
         self.max_position_embeddings - self.padding().map_or(0, |padding| padding.saturating_add(1))
+    }
+
+    /// The sizes of the encoder.
+    pub(super) fn shape(&self) -> TransformerShape {
+        TransformerShape {
+            blocks: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            key_value_heads: self.num_attention_heads,
+            head_width: self.hidden_size / self.num_attention_heads,
+            width: self.hidden_size,
+            vocabulary: self.vocab_size,
+            longest: Some(self.longest()),
+        }
     }
 
     /// Number of classes; transformers writes nothing for two without names.

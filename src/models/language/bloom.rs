@@ -5,7 +5,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, TransformerShape, LanguageModel};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -107,9 +107,9 @@ impl Bloom {
 }
 
 impl CausalLm for Bloom {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let (width, heads) = (self.config.hidden_size, self.config.n_head);
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.n_layer,
             heads,
             key_value_heads: heads,

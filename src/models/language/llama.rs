@@ -6,7 +6,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block, Shared};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, TransformerShape, LanguageModel};
 use super::llama_config::{Family, LlamaConfig};
 use super::rope::Rope;
 use crate::error::Result;
@@ -68,8 +68,8 @@ impl Llama {
 }
 
 impl CausalLm for Llama {
-    fn shape(&self) -> DecoderShape {
-        DecoderShape {
+    fn shape(&self) -> TransformerShape {
+        TransformerShape {
             blocks: self.config.num_hidden_layers,
             heads: self.config.num_attention_heads,
             key_value_heads: self.config.key_value_heads(),

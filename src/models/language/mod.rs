@@ -23,6 +23,6 @@ mod t5_config;
 pub use architectures::{Architecture, ARCHITECTURES};
 pub use folder::{HeadOptions, LanguageModelFiles};
 pub use interface::{
-    CausalLm, ClassifierInputs, DecoderInputs, DecoderShape, Encoded, EncoderDecoder, LanguageModel,
-    SequenceClassifier, Tokens,
+    CausalLm, ClassifierInputs, DecoderInputs, Encoded, EncoderDecoder, LanguageModel, SequenceClassifier, Tokens,
+    TransformerShape,
 };

@@ -5,7 +5,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, TransformerShape, LanguageModel};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -153,9 +153,9 @@ impl Opt {
 }
 
 impl CausalLm for Opt {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let Config { hidden_size: width, num_attention_heads: heads, .. } = self.config;
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.num_hidden_layers,
             heads,
             key_value_heads: heads,
