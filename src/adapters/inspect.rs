@@ -3,13 +3,57 @@
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
 use super::formats::{read_with_format, Format};
 use super::lora::{A, B, EMBEDDING_A, EMBEDDING_B};
+use super::peft_folder::{peft_type, CONFIG_FILE, MODEL_FILE};
+use super::prompt::PromptMethod;
+use super::prompt_folder::{self, PromptFiles};
 use crate::error::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// What `adapter inspect` tells.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Inspected {
+    /// Adapters on projections.
+    Adapters(Summary),
+    /// A prompt.
+    Prompt(PromptSummary),
+}
+
+/// What a prompt is.
+#[derive(Debug, Serialize)]
+pub struct PromptSummary {
+    /// "PEFT".
+    pub format: String,
+    /// The model that it was trained on, where the file tells.
+    pub base_model: Option<String>,
+    /// `PREFIX_TUNING` and so on.
+    pub peft_type: String,
+    /// Its method in words.
+    pub method: String,
+    /// `CAUSAL_LM` and so on.
+    pub task_type: Option<String>,
+    /// Virtual tokens before a text.
+    pub num_virtual_tokens: i64,
+    /// Shape of the finished prompt.
+    pub shape: Vec<i64>,
+    /// Its Frobenius norm.
+    pub norm: f64,
+    /// Modules that are trained whole.
+    pub whole_tensors: usize,
+    /// Whether the encoder that it is from lies beside it, so that training can go on.
+    pub has_encoder: bool,
+    /// Numbers that are used, the encoder's not counted.
+    pub parameters: i64,
+    /// Bytes of them.
+    pub bytes: i64,
+    /// Their dtypes.
+    pub dtypes: Vec<String>,
+}
+
+/// What adapters on projections are.
 #[derive(Debug, Serialize)]
 pub struct Summary {
     /// "PEFT", "diffusers" or "kohya".
@@ -48,9 +92,49 @@ pub struct PartSummary {
 }
 
 /// Tells what the adapter at `path` is.
-pub fn inspect(path: &Path) -> Result<Summary> {
+pub fn inspect(path: &Path) -> Result<Inspected> {
+    // A file of a folder stands for it, as in [`read_with_format`].
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+    let is_folders = path.is_dir() || path.file_name().is_some_and(|name| name == MODEL_FILE);
+    if is_folders && folder.join(CONFIG_FILE).exists() {
+        if let Some(method) = PromptMethod::of(&peft_type(folder)?) {
+            return Ok(Inspected::Prompt(prompt_summary(&prompt_folder::read(folder)?, method)));
+        }
+    }
     let (set, format) = read_with_format(path, None)?;
-    Ok(summary(&set, format))
+    Ok(Inspected::Adapters(summary(&set, format)))
+}
+
+fn prompt_summary(files: &PromptFiles, method: &PromptMethod) -> PromptSummary {
+    let tensors = || std::iter::once(&files.embeddings).chain(files.whole.values());
+    PromptSummary {
+        format: Format::Peft.to_string(),
+        base_model: files.config.base_model_name_or_path.clone(),
+        peft_type: method.peft_type.to_owned(),
+        method: method.name.to_owned(),
+        task_type: files.config.task_type.clone(),
+        num_virtual_tokens: files.config.num_virtual_tokens,
+        shape: files.embeddings.size(),
+        norm: files.embeddings.to_kind(Kind::Float).norm().double_value(&[]),
+        whole_tensors: files.whole.len(),
+        has_encoder: files.has_encoder(),
+        parameters: count(tensors()),
+        bytes: bytes(tensors()),
+        dtypes: dtypes(tensors()),
+    }
+}
+
+fn count<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> i64 {
+    tensors.map(|tensor| tensor.numel() as i64).sum()
+}
+
+fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> i64 {
+    tensors.map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as i64).sum()
+}
+
+fn dtypes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
+    let names: BTreeSet<String> = tensors.map(|tensor| dtype(tensor.kind())).collect();
+    names.into_iter().collect()
 }
 
 /// Tells what `set` is.
@@ -74,7 +158,6 @@ fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
         values.dedup();
         values
     };
-    let dtypes: BTreeSet<String> = adapter.tensors.values().map(|tensor| dtype(tensor.kind())).collect();
     PartSummary {
         base_model: config.base_model_name_or_path.clone(),
         peft_type: config.peft_type.clone(),
@@ -84,9 +167,9 @@ fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
         scalings: distinct(&|module| config.scaling_of(module)),
         modules: kinds,
         whole_tensors: adapter.whole_tensors().len() - 2 * adapter.embeddings().len(),
-        parameters: adapter.tensors.values().map(|tensor| tensor.numel() as i64).sum(),
-        bytes: adapter.tensors.values().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as i64).sum(),
-        dtypes: dtypes.into_iter().collect(),
+        parameters: count(adapter.tensors.values()),
+        bytes: bytes(adapter.tensors.values()),
+        dtypes: dtypes(adapter.tensors.values()),
         change_norms: squares.into_iter().map(|(block, square)| (block, square.max(0.0).sqrt())).collect(),
     }
 }

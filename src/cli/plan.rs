@@ -3,12 +3,12 @@
 use super::{Common, Reporter};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
-use crate::recipes::language_base::LanguageBase;
-use crate::recipes::language_config::LanguageConfig;
+use crate::recipes::language_adapter::WantedAdapter;
+use crate::recipes::language_base::WantedModel;
+use crate::recipes::language_config::{LanguageConfig, TaskChoice};
 use crate::recipes::language_plan::{PlannedModel, RecordLengths};
 use crate::recipes::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, Planned, Rates};
@@ -99,19 +99,21 @@ fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) ->
 fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
     let config = &args.config;
     config.check()?;
+    let model = WantedModel { configs_only: true, ..WantedModel::new(&config.model, config.revision.as_deref()) };
     let has_records = config.train_file != Path::new("");
-    let (files, records) = match has_records {
+    let (files, records, labels) = match has_records {
         true => {
-            let base = LanguageBase::open(&config.model)?;
+            let base = model.open(reporter)?;
             let options = config.data()?;
             let data = options.training(&config.train_file, &base.tokenizer)?;
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
-            (base.files, Some(RecordLengths::of(&data, validation.as_ref())))
+            let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+            (base.files, Some(RecordLengths::of(&data, validation.as_ref())), labels)
         }
-        false => (LanguageModelFiles::open(&config.model)?, None),
+        false => (model.open_files(reporter)?, None, None),
     };
-    let model = PlannedModel::of(config, &files)?;
+    let model = PlannedModel::of(&files, &WantedAdapter::new(config, files.architecture())?, labels)?;
     let lengths = records.unwrap_or_else(|| RecordLengths::longest(config, model.longest()));
     let input = model.input(config, lengths, device);
     let assumed = || {

@@ -256,7 +256,6 @@ impl LanguageDataset {
             input_ids: filled(ids, self.pad, self.pads_left)?,
             attention_mask: filled(ones.iter().map(Vec::as_slice), 0, self.pads_left)?,
             labels,
-            targets: examples.iter().map(|example| example.targets()).sum(),
         })
     }
 }

@@ -1,13 +1,15 @@
 //! What fine-tuning a language model will take, from its options, the model's configuration and, where it is there, the data.
 
+use super::language_adapter::{fitted_to, WantedAdapter};
 use super::language_config::LanguageConfig;
 use super::language_evaluation::BATCH;
 use super::outlook;
-use crate::adapters::{peft_folder, LoraConfig};
+use crate::adapters::{Init, LoraConfig, Prompt, PromptConfig, Sites};
 use crate::data::language_dataset::{LanguageDataset, LanguageTask};
 use crate::error::Result;
+use crate::libtorch::random::Generator;
 use crate::models::language::{LanguageModelFiles, Outline};
-use crate::train::memory_plan::{LanguagePlanInput, Texts};
+use crate::train::memory_plan::{LanguagePlanInput, PlannedPrompt, Texts};
 use tch::{Device, Kind};
 
 /// The lengths of a run's records.
@@ -44,17 +46,23 @@ impl RecordLengths {
 pub struct PlannedModel {
     outline: Outline,
     stored: Kind,
-    lora: LoraConfig,
+    lora: Option<LoraConfig>,
+    prompt: Option<PlannedPrompt>,
 }
 
 impl PlannedModel {
-    /// That of `files`, of which nothing but the configuration and the headers is read, with the adapter of `config`.
-    pub fn of(config: &LanguageConfig, files: &LanguageModelFiles) -> Result<Self> {
-        let lora = match &config.init_adapter {
-            Some(folder) => peft_folder::read(folder)?.config,
-            None => config.lora(files.architecture()),
+    /// That of `files`, of which nothing but the configuration and the headers is read, with what `wanted` trains. A classifier
+    /// has `labels` classes where they are known.
+    pub fn of(files: &LanguageModelFiles, wanted: &WantedAdapter, labels: Option<i64>) -> Result<Self> {
+        let mut outline = files.outline()?;
+        if let Some(labels) = labels {
+            outline.head = outline.head.with_labels(labels);
+        }
+        let (lora, prompt) = match wanted {
+            WantedAdapter::Lora(lora) => (Some(lora.clone().checked()?), None),
+            WantedAdapter::Prompt(prompt) => (None, Some(planned(prompt, &outline)?)),
         };
-        Ok(Self { outline: files.outline()?, stored: files.stored_kind()?, lora: lora.checked()? })
+        Ok(Self { outline, stored: files.stored_kind()?, lora, prompt })
     }
 
     /// Most tokens that it has positions for.
@@ -73,6 +81,7 @@ impl PlannedModel {
             kind: training.precision(device).compute_kind(),
             int8: training.load_in_8bit,
             lora: self.lora.clone(),
+            prompt: self.prompt,
             gradient_checkpointing: training.gradient_checkpointing,
             optimizer_8bit: training.use_8bit_adam,
             batch: config.train_batch_size as i64,
@@ -94,4 +103,12 @@ impl PlannedModel {
     ) -> Result<(u64, String)> {
         outlook::outlook(&self.input(config, records, device), budget)
     }
+}
+
+/// The size of a prompt on a model, from one that is made for no more than that.
+fn planned(prompt: &PromptConfig, outline: &Outline) -> Result<PlannedPrompt> {
+    let alone = PromptConfig { modules_to_save: None, ..prompt.clone() };
+    let prompt = fitted_to(alone, outline.shape(), outline.encoder_blocks(), outline.tables[0].2)?;
+    let made = Prompt::attach(&Sites::new(), Device::Cpu, prompt, Init::Draw(&mut Generator::new(0)))?;
+    Ok(PlannedPrompt { tokens: made.length(), trained: made.trainable() as u64 })
 }

@@ -5,7 +5,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use super::outline::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
     Projection, StackOutline,
@@ -73,7 +73,7 @@ const ALIASES: &[(&str, &str)] =
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
     let config = Config::new(build.config).map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Bloom::load(loader, config)?)))
+    Ok(build.decoder(Bloom::load(loader, config, build)?))
 }
 
 /// What the model of a configuration is made of.
@@ -134,7 +134,7 @@ struct Bloom {
 }
 
 impl Bloom {
-    fn load(loader: &Loader, config: Config) -> Result<Self> {
+    fn load(loader: &Loader, config: Config, build: &Build) -> Result<Self> {
         let transformer = loader / "transformer";
         let blocks = &transformer / "h";
         let (width, eps) = (config.hidden_size, config.layer_norm_epsilon);
@@ -146,7 +146,7 @@ impl Bloom {
                 .map(|i| BloomBlock::load(&(&blocks / i), &config).map(Rc::new))
                 .collect::<Result<_>>()?,
             ln_f: LayerNorm::load(&(&transformer / "ln_f"), width, eps)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), width, config.vocab_size, tied)?,
+            lm_head: build.head(loader, width, config.vocab_size, tied)?,
             alibi: Alibi::new(config.n_head, loader.placement().device),
             word_embeddings,
             config,
@@ -162,9 +162,9 @@ impl Bloom {
 }
 
 impl CausalLm for Bloom {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let (width, heads) = (self.config.hidden_size, self.config.n_head);
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.n_layer,
             heads,
             key_value_heads: heads,

@@ -1,6 +1,6 @@
 //! A language model on disk: as transformers saves it, `config.json` beside safetensors, whole or in shards; or a GGUF file.
 
-use super::architectures::{Architecture, Build};
+use super::architectures::{self, Architecture, Build};
 use super::interface::LanguageModel;
 use super::outline::Outline;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use tch::Kind;
 /// What a classifier becomes whose head is not the one in its files.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HeadOptions {
-    /// Number of classes; none: as many as its files say.
+    /// Number of classes, which makes a classifier of a decoder too; none: as many as its files say.
     pub labels: Option<i64>,
     /// Seed of a head that the files do not have, or not with so many classes.
     pub seed: i64,
@@ -45,6 +45,10 @@ impl LanguageModelFiles {
             None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
         };
         let architecture = Architecture::of(&config, &path)?;
+        if let Some(how) = config.get("quantization_config") {
+            let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("an unknown method");
+            return Err(quantised(&path, &format!("`quantization_config` says {method}")));
+        }
         Ok(Self { root: root.to_owned(), config, architecture, gguf, storage: Storage::Dense })
     }
 
@@ -83,7 +87,12 @@ impl LanguageModelFiles {
 
     /// What the model is made of, from its configuration alone.
     pub fn outline(&self) -> Result<Outline> {
-        (self.architecture.outline)(&self.config).map_err(|message| Error::file(self.config_path(), message))
+        let outline = (self.architecture.outline)(&self.config);
+        let outline = outline.map_err(|message| Error::file(self.config_path(), message))?;
+        Ok(match architectures::is_classifier(&self.config) {
+            true => Outline { head: outline.head.with_labels(architectures::labels(&self.config)), ..outline },
+            false => outline,
+        })
     }
 
     /// The dtype that its weights are stored in: that of the token table, or where there are no weights what its configuration
@@ -105,7 +114,14 @@ impl LanguageModelFiles {
     pub fn weights(&self) -> Result<WeightSet> {
         match &self.gguf {
             Some(model) => Ok(model.weights()),
-            None => Ok(WeightSet::open_folder(&self.root, None)?.respelled(|key| Some(self.architecture.spell(key)))),
+            None => {
+                let weights = WeightSet::open_folder(&self.root, None)?;
+                let is_quantised = |key: &&str| QUANTISED.iter().any(|end| key.ends_with(end));
+                if let Some(key) = weights.keys().find(is_quantised) {
+                    return Err(quantised(weights.origin(), &format!("it has `{key}`")));
+                }
+                Ok(weights.respelled(|key| Some(self.architecture.spell(key))))
+            }
         }
     }
 
@@ -115,4 +131,18 @@ impl LanguageModelFiles {
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
         load(self.weights()?.stored_in(self.storage), placement, |loader| (self.architecture.load)(loader, &build))
     }
+}
+
+/// Ends of the names that quantised weights have: GPTQ's and AWQ's, and bitsandbytes'.
+const QUANTISED: [&str; 6] = [".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_format"];
+
+/// The error for weights in a form that only the library reads that made it.
+fn quantised(path: &Path, told_by: &str) -> Error {
+    Error::file(
+        path,
+        format!(
+            "its weights are quantised ({told_by}), and such files are not read; take the model that it was made from: \
+             --load-in-8bit quantises while it is loaded"
+        ),
+    )
 }

@@ -6,7 +6,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use super::outline::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
     Projection, StackOutline,
@@ -98,7 +98,7 @@ const ALIASES: &[(&str, &str)] = &[
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
     let config = Config::new(build.config).map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Gpt2::load(loader, config)?)))
+    Ok(build.decoder(Gpt2::load(loader, config, build)?))
 }
 
 /// What the model of a configuration is made of.
@@ -162,7 +162,7 @@ struct Gpt2 {
 }
 
 impl Gpt2 {
-    fn load(loader: &Loader, config: Config) -> Result<Self> {
+    fn load(loader: &Loader, config: Config, build: &Build) -> Result<Self> {
         let transformer = loader / "transformer";
         let blocks = &transformer / "h";
         let width = config.n_embd;
@@ -175,7 +175,7 @@ impl Gpt2 {
                 .map(|i| Gpt2Block::load(&(&blocks / i), &config, i).map(Rc::new))
                 .collect::<Result<_>>()?,
             ln_f: LayerNorm::load(&(&transformer / "ln_f"), width, config.layer_norm_epsilon)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), width, config.vocab_size, tied)?,
+            lm_head: build.head(loader, width, config.vocab_size, tied)?,
             wte,
             config,
         })
@@ -183,9 +183,9 @@ impl Gpt2 {
 }
 
 impl CausalLm for Gpt2 {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let Config { n_embd: width, n_head: heads, .. } = self.config;
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.n_layer,
             heads,
             key_value_heads: heads,

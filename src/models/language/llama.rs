@@ -6,7 +6,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block, Shared};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use super::llama_config::{Family, LlamaConfig};
 use super::outline::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
@@ -40,7 +40,7 @@ pub(super) fn load_qwen2(loader: &Loader, build: &Build) -> Result<LanguageModel
 fn load(loader: &Loader, build: &Build, family: Family) -> Result<LanguageModel> {
     let config = LlamaConfig::new(build.config, family).map_err(|e| build.refuse(e))?;
     let rope = config.rope(loader.placement().device).map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Llama::load(loader, config, rope)?)))
+    Ok(build.decoder(Llama::load(loader, config, rope, build)?))
 }
 
 /// What the model of a configuration is made of.
@@ -105,7 +105,7 @@ struct Llama {
 }
 
 impl Llama {
-    fn load(loader: &Loader, config: LlamaConfig, rope: Rope) -> Result<Self> {
+    fn load(loader: &Loader, config: LlamaConfig, rope: Rope, build: &Build) -> Result<Self> {
         let model = loader / "model";
         let layers = &model / "layers";
         let width = config.hidden_size;
@@ -116,7 +116,7 @@ impl Llama {
                 .map(|i| DecoderLayer::load(&(&layers / i), &config, i).map(Rc::new))
                 .collect::<Result<_>>()?,
             norm: RmsNorm::load(&(&model / "norm"), width, config.rms_norm_eps)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), width, config.vocab_size, tied)?,
+            lm_head: build.head(loader, width, config.vocab_size, tied)?,
             embed_tokens,
             rope,
             config,
@@ -125,8 +125,8 @@ impl Llama {
 }
 
 impl CausalLm for Llama {
-    fn shape(&self) -> DecoderShape {
-        DecoderShape {
+    fn shape(&self) -> TransformerShape {
+        TransformerShape {
             blocks: self.config.num_hidden_layers,
             heads: self.config.num_attention_heads,
             key_value_heads: self.config.key_value_heads(),

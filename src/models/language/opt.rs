@@ -5,7 +5,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use super::outline::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
     Projection, StackOutline,
@@ -108,7 +108,7 @@ impl Config {
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
     let config = Config::new(build.config).map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Opt::load(loader, config)?)))
+    Ok(build.decoder(Opt::load(loader, config, build)?))
 }
 
 /// What the model of a configuration is made of.
@@ -180,7 +180,7 @@ struct Opt {
 }
 
 impl Opt {
-    fn load(loader: &Loader, config: Config) -> Result<Self> {
+    fn load(loader: &Loader, config: Config, build: &Build) -> Result<Self> {
         let decoder = loader / "model.decoder";
         let layers = &decoder / "layers";
         let (width, narrow) = (config.hidden_size, config.embedding_width());
@@ -205,7 +205,7 @@ impl Opt {
                 false => None,
             },
             project_out: project("project_out", width, narrow)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), narrow, config.vocab_size, tied)?,
+            lm_head: build.head(loader, narrow, config.vocab_size, tied)?,
             embed_tokens,
             config,
         })
@@ -223,9 +223,9 @@ impl Opt {
 }
 
 impl CausalLm for Opt {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let Config { hidden_size: width, num_attention_heads: heads, .. } = self.config;
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.num_hidden_layers,
             heads,
             key_value_heads: heads,

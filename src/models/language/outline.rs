@@ -1,5 +1,6 @@
 //! What a language model is made of, told from its configuration alone: for what has to know sizes without loading it.
 
+use super::interface::TransformerShape;
 use crate::nn::Activation;
 use std::rc::Rc;
 
@@ -15,6 +16,54 @@ pub struct Outline {
     pub head: HeadOutline,
     /// Most tokens that there are positions for; none: as many as memory holds.
     pub longest: Option<i64>,
+}
+
+impl Outline {
+    /// Its sizes, or those of its decoder.
+    pub fn shape(&self) -> TransformerShape {
+        let (stack, attention) = self.last();
+        TransformerShape {
+            blocks: stack.blocks,
+            heads: attention.heads,
+            key_value_heads: attention.groups,
+            head_width: attention.head_width,
+            width: stack.width,
+            vocabulary: self.tables[0].1,
+            longest: self.longest,
+        }
+    }
+
+    /// Transformer blocks of an encoder-decoder's encoder.
+    pub fn encoder_blocks(&self) -> Option<i64> {
+        (self.stacks.len() > 1).then(|| self.stacks[0].blocks)
+    }
+
+    /// The last stack, and its attention to its own text.
+    fn last(&self) -> (&StackOutline, &AttentionOutline) {
+        let stack = &self.stacks[self.stacks.len() - 1];
+        let attention = stack.parts.iter().find_map(|part| match &part.body {
+            BodyOutline::Attention(attention) => Some(attention),
+            BodyOutline::FeedForward(_) => None,
+        });
+        match attention {
+            Some(attention) => (stack, attention),
+            None => unreachable!("every block has attention"),
+        }
+    }
+}
+
+impl HeadOutline {
+    /// The head of a classifier of `labels` classes: a decoder's is one projection in place of the one to its tokens.
+    pub fn with_labels(self, labels: i64) -> Self {
+        let mut projections = match self {
+            Self::Tokens { .. } => vec![Projection::new("score", labels, false)],
+            Self::Classes(projections) => projections,
+        };
+        if let Some(last) = projections.last_mut() {
+            last.outputs = labels;
+        }
+        Self::Classes(projections)
+    }
 }
 
 /// The end of a model.

@@ -5,7 +5,7 @@
 
 use super::architectures::Build;
 use super::blocks;
-use super::interface::{DecoderInputs, DecoderShape, Encoded, EncoderDecoder, LanguageModel, Tokens};
+use super::interface::{DecoderInputs, Encoded, EncoderDecoder, LanguageModel, Tokens, TransformerShape};
 use super::outline::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
     Projection, StackOutline,
@@ -133,8 +133,8 @@ impl T5 {
 }
 
 impl EncoderDecoder for T5 {
-    fn shape(&self) -> DecoderShape {
-        DecoderShape {
+    fn shape(&self) -> TransformerShape {
+        TransformerShape {
             blocks: self.config.decoder_layers(),
             heads: self.config.num_heads,
             key_value_heads: self.config.num_heads,
@@ -143,6 +143,10 @@ impl EncoderDecoder for T5 {
             vocabulary: self.config.vocab_size,
             longest: None,
         }
+    }
+
+    fn encoder_blocks(&self) -> i64 {
+        self.config.num_layers
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {

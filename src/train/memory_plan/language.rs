@@ -24,6 +24,15 @@ pub struct Texts {
     pub learnt: i64,
 }
 
+/// A trained prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct PlannedPrompt {
+    /// Virtual tokens before each text.
+    pub tokens: i64,
+    /// Numbers that train.
+    pub trained: u64,
+}
+
 /// All that a run's memory and time depend on.
 #[derive(Debug, Clone)]
 pub struct LanguagePlanInput<'a> {
@@ -35,8 +44,10 @@ pub struct LanguagePlanInput<'a> {
     pub kind: Kind,
     /// Linear layers are kept in 8 bits.
     pub int8: bool,
-    /// The adapter.
-    pub lora: LoraConfig,
+    /// The adapter on projections, where there is one.
+    pub lora: Option<LoraConfig>,
+    /// The prompt before each text, where there is one.
+    pub prompt: Option<PlannedPrompt>,
     /// Activations are computed again in backward.
     pub gradient_checkpointing: bool,
     /// AdamW with states of one byte each.
@@ -59,9 +70,10 @@ impl LanguagePlanInput<'_> {
     fn batch(&self, texts: i64, lengths: Texts, training: bool) -> Batch {
         Batch {
             texts,
-            length: lengths.length,
+            length: lengths.length + self.prompt.map_or(0, |prompt| prompt.tokens),
             learnt: lengths.learnt,
             training,
+            learns_from_embeddings: self.prompt.is_some(),
             drops_out_scores: self.device == Device::Cpu,
             checkpointing: training && self.gradient_checkpointing,
         }
@@ -97,7 +109,7 @@ struct Step {
 
 impl Step {
     fn of(input: &LanguagePlanInput) -> Result<Self> {
-        let network = Network::new(Some(&input.lora), input.int8)?;
+        let network = Network::new(input.lora.as_ref(), input.int8)?;
         let tape = Tape::new(width(input.kind), true);
         let loss = loss(&tape, &network.root(), input.outline, input.batch(input.batch, input.texts, true));
         let (kept, kept_small) = (tape.meter().live(), tape.meter().small());
@@ -119,7 +131,7 @@ impl Planned for LanguagePlanInput<'_> {
             let parts = vec![weights.clone(), ("largest weight in the making".to_owned(), largest)];
             phases.push(Phase { name: "loading", parts, work: Work::default() });
         }
-        let trained = step.network.trained_elements();
+        let trained = step.network.trained_elements() + self.prompt.map_or(0, |prompt| prompt.trained);
         let mut resident = vec![weights];
         resident.extend(adapter_parts(trained, self.optimizer_8bit));
         if let Some((texts, lengths)) = self.evaluated {

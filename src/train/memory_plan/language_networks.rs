@@ -22,6 +22,8 @@ pub(super) struct Batch {
     pub(super) learnt: i64,
     /// Dropout is on.
     pub(super) training: bool,
+    /// Something among the embeddings is trained.
+    pub(super) learns_from_embeddings: bool,
     /// Attention with dropout holds the matrix of scores, as it does on the CPU.
     pub(super) drops_out_scores: bool,
     /// Activations are computed again in backward.
@@ -38,7 +40,10 @@ pub(super) fn loss(tape: &Tape, root: &At, outline: &Outline, batch: Batch) -> S
     for (i, stack) in outline.stacks.iter().enumerate() {
         let length = if i > 0 && i == last { batch.learnt } else { batch.length };
         let (_, rows, width) = outline.tables[0];
-        let embeddings = tape.embedding(&(root / &stack.embeddings), batch.texts, length, [rows, width]);
+        let mut embeddings = tape.embedding(&(root / &stack.embeddings), batch.texts, length, [rows, width]);
+        if batch.learns_from_embeddings {
+            embeddings = tape.record_one(&[], embeddings, Record { trained: true, ..Record::default() });
+        }
         encoded = Some(run(tape, root, stack, embeddings, encoded.as_ref(), batch));
     }
     let Some(hidden) = encoded else { return tape.tensor(&[1]) };
