@@ -253,7 +253,10 @@ fn default_targets_and_numbers_of_parameters_are_pefts() {
 #[test]
 fn adapters_that_are_made_here_compute_the_same_in_peft() {
     let by_default = models_for_lora().into_iter().map(|(name, model)| (name, model, None));
-    let on_tables = models_with_tables().into_iter().map(|(name, model, table)| (name, model, Some(table)));
+    // PEFT warns of a table that the head shares, where it is called `embed_tokens`.
+    let warned_of = ["opt", "qwen2, tied", "t5"];
+    let on_tables = models_with_tables().into_iter().filter(|(name, ..)| !warned_of.contains(name));
+    let on_tables = on_tables.map(|(name, model, table)| (name, model, Some(table)));
     for (name, model, targets) in by_default.chain(on_tables) {
         let dir = tempfile::tempdir().unwrap();
         let folder = saved(&model, json!({}));

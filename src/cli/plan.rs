@@ -41,7 +41,7 @@ pub struct PlanDreamBooth {
 
 /// The flags of `train llm`, of which the records and the output folder may be left out.
 #[derive(Debug, Args)]
-#[command(mut_arg("train_file", optional_path), mut_arg("output_dir", optional_path))]
+#[command(mut_arg("train_file", optional_path), mut_arg("output_dir", self::optional_path))]
 pub struct PlanLlm {
     #[command(flatten)]
     config: Box<LanguageConfig>,

@@ -29,6 +29,10 @@ const HOST_RUNTIME: u64 = 100 << 20;
 /// The same in bfloat16: oneDNN compiles a kernel for each shape. Measured.
 const HOST_RUNTIME_HALF: u64 = 140 << 20;
 
+/// The same without convolutions, in float32 and in bfloat16. Measured.
+const HOST_RUNTIME_TEXT: u64 = 4 << 20;
+const HOST_RUNTIME_TEXT_HALF: u64 = 30 << 20;
+
 /// Share of what is kept in small blocks that is lost between them. Measured.
 const HEAP_GAPS: f64 = 0.15;
 
@@ -300,7 +304,7 @@ impl MemoryPlan {
         let text_encoder = (text_weights, bytes - unread_embeddings(input));
         let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, false);
         let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, false);
-        let runtime = runtime(input.device, input.kind);
+        let runtime = runtime(input.device, input.kind, true);
         let mut phases = Vec::new();
         let mut phase =
             |name: &'static str, parts: Vec<(String, u64)>, work: Work| phases.push(Phase { name, parts, work });
@@ -378,12 +382,14 @@ fn unread_embeddings(input: &PlanInput) -> u64 {
     }
 }
 
-/// What libtorch takes by itself.
-fn runtime(device: Device, kind: Kind) -> (String, u64) {
-    let (name, bytes) = match device {
-        Device::Cuda(_) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
-        _ if width(kind) < 4 => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
-        _ => ("libtorch and oneDNN", HOST_RUNTIME),
+/// What libtorch takes by itself, for networks with convolutions or without.
+fn runtime(device: Device, kind: Kind, convolves: bool) -> (String, u64) {
+    let (name, bytes) = match (device, width(kind) < 4, convolves) {
+        (Device::Cuda(_), ..) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
+        (_, true, true) => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
+        (_, false, true) => ("libtorch and oneDNN", HOST_RUNTIME),
+        (_, true, false) => ("libtorch and oneDNN", HOST_RUNTIME_TEXT_HALF),
+        (_, false, false) => ("libtorch and oneDNN", HOST_RUNTIME_TEXT),
     };
     (name.to_owned(), bytes)
 }

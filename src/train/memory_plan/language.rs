@@ -124,7 +124,7 @@ impl Planned for LanguagePlanInput<'_> {
         let step = Step::of(self)?;
         let weights =
             ("weights".to_owned(), step.network.kept_bytes(width(self.kind), self.int8) - self.unread_embeddings());
-        let runtime = runtime(self.device, self.kind);
+        let runtime = runtime(self.device, self.kind, false);
         let mut phases = Vec::new();
         if self.int8 {
             let largest = step.network.largest_linear() * (QUANTISING + width(self.stored));
