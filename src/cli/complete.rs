@@ -84,6 +84,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     observer.fact("device", crate::recipes::device_name(device, kind));
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
+    if let LanguageModel::Classifier(_) = loaded.model {
+        return Err(writes_no_text(args));
+    }
     for (name, adapter, scale) in &adapters.on_weights {
         attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
         loaded.sites.set_scale(name, *scale)?;
@@ -136,9 +139,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         LanguageModel::EncoderDecoder(model) => {
             answer_text(model.as_ref(), read.tokens(), cache, &sampling, &mut on_token)?
         }
-        LanguageModel::Classifier(_) => {
-            return Err(Error::file(&args.model, "is a classifier and writes no text"));
-        }
+        LanguageModel::Classifier(_) => return Err(writes_no_text(args)),
     };
     show(stream.finish()?);
     let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
@@ -173,6 +174,10 @@ impl GivenAdapters {
         }
         Ok(adapters)
     }
+}
+
+fn writes_no_text(args: &CompleteArgs) -> Error {
+    Error::file(&args.model, "is a classifier and writes no text")
 }
 
 fn without_end(ids: &[i64], end: Option<i64>) -> &[i64] {
