@@ -29,6 +29,8 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
         let folder = tempfile::tempdir().unwrap();
         let start = folder.path().join("start");
         // B is not zero, so that A learns from the first step on.
+        // Tables learn these few words by heart, and the last adapter is not the best: they are compared without validation.
+        let validates = targets.is_none();
         let targets: Vec<&str> = targets.into_iter().flat_map(|targets| ["--lora-targets", targets]).collect();
         lorabooth_ok(&job.train(&start, &[&["--max-train-steps", "3", "--seed", "5"], targets.as_slice()].concat()));
         let theirs = folder.path().join("theirs");
@@ -40,16 +42,11 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
         let ours = folder.path().join("ours");
         let validation = job.folder.join("validation.jsonl");
         let start_flag = start.to_str().unwrap();
-        let more = [
-            "--init-adapter",
-            start_flag,
-            "--validation-file",
-            validation.to_str().unwrap(),
-            "--eval-steps",
-            "10",
-            "--eval-max-new-tokens",
-            "6",
-        ];
+        let mut more = vec!["--init-adapter", start_flag];
+        if validates {
+            more.extend(["--validation-file", validation.to_str().unwrap()]);
+            more.extend(["--eval-steps", "10", "--eval-max-new-tokens", "6"]);
+        }
         lorabooth_ok(&job.train(&ours, &more));
 
         let steps = lines(&ours.join("metrics.jsonl"));
@@ -60,16 +57,17 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
             close(actual, wanted, 2e-4, &format!("{} step {i}", job.name));
             worst = worst.max((actual - wanted).abs() / wanted);
         }
-        let evaluations = lines(&ours.join("evaluations.jsonl"));
-        let last = evaluations.last().unwrap();
-        close(last["loss"].as_f64().unwrap(), expected["validation_loss"].as_f64().unwrap(), 2e-4, "validation");
         println!("{}: losses within {worst:.1e}", job.name);
-
-        // The last evaluation is the best here, so that both sides' adapters are of the same step.
-        assert_eq!(
-            evaluations.iter().map(|line| line["loss"].as_f64().unwrap()).fold(f64::MAX, f64::min),
-            last["loss"]
-        );
+        if validates {
+            let evaluations = lines(&ours.join("evaluations.jsonl"));
+            let last = evaluations.last().unwrap();
+            close(last["loss"].as_f64().unwrap(), expected["validation_loss"].as_f64().unwrap(), 2e-4, "validation");
+            // The last evaluation is the best here, so that both sides' adapters are of the same step.
+            assert_eq!(
+                evaluations.iter().map(|line| line["loss"].as_f64().unwrap()).fold(f64::MAX, f64::min),
+                last["loss"]
+            );
+        }
         let (actual, mut wanted) =
             (read(ours.join("adapter_model.safetensors")), read(theirs.join("adapter/adapter_model.safetensors")));
         // PEFT keeps a copy of some models' tables beside.
@@ -79,7 +77,7 @@ fn losses_adapters_and_answers_are_those_of_pefts_loop() {
             let error = relative_norm_error(&actual[name], tensor);
             assert!(error < 1e-3, "{} {name}: {error:.1e}", job.name);
         }
-        if job.label {
+        if job.label && validates {
             let mut table = csv::Reader::from_path(ours.join("predictions.csv")).unwrap();
             let answers: Vec<String> = table.records().map(|row| row.unwrap()[2].to_owned()).collect();
             let wanted: Vec<&str> =
