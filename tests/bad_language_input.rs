@@ -203,16 +203,8 @@ fn texts_over_a_models_positions_are_refused_and_cut_where_that_is_asked_for() {
     let file = ["--train-file", long.to_str().unwrap()];
     own.refused(&mut complaints, "too long", &file, &["positions end at 32", "--max-seq-length 32"]);
     let out = own.path("out");
-    let cut = own.job.train(&out, &[&file[..], &["--max-seq-length", "16", "--max-train-steps", "1"]].concat());
-    let output = lorabooth(&cut);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    // What is cut off is all that there was to learn.
-    complaints.check("a label that is cut off", output.status.code() == Some(1) && said.contains("nothing to learn"));
-    let whole = [&file[..], &["--max-seq-length", "16", "--max-train-steps", "1"]].concat();
-    let mut of_text = own.job.train(&out, &whole);
-    let label = of_text.iter().position(|arg| arg == "--label-column").unwrap();
-    of_text.drain(label..label + 2);
-    let output = lorabooth(&of_text);
+    let output =
+        lorabooth(&own.job.train(&out, &[&file[..], &["--max-seq-length", "16", "--max-train-steps", "1"]].concat()));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     complaints.check(&format!("cut without a warning: {said}"), said.contains("1 of 1 rows are longer than"));
     complaints.check("no training", output.status.success() && lines(&out.join("metrics.jsonl")).len() == 1);
