@@ -43,10 +43,11 @@ impl Linear {
     }
 
     /// A projection that no checkpoint has yet: its weight normal with deviation `std`, its bias zero.
-    pub fn draw(loader: &Loader, inputs: i64, outputs: i64, std: f64, generator: &mut Generator) -> Self {
+    pub fn draw(loader: &Loader, inputs: i64, outputs: i64, std: f64, bias: Bias, generator: &mut Generator) -> Self {
         let weight = loader.placed(generator.randn(&[outputs, inputs]) * std);
-        let bias = loader.put_param("bias", loader.placed(Tensor::zeros([outputs], tch::kind::FLOAT_CPU)));
-        Self(loader.put(weight, Some(bias), SiteTraits::default()))
+        let zeros = || loader.placed(Tensor::zeros([outputs], tch::kind::FLOAT_CPU));
+        let bias = (bias == Bias::Yes).then(|| loader.put_param("bias", zeros()));
+        Self(loader.put(weight, bias, SiteTraits::default()))
     }
 
     /// `[.., inputs] -> [.., outputs]`

@@ -8,8 +8,10 @@ use std::ops::Div;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
-/// Paths of classifiers' heads.
-const HEADS: &[&str] = &["classifier", "score"];
+/// Whether the projection at `path` is a classifier's head.
+pub fn is_head(path: &str) -> bool {
+    ["classifier", "score"].iter().any(|head| path.starts_with(head))
+}
 
 /// Whether a layer has a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,14 +69,14 @@ impl Loader {
         self.sites.training_flag()
     }
 
-    /// A tensor that is no projection's weight: a norm's, a bias, an embedding.
+    /// A tensor that is no projection's weight: a norm's, a bias.
     pub fn param(&self, name: &str, shape: &[i64]) -> Result<Rc<Param>> {
         let key = self.key(name);
         let tensor = self.weights.load(&key, shape, self.placement)?;
         Ok(self.sites.register_param(&key, tensor))
     }
 
-    /// The tensor `weight` at this path, which becomes a projection's through [`Loader::put`].
+    /// The tensor `weight` at this path, which becomes a site's through [`Loader::put`] or [`Loader::put_table`].
     pub(super) fn weight(&self, shape: &[i64]) -> Result<Tensor> {
         self.weights.load(&self.key("weight"), shape, self.placement)
     }
@@ -86,6 +88,17 @@ impl Loader {
             false => self.kept(weight),
         };
         self.sites.register_with(&self.path, Op::Linear, kept, bias, traits)
+    }
+
+    /// The table of embeddings at this path.
+    pub(super) fn table(&self, shape: &[i64]) -> Result<Rc<Site>> {
+        Ok(self.put_table(self.weight(shape)?, false))
+    }
+
+    /// The same with a table that is loaded already; where it is `tied` it is another's.
+    pub(super) fn put_table(&self, table: Tensor, tied: bool) -> Rc<Site> {
+        let traits = SiteTraits { tied, ..SiteTraits::default() };
+        self.sites.register_with(&self.path, Op::Embedding, BaseWeight::Dense(table), None, traits)
     }
 
     /// A tensor of no checkpoint, as [`Loader::param`] registers one.
@@ -113,7 +126,7 @@ impl Loader {
         };
         let kept = match op {
             Op::Linear => self.kept(weight),
-            Op::Conv2d(_) => BaseWeight::Dense(weight),
+            Op::Conv2d(_) | Op::Embedding => BaseWeight::Dense(weight),
         };
         Ok(self.sites.register(&self.path, op, kept, bias))
     }
@@ -122,7 +135,7 @@ impl Loader {
     /// bitsandbytes: they are small, and trained whole.
     fn kept(&self, weight: Tensor) -> BaseWeight {
         match self.weights.storage() {
-            Storage::Int8 { threshold } if !HEADS.iter().any(|head| self.path.starts_with(head)) => {
+            Storage::Int8 { threshold } if !is_head(&self.path) => {
                 let int8 = Int8Weight::quantise(&weight, self.placement.kind, threshold);
                 drop(weight);
                 self.weights.let_go(&self.key("weight"));

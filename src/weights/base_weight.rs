@@ -11,6 +11,8 @@ pub enum Op {
     Linear,
     /// `[batch, in, h, w] -> [batch, out, h', w']` with a weight `[out, in, k, k]`.
     Conv2d(Stride),
+    /// int64 `[..] -> [.., width]` with a table `[rows, width]`.
+    Embedding,
 }
 
 impl Op {
@@ -19,6 +21,7 @@ impl Op {
         match self {
             Op::Linear => xs.linear(weight, bias),
             Op::Conv2d(stride) => conv2d(xs, weight, bias, stride),
+            Op::Embedding => Tensor::embedding(weight, xs, -1, false, false),
         }
     }
 }

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 /// The largest code.
 const LARGEST: f64 = 127.0;
 /// Numbers of a weight that are made dense at a time in backward.
-const DENSE_AT_ONCE: i64 = 1 << 24;
+pub const DENSE_AT_ONCE: i64 = 1 << 24;
 /// CUDA's int8 product takes no fewer rows, and widths that are multiples of `CUDA_MULTIPLE`.
 const CUDA_ROWS: i64 = 32;
 const CUDA_MULTIPLE: i64 = 8;

@@ -16,7 +16,7 @@ mod weight_set;
 
 pub use base_weight::{BaseWeight, Op, Storage};
 pub use convolution::Stride;
-pub use int8::Int8Weight;
+pub use int8::{Int8Weight, DENSE_AT_ONCE};
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use weight_set::{Placement, WeightSet};
