@@ -31,9 +31,7 @@ pub use merge::Merge;
 pub use p_tuning::{PTuningOptions, Reparameterization};
 pub use peft_folder::TextEncoderSpelling;
 pub use prefix_tuning::PrefixTuningOptions;
-pub use prompt::{
-    EncoderTensors, Prompt, PromptEncoder, PromptMethod, PromptPlace, VirtualTokens, PROMPT_METHODS,
-};
+pub use prompt::{EncoderTensors, Prompt, PromptEncoder, PromptMethod, PromptPlace, VirtualTokens, PROMPT_METHODS};
 pub use prompt_config::{PromptConfig, PromptSizes};
 pub use prompt_tuning::{PromptTuningInit, PromptTuningOptions};
 pub use site::{Param, Site, SiteTraits, Sites};

@@ -138,8 +138,7 @@ impl Lstm {
         let start = Tensor::zeros([2 * self.layers, 1, self.hidden], (xs.kind(), xs.device()));
         let states = [&start, &start];
         let weights: Vec<&Tensor> = self.weights.iter().collect();
-        let (ys, _, _) =
-            xs.unsqueeze(0).lstm(&states, &weights, true, self.layers, self.dropout, training, true, true);
+        let (ys, _, _) = xs.unsqueeze(0).lstm(&states, &weights, true, self.layers, self.dropout, training, true, true);
         ys.squeeze_dim(0)
     }
 }
@@ -153,7 +152,7 @@ mod tests {
 
     fn prompt(options: PTuningOptions) -> Prompt {
         let sizes = PromptSizes { token_dim: 6, num_transformer_submodules: 2, num_attention_heads: 3, num_layers: 2 };
-        let config = PromptConfig::new(&METHOD, 3, &options).unwrap().fitted(sizes).unwrap();
+        let config = PromptConfig::new(METHOD.peft_type, 3, &options).unwrap().fitted(sizes).unwrap();
         Prompt::attach(&Sites::new(), Device::Cpu, config, Init::Draw(&mut Generator::new(1))).unwrap()
     }
 

@@ -56,19 +56,19 @@ pub struct PromptSizes {
 }
 
 impl PromptConfig {
-    /// A configuration with the fields of one method, `options`.
-    pub fn new(method: &PromptMethod, num_virtual_tokens: i64, options: &impl Serialize) -> Result<Self> {
+    /// A configuration of the method `peft_type`, with its own fields `options`.
+    pub fn new(peft_type: &str, num_virtual_tokens: i64, options: &impl Serialize) -> Result<Self> {
         let own = match serde_json::to_value(options) {
             Ok(Value::Object(own)) => own,
             _ => return Err(Error::Internal("the options of a prompt are no object".into())),
         };
-        Ok(Self { peft_type: method.peft_type.to_owned(), num_virtual_tokens, own, ..Self::default() })
+        Ok(Self { peft_type: peft_type.to_owned(), num_virtual_tokens, own, ..Self::default() })
     }
 
     /// A configuration from JSON.
     pub(super) fn from_json(value: &Value) -> Result<Self> {
-        let config: Self =
-            json_fields::parse(value).map_err(|error| Error::invalid(format!("not a prompt's configuration: {error}")))?;
+        let config: Self = json_fields::parse(value)
+            .map_err(|error| Error::invalid(format!("not a prompt's configuration: {error}")))?;
         config.method()?;
         match (1..=MAX_TOKENS).contains(&config.num_virtual_tokens) {
             true => Ok(config),
@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn sizes_that_are_not_given_are_the_models_and_others_must_be() {
-        let config = read(json!({ "peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": null })).unwrap();
+        let config =
+            read(json!({ "peft_type": "P_TUNING", "num_virtual_tokens": 4, "encoder_hidden_size": null })).unwrap();
         let fitted = config.fitted(SIZES).unwrap();
         assert_eq!((fitted.sizes().unwrap(), &fitted.own["encoder_hidden_size"]), (SIZES, &json!(24)));
         let message = fitted.fitted(PromptSizes { num_layers: 3, ..SIZES }).unwrap_err().to_string();

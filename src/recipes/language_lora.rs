@@ -55,21 +55,22 @@ pub fn train(
     let folder = run.folder.clone();
 
     // 2. The model with its adapter.
-    let outcome = prepare(config, &files, adapter, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
-        job.check_positions()?;
-        let trained = job.trained();
-        let records = ("records", job.data.fingerprint());
-        run.prepare(trained, job.batches_per_epoch(), records, observer)?;
-        job.recall(&run)?;
-        job.tell_first_screen(&run, observer);
-        run.begin(observer)?;
-        // 3. The loop.
-        training_loop::train(&mut job, &mut run, interrupt, observer).inspect_err(|_| observer.on(Event::End))?;
-        // 4. The adapter files.
-        job.restore_best(&run.folder)?;
-        job.write_predictions(&run, observer)?;
-        run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
-    });
+    let outcome =
+        prepare(config, &files, adapter, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
+            job.check_positions()?;
+            let trained = job.trained();
+            let records = ("records", job.data.fingerprint());
+            run.prepare(trained, job.batches_per_epoch(), records, observer)?;
+            job.recall(&run)?;
+            job.tell_first_screen(&run, observer);
+            run.begin(observer)?;
+            // 3. The loop.
+            training_loop::train(&mut job, &mut run, interrupt, observer).inspect_err(|_| observer.on(Event::End))?;
+            // 4. The adapter files.
+            job.restore_best(&run.folder)?;
+            job.write_predictions(&run, observer)?;
+            run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
+        });
     outcome.inspect_err(|_| folder.remove_if_unused())
 }
 

@@ -35,12 +35,8 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
     let LossOptions { device, checkpointing, .. } = options;
     let on_device = |tensor: &Tensor| tensor.to_device(device);
     let labels = on_device(&batch.labels);
-    let mut text = PromptedText::new(
-        model,
-        options.prompt,
-        on_device(&batch.input_ids),
-        Some(on_device(&batch.attention_mask)),
-    )?;
+    let mut text =
+        PromptedText::new(model, options.prompt, on_device(&batch.input_ids), Some(on_device(&batch.attention_mask)))?;
     let (mut cache, before) = (text.cache.take(), text.tokens_before());
     let (tokens, attention_mask, cache) = (text.tokens(), text.attention_mask.as_ref(), cache.as_mut());
     Ok(match model {

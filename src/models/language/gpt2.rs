@@ -6,7 +6,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, TransformerShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{

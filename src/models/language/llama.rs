@@ -6,7 +6,7 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block, Shared};
-use super::interface::{CausalLm, DecoderInputs, TransformerShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use super::llama_config::{Family, LlamaConfig};
 use super::rope::Rope;
 use crate::error::Result;

@@ -5,7 +5,7 @@
 
 use super::architectures::Build;
 use super::blocks;
-use super::interface::{DecoderInputs, TransformerShape, Encoded, EncoderDecoder, LanguageModel, Tokens};
+use super::interface::{DecoderInputs, Encoded, EncoderDecoder, LanguageModel, Tokens, TransformerShape};
 use super::t5_block::{Seen, T5Block};
 use super::t5_config::T5Config;
 use crate::error::Result;
