@@ -142,11 +142,14 @@ fn assert_as_learnt(job: &Job, method: &Method, ours: &Path, theirs: &Path, expe
     // The last evaluation is the best, so that both sides' prompts are of the same step.
     assert!(evaluations.iter().all(|line| line["loss"].as_f64().unwrap() >= last), "{what}: {evaluations:?}");
 
-    let [actual, wanted] = [ours, &theirs.join("adapter")].map(|folder| read(folder.join("adapter_model.safetensors")));
+    let [actual, wanted, start] = [ours, &theirs.join("adapter"), &theirs.join("start")]
+        .map(|folder| read(folder.join("adapter_model.safetensors")));
+    let moved = relative_norm_error(&wanted["prompt_embeddings"], &start["prompt_embeddings"]);
+    assert!(moved > 0.01, "{what}: nothing was learnt that could differ ({moved:.1e})");
     assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{what}");
     let errors = wanted.iter().map(|(name, tensor)| (name, relative_norm_error(&actual[name], tensor)));
     let (name, error) = errors.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
-    println!("{what}: losses within {worst:.1e}, {name} within {error:.1e}");
+    println!("{what}: losses within {worst:.1e}, {name} within {error:.1e} after a change of {moved:.1e}");
     assert!(error < 1e-3, "{what} {name}: {error:.1e}");
     if job.label {
         let mut table = csv::Reader::from_path(ours.join("predictions.csv")).unwrap();
