@@ -152,7 +152,7 @@ mod tests {
 
     fn prompt(options: PTuningOptions) -> Prompt {
         let sizes = PromptSizes { token_dim: 6, num_transformer_submodules: 2, num_attention_heads: 3, num_layers: 2 };
-        let config = PromptConfig::new(&METHOD, 3, &options).unwrap().fitted(sizes).unwrap();
+        let config = PromptConfig::new(METHOD.peft_type, 3, &options).unwrap().fitted(sizes).unwrap();
         Prompt::attach(&Sites::new(), Device::Cpu, config, Init::Draw(&mut Generator::new(1))).unwrap()
     }
 

@@ -97,8 +97,15 @@ impl Prompt {
         Ok(Self { config, params, base_elements, method, encoder, training })
     }
 
-    /// A finished prompt: the rows of `prompt_embeddings`, whatever encoder they are from.
-    pub fn finished(sites: &Sites, device: Device, config: PromptConfig, embeddings: &Tensor) -> Result<Self> {
+    /// A finished prompt: the rows of `prompt_embeddings`, whatever encoder they are from, and modules that were trained
+    /// `whole`.
+    pub fn finished(
+        sites: &Sites,
+        device: Device,
+        config: PromptConfig,
+        embeddings: &Tensor,
+        whole: &BTreeMap<String, Tensor>,
+    ) -> Result<Self> {
         let method = config.method()?;
         let wanted = match method.place {
             PromptPlace::Embeddings => [config.rows(), config.sizes()?.token_dim],
@@ -107,9 +114,12 @@ impl Prompt {
         if embeddings.size() != wanted {
             return Err(misfit("prompt_embeddings", &embeddings.size(), &wanted));
         }
+        check_all_used(sites, whole, &AdapterParams::new())?;
+        let params =
+            train_whole(sites, config.modules_to_save.as_deref(), |key| whole.get(key).map(Tensor::shallow_clone));
         let encoder = Box::new(Table(embeddings.to_device(device).to_kind(Kind::Float)));
         let (base_elements, training) = (sites.elements(), sites.training_flag());
-        Ok(Self { config, params: AdapterParams::new(), base_elements, method, encoder, training })
+        Ok(Self { config, params, base_elements, method, encoder, training })
     }
 
     /// PEFT's `prompt_embeddings`, float32.

@@ -56,13 +56,13 @@ pub struct PromptSizes {
 }
 
 impl PromptConfig {
-    /// A configuration with the fields of one method, `options`.
-    pub fn new(method: &PromptMethod, num_virtual_tokens: i64, options: &impl Serialize) -> Result<Self> {
+    /// A configuration of the method `peft_type`, with its own fields `options`.
+    pub fn new(peft_type: &str, num_virtual_tokens: i64, options: &impl Serialize) -> Result<Self> {
         let own = match serde_json::to_value(options) {
             Ok(Value::Object(own)) => own,
             _ => return Err(Error::Internal("the options of a prompt are no object".into())),
         };
-        Ok(Self { peft_type: method.peft_type.to_owned(), num_virtual_tokens, own, ..Self::default() })
+        Ok(Self { peft_type: peft_type.to_owned(), num_virtual_tokens, own, ..Self::default() })
     }
 
     /// A configuration from JSON.

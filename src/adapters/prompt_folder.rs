@@ -58,8 +58,12 @@ pub fn write(folder: &Path, prompt: &Prompt) -> Result<()> {
     let mut tensors = BTreeMap::from([(EMBEDDINGS.to_owned(), prompt.embeddings().contiguous())]);
     tensors.extend(prompt.whole_tensors().into_iter().map(|(name, tensor)| (format!("{PREFIX}{name}"), tensor)));
     save(&folder.join(MODEL_FILE), &tensors)?;
-    if let Some(encoder) = prompt.encoder_tensors() {
-        save(&folder.join(ENCODER_FILE), &encoder)?;
+    let path = folder.join(ENCODER_FILE);
+    match prompt.encoder_tensors() {
+        Some(encoder) => save(&path, &encoder)?,
+        // Another prompt's would be taken for this one's.
+        None if path.exists() => std::fs::remove_file(&path).map_err(|error| Error::io("remove", &path, error))?,
+        None => {}
     }
     write_whole(&folder.join(CONFIG_FILE), config_json(&prompt.config)?.as_bytes())?;
     read(folder).map(|_| ())

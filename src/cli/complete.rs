@@ -92,8 +92,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         loaded.sites.set_scale(name, *scale)?;
     }
     loaded.sites.merge();
-    let prompt = adapters.prompt.map(|PromptFiles { config, embeddings, .. }| {
-        Prompt::finished(&loaded.sites, device, fitted(config, &loaded.model, device)?, &embeddings)
+    let prompt = adapters.prompt.map(|PromptFiles { config, embeddings, whole, .. }| {
+        let config = fitted(config, &loaded.model, device)?;
+        Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
     });
     let prompt = prompt.transpose()?;
 

@@ -2,8 +2,7 @@
 
 use super::option_checks::{counted, dropout, refuse};
 use crate::adapters::{
-    PTuningOptions, PrefixTuningOptions, PromptConfig, PromptMethod, PromptTuningInit, PromptTuningOptions,
-    Reparameterization,
+    PTuningOptions, PrefixTuningOptions, PromptConfig, PromptTuningInit, PromptTuningOptions, Reparameterization,
 };
 use crate::error::{Error, Result};
 use clap::{Args, ValueEnum};
@@ -168,46 +167,51 @@ impl PromptArgs {
 
     /// The prompt that the options ask for, of `method`, for the model in `model`; none for LoRA.
     pub(super) fn config(&self, method: PeftMethodChoice, model: &Path) -> Result<Option<PromptConfig>> {
-        let Some(kind) = PromptMethod::of(method.peft_type()) else { return Ok(None) };
-        let hidden = self.encoder_hidden_size.map(|width| width as i64);
-        let tokens = self.num_virtual_tokens as i64;
-        let config = match method {
-            PeftMethodChoice::PrefixTuning => {
-                let options = PrefixTuningOptions {
-                    prefix_projection: self.prefix_projection,
-                    encoder_hidden_size: hidden,
-                    init_weights: None,
-                };
-                PromptConfig::new(kind, tokens, &options)
-            }
-            PeftMethodChoice::PTuning => {
-                let default = PTuningOptions::default();
-                let options = PTuningOptions {
-                    encoder_reparameterization_type: match self.encoder_reparameterization_type {
-                        ReparameterizationChoice::Mlp => Reparameterization::Mlp,
-                        ReparameterizationChoice::Lstm => Reparameterization::Lstm,
-                    },
-                    encoder_hidden_size: hidden,
-                    encoder_num_layers: self.encoder_num_layers.map_or(default.encoder_num_layers, |n| n as i64),
-                    encoder_dropout: self.encoder_dropout.unwrap_or(default.encoder_dropout),
-                };
-                PromptConfig::new(kind, tokens, &options)
-            }
-            PeftMethodChoice::PromptTuning | PeftMethodChoice::Lora => {
-                let text = self.prompt_tuning_init_text.clone();
-                let options = PromptTuningOptions {
-                    prompt_tuning_init: match self.prompt_tuning_init {
-                        PromptInitChoice::Random => PromptTuningInit::Random,
-                        PromptInitChoice::Text => PromptTuningInit::Text,
-                    },
-                    tokenizer_name_or_path: text.is_some().then(|| model.display().to_string()),
-                    prompt_tuning_init_text: text,
-                    tokenizer_kwargs: None,
-                };
-                PromptConfig::new(kind, tokens, &options)
-            }
-        };
-        config.map(Some)
+        let (name, tokens) = (method.peft_type(), self.num_virtual_tokens as i64);
+        match method {
+            PeftMethodChoice::Lora => Ok(None),
+            PeftMethodChoice::PromptTuning => PromptConfig::new(name, tokens, &self.prompt_tuning(model)).map(Some),
+            PeftMethodChoice::PrefixTuning => PromptConfig::new(name, tokens, &self.prefix_tuning()).map(Some),
+            PeftMethodChoice::PTuning => PromptConfig::new(name, tokens, &self.p_tuning()).map(Some),
+        }
+    }
+
+    fn prompt_tuning(&self, model: &Path) -> PromptTuningOptions {
+        let text = self.prompt_tuning_init_text.clone();
+        PromptTuningOptions {
+            prompt_tuning_init: match self.prompt_tuning_init {
+                PromptInitChoice::Random => PromptTuningInit::Random,
+                PromptInitChoice::Text => PromptTuningInit::Text,
+            },
+            tokenizer_name_or_path: text.is_some().then(|| model.display().to_string()),
+            prompt_tuning_init_text: text,
+            tokenizer_kwargs: None,
+        }
+    }
+
+    fn prefix_tuning(&self) -> PrefixTuningOptions {
+        PrefixTuningOptions {
+            prefix_projection: self.prefix_projection,
+            encoder_hidden_size: self.hidden_size(),
+            init_weights: None,
+        }
+    }
+
+    fn p_tuning(&self) -> PTuningOptions {
+        let default = PTuningOptions::default();
+        PTuningOptions {
+            encoder_reparameterization_type: match self.encoder_reparameterization_type {
+                ReparameterizationChoice::Mlp => Reparameterization::Mlp,
+                ReparameterizationChoice::Lstm => Reparameterization::Lstm,
+            },
+            encoder_hidden_size: self.hidden_size(),
+            encoder_num_layers: self.encoder_num_layers.map_or(default.encoder_num_layers, |layers| layers as i64),
+            encoder_dropout: self.encoder_dropout.unwrap_or(default.encoder_dropout),
+        }
+    }
+
+    fn hidden_size(&self) -> Option<i64> {
+        self.encoder_hidden_size.map(|width| width as i64)
     }
 }
 

@@ -4,10 +4,14 @@
 
 job      of language_job.py; its records are taken in their order, epoch after epoch
 adapter  the adapter to start from
+prompt   instead of one: the fields of a configuration of prompt learning, whose numbers are drawn
 label    causal-lm: the label follows the text and is what is learnt; else the text itself is
+beams    also the texts that `generate` writes with so many beams
 
-OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes
+OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes;
+                 with beams {"beam_answers": [...]}
 OUT/adapter      as peft saves it at the end
+OUT/start        of a prompt: as peft saves it at the beginning, with its whole encoder beside it in prompt_encoder.safetensors
 """
 
 import json
@@ -16,7 +20,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from peft import PeftModel
+from peft import PeftModel, get_peft_config, get_peft_model
+from safetensors.torch import save_file
 
 NEW_TOKENS = 6
 
@@ -50,22 +55,32 @@ def batch_of(tokenizer, records, task, label, classes):
     return {"input_ids": ids, "attention_mask": filled([[1] * len(w) for w in whole], 0), "labels": labels}
 
 
-def answer(network, tokenizer, row, task, label, classes):
+def with_prompt(base, fields, start):
+    torch.manual_seed(0)
+    network = get_peft_model(base, get_peft_config(fields))
+    network.save_pretrained(start)
+    encoder = network.prompt_encoder["default"].state_dict()
+    if len(encoder) > 1:
+        save_file({f"prompt_encoder.{name}": tensor for name, tensor in encoder.items()}, start / "prompt_encoder.safetensors")
+    return network
+
+
+def answer(network, tokenizer, row, task, label, classes, beams=1):
     ids = torch.tensor([prompt_of(tokenizer, row, task, label)])
     if task == "seq-cls":
         return classes[network(input_ids=ids).logits.argmax(-1).item()]
-    made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+    made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=beams)[0]
     return tokenizer.decode(made[1:] if task == "seq2seq-lm" else made[ids.shape[1]:], skip_special_tokens=True)
 
 
-def main(out, job, task, adapter, steps, learning_rate, batch, label=False, **options):
+def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None, label=False, beams=1, **options):
     out, job = Path(out), Path(job)
     train, validation = rows(job / "train.jsonl"), rows(job / "validation.jsonl")
     classes = sorted({row["label"] for row in train})
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "model")
     labels = {"num_labels": len(classes)} if task == "seq-cls" else {}
     base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=torch.float32, **labels)
-    network = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    network = with_prompt(base, prompt, out / "start") if prompt else PeftModel.from_pretrained(base, adapter, is_trainable=True)
     network.train()
     params = [param for param in network.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=1e-2)
@@ -81,9 +96,11 @@ def main(out, job, task, adapter, steps, learning_rate, batch, label=False, **op
     with torch.no_grad():
         inputs = batch_of(tokenizer, validation, task, label, classes)
         validation_loss = network(**inputs).loss.item()
-        answers = [answer(network, tokenizer, row, task, label, classes) for row in validation] if task != "causal-lm" or label else []
+        answered = validation if task != "causal-lm" or label else []
+        answers = [answer(network, tokenizer, row, task, label, classes) for row in answered]
+        beam_answers = [answer(network, tokenizer, row, task, label, classes, beams) for row in answered] if beams > 1 else []
     network.save_pretrained(out / "adapter")
-    result = {"losses": losses, "validation_loss": validation_loss, "answers": answers}
+    result = {"losses": losses, "validation_loss": validation_loss, "answers": answers, "beam_answers": beam_answers}
     (out / "losses.json").write_text(json.dumps(result))
 
 
