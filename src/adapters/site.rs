@@ -2,7 +2,7 @@
 
 use super::adapter::Adapter;
 use crate::error::{Error, Result};
-use crate::weights::{BaseWeight, Op};
+use crate::weights::{BaseWeight, Op, Placement};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -13,12 +13,14 @@ use tch::{Kind, Tensor};
 pub struct Param {
     key: String,
     frozen: Tensor,
+    /// Where a forward computes with it, and in which dtype; the frozen tensor can wait elsewhere.
+    placement: Placement,
     trained: RefCell<Option<Tensor>>,
 }
 
 impl Param {
-    pub(crate) fn new(key: String, frozen: Tensor) -> Self {
-        Self { key, frozen, trained: RefCell::new(None) }
+    pub(crate) fn new(key: String, frozen: Tensor, placement: Placement) -> Self {
+        Self { key, frozen, placement, trained: RefCell::new(None) }
     }
 
     /// The checkpoint's key.
@@ -26,18 +28,34 @@ impl Param {
         &self.key
     }
 
+    /// Its shape.
+    pub fn shape(&self) -> Vec<i64> {
+        self.frozen.size()
+    }
+
     /// What a forward computes with: the trained tensor where there is one, in the compute dtype.
     pub fn get(&self) -> Tensor {
+        let Placement { device, kind } = self.placement;
         match &*self.trained.borrow() {
-            Some(trained) => trained.to_kind(self.frozen.kind()),
-            None => self.frozen.shallow_clone(),
+            Some(trained) => trained.to_kind(kind),
+            None => self.frozen.to_device(device).to_kind(kind),
+        }
+    }
+
+    /// Rows of a table by their numbers: int64 `[..] -> [.., width]`, what a forward computes with.
+    pub fn rows(&self, numbers: &Tensor) -> Tensor {
+        let Placement { device, kind } = self.placement;
+        let rows = |table: &Tensor, numbers: &Tensor| Tensor::embedding(table, numbers, -1, false, false);
+        match &*self.trained.borrow() {
+            Some(trained) => rows(&trained.to_kind(kind), numbers),
+            None => rows(&self.frozen, &numbers.to_device(self.frozen.device())).to_device(device).to_kind(kind),
         }
     }
 
     /// A float32 leaf that takes the frozen tensor's place from now on; starts from `value` where given.
     pub(crate) fn train(&self, value: Option<Tensor>) -> Tensor {
         let start = value.unwrap_or_else(|| self.frozen.to_kind(Kind::Float).copy());
-        let leaf = start.to_device(self.frozen.device()).to_kind(Kind::Float).detach().set_requires_grad(true);
+        let leaf = start.to_device(self.placement.device).to_kind(Kind::Float).detach().set_requires_grad(true);
         *self.trained.borrow_mut() = Some(leaf.shallow_clone());
         leaf
     }
@@ -195,7 +213,9 @@ impl Site {
     }
 
     fn merge(&self) {
-        if self.unmerged.borrow().is_some() || !self.has_enabled() {
+        // What waits elsewhere would have to stay where it computes.
+        let is_streamed = matches!(*self.weight.borrow(), BaseWeight::Streamed(_));
+        if self.unmerged.borrow().is_some() || !self.has_enabled() || is_streamed {
             return;
         }
         let _no_grad = tch::no_grad_guard();
@@ -262,8 +282,14 @@ impl Sites {
     }
 
     pub(crate) fn register_param(&self, key: &str, tensor: Tensor) -> Rc<Param> {
+        let placement = Placement { device: tensor.device(), kind: tensor.kind() };
+        self.register_param_for(key, tensor, placement)
+    }
+
+    /// Like [`Sites::register_param`], of a tensor that waits elsewhere than where it computes.
+    pub(crate) fn register_param_for(&self, key: &str, tensor: Tensor, placement: Placement) -> Rc<Param> {
         self.elements.set(self.elements.get() + tensor.numel() as i64);
-        let param = Rc::new(Param::new(key.to_owned(), tensor));
+        let param = Rc::new(Param::new(key.to_owned(), tensor, placement));
         self.params.borrow_mut().insert(key.to_owned(), param.clone());
         param
     }
@@ -354,7 +380,8 @@ impl Sites {
         self.params().iter().for_each(|param| param.freeze());
     }
 
-    /// Folds every enabled adapter into its weight: a forward then costs what the base model's costs.
+    /// Folds every enabled adapter into its weight, but for weights that wait in host memory: a forward then costs what the base
+    /// model's costs.
     pub fn merge(&self) {
         self.all().iter().for_each(|site| site.merge());
     }

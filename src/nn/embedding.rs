@@ -12,12 +12,17 @@ pub struct Embedding(Rc<Param>);
 impl Embedding {
     /// Loads a table `[rows, width]`.
     pub fn load(loader: &Loader, rows: i64, width: i64) -> Result<Self> {
+        Ok(Self(loader.table("weight", &[rows, width])?))
+    }
+
+    /// Loads a small table, which stays where it computes also where weights are streamed.
+    pub(super) fn load_small(loader: &Loader, rows: i64, width: i64) -> Result<Self> {
         Ok(Self(loader.param("weight", &[rows, width])?))
     }
 
     /// `[..] -> [.., width]`, from int64 ids.
     pub fn forward(&self, ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.0.get(), ids, -1, false, false)
+        self.0.rows(ids)
     }
 
     /// The first `n` rows: `[n, width]`.
@@ -26,7 +31,7 @@ impl Embedding {
     }
 
     /// The whole table `[rows, width]`, which may be the weight of another layer too.
-    pub(super) fn table(&self) -> Tensor {
-        self.0.get()
+    pub(super) fn table(&self) -> &Param {
+        &self.0
     }
 }

@@ -2,10 +2,11 @@
 
 use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::Result;
-use crate::weights::{BaseWeight, Int8Weight, Op, Placement, Storage, WeightSet};
+use crate::weights::{BaseWeight, BlockStream, Int8Weight, Layout, Op, Placement, Storage, StreamedWeight, WeightSet};
 use std::cell::Cell;
 use std::ops::Div;
 use std::rc::Rc;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Paths of classifiers' heads.
@@ -23,7 +24,9 @@ pub enum Bias {
 /// Weights under a path. `&loader / "to_q"` is the part below `to_q`; the path is the checkpoint's key.
 #[derive(Clone)]
 pub struct Loader {
-    weights: Rc<WeightSet>,
+    weights: Arc<WeightSet>,
+    /// What brings weights to a device that does not hold them.
+    stream: Option<Arc<BlockStream>>,
     sites: Rc<Sites>,
     placement: Placement,
     path: String,
@@ -32,7 +35,9 @@ pub struct Loader {
 impl Loader {
     /// The root of `weights`; what is loaded is registered in `sites`.
     pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Self {
-        Self { weights: Rc::new(weights), sites, placement, path: String::new() }
+        let is_streamed = weights.storage() == Storage::Streamed && placement.device != Device::Cpu;
+        let stream = is_streamed.then(|| Arc::new(BlockStream::to(placement.device)));
+        Self { weights: Arc::new(weights), stream, sites, placement, path: String::new() }
     }
 
     fn key(&self, name: &str) -> String {
@@ -74,18 +79,25 @@ impl Loader {
         Ok(self.sites.register_param(&key, tensor))
     }
 
-    /// The tensor `weight` at this path, which becomes a projection's through [`Loader::put`].
-    pub(super) fn weight(&self, shape: &[i64]) -> Result<Tensor> {
-        self.weights.load(&self.key("weight"), shape, self.placement)
+    /// A table of embeddings, of which a forward reads a few rows: it waits in its file where weights are streamed.
+    pub(super) fn table(&self, name: &str, shape: &[i64]) -> Result<Rc<Param>> {
+        if self.weights.storage() != Storage::Streamed {
+            return self.param(name, shape);
+        }
+        let key = self.key(name);
+        let in_file = Placement { device: Device::Cpu, kind: self.weights.kind(&key)? };
+        let table = self.weights.load(&key, shape, in_file)?;
+        Ok(self.sites.register_param_for(&key, table, self.placement))
     }
 
-    /// The linear projection at this path with a `weight` `[out, in]` that is loaded already.
-    pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>, traits: SiteTraits) -> Rc<Site> {
-        let kept = match traits.output || traits.tied {
-            true => BaseWeight::Dense(weight),
-            false => self.kept(weight),
-        };
-        self.sites.register_with(&self.path, Op::Linear, kept, bias, traits)
+    /// Whether the weight `name` under this path has the numbers of the weight `key`.
+    pub(super) fn equals(&self, name: &str, key: &str) -> Result<bool> {
+        self.weights.are_equal(&self.key(name), key)
+    }
+
+    /// The linear projection at this path with a new `weight` `[out, in]`.
+    pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>) -> Rc<Site> {
+        self.sites.register(&self.path, Op::Linear, BaseWeight::Dense(weight), bias)
     }
 
     /// A tensor of no checkpoint, as [`Loader::param`] registers one.
@@ -98,43 +110,68 @@ impl Loader {
         tensor.to_device(self.placement.device).to_kind(self.placement.kind)
     }
 
-    /// The projection at this path: `weight` of `shape`, and a bias of its first dimension.
-    pub(super) fn site(&self, op: Op, shape: &[i64], bias: Bias) -> Result<Rc<Site>> {
-        let key = self.key("weight");
-        let mut weight = self.weights.load(&key, shape, self.placement)?;
-        if matches!(op, Op::Conv2d(_)) && self.placement.device == Device::Cpu && shape[2] > 1 {
-            // oneDNN convolves channels-last without reordering.
-            weight = channels_last_copy(&weight);
-            self.weights.let_go(&key);
-        }
+    /// The linear projection at this path whose weight is the `table` of an embedding, without a bias.
+    pub(super) fn tied(&self, table: &Param, traits: SiteTraits) -> Result<Rc<Site>> {
+        let weight = match self.weights.storage() {
+            Storage::Streamed => self.streamed(table.key(), &table.shape(), Layout::AsStored)?,
+            _ => BaseWeight::Dense(table.get()),
+        };
+        Ok(self.sites.register_with(&self.path, Op::Linear, weight, None, traits))
+    }
+
+    /// The projection at this path: `weight` of `shape`, as the checkpoint has it, and a bias of as many numbers as it has outputs.
+    pub(super) fn site(&self, op: Op, shape: &[i64], bias: Bias, traits: SiteTraits) -> Result<Rc<Site>> {
+        let on_cpu = self.placement.device == Device::Cpu;
+        let layout = match op {
+            Op::Conv2d(_) if on_cpu && shape[2] > 1 => Layout::ChannelsLast,
+            _ if traits.transposed => Layout::Transposed,
+            _ => Layout::AsStored,
+        };
+        let weight = self.kept(op, shape, layout, traits)?;
         let bias = match bias {
-            Bias::Yes => Some(self.param("bias", &shape[..1])?),
+            Bias::Yes => Some(self.param("bias", &weight.shape()[..1])?),
             Bias::No => None,
         };
-        let kept = match op {
-            Op::Linear => self.kept(weight),
-            Op::Conv2d(_) => BaseWeight::Dense(weight),
-        };
-        Ok(self.sites.register(&self.path, op, kept, bias))
+        Ok(self.sites.register_with(&self.path, op, weight, bias, traits))
     }
 
-    /// The weight of the linear projection at this path as it is to be kept. Classifiers' heads stay as they are, as in
-    /// bitsandbytes: they are small, and trained whole.
-    fn kept(&self, weight: Tensor) -> BaseWeight {
+    /// The weight of the projection at this path as it is to be kept. Classifiers' heads stay as they are, as in bitsandbytes: they
+    /// are small, and trained whole.
+    fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: SiteTraits) -> Result<BaseWeight> {
+        let key = self.key("weight");
+        let is_head = HEADS.iter().any(|head| self.path.starts_with(head));
         match self.weights.storage() {
-            Storage::Int8 { threshold } if !HEADS.iter().any(|head| self.path.starts_with(head)) => {
-                let int8 = Int8Weight::quantise(&weight, self.placement.kind, threshold);
-                drop(weight);
-                self.weights.let_go(&self.key("weight"));
-                BaseWeight::Int8(int8)
+            Storage::Streamed if !is_head => self.streamed(&key, shape, layout),
+            Storage::Int8 { threshold } if op == Op::Linear && !is_head && !traits.output => {
+                self.int8(&key, shape, layout, threshold)
             }
-            _ => BaseWeight::Dense(weight),
+            _ => {
+                let weight = layout.of(self.weights.load(&key, shape, self.placement)?);
+                if layout == Layout::ChannelsLast {
+                    self.weights.let_go(&key);
+                }
+                Ok(BaseWeight::Dense(weight))
+            }
         }
     }
-}
 
-fn channels_last_copy(weight: &Tensor) -> Tensor {
-    weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    fn streamed(&self, key: &str, shape: &[i64], layout: Layout) -> Result<BaseWeight> {
+        Ok(BaseWeight::Streamed(match &self.stream {
+            Some(stream) => StreamedWeight::pinned(&self.weights, key, shape, layout, self.placement, stream)?,
+            None => StreamedWeight::in_file(&self.weights, key, shape, layout, self.placement)?,
+        }))
+    }
+
+    /// From the file's own dtype, as bitsandbytes does.
+    fn int8(&self, key: &str, shape: &[i64], layout: Layout, threshold: f64) -> Result<BaseWeight> {
+        let Placement { device, kind } = self.placement;
+        let of_file = Placement { device, kind: self.weights.kind(key)? };
+        let weight = layout.of(self.weights.load(key, shape, of_file)?);
+        let int8 = Int8Weight::quantise(&weight, kind, threshold);
+        drop(weight);
+        self.weights.let_go(key);
+        Ok(BaseWeight::Int8(int8))
+    }
 }
 
 impl<S: std::fmt::Display> Div<S> for &Loader {

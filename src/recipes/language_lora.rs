@@ -38,7 +38,7 @@ pub fn train(
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
     let LanguageBase { mut files, tokenizer } = LanguageBase::open(&config.model)?;
-    files.store_in(config.training.storage());
+    files.store_in(config.training.weights.storage());
     check_task(config, &files)?;
     let lora = match &config.init_adapter {
         Some(folder) => peft_folder::read(folder)?.config,

@@ -19,6 +19,7 @@ pub mod observer;
 mod option_checks;
 pub mod pattern_flag;
 pub mod run;
+pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
 

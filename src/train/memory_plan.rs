@@ -14,6 +14,7 @@ pub use tape::Work;
 use crate::adapters::LoraConfig;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::{ClipTextConfig, UNetConfig, VaeConfig};
+use crate::weights::{block_of, Storage};
 use layers::Network;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -69,8 +70,8 @@ pub struct PlanInput<'a> {
     pub sample_images: Option<SampledImages>,
     /// The compute dtype, in which frozen weights are kept.
     pub kind: Kind,
-    /// The UNet's and the text encoder's linear layers are kept in 8 bits.
-    pub int8: bool,
+    /// How the weights of the UNet and the text encoder are kept.
+    pub storage: Storage,
     /// The VAE's dtype.
     pub vae_kind: Kind,
     /// The UNet's adapter.
@@ -284,14 +285,13 @@ impl MemoryPlan {
             return Err(Error::invalid(format!("the batch size is {}; it must be at least 1", input.batch)));
         }
         let step = Step::of(input)?;
-        let weights = |name: &str, network: Rc<Network>, kind: Kind, int8: bool| {
-            (format!("{name} weights"), kept_bytes(&network, kind, int8))
+        let weights = |name: &str, network: Rc<Network>, kind: Kind, storage: Storage| {
+            (format!("{name} weights"), kept_bytes(&network, kind, storage, input.device))
         };
-        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.int8);
-        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.int8);
-        let text_encoder = (text_weights, bytes - unread_embeddings(input));
-        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, false);
-        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, false);
+        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
+        let text_encoder = weights("text encoder", walked_text(input.text), input.kind, input.storage);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
         let runtime = runtime(input);
         let mut phases = Vec::new();
         let mut phase =
@@ -352,27 +352,37 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of a network's weights: with `int8`, a byte a number of linear layers, and four for each of their rows.
-fn kept_bytes(network: &Network, kind: Kind, int8: bool) -> u64 {
-    let bytes = |(key, shape): (&String, &Vec<i64>)| {
-        let elements = shape.iter().product::<i64>() as u64;
-        match int8 && shape.len() == 2 && !key.ends_with("_embedding.weight") {
-            true => elements + 4 * shape[0] as u64,
-            false => elements * width(kind),
-        }
+/// Bytes of a network's weights where it computes: in 8 bits a byte a number of linear layers and four for each of their rows; streamed
+/// the most that is there at a time. Tables that stay mapped from the file are not counted: prompts read few of their rows.
+fn kept_bytes(network: &Network, kind: Kind, storage: Storage, device: Device) -> u64 {
+    let weights = network.weights();
+    let is_table = |key: &str| key.ends_with("_embedding.weight");
+    let stays_mapped = |key: &str| {
+        let is_mapped = device == Device::Cpu && kind == Kind::Float && key.ends_with("token_embedding.weight");
+        is_mapped || storage == Storage::Streamed && is_table(key)
     };
-    network.weights().iter().map(bytes).sum()
+    let elements = |shape: &[i64]| shape.iter().product::<i64>() as u64;
+    let bytes = |(key, shape): (&String, &Vec<i64>)| match storage {
+        Storage::Int8 { .. } if shape.len() == 2 && !is_table(key) => elements(shape) + 4 * shape[0] as u64,
+        Storage::Streamed if shape.len() > 1 => 0,
+        _ => elements(shape) * width(kind),
+    };
+    let resident: u64 = weights.iter().filter(|(key, _)| !stays_mapped(key)).map(bytes).sum();
+    match storage {
+        Storage::Streamed => resident + streamed_bytes(&weights, kind, device),
+        _ => resident,
+    }
 }
 
-/// Bytes of the token table that never come to memory: it is mapped from the file, and prompts read few of its rows.
-fn unread_embeddings(input: &PlanInput) -> u64 {
-    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float;
-    let table = (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind);
-    if stays_mapped {
-        table
-    } else {
-        0
+/// The most bytes of streamed weights that are there at a time: two blocks on a device; on the CPU one weight, beside what its file
+/// has of it.
+fn streamed_bytes(weights: &BTreeMap<String, Vec<i64>>, kind: Kind, device: Device) -> u64 {
+    let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
+    for (key, shape) in weights.iter().filter(|(key, shape)| shape.len() > 1 && !key.ends_with("_embedding.weight")) {
+        let name = if device == Device::Cpu { key } else { block_of(key) };
+        *blocks.entry(name).or_default() += shape.iter().product::<i64>() as u64 * width(kind);
     }
+    2 * blocks.into_values().max().unwrap_or(0)
 }
 
 /// What libtorch takes by itself.

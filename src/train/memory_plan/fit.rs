@@ -2,6 +2,7 @@
 
 use super::{MemoryPlan, PlanInput, SampledImages};
 use crate::error::{Error, Result};
+use crate::weights::Storage;
 use tch::Kind;
 
 /// An option that saves memory.
@@ -33,7 +34,7 @@ type Choice = for<'a> fn(&PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'sta
 
 /// The options in order of cost. Class images can be what is largest only once batches are small.
 const CHOICES: &[Choice] =
-    &[cache_latents, half_precision, checkpointing, adam_8bit, sample_fewer, batch_1, sample_fewer, only_unet];
+    &[cache_latents, half_precision, checkpointing, adam_8bit, sample_fewer, batch_1, sample_fewer, offload, only_unet];
 
 fn cache_latents<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
     let changed = PlanInput { cache_latents: true, ..input.clone() };
@@ -80,6 +81,13 @@ fn batch_1<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static
     let changed = PlanInput { batch: 1, accumulation, ..input.clone() };
     let what = format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}");
     (input.batch > 1).then_some((changed, what, "the same gradient from smaller steps: somewhat slower"))
+}
+
+fn offload<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
+    let changed = PlanInput { storage: Storage::Streamed, ..input.clone() };
+    (input.storage == Storage::Dense).then(|| {
+        (changed, "--offload cpu".into(), "weights are brought for each use: steps take longer where copying is slow")
+    })
 }
 
 fn only_unet<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
