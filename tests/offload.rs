@@ -87,7 +87,7 @@ fn stable_diffusion_learns_the_same_bits_and_draws_the_same_image() {
         let out = folder.path().join(name).display().to_string();
         let flags =
             "train dreambooth --device cpu --threads 1 --quiet --mixed-precision no --resolution 128 --center-crop \
-            --train-text-encoder --max-train-steps 3 --lora-bias all --lora-targets to_q,to_v,conv1,proj_out";
+            --train-text-encoder --max-train-steps 3 --lora-targets to_q,to_v,conv1,proj_out";
         let mut args: Vec<&str> = flags.split_whitespace().collect();
         args.extend(["--instance-prompt", "a photo of sks dog", "--instance-data-dir", &photos]);
         args.extend(["--model", &model, "--output-dir", &out]);

@@ -50,9 +50,10 @@ struct State {
 
 /// Device memory for one block.
 struct Room {
+    /// Dropped first: it waits for copies that still write here.
+    lane: SideStream,
     /// uint8 `[bytes of the largest block]`
     memory: Tensor,
-    lane: SideStream,
     block: Option<usize>,
     weights: Vec<Tensor>,
 }
@@ -97,7 +98,7 @@ impl State {
         let bytes = self.blocks.iter().map(|block| bytes_of(block)).max().unwrap_or(0);
         while self.rooms.len() < 2 {
             let memory = Tensor::f_empty([bytes], (Kind::Uint8, device))?;
-            self.rooms.push(Room { memory, lane: SideStream::new(device)?, block: None, weights: Vec::new() });
+            self.rooms.push(Room { lane: SideStream::new(device)?, memory, block: None, weights: Vec::new() });
         }
         Ok(())
     }

@@ -195,7 +195,11 @@ mod tests {
         let in_file = computed(|op, key, shape, layout, xs, bias| {
             StreamedWeight::in_file(&weights, key, shape, layout, placement).unwrap().run(op, xs, bias)
         });
-        assert_eq!(in_file, expected);
+        for (actual, expected) in in_file.iter().zip(&expected) {
+            // libtorch's own gradient of a convolution is rounded in another order.
+            let error = (actual - expected).abs().max() / expected.abs().max();
+            assert!(error.double_value(&[]) < 1e-5, "{error:?}");
+        }
 
         // All blocks go through two rooms, forth and back: a weight that the graph kept would be another's by then.
         let stream = Arc::new(BlockStream::to(Device::Cpu));
@@ -213,6 +217,6 @@ mod tests {
             })
             .collect();
         let streamed = computed(|op, key, _, _, xs, bias| all[key].run(op, xs, bias));
-        assert_eq!(streamed, expected);
+        assert_eq!(streamed, in_file);
     }
 }

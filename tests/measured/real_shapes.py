@@ -29,7 +29,7 @@ SHAPES = {
     "gpt2": ("GPT2LMHeadModel", "float32", dict()),
 }
 SHARD = 2 << 30
-POOL = 1 << 26
+POOL = 1 << 24
 WORDS = [f"word{i}" for i in range(1000)]
 
 
@@ -50,23 +50,31 @@ def shards_of(tensors, width):
     return shards
 
 
-def pieces(name, shape, pool, generator):
-    """The numbers of a tensor in pieces: 1 for the scales of norms, else normal with a deviation that keeps activations of one size."""
-    count = torch.Size(shape).numel()
-    if len(shape) == 1:
-        value = float(name.endswith("weight"))
-        yield torch.full(shape, value, dtype=pool.dtype)
-        return
-    deviation = 0.02 if "emb" in name or "wte" in name or "shared" in name else shape[-1] ** -0.5 * 0.5
-    scaled = pool * deviation
-    while count:
-        start = generator.randrange(POOL // 2)
-        piece = scaled[start:start + min(count, POOL // 2)]
-        count -= len(piece)
-        yield piece
+class Pool:
+    """Normal numbers in a dtype, by deviation."""
+
+    def __init__(self, kind):
+        self.numbers = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(kind)
+        self.generator = random.Random(0)
+        self.deviation, self.scaled = None, None
+
+    def pieces(self, name, shape):
+        """The numbers of a tensor in pieces: 1 for the scales of norms, else with a deviation that keeps activations of one size."""
+        count = torch.Size(shape).numel()
+        if len(shape) == 1:
+            yield torch.full(shape, float(name.endswith("weight")), dtype=self.numbers.dtype)
+            return
+        deviation = 0.02 if any(word in name for word in ("emb", "wte", "wpe", "shared")) else shape[-1] ** -0.5 * 0.5
+        if deviation != self.deviation:
+            self.deviation, self.scaled = deviation, self.numbers * deviation
+        while count:
+            start = self.generator.randrange(POOL // 2)
+            piece = self.scaled[start:start + min(count, POOL // 2)]
+            count -= len(piece)
+            yield piece
 
 
-def write_shard(path, shard, dtype, pool, generator):
+def write_shard(path, shard, dtype, pool):
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape, size in shard:
         header[name] = {"dtype": {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}[dtype], "shape": shape, "data_offsets": [offset, offset + size]}
@@ -76,7 +84,7 @@ def write_shard(path, shard, dtype, pool, generator):
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape, _ in shard:
-            for piece in pieces(name, shape, pool, generator):
+            for piece in pool.pieces(name, shape):
                 file.write(piece.contiguous().view(torch.uint8).numpy().data)
 
 
@@ -87,14 +95,13 @@ def write_model(folder, name):
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     kind = getattr(torch, dtype)
-    generator = random.Random(0)
-    pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)).to(kind)
+    pool = Pool(kind)
     shards = shards_of(tensors_of(model_class, config), kind.itemsize)
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         files = ["model.safetensors"]
     for file, shard in zip(files, shards):
-        write_shard(folder / file, shard, dtype, pool, generator)
+        write_shard(folder / file, shard, dtype, pool)
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": {name: file for file, shard in zip(files, shards) for name, _, _ in shard}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
