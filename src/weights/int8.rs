@@ -8,8 +8,10 @@ use tch::{Device, Kind, Tensor};
 
 /// The largest code.
 const LARGEST: f64 = 127.0;
-/// Numbers of a weight that are dense at a time while it is quantised, and in backward.
+/// Numbers of a weight that are made dense at a time in backward.
 const DENSE_AT_ONCE: i64 = 1 << 24;
+/// Numbers that are quantised at a time: so many stay in the processor's cache.
+const QUANTISED_AT_ONCE: i64 = 1 << 19;
 /// CUDA's int8 product takes no fewer rows, and widths that are multiples of `CUDA_MULTIPLE`.
 const CUDA_ROWS: i64 = 32;
 const CUDA_MULTIPLE: i64 = 8;
@@ -33,7 +35,7 @@ impl Int8Weight {
         let (n, k) = (weight.size()[0], weight.size()[1]);
         let codes = Tensor::empty([n, k], (Kind::Int8, weight.device()));
         let mut scales = Vec::new();
-        for (start, rows) in bands(n, k) {
+        for (start, rows) in bands(n, k, QUANTISED_AT_ONCE) {
             let weight = weight.narrow(0, start, rows).to_kind(Kind::Half).to_kind(Kind::Float);
             let largest = weight.abs().amax([1i64].as_slice(), false);
             let per_number = LARGEST / largest.clamp_min(f64::from(f32::MIN_POSITIVE));
@@ -133,9 +135,9 @@ impl Int8Weight {
     }
 }
 
-/// The rows of a weight `[n, k]` that are made dense at a time: the first, and how many.
-fn bands(n: i64, k: i64) -> impl Iterator<Item = (i64, i64)> {
-    let band = (DENSE_AT_ONCE / k.max(1)).max(1);
+/// The rows of a weight `[n, k]` in bands of about `numbers`: each band's first row, and how many it has.
+fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
+    let band = (numbers / k.max(1)).max(1);
     (0..n).step_by(band as usize).map(move |start| (start, band.min(n - start)))
 }
 
@@ -146,7 +148,7 @@ fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
     let kind = grad.kind();
     let scaled = (grad.to_kind(Kind::Float) * scales).to_kind(kind);
     let mut sum: Option<Tensor> = None;
-    for (start, rows) in bands(n, k) {
+    for (start, rows) in bands(n, k, DENSE_AT_ONCE) {
         let part =
             scaled.narrow(1, start, rows).matmul(&codes.narrow(0, start, rows).to_kind(kind)).to_kind(Kind::Float);
         sum = Some(match sum {
