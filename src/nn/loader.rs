@@ -107,7 +107,7 @@ impl Loader {
 
     /// `tensor` where the weights go.
     pub(super) fn placed(&self, tensor: Tensor) -> Tensor {
-        tensor.to_device(self.placement.device).to_kind(self.placement.kind)
+        self.placement.of(&tensor)
     }
 
     /// What is at this path and has the table of embeddings of `shared` for its weight, without a bias.

@@ -105,7 +105,7 @@ impl StreamedWeight {
         let stored = match &streamed.waiting {
             Waiting::InFile(weights) => weights.load(&streamed.key, &streamed.stored_shape, streamed.placement),
             Waiting::Pinned(stream, place) => stream.get(*place),
-            Waiting::Table(table) => Ok(placed(&unlocked(table), streamed.placement)),
+            Waiting::Table(table) => Ok(streamed.placement.of(&unlocked(table))),
         };
         let weight = match stored {
             Ok(stored) => tch::no_grad(|| streamed.layout.of(stored)),
@@ -121,7 +121,7 @@ impl StreamedWeight {
     /// `op` applied to `xs`. Backward brings the weight again; of a table only the rows `xs` are brought.
     pub fn run(&self, op: Op, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
         if let Waiting::Table(table) = &self.0.waiting {
-            return placed(&op.run(&xs.to_device(Device::Cpu), &unlocked(table), None), self.0.placement);
+            return self.0.placement.of(&op.run(&xs.to_device(Device::Cpu), &unlocked(table), None));
         }
         // No view, which could not be added to in place where gradients flow.
         let ys = tch::no_grad(|| self.with(|weight| op.run(xs, weight, bias))).detach();
@@ -157,10 +157,6 @@ impl StreamedWeight {
 
 fn unlocked(table: &Mutex<Tensor>) -> MutexGuard<'_, Tensor> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn placed(tensor: &Tensor, placement: Placement) -> Tensor {
-    tensor.to_device(placement.device).to_kind(placement.kind)
 }
 
 #[cfg(test)]

@@ -20,6 +20,13 @@ pub struct Placement {
     pub kind: Kind,
 }
 
+impl Placement {
+    /// `tensor` there.
+    pub fn of(self, tensor: &Tensor) -> Tensor {
+        tensor.to_device(self.device).to_kind(self.kind)
+    }
+}
+
 /// The part of a stored tensor that is the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
