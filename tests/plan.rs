@@ -28,7 +28,6 @@ fn the_plan_is_within_a_tenth_of_what_a_run_takes() {
         "--resolution 256 --mixed-precision no --train-text-encoder",
         "--resolution 256 --mixed-precision bf16 --train-text-encoder --gradient-checkpointing --center-crop",
         "--resolution 384 --mixed-precision bf16 --train-batch-size 2 --center-crop",
-        "--resolution 256 --mixed-precision no --train-text-encoder --offload cpu",
     ];
     let measured: Vec<(f64, f64)> = cases
         .iter()
