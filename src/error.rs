@@ -49,6 +49,9 @@ pub enum Error {
     /// An option, a flag or a configuration field has a value that cannot be used.
     #[error("{0}")]
     Invalid(String),
+    /// Flags that do not go together.
+    #[error("{0}")]
+    Usage(String),
     /// Libtorch refused an operation.
     #[error("libtorch: {0}")]
     Torch(String),

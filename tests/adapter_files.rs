@@ -4,8 +4,9 @@
 mod support;
 
 use lorabooth::adapters::{
-    attach, formats, inspect, kohya_file, peft_folder, read_any, write_diffusers, write_kohya, write_peft, AdapterSet,
-    Format, Init, LoraConfig, Merge, ModuleNames, Part, PartAdapter, Sites, TargetModules, TextEncoderSpelling,
+    attach, formats, inspect, inspect::Inspected, kohya_file, peft_folder, read_any, write_diffusers, write_kohya,
+    write_peft, AdapterSet, Format, Init, LoraConfig, Merge, ModuleNames, Part, PartAdapter, Sites, TargetModules,
+    TextEncoderSpelling,
 };
 use lorabooth::models::stable_diffusion::PipelineFiles;
 use lorabooth::weights::{MappedFile, Placement};
@@ -268,7 +269,7 @@ fn an_adapter_of_another_model_is_refused_with_the_key_at_fault() {
 #[test]
 fn an_inspection_tells_ranks_alphas_and_the_size_of_the_change() {
     let made = all_formats();
-    let summary = inspect::inspect(&made.join("peft")).unwrap();
+    let Inspected::Adapters(summary) = inspect::inspect(&made.join("peft")).unwrap() else { panic!("no adapter") };
     let unet = &summary.parts["unet"];
     assert_eq!((unet.ranks.clone(), unet.alphas.clone()), (vec![3, 4], vec![5.0, 7.0]));
     let set = read_any(&made.join("peft"), None).unwrap();

@@ -1,66 +1,21 @@
 //! Whatever is wrong with what a user gives, the answer is one plain line, exit 1 or 2, and no half-written output.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/complaints.rs"]
+mod complaints;
 mod support;
 
+use complaints::{words, Complaints};
 use serde_json::{json, Value};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use support::{lorabooth, lorabooth_ok, model, photos};
 use tempfile::TempDir;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
-
-/// What was run, and which words of the answer were missing or should not have been there.
-#[derive(Default)]
-struct Complaints(Vec<String>);
-
-impl Complaints {
-    /// Runs `args` and expects `code` and, in its one line of error, all of `words`.
-    fn refused(&mut self, what: &str, args: &[String], code: i32, words: &[&str]) {
-        let said = refusal(&lorabooth(args), code, words);
-        self.0.extend(said.err().map(|complaint| format!("{what}: {complaint}")));
-    }
-
-    fn check(&mut self, what: &str, holds: bool) {
-        self.0.extend((!holds).then(|| what.to_owned()));
-    }
-}
-
-impl Drop for Complaints {
-    fn drop(&mut self) {
-        assert!(self.0.is_empty() || std::thread::panicking(), "{}", self.0.join("\n"));
-    }
-}
-
-/// Whether a run ended as it should where something is wrong.
-fn refusal(output: &Output, code: i32, words: &[&str]) -> Result<(), String> {
-    let text = String::from_utf8_lossy(&output.stderr);
-    let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("warning: ")).collect();
-    let ours = code == 1 || !text.contains("\nUsage: ") && !text.contains("\nFor more information");
-    let foreign = ["panicked", "RUST_BACKTRACE", "c10::", "torch::", ".cpp", "Exception", "internal check", "os error"];
-    let complaint = if output.status.code() != Some(code) {
-        format!("ended with {}", output.status)
-    } else if ours && errors.len() != 1 {
-        format!("{} lines", errors.len())
-    } else if let Some(word) = words.iter().find(|word| !text.contains(**word)) {
-        format!("no `{word}`")
-    } else if let Some(word) = foreign.iter().find(|word| text.contains(**word)) {
-        format!("`{word}` is no user's word")
-    } else if text.len() > 1500 {
-        "too long".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(format!("{complaint} in {text:?}"))
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
 
 /// A training command that works; what comes behind it wins.
 fn train(model: &Path, photos: &Path, out: &Path, more: &[&str]) -> Vec<String> {

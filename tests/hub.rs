@@ -1,6 +1,10 @@
 //! Models by hub id, from a small mirror that runs in the test.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/jobs.rs"]
+mod jobs;
+mod support;
+
 use lorabooth::weights::hub::{Download, Hub, Request};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +15,8 @@ use std::sync::{Arc, Mutex};
 
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 const ID: &str = "someone/a-model";
+/// As the first models are called.
+const BARE_ID: &str = "a-model";
 const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
 
 /// What the mirror serves and what it was asked.
@@ -73,7 +79,10 @@ fn answer(mut stream: TcpStream, site: &Mutex<Site>) -> std::io::Result<()> {
     site.requests.push(format!("{path} {range}"));
     let authorized =
         site.token.as_ref().is_none_or(|token| headers.get("authorization") == Some(&format!("Bearer {token}")));
-    let (status, extra, body) = match (path.strip_prefix(&format!("/api/models/{ID}/revision/")), authorized) {
+    let asked = |before: &str, behind: &str| {
+        [ID, BARE_ID].iter().find_map(|id| path.strip_prefix(&format!("{before}{id}{behind}")))
+    };
+    let (status, extra, body) = match (asked("/api/models/", "/revision/"), authorized) {
         (_, false) => ("401 Unauthorized", "x-error-code: GatedRepo\r\n".to_owned(), Vec::new()),
         (Some("main" | SHA), _) => {
             let siblings: Vec<Value> = site.files.keys().map(|name| json!({ "rfilename": name })).collect();
@@ -81,7 +90,7 @@ fn answer(mut stream: TcpStream, site: &Mutex<Site>) -> std::io::Result<()> {
         }
         (Some(_), _) => ("404 Not Found", "x-error-code: RevisionNotFound\r\n".to_owned(), Vec::new()),
         (None, _) => {
-            match path.strip_prefix(&format!("/{ID}/resolve/{SHA}/")).and_then(|name| site.files.get_key_value(name)) {
+            match asked("/", &format!("/resolve/{SHA}/")).and_then(|name| site.files.get_key_value(name)) {
                 None => ("404 Not Found", "x-error-code: RepoNotFound\r\n".to_owned(), Vec::new()),
                 Some((name, bytes)) => {
                     let (first, last) = range.split_once('-').unwrap();
@@ -269,4 +278,59 @@ fn a_language_model_and_a_tokenizer_come_from_flat_repositories() {
     assert_eq!(files_in(&tokenizer), BTreeSet::from(["tokenizer.json".to_owned()]));
     let model = mirror.hub.fetch_language_model(&request(None, &[""]), &mut |_| {}).unwrap();
     assert_eq!(files_in(&model).len(), 3);
+}
+
+#[test]
+fn commands_take_a_language_model_by_its_hub_id_and_revision() {
+    let model = jobs::gpt2(true).folder.join("model");
+    let names: Vec<String> = files_in(&model).into_iter().collect();
+    let files: Vec<(&str, Vec<u8>)> =
+        names.iter().map(|name| (name.as_str(), std::fs::read(model.join(name)).unwrap())).collect();
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    let mirror = Mirror::of(&files);
+    let run = |mirror: &Mirror, args: &[&str]| {
+        let mut command = support::lorabooth_command(args);
+        command.env("HF_HUB_OFFLINE", "0").env("HF_ENDPOINT", &mirror.hub.endpoint);
+        let output = command.env("HF_HUB_CACHE", &mirror.hub.cache).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let complete = |model: &str, more: &[&str]| {
+        let args = [
+            "complete",
+            "--device",
+            "cpu",
+            "--dtype",
+            "fp32",
+            "--json",
+            "--prompt",
+            "red house",
+            "--max-new-tokens",
+            "8",
+            "--model",
+            model,
+        ];
+        run(&mirror, &[&args, more].concat())
+    };
+    let text = |(code, said): (Option<i32>, String)| -> Value {
+        assert_eq!(code, Some(0), "{said}");
+        serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["text"].clone()
+    };
+    let path = model.to_str().unwrap();
+    let here = text(complete(path, &[]));
+    for id in [ID, BARE_ID] {
+        assert_eq!(text(complete(id, &["--revision", SHA])), here, "{id}");
+    }
+    let fails = |(code, said): (Option<i32>, String), words: &[&str]| {
+        assert_eq!(code, Some(1), "{said}");
+        words.iter().for_each(|word| assert!(said.contains(word), "{said} lacks {word}"));
+    };
+    fails(complete(BARE_ID, &["--revision", "v9"]), &["no revision `v9`"]);
+    fails(complete("another-model", &[]), &["there is no model `another-model`"]);
+    fails(complete(path, &["--revision", "main"]), &["--revision", "hub id"]);
+
+    // A plan needs no weights.
+    let fresh = Mirror::of(&files);
+    let args = ["plan", "llm", "--json", "--device", "cpu", "--task", "causal-lm", "--model", BARE_ID];
+    assert_eq!(run(&fresh, &args).0, Some(0));
+    assert!(!fresh.requests().iter().any(|request| request.contains(".safetensors")));
 }

@@ -129,6 +129,48 @@ fn lora_has_pefts_outputs_and_gradients_with_and_without_checkpointing() {
     }
 }
 
+/// Models, and a name of the tables that they read tokens through.
+fn models_with_tables() -> Vec<(&'static str, Model, &'static str)> {
+    vec![
+        // The head is the table too, and stays as it is.
+        ("gpt2", gpt2(json!({})), "wte"),
+        ("opt", opt(json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 })), "embed_tokens"),
+        ("bloom", bloom(json!({})), "word_embeddings"),
+        ("llama", llama("LlamaForCausalLM", json!({})), "embed_tokens"),
+        ("qwen2, tied", llama("Qwen2ForCausalLM", json!({ "tie_word_embeddings": true })), "embed_tokens"),
+        ("t5", t5("T5ForConditionalGeneration", json!({})), "embed_tokens"),
+        ("bert", bert("BertForSequenceClassification", json!({})), "word_embeddings"),
+        ("gpt2's positions", gpt2(json!({})), "wpe"),
+    ]
+}
+
+#[test]
+fn lora_on_embeddings_has_pefts_outputs_and_gradients() {
+    for (name, model, table) in models_with_tables() {
+        check_gradients(name, &Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5, "target_modules": [table] })));
+    }
+    let beside = json!({ "r": 2, "target_modules": ["wte", "c_attn"], "use_rslora": true, "lora_dropout": 0.3 });
+    let with_dropout = Theirs::new(&gpt2(json!({})), beside, json!({ "dropout": true }));
+    check_gradients("gpt2's embeddings beside projections", &with_dropout);
+}
+
+#[test]
+fn lora_on_decoders_that_classify_has_pefts_outputs_and_gradients() {
+    let decoders = [
+        ("GPT2ForSequenceClassification", gpt2(json!({}))),
+        ("OPTForSequenceClassification", opt(json!({}))),
+        ("BloomForSequenceClassification", bloom(json!({}))),
+        ("LlamaForSequenceClassification", llama("LlamaForSequenceClassification", json!({}))),
+    ];
+    for (class, (_, config)) in decoders {
+        let model = (class, with(config, json!({ "num_labels": 3, "pad_token_id": 0 })));
+        // The head is trained and saved whole.
+        let theirs = Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5, "task_type": "SEQ_CLS" }));
+        assert!(theirs.adapter().tensors.contains_key("score.weight"), "{class}");
+        check_gradients(class, &theirs);
+    }
+}
+
 #[test]
 fn padding_on_the_left_hides_nothing_else() {
     for (name, model) in models_for_lora() {
@@ -186,15 +228,17 @@ fn fresh_config(folder: &Path) -> LoraConfig {
     }
 }
 
-fn attach_fresh(sites: &Sites, folder: &Path) -> Attached {
-    attach(sites, "a", fresh_config(folder), Init::Draw(&mut Generator::new(1))).unwrap()
+fn attach_fresh(sites: &Sites, folder: &Path, targets: Option<&str>) -> Attached {
+    let mut config = fresh_config(folder);
+    config.target_modules = targets.map(TargetModules::from_flag).or(config.target_modules);
+    attach(sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap()
 }
 
 #[test]
 fn default_targets_and_numbers_of_parameters_are_pefts() {
     for (name, model) in models_for_lora() {
         let theirs = Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5 }));
-        let attached = attach_fresh(&load(&theirs.folder, FLOAT32).sites, &theirs.folder);
+        let attached = attach_fresh(&load(&theirs.folder, FLOAT32).sites, &theirs.folder, None);
         let shapes = |tensors: &Tensors| -> Vec<(String, Vec<i64>)> {
             tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect()
         };
@@ -208,11 +252,16 @@ fn default_targets_and_numbers_of_parameters_are_pefts() {
 
 #[test]
 fn adapters_that_are_made_here_compute_the_same_in_peft() {
-    for (name, model) in models_for_lora() {
+    let by_default = models_for_lora().into_iter().map(|(name, model)| (name, model, None));
+    // PEFT warns of a table that the head shares, where it is called `embed_tokens`.
+    let warned_of = ["opt", "qwen2, tied", "t5"];
+    let on_tables = models_with_tables().into_iter().filter(|(name, ..)| !warned_of.contains(name));
+    let on_tables = on_tables.map(|(name, model, table)| (name, model, Some(table)));
+    for (name, model, targets) in by_default.chain(on_tables) {
         let dir = tempfile::tempdir().unwrap();
         let folder = saved(&model, json!({}));
         let loaded = load(&folder, FLOAT32);
-        let adapter = PartAdapter::of(&attach_fresh(&loaded.sites, &folder));
+        let adapter = PartAdapter::of(&attach_fresh(&loaded.sites, &folder, targets));
         peft_folder::write(&dir.path().join("adapter"), None, &adapter, TextEncoderSpelling::Today).unwrap();
         let out = dir.path().join("out");
         let options = json!({ "model": folder, "class": model.0, "adapter": dir.path().join("adapter") });

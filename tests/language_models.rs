@@ -212,6 +212,24 @@ fn bert_and_roberta_compute_what_transformers_computes() {
     );
 }
 
+/// A decoder's class and configuration as a classifier's. Without a token for padding transformers takes one text alone.
+fn classifier((_, config): Model, class: &'static str) -> Model {
+    (class, with(config, json!({ "num_labels": 3, "pad_token_id": 0 })))
+}
+
+#[test]
+fn decoders_classify_by_the_last_token_that_is_no_padding_as_transformers_do() {
+    check("gpt2", &classifier(gpt2(json!({})), "GPT2ForSequenceClassification"));
+    check("opt", &classifier(opt(json!({})), "OPTForSequenceClassification"));
+    let like_350m = opt(json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 }));
+    check("opt normed after", &classifier(like_350m, "OPTForSequenceClassification"));
+    check("bloom", &classifier(bloom(json!({})), "BloomForSequenceClassification"));
+    for class in ["Llama", "Mistral", "Qwen2"] {
+        let class: &'static str = format!("{class}ForSequenceClassification").leak();
+        check(class, &classifier(llama(class, json!({})), class));
+    }
+}
+
 #[test]
 fn shards_and_the_spellings_of_older_repositories_are_read() {
     for (name, model, options) in [
@@ -271,8 +289,10 @@ fn weights_in_half_precision_are_read_and_computed_with() {
 
 #[test]
 fn a_classifier_gets_a_new_head_of_as_many_labels_as_are_asked_for() {
-    for class in ["BertForMaskedLM", "RobertaForMaskedLM", "BertForSequenceClassification"] {
-        let files = LanguageModelFiles::open(&saved(&bert(class, json!({})), json!({}))).unwrap();
+    let decoder = ("GPT2LMHeadModel", gpt2(json!({})).1);
+    let classes = ["BertForMaskedLM", "RobertaForMaskedLM", "BertForSequenceClassification"];
+    for (class, config) in classes.map(|class| bert(class, json!({}))).into_iter().chain([decoder]) {
+        let files = LanguageModelFiles::open(&saved(&(class, config), json!({}))).unwrap();
         let head = |labels, seed| files.load(FLOAT32, HeadOptions { labels, seed });
         if class.ends_with("MaskedLM") {
             let error = head(None, 0).err().unwrap().to_string();

@@ -3,9 +3,9 @@
 
 mod support;
 
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::path::Path;
-use support::{lorabooth_ok, model, photos, read_json};
+use support::{lorabooth_ok, made, model, photos, read_json};
 
 /// Planned and measured bytes at the peak of a run with `flags`, above what the process starts with.
 fn planned_and_measured(out: &Path, flags: &str) -> (f64, f64) {
@@ -41,4 +41,79 @@ fn the_plan_is_within_a_tenth_of_what_a_run_takes() {
         let ratio = planned / measured;
         assert!((0.9..1.1).contains(&ratio), "{flags}: planned {ratio:.3} of what was measured");
     }
+}
+
+/// The same of a language model's run on the records of `job`, of language_job.py; beside that the trained parameters.
+fn planned_and_measured_text(out: &Path, job: &Value, flags: &str) -> [(f64, f64); 2] {
+    let job = made("language_job.py", "job", job);
+    let path = |name: &str| job.join(name).to_str().unwrap().to_owned();
+    let (model, records) = (path("model"), path("train.jsonl"));
+    let common = ["llm", "--device", "cpu", "--threads", "1", "--model", &model, "--train-file", &records];
+    let flags: Vec<&str> = common.into_iter().chain(flags.split(' ')).collect();
+    let said = lorabooth_ok(&[&["plan"], flags.as_slice(), &["--json"]].concat());
+    let plan: Value = serde_json::from_str(said.trim()).unwrap();
+    let train = [&["train"], flags.as_slice(), &["--quiet", "--max-train-steps", "3", "--output-dir"]].concat();
+    lorabooth_ok(&[train.as_slice(), &[out.to_str().unwrap()]].concat());
+    let run = read_json(out.join("run.json"));
+    let number = |value: &Value| value.as_f64().unwrap();
+    [
+        (number(&plan["peak_bytes"]), number(&run["peak_memory_bytes"]["host_above_start"])),
+        (number(&plan["trained_parameters"]), number(&run["trainable_parameters"])),
+    ]
+}
+
+#[test]
+fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let gpt2 = json!({ "class": "GPT2LMHeadModel", "rows": 8000, "words": 200,
+        "config": { "n_positions": 256, "n_embd": 512, "n_layer": 8, "n_head": 8 } });
+    let t5 = json!({ "class": "T5ForConditionalGeneration", "rows": 8000, "words": 200,
+        "config": { "d_model": 512, "d_kv": 64, "d_ff": 1536, "num_layers": 6, "num_heads": 8, "decoder_start_token_id": 0 } });
+    let llama = json!({ "class": "LlamaForCausalLM", "rows": 8000, "words": 200,
+        "config": { "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12,
+                    "num_key_value_heads": 4, "max_position_embeddings": 256 } });
+    let bert = json!({ "class": "BertForSequenceClassification", "rows": 8000, "words": 200,
+        "config": { "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048,
+                    "max_position_embeddings": 256, "num_labels": 2 } });
+    let causal = "--task causal-lm --train-batch-size 4";
+    let cases = [
+        ("gpt2", &gpt2, format!("{causal} --mixed-precision no")),
+        ("gpt2", &gpt2, format!("{causal} --mixed-precision bf16 --gradient-checkpointing --lora-targets all-linear")),
+        ("t5", &t5, "--task seq2seq-lm --label-column text --train-batch-size 4 --mixed-precision no".to_owned()),
+        ("llama", &llama, format!("{causal} --mixed-precision no --load-in-8bit")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16")),
+        ("llama", &llama, format!("{causal} --mixed-precision no --offload cpu")),
+        ("gpt2", &gpt2, format!("{causal} --mixed-precision bf16 --offload cpu")),
+        ("bert", &bert, "--task seq-cls --label-column label --mixed-precision no".to_owned()),
+    ];
+    let mut complaints = Vec::new();
+    for (i, (name, job, flags)) in cases.iter().enumerate() {
+        let [bytes, trained] = planned_and_measured_text(&folder.path().join(i.to_string()), job, flags);
+        println!("{:6.0} MiB planned, {:6.0} measured: {name} {flags}", bytes.0 / 1048576.0, bytes.1 / 1048576.0);
+        assert_eq!(trained.0, trained.1, "{name} {flags}");
+        let ratio = bytes.0 / bytes.1;
+        if !(0.87..1.15).contains(&ratio) {
+            complaints.push(format!("{name} {flags}: planned {ratio:.3} of what was measured"));
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
+    let config = json!({ "n_positions": 64, "n_embd": 768, "n_layer": 4, "n_head": 12 });
+    let model = made("language_job.py", "job", &json!({ "class": "GPT2LMHeadModel", "config": config })).join("model");
+    let suggested = |more: &[&str]| {
+        let plan = ["plan", "llm", "--json", "--device", "cpu", "--task", "causal-lm", "--max-seq-length", "16"];
+        let fit = ["--mixed-precision", "no", "--fit", "1MB", "--model", model.to_str().unwrap()];
+        let plan: Value = serde_json::from_str(lorabooth_ok(&[&plan[..], &fit, more].concat()).trim()).unwrap();
+        let suggestions = plan["suggestions"].as_array().unwrap().clone();
+        let saved: u64 = suggestions.iter().map(|suggestion| suggestion["saves_bytes"].as_u64().unwrap()).sum();
+        assert_eq!(plan["peak_bytes"].as_u64().unwrap() - saved, plan["fitted_peak_bytes"].as_u64().unwrap());
+        suggestions.iter().map(|suggestion| suggestion["what"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let asked = suggested(&[]);
+    assert!(asked.contains(&"--offload cpu".to_owned()) && !asked.contains(&"--load-in-8bit".to_owned()), "{asked:?}");
+    let asked = suggested(&["--load-in-8bit"]);
+    assert!(asked.contains(&"--offload cpu in place of --load-in-8bit".to_owned()), "{asked:?}");
 }

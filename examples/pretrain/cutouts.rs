@@ -29,11 +29,18 @@ pub struct View {
 }
 
 impl View {
-    /// A view of a size within `scales`.
+    /// Any view of a size within `scales`.
     pub fn draw(generator: &mut Generator, scales: (f64, f64)) -> Self {
         let draws = generator.uniform(&[4], 0.0, 1.0);
         let at = |i: i64| draws.double_value(&[i]);
         Self { scale: scales.0 + (scales.1 - scales.0) * at(0), place: (at(1), at(2)), flip: at(3) < 0.5 }
+    }
+
+    /// A view near the one that fills the picture: what is left open, a small model draws as a blur of all its cases.
+    pub fn near_the_middle(generator: &mut Generator) -> Self {
+        let draws = generator.uniform(&[3], 0.0, 1.0);
+        let within = |i: i64, from: f64, to: f64| from + (to - from) * draws.double_value(&[i]);
+        Self { scale: within(0, 0.85, 0.95), place: (within(1, 0.25, 0.75), within(2, 0.25, 0.75)), flip: false }
     }
 }
 

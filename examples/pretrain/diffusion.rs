@@ -156,7 +156,7 @@ impl Pictures {
         let backgrounds = COLOURS.map(|(_, rgb)| cutouts::plain(rgb));
         let mut draw = Generator::new(seed);
         let mut composite = |&(concept, colour): &(usize, usize)| {
-            concepts[concept].on(&backgrounds[colour], View::draw(&mut draw, (0.7, 1.0)))
+            concepts[concept].on(&backgrounds[colour], View::near_the_middle(&mut draw))
         };
         let encode = |shows: &[(usize, usize)]| {
             let images = Tensor::stack(&shows.iter().map(&mut composite).collect::<Vec<_>>(), 0);

@@ -30,6 +30,10 @@ pub struct VaeArgs {
     /// Leave the encoder as it is: latents stay valid for a UNet that was trained on them
     #[arg(long)]
     decoder_only: bool,
+    /// Noise on the latents, each picture's deviation drawn from 0 to this: a decoder that is used to it makes clean pictures
+    /// of what a UNet gets nearly right
+    #[arg(long, default_value_t = 0.0)]
+    latent_noise: f64,
 }
 
 pub fn run(args: &VaeArgs) -> Result<()> {
@@ -50,6 +54,8 @@ pub fn run(args: &VaeArgs) -> Result<()> {
         let encode = || vae.model.encode(&images.to_kind(kind));
         let posterior = if args.decoder_only { tch::no_grad(encode) } else { encode() };
         let latents = posterior.sample(&draw.randn(&posterior.mean.size()));
+        let noise = draw.randn(&latents.size()) * draw.uniform(&[latents.size()[0], 1, 1, 1], 0.0, args.latent_noise);
+        let latents = latents + noise;
         let decoded = vae.model.decode(&latents.to_kind(kind)).to_kind(Kind::Float);
 
         // 2. What was lost on the way

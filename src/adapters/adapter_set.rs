@@ -2,6 +2,7 @@
 
 use super::attach::{AdapterParams, Attached};
 use super::config::{LoraConfig, TargetModules};
+use super::lora::{A, B, EMBEDDING_A, EMBEDDING_B};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -53,35 +54,43 @@ impl PartAdapter {
 
     /// Paths of the modules that have a low-rank pair, sorted.
     pub fn modules(&self) -> Vec<String> {
-        self.tensors.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).map(str::to_owned).collect()
+        self.modules_with(A)
     }
 
-    /// Names of tensors that are trained whole: biases and saved modules. Formats for LoRA alone have no place for them.
+    /// Paths of the embeddings that have one, sorted.
+    pub fn embeddings(&self) -> Vec<String> {
+        self.modules_with(EMBEDDING_A)
+    }
+
+    fn modules_with(&self, end: &str) -> Vec<String> {
+        self.tensors.keys().filter_map(|name| name.strip_suffix(end)).map(str::to_owned).collect()
+    }
+
+    /// Names of tensors that are of no projection's low-rank pair: biases and saved modules, which are trained whole, and
+    /// embeddings' pairs. Formats for projections alone have no place for them.
     pub fn whole_tensors(&self) -> Vec<String> {
-        self.tensors.keys().filter(|name| !name.contains(".lora_")).cloned().collect()
+        self.tensors.keys().filter(|name| !is_of_projection(name)).cloned().collect()
     }
 
     /// Itself, or why it cannot be used: A without B, ranks that do not fit each other.
     pub fn checked(self) -> Result<Self> {
-        for (name, tensor) in &self.tensors {
-            if let Some(module) = name.strip_suffix(".lora_B.weight") {
-                if !self.tensors.contains_key(&format!("{module}.lora_A.weight")) {
-                    return Err(Error::invalid(format!("the adapter has no `{module}.lora_A.weight`; is it whole?")));
-                }
+        for (a_end, b_end) in [(A, B), (EMBEDDING_A, EMBEDDING_B)] {
+            let lacks = |name: &String| Error::invalid(format!("the adapter has no `{name}`; is it whole?"));
+            for module in self.modules_with(b_end) {
+                let a_name = format!("{module}{a_end}");
+                self.tensors.get(&a_name).ok_or_else(|| lacks(&a_name))?;
             }
-            let Some(module) = name.strip_suffix(".lora_A.weight") else { continue };
-            let b_name = format!("{module}.lora_B.weight");
-            let b = self
-                .tensors
-                .get(&b_name)
-                .ok_or_else(|| Error::invalid(format!("the adapter has no `{b_name}`; is it whole?")))?;
-            let rank = self.config.rank_of(module);
-            if tensor.dim() < 2 || b.dim() < 2 || tensor.size()[0] != b.size()[1] || tensor.size()[0] != rank {
-                return Err(Error::invalid(format!(
-                    "the adapter's `{module}` has A {:?} and B {:?}, and its configuration the rank {rank}",
-                    tensor.size(),
-                    b.size()
-                )));
+            for module in self.modules_with(a_end) {
+                let b_name = format!("{module}{b_end}");
+                let (a, b) = (&self.tensors[&format!("{module}{a_end}")], self.tensors.get(&b_name));
+                let (b, rank) = (b.ok_or_else(|| lacks(&b_name))?, self.config.rank_of(&module));
+                if a.dim() < 2 || b.dim() < 2 || a.size()[0] != b.size()[1] || a.size()[0] != rank {
+                    return Err(Error::invalid(format!(
+                        "the adapter's `{module}` has A {:?} and B {:?}, and its configuration the rank {rank}",
+                        a.size(),
+                        b.size()
+                    )));
+                }
             }
         }
         match self.tensors.is_empty() {
@@ -97,7 +106,7 @@ impl PartAdapter {
         let modules = adapter.modules();
         let ranks: BTreeMap<String, i64> = modules
             .iter()
-            .map(|module| (module.clone(), adapter.tensors[&format!("{module}.lora_A.weight")].size()))
+            .map(|module| (module.clone(), adapter.tensors[&format!("{module}{A}")].size()))
             .map(|(module, shape)| (module, shape.first().copied().unwrap_or(0)))
             .collect();
         let alpha_of = |module: &String| alphas.get(module).copied().unwrap_or(ranks[module] as f64);
@@ -113,6 +122,11 @@ impl PartAdapter {
         config.target_modules = Some(TargetModules::Names(modules));
         adapter.checked()
     }
+}
+
+/// Whether the tensor `name` is of a projection's low-rank pair.
+pub(super) fn is_of_projection(name: &str) -> bool {
+    name.contains(".lora_") && !name.contains(".lora_embedding_")
 }
 
 /// The value that is there most often; of several the least.
@@ -171,7 +185,7 @@ impl AdapterSet {
         let whole = self.whole_tensors();
         let first = whole.first()?;
         Some(format!(
-            "{} lacks {} trained biases and whole weights (such as {first}), for which its format has no place: use PEFT's folders where they matter",
+            "{} lacks {} trained biases, whole weights and embeddings (such as {first}), for which its format has no place: use PEFT's folders where they matter",
             path.display(),
             whole.len()
         ))

@@ -32,14 +32,19 @@ impl Attached {
 
     /// PEFT's `print_trainable_parameters` line.
     pub fn summary(&self) -> String {
-        let (trainable, all) = (self.trainable(), self.base_elements + self.trainable());
-        let share = 100.0 * trainable as f64 / all as f64;
-        format!(
-            "trainable params: {} || all params: {} || trainable%: {share:.4}",
-            with_commas(trainable),
-            with_commas(all)
-        )
+        trainable_summary(self.trainable(), self.base_elements)
     }
+}
+
+/// PEFT's `print_trainable_parameters` line for `trainable` numbers beside `frozen` ones.
+pub(super) fn trainable_summary(trainable: i64, frozen: i64) -> String {
+    let all = frozen + trainable;
+    let share = 100.0 * trainable as f64 / all as f64;
+    format!(
+        "trainable params: {} || all params: {} || trainable%: {share:.4}",
+        with_commas(trainable),
+        with_commas(all)
+    )
 }
 
 /// Puts an adapter called `name` on the model behind `sites`, with numbers from `init`.
@@ -84,12 +89,9 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, init: Init) -> Resu
         Init::Draw(_) => None,
         Init::Tensors(tensors) => tensors.get(key).map(Tensor::shallow_clone),
     };
-    for site in sites.all().iter().filter(|site| config.saves_whole(site.path())) {
-        let key = format!("{}.weight", site.path());
-        params.insert(key.clone(), site.train_weight(given(&key)));
-    }
+    params.extend(train_whole(sites, config.modules_to_save.as_deref(), given));
     for param in sites.params() {
-        let module = param.key().rsplit_once('.').map_or("", |(module, _)| module);
+        let module = module_of(param.key());
         let is_bias = param.key().ends_with(".bias");
         let on_target = targets.binary_search_by(|path| path.as_str().cmp(module)).is_ok();
         let trained = match config.bias {
@@ -97,12 +99,36 @@ pub fn attach(sites: &Sites, name: &str, config: LoraConfig, init: Init) -> Resu
             Bias::All => is_bias,
             Bias::LoraOnly => is_bias && on_target,
         };
-        if trained || config.saves_whole(module) {
+        if trained && !config.saves_whole(module) {
             let key = file_key(param.key(), module, on_target);
             params.insert(key.clone(), param.train(given(&key)));
         }
     }
     Ok(Attached { config, params, targets, base_elements: sites.elements() })
+}
+
+/// Has `modules` (`modules_to_save`) trained whole, from what is `given` or from the model's own numbers: the leaves, by
+/// their names in files.
+pub(super) fn train_whole(
+    sites: &Sites,
+    modules: Option<&[String]>,
+    given: impl Fn(&str) -> Option<Tensor>,
+) -> AdapterParams {
+    let is_whole = |path: &str| modules.into_iter().flatten().any(|module| is_within(path, module));
+    let mut params = AdapterParams::new();
+    for site in sites.all().iter().filter(|site| is_whole(site.path())) {
+        let key = format!("{}.weight", site.path());
+        params.insert(key.clone(), site.train_weight(given(&key)));
+    }
+    for param in sites.params().iter().filter(|param| is_whole(module_of(param.key()))) {
+        params.insert(param.key().to_owned(), param.train(given(param.key())));
+    }
+    params
+}
+
+/// The module that a parameter is of.
+fn module_of(key: &str) -> &str {
+    key.rsplit_once('.').map_or("", |(module, _)| module)
 }
 
 /// Refuses names in the configuration of a new adapter that are of no module: a slip of the pen costs no training run.
@@ -134,7 +160,7 @@ fn check_all_meant(sites: &Sites, config: &LoraConfig, targets: &[String]) -> Re
 }
 
 /// Refuses tensors that have no place in the model: an adapter that is applied in part looks like one that is not trained.
-fn check_all_used(sites: &Sites, tensors: &BTreeMap<String, Tensor>, made: &AdapterParams) -> Result<()> {
+pub(super) fn check_all_used(sites: &Sites, tensors: &BTreeMap<String, Tensor>, made: &AdapterParams) -> Result<()> {
     for (name, tensor) in tensors.iter().filter(|(name, _)| !made.contains_key(*name)) {
         let key = name.replace(".base_layer.", ".");
         let weight = key.strip_suffix(".weight").and_then(|path| sites.get(path)).map(|site| site.stored_shape());

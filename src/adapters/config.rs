@@ -1,5 +1,6 @@
 //! `adapter_config.json`: PEFT's `LoraConfig`, read and written as PEFT does.
 
+use super::prompt::PromptMethod;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -188,6 +189,13 @@ const UNSUPPORTED: &[&str] = &[
 impl LoraConfig {
     /// Itself, or what cannot be honoured.
     pub fn checked(self) -> Result<Self> {
+        if PromptMethod::of(&self.peft_type).is_some() {
+            return Err(Error::invalid(format!(
+                "an adapter of type {} changes no weights, so it cannot be merged, converted or put on a model's layers; \
+                 `complete --adapter` uses it",
+                self.peft_type
+            )));
+        }
         if self.peft_type != "LORA" {
             return Err(Error::invalid(format!("adapters of type {} are not supported here; LORA is", self.peft_type)));
         }

@@ -4,7 +4,7 @@
 //! rank. Read in every spelling that diffusers has written. Reference: diffusers `loaders/lora_base.py`, `loaders/peft.py`,
 //! `utils/state_dict_utils.py`.
 
-use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::adapter_set::{is_of_projection, AdapterSet, Part, PartAdapter};
 use super::peft_folder::{check_written, config_fields, config_from, respell_config};
 use crate::error::{Error, Result};
 use crate::weights::{tensor_file, MappedFile};
@@ -34,7 +34,7 @@ pub fn write(path: &Path, set: &AdapterSet) -> Result<()> {
             Part::UNet => "unet.",
             Part::TextEncoder => "text_encoder.text_model.",
         };
-        for (name, tensor) in adapter.tensors.iter().filter(|(name, _)| name.contains(".lora_")) {
+        for (name, tensor) in adapter.tensors.iter().filter(|(name, _)| is_of_projection(name)) {
             // transformers 5, which loads the text encoder's, finds a magnitude only as a module's weight; PEFT takes both.
             let is_bare = part == Part::TextEncoder && name.ends_with(".lora_magnitude_vector");
             let end = if is_bare { ".weight" } else { "" };

@@ -2,13 +2,58 @@
 
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
 use super::formats::{read_with_format, Format};
+use super::lora::{A, B, EMBEDDING_A, EMBEDDING_B};
+use super::peft_folder::{peft_type, CONFIG_FILE, MODEL_FILE};
+use super::prompt::PromptMethod;
+use super::prompt_folder::{self, PromptFiles};
 use crate::error::Result;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// What `adapter inspect` tells.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Inspected {
+    /// Adapters on projections.
+    Adapters(Summary),
+    /// A prompt.
+    Prompt(PromptSummary),
+}
+
+/// What a prompt is.
+#[derive(Debug, Serialize)]
+pub struct PromptSummary {
+    /// "PEFT".
+    pub format: String,
+    /// The model that it was trained on, where the file tells.
+    pub base_model: Option<String>,
+    /// `PREFIX_TUNING` and so on.
+    pub peft_type: String,
+    /// Its method in words.
+    pub method: String,
+    /// `CAUSAL_LM` and so on.
+    pub task_type: Option<String>,
+    /// Virtual tokens before a text.
+    pub num_virtual_tokens: i64,
+    /// Shape of the finished prompt.
+    pub shape: Vec<i64>,
+    /// Its Frobenius norm.
+    pub norm: f64,
+    /// Modules that are trained whole.
+    pub whole_tensors: usize,
+    /// Whether the encoder that it is from lies beside it, so that training can go on.
+    pub has_encoder: bool,
+    /// Numbers that are used, the encoder's not counted.
+    pub parameters: i64,
+    /// Bytes of them.
+    pub bytes: i64,
+    /// Their dtypes.
+    pub dtypes: Vec<String>,
+}
+
+/// What adapters on projections are.
 #[derive(Debug, Serialize)]
 pub struct Summary {
     /// "PEFT", "diffusers" or "kohya".
@@ -47,9 +92,49 @@ pub struct PartSummary {
 }
 
 /// Tells what the adapter at `path` is.
-pub fn inspect(path: &Path) -> Result<Summary> {
+pub fn inspect(path: &Path) -> Result<Inspected> {
+    // A file of a folder stands for it, as in [`read_with_format`].
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+    let is_folders = path.is_dir() || path.file_name().is_some_and(|name| name == MODEL_FILE);
+    if is_folders && folder.join(CONFIG_FILE).exists() {
+        if let Some(method) = PromptMethod::of(&peft_type(folder)?) {
+            return Ok(Inspected::Prompt(prompt_summary(&prompt_folder::read(folder)?, method)));
+        }
+    }
     let (set, format) = read_with_format(path, None)?;
-    Ok(summary(&set, format))
+    Ok(Inspected::Adapters(summary(&set, format)))
+}
+
+fn prompt_summary(files: &PromptFiles, method: &PromptMethod) -> PromptSummary {
+    let tensors = || std::iter::once(&files.embeddings).chain(files.whole.values());
+    PromptSummary {
+        format: Format::Peft.to_string(),
+        base_model: files.config.base_model_name_or_path.clone(),
+        peft_type: method.peft_type.to_owned(),
+        method: method.name.to_owned(),
+        task_type: files.config.task_type.clone(),
+        num_virtual_tokens: files.config.num_virtual_tokens,
+        shape: files.embeddings.size(),
+        norm: files.embeddings.to_kind(Kind::Float).norm().double_value(&[]),
+        whole_tensors: files.whole.len(),
+        has_encoder: files.has_encoder(),
+        parameters: count(tensors()),
+        bytes: bytes(tensors()),
+        dtypes: dtypes(tensors()),
+    }
+}
+
+fn count<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> i64 {
+    tensors.map(|tensor| tensor.numel() as i64).sum()
+}
+
+fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> i64 {
+    tensors.map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as i64).sum()
+}
+
+fn dtypes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
+    let names: BTreeSet<String> = tensors.map(|tensor| dtype(tensor.kind())).collect();
+    names.into_iter().collect()
 }
 
 /// Tells what `set` is.
@@ -60,7 +145,7 @@ pub fn summary(set: &AdapterSet, format: Format) -> Summary {
 
 fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
     let config = &adapter.config;
-    let modules = adapter.modules();
+    let modules = [adapter.modules(), adapter.embeddings()].concat();
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     let mut squares: BTreeMap<String, f64> = BTreeMap::new();
     for module in &modules {
@@ -73,7 +158,6 @@ fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
         values.dedup();
         values
     };
-    let dtypes: BTreeSet<String> = adapter.tensors.values().map(|tensor| dtype(tensor.kind())).collect();
     PartSummary {
         base_model: config.base_model_name_or_path.clone(),
         peft_type: config.peft_type.clone(),
@@ -82,10 +166,10 @@ fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
         alphas: distinct(&|module| config.alpha_of(module)),
         scalings: distinct(&|module| config.scaling_of(module)),
         modules: kinds,
-        whole_tensors: adapter.whole_tensors().len(),
-        parameters: adapter.tensors.values().map(|tensor| tensor.numel() as i64).sum(),
-        bytes: adapter.tensors.values().map(|t| (t.numel() * t.kind().elt_size_in_bytes()) as i64).sum(),
-        dtypes: dtypes.into_iter().collect(),
+        whole_tensors: adapter.whole_tensors().len() - 2 * adapter.embeddings().len(),
+        parameters: count(adapter.tensors.values()),
+        bytes: bytes(adapter.tensors.values()),
+        dtypes: dtypes(adapter.tensors.values()),
         change_norms: squares.into_iter().map(|(block, square)| (block, square.max(0.0).sqrt())).collect(),
     }
 }
@@ -123,10 +207,11 @@ fn block(part: Part, module: &str) -> String {
 
 /// ‖s·BA‖² = s²·Σ (BᵀB ∘ AAᵀ): the product itself, as large as the weight, is never made.
 fn squared_change(adapter: &PartAdapter, module: &str) -> f64 {
-    let matrix = |name: &str| {
-        adapter.tensors.get(&format!("{module}.{name}.weight")).map(|t| t.to_kind(Kind::Float).flatten(1, -1))
+    let matrix = |ends: [&str; 2]| {
+        let tensor = ends.iter().find_map(|end| adapter.tensors.get(&format!("{module}{end}")));
+        tensor.map(|tensor| tensor.to_kind(Kind::Float).flatten(1, -1))
     };
-    let (Some(a), Some(b)) = (matrix("lora_A"), matrix("lora_B")) else { return 0.0 };
+    let (Some(a), Some(b)) = (matrix([A, EMBEDDING_A]), matrix([B, EMBEDDING_B])) else { return 0.0 };
     let sum = (b.tr().matmul(&b) * a.matmul(&a.tr())).sum(Kind::Double).double_value(&[]);
     sum * adapter.config.scaling_of(module).powi(2)
 }

@@ -4,6 +4,7 @@
 
 use super::adapter::{Init, METHODS};
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::lora::EMBEDDING_A;
 use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
@@ -207,10 +208,14 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
         .iter()
         .find(|method| method.peft_type == adapter.config.peft_type)
         .ok_or_else(|| Error::invalid(format!("{} adapters cannot be merged", adapter.config.peft_type)))?;
+    let op = match weight.dim() {
+        4 => Op::Conv2d(Stride { stride: 1, padding: 0 }),
+        _ if adapter.tensors.contains_key(&format!("{module}{EMBEDDING_A}")) => Op::Embedding,
+        _ => Op::Linear,
+    };
     // GPT-2 keeps its weights as [in, out].
-    let transposed = adapter.config.fan_in_fan_out && weight.dim() == 2;
+    let transposed = adapter.config.fan_in_fan_out && weight.dim() == 2 && op != Op::Embedding;
     let weight = if transposed { weight.tr() } else { weight };
-    let op = if weight.dim() == 4 { Op::Conv2d(Stride { stride: 1, padding: 0 }) } else { Op::Linear };
     let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
     let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
     let merged = made.merged(&site, weight, scale).detach();

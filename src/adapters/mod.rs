@@ -1,4 +1,5 @@
-//! What is trained: adapters on the sites of a model, by PEFT's rules, and the files that they are kept in.
+//! What is trained: adapters on the sites of a model and prompts in front of its texts, by PEFT's rules, and the files
+//! that they are kept in.
 
 pub mod adapter;
 mod adapter_set;
@@ -10,7 +11,13 @@ pub mod inspect;
 pub mod kohya_file;
 mod lora;
 pub mod merge;
+mod p_tuning;
 pub mod peft_folder;
+mod prefix_tuning;
+mod prompt;
+mod prompt_config;
+pub mod prompt_folder;
+mod prompt_tuning;
 mod site;
 mod targets;
 
@@ -21,6 +28,11 @@ pub use config::{Bias, InitWeights, LoraConfig, TargetModules};
 pub use formats::{read_any, write_diffusers, write_kohya, write_peft, Format};
 pub use kohya_file::ModuleNames;
 pub use merge::Merge;
+pub use p_tuning::{PTuningOptions, Reparameterization};
 pub use peft_folder::TextEncoderSpelling;
+pub use prefix_tuning::PrefixTuningOptions;
+pub use prompt::{EncoderTensors, Prompt, PromptEncoder, PromptMethod, PromptPlace, VirtualTokens, PROMPT_METHODS};
+pub use prompt_config::{PromptConfig, PromptSizes};
+pub use prompt_tuning::{PromptTuningInit, PromptTuningOptions};
 pub use site::{Param, Site, SiteTraits, Sites};
 pub use targets::{matching_sites, short_name, TargetRules};

@@ -92,9 +92,18 @@ pub fn part_of(adapter: &PartAdapter) -> Part {
 }
 
 fn read_config(path: &Path) -> Result<LoraConfig> {
+    config_from(read_json(path)?).map_err(|error| Error::file(path, error.to_string()))
+}
+
+pub(super) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;
-    config_from(value).map_err(|error| Error::file(path, error.to_string()))
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
+}
+
+/// The `peft_type` of the adapter in `folder`; a file without one is a LoRA's.
+pub fn peft_type(folder: &Path) -> Result<String> {
+    let config = read_json(&folder.join(CONFIG_FILE))?;
+    Ok(config.get("peft_type").and_then(Value::as_str).unwrap_or("LORA").to_owned())
 }
 
 /// A configuration from JSON. A null is a field that is not given: PEFT's first files have them for alpha and dropout.
@@ -144,6 +153,11 @@ pub fn config_json(config: &LoraConfig, part: Option<Part>) -> Result<String> {
         }
     }
     fields.insert("inference_mode".into(), json!(true));
+    config_text(fields)
+}
+
+/// Fields of a configuration, and PEFT's version, as PEFT writes them.
+pub(super) fn config_text(mut fields: BTreeMap<String, Value>) -> Result<String> {
     fields.insert("peft_version".into(), json!("0.21.2"));
     let sorted: Map<String, Value> = fields.into_iter().collect();
     let text = serde_json::to_string_pretty(&Value::Object(sorted))

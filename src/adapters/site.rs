@@ -55,7 +55,7 @@ pub struct SiteTraits {
     pub transposed: bool,
     /// It gives a language model's logits; PEFT leaves it out of `all-linear`.
     pub output: bool,
-    /// The weight is an embedding's, and counted there.
+    /// The weight is another embedding's, and counted there.
     pub tied: bool,
 }
 
@@ -66,7 +66,7 @@ struct OnSite {
     enabled: bool,
 }
 
-/// One projection of a model: its frozen weight and the adapters on it.
+/// One projection or table of a model: its frozen weight and the adapters on it.
 pub struct Site {
     path: String,
     op: Op,
@@ -133,7 +133,7 @@ impl Site {
     }
 
     /// The projection of `xs` with every enabled adapter.
-    /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`.
+    /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`; embedding: `[..] -> [.., width]`.
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         if self.op != Op::Linear || xs.dim() == 2 {
             return self.forward_flat(xs);
@@ -149,7 +149,10 @@ impl Site {
     fn forward_flat(&self, xs: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|bias| bias.get());
         let mut ys = match &*self.trained_weight.borrow() {
-            Some(trained) => self.op.run(xs, &self.stored(trained).to_kind(xs.kind()), bias.as_ref()),
+            Some(trained) => {
+                let kind = if self.op == Op::Embedding { self.weight.borrow().kind() } else { xs.kind() };
+                self.op.run(xs, &self.stored(trained).to_kind(kind), bias.as_ref())
+            }
             None => self.weight.borrow().run(self.op, xs, bias.as_ref()),
         };
         for on_site in self.adapters.borrow().iter().filter(|on_site| on_site.enabled && on_site.scale != 0.0) {
@@ -195,7 +198,9 @@ impl Site {
     }
 
     fn merge(&self) {
-        if self.unmerged.borrow().is_some() || !self.has_enabled() {
+        // What waits elsewhere would have to stay where it computes.
+        let is_streamed = matches!(*self.weight.borrow(), BaseWeight::Streamed(_));
+        if self.unmerged.borrow().is_some() || !self.has_enabled() || is_streamed {
             return;
         }
         let _no_grad = tch::no_grad_guard();
@@ -293,7 +298,7 @@ impl Sites {
         self.sites.borrow().get(path).cloned()
     }
 
-    /// All parameters that are no site's weight (biases, norms, embeddings), by key.
+    /// All parameters that are no site's weight (biases, norms), by key.
     pub fn params(&self) -> Vec<Rc<Param>> {
         self.params.borrow().values().cloned().collect()
     }
@@ -354,7 +359,8 @@ impl Sites {
         self.params().iter().for_each(|param| param.freeze());
     }
 
-    /// Folds every enabled adapter into its weight: a forward then costs what the base model's costs.
+    /// Folds every enabled adapter into its weight, but for weights that wait in host memory: a forward then costs what the base
+    /// model's costs.
     pub fn merge(&self) {
         self.all().iter().for_each(|site| site.merge());
     }

@@ -42,7 +42,8 @@ impl<'a> TargetRules<'a> {
         })
     }
 
-    fn are_all_linear(&self) -> bool {
+    /// Whether they are `all-linear`, which leaves out what makes logits.
+    pub fn are_all_linear(&self) -> bool {
         matches!(self.wanted, Matcher::AllLinear)
     }
 

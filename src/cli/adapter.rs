@@ -2,6 +2,7 @@
 
 use super::Reporter;
 use crate::adapters::diffusers_file::FILE_NAME;
+use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::merge::into_new_folder;
 use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
@@ -102,7 +103,37 @@ pub fn run(command: AdapterCommand, reporter: &mut Reporter) -> Result<()> {
 }
 
 fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
-    let summary = inspect::inspect(path)?;
+    let inspected = inspect::inspect(path)?;
+    let lines = match &inspected {
+        Inspected::Adapters(summary) => adapter_lines(summary),
+        Inspected::Prompt(summary) => prompt_lines(summary),
+    };
+    let json = serde_json::to_value(&inspected).map_err(|e| Error::invalid(e.to_string()))?;
+    reporter.result(json, &lines.join("\n"));
+    Ok(())
+}
+
+fn prompt_lines(prompt: &PromptSummary) -> Vec<String> {
+    let line = |name: &str, text: String| format!("{name:>13}  {text}");
+    let (size, dtypes) = (prompt.bytes as f64 / 1e6, prompt.dtypes.join(", "));
+    let mut lines = vec![
+        line("format", prompt.format.clone()),
+        line("prompt", format!("{}, {} virtual tokens", prompt.method, prompt.num_virtual_tokens)),
+        line("", format!("{} parameters, {size:.2} MB, {dtypes}", with_commas(prompt.parameters))),
+        line("", format!("shape {:?}, norm {:.4}", prompt.shape, prompt.norm)),
+    ];
+    lines.extend(prompt.task_type.iter().map(|task| line("task", task.clone())));
+    lines.extend(prompt.base_model.iter().map(|model| line("trained on", model.clone())));
+    if prompt.whole_tensors > 0 {
+        lines.push(line("also trained", format!("{} biases and whole weights", prompt.whole_tensors)));
+    }
+    if prompt.has_encoder {
+        lines.push(line("encoder", "lies beside it, so that training can go on".to_owned()));
+    }
+    lines
+}
+
+fn adapter_lines(summary: &Summary) -> Vec<String> {
     let mut lines = vec![format!("{:>13}  {}", "format", summary.format)];
     for (name, part) in &summary.parts {
         let list = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
@@ -135,9 +166,7 @@ fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
             lines.push(format!("{name:>13}  {norm:<10.4} {block}{what}"));
         }
     }
-    let json = serde_json::to_value(&summary).map_err(|e| Error::invalid(e.to_string()))?;
-    reporter.result(json, &lines.join("\n"));
-    Ok(())
+    lines
 }
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {

@@ -43,6 +43,7 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
             out.push(kebab(&arg));
         }
     }
+    name_what_is_planned(&mut out);
     let Some(file) = file.map(PathBuf::from) else { return Ok(Expanded { args: out, config: None }) };
     let flags = flags_of(&file)?;
     // Behind the words of the subcommand, before its flags.
@@ -50,6 +51,18 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
     let place = out.iter().skip(1).position(is_flag).map_or(out.len(), |i| i + 1);
     out.splice(place..place, flags.iter().map(OsString::from));
     Ok(Expanded { args: out, config: Some((file, flags)) })
+}
+
+/// `plan` with nothing but flags behind it plans DreamBooth.
+fn name_what_is_planned(args: &mut Vec<OsString>) {
+    let Some(place) = args.iter().position(|arg| arg == "plan") else { return };
+    let is_flag = |arg: &OsStr| arg.as_encoded_bytes().starts_with(b"-");
+    // Before a command there are flags and their values alone.
+    let is_command = (1..place).all(|i| is_flag(&args[i]) || takes_value(&args[i - 1]));
+    let flags = args.get(place + 1).filter(|next| is_flag(next) && !matches!(next.to_str(), Some("-h" | "--help")));
+    if is_command && flags.is_some() {
+        args.insert(place + 1, "dreambooth".into());
+    }
 }
 
 /// Whether `arg` is a long flag without a value.
@@ -124,6 +137,20 @@ mod tests {
             expand(words("lorabooth train dreambooth --instance_data_dir my_dog --lora_r=4")).unwrap().args,
             words("lorabooth train dreambooth --instance-data-dir my_dog --lora-r=4")
         );
+    }
+
+    #[test]
+    fn a_plan_of_nothing_named_is_dreambooths() {
+        let of = |text: &str| expand(words(text)).unwrap().args;
+        assert_eq!(
+            of("lorabooth --threads 2 plan --fit 8GB"),
+            words("lorabooth --threads 2 plan dreambooth --fit 8GB")
+        );
+        for text in
+            ["lorabooth plan llm --fit 8GB", "lorabooth plan --help", "lorabooth complete --prompt plan --seed=1"]
+        {
+            assert_eq!(of(text), words(text));
+        }
     }
 
     #[test]

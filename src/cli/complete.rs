@@ -2,15 +2,18 @@
 
 use super::adapter::path_and_scale;
 use super::{Common, Dtype, Reporter};
-use crate::adapters::{attach, peft_folder, Init};
+use crate::adapters::prompt_folder::{self, PromptFiles};
+use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptMethod};
 use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
-use crate::models::language::{HeadOptions, LanguageModel, Tokens};
-use crate::nn::KeyValueCache;
-use crate::recipes::language_base::LanguageBase;
+use crate::models::language::{HeadOptions, LanguageModel};
+use crate::recipes::language_adapter::fitted;
+use crate::recipes::language_base::WantedModel;
 use crate::recipes::observer::Observer;
+use crate::recipes::prompted_text::PromptedText;
+use crate::recipes::storage_args::StorageArgs;
 use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
-use crate::weights::{Placement, Storage};
+use crate::weights::Placement;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -20,10 +23,13 @@ use tch::Tensor;
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct CompleteArgs {
-    /// Model: a folder in the transformers layout, or a .gguf file of the LLaMA family
+    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
     #[arg(long)]
     model: PathBuf,
-    /// Adapter, with a strength after an equals sign; any number of times
+    /// Revision of a hub id
+    #[arg(long)]
+    revision: Option<String>,
+    /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
     #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     adapter: Vec<String>,
     /// The text to go on with, or to answer
@@ -44,25 +50,21 @@ pub struct CompleteArgs {
     /// Texts to follow at once in search of the likeliest
     #[arg(long, default_value_t = 1)]
     num_beams: usize,
-    /// Keep the weights of linear layers in 8 bits (LLM.int8())
-    #[arg(long)]
-    load_in_8bit: bool,
-    /// Inputs of at least this size are computed in 16 bits, not in 8
-    #[arg(long, default_value_t = 6.0)]
-    int8_threshold: f64,
     /// Dtype to compute in
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
+    /// How the model's weights are kept.
+    #[command(flatten)]
+    weights: StorageArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    args.weights.check()?;
     let device = common.device()?;
     let kind = args.dtype.kind(device);
-    let mut base = LanguageBase::open(&args.model)?;
-    if args.load_in_8bit {
-        base.files.store_in(Storage::Int8 { threshold: args.int8_threshold });
-    }
+    let mut base = WantedModel::new(&args.model, args.revision.as_deref()).open(reporter)?;
+    base.files.store_in(args.weights.storage());
     let (files, tokenizer) = (&base.files, &base.tokenizer);
     let sampling = TextSampling {
         max_new_tokens: args.max_new_tokens,
@@ -73,22 +75,25 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         ends: base.ends(),
     };
     sampling.check()?;
-    let mut adapters = Vec::new();
-    for (index, text) in args.adapter.iter().enumerate() {
-        let (path, scale) = path_and_scale(text)?;
-        // Numbered: the same adapter twice is twice its change.
-        adapters.push((format!("{index} {text}"), peft_folder::read(&path)?, scale));
-    }
+    let adapters = GivenAdapters::read(&args.adapter)?;
     let observer: &mut dyn Observer = reporter;
     observer.fact("model", format!("{}, {}", args.model.display(), files.architecture().model_type));
     observer.fact("device", crate::recipes::device_name(device, kind));
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
-    for (name, adapter, scale) in &adapters {
+    if let LanguageModel::Classifier(_) = loaded.model {
+        return Err(writes_no_text(args));
+    }
+    for (name, adapter, scale) in &adapters.on_weights {
         attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
         loaded.sites.set_scale(name, *scale)?;
     }
     loaded.sites.merge();
+    let prompt = adapters.prompt.map(|PromptFiles { config, embeddings, whole, .. }| {
+        let config = fitted(config, &loaded.model, device)?;
+        Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
+    });
+    let prompt = prompt.transpose()?;
 
     let ids = tokenizer.encode(&args.prompt, usize::MAX)?.ids;
     let ids = match loaded.model {
@@ -96,14 +101,21 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         LanguageModel::Causal(_) => without_end(&ids, tokenizer.special_ids().eos),
         _ => &ids,
     };
-    if let Some(most) = loaded.model.longest().filter(|&most| (ids.len() + args.max_new_tokens) as i64 > most) {
+    let virtual_tokens = prompt.as_ref().map_or(0, Prompt::length) as usize;
+    let longest = loaded.model.shape().longest;
+    if let Some(most) = longest.filter(|&most| (virtual_tokens + ids.len() + args.max_new_tokens) as i64 > most) {
+        let behind = if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual ones") } else { String::new() };
         return Err(Error::invalid(format!(
-            "the prompt has {} tokens, and with --max-new-tokens {} the model's positions end at {most}; lower one of them",
+            "the prompt has {} tokens{behind}, and with --max-new-tokens {} the model's positions end at {most}; lower one of them",
             ids.len(),
             args.max_new_tokens
         )));
     }
+    let no_grad = tch::no_grad_guard();
     let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(device);
+    let mut read = PromptedText::new(&loaded.model, prompt.as_ref(), ids, None)?;
+    let cache = read.cache.take().unwrap_or_default();
+    drop(no_grad);
     seed_globally(device, common.seed)?;
     let began = Instant::now();
     let (mut stream, mut text) = (tokenizer.stream(), String::new());
@@ -120,19 +132,50 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     };
     let made = match &loaded.model {
         LanguageModel::Causal(model) => {
-            continue_text(model.as_ref(), Tokens::Ids(&ids), KeyValueCache::new(), device, &sampling, &mut on_token)?
+            continue_text(model.as_ref(), read.tokens(), cache, device, &sampling, &mut on_token)?
         }
         LanguageModel::EncoderDecoder(model) => {
-            answer_text(model.as_ref(), Tokens::Ids(&ids), &sampling, &mut on_token)?
+            answer_text(model.as_ref(), read.tokens(), cache, &sampling, &mut on_token)?
         }
-        LanguageModel::Classifier(_) => {
-            return Err(Error::file(&args.model, "is a classifier and writes no text"));
-        }
+        LanguageModel::Classifier(_) => return Err(writes_no_text(args)),
     };
     show(stream.finish()?);
     let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
     reporter.end_text(json!({ "text": text, "tokens": made.len(), "tokens_per_s": tokens_per_s }));
     Ok(())
+}
+
+/// What `--adapter` names.
+#[derive(Default)]
+struct GivenAdapters {
+    /// Their names, and their strengths.
+    on_weights: Vec<(String, PartAdapter, f64)>,
+    prompt: Option<PromptFiles>,
+}
+
+impl GivenAdapters {
+    fn read(given: &[String]) -> Result<Self> {
+        let mut adapters = Self::default();
+        for (index, text) in given.iter().enumerate() {
+            let (path, scale) = path_and_scale(text)?;
+            match PromptMethod::of(&peft_folder::peft_type(&path)?) {
+                // Numbered: the same adapter twice is twice its change.
+                None => adapters.on_weights.push((format!("{index} {text}"), peft_folder::read(&path)?, scale)),
+                Some(_) if scale != 1.0 => {
+                    return Err(Error::file(path, "is a prompt, which has no strength; leave `=SCALE` out"));
+                }
+                Some(_) if adapters.prompt.is_some() => {
+                    return Err(Error::file(path, "is a second prompt; one can stand before a text"));
+                }
+                Some(_) => adapters.prompt = Some(prompt_folder::read(&path)?),
+            }
+        }
+        Ok(adapters)
+    }
+}
+
+fn writes_no_text(args: &CompleteArgs) -> Error {
+    Error::file(&args.model, "is a classifier and writes no text")
 }
 
 fn without_end(ids: &[i64], end: Option<i64>) -> &[i64] {

@@ -14,7 +14,7 @@ mod train;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
 use std::io::Write;
@@ -51,8 +51,8 @@ enum Command {
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Say what memory and time a training run will need, and what to turn on to fit a card
-    #[command(args_override_self = true)]
-    Plan(plan::PlanArgs),
+    #[command(subcommand)]
+    Plan(plan::PlanCommand),
     /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
@@ -145,8 +145,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
-    let cli = match Cli::try_parse_from(&expanded.args) {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches_from(&expanded.args);
+    let (cli, matches) = match parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches))) {
+        Ok(parsed) => parsed,
         Err(error) => return misused(&error, &expanded),
     };
     let hook = std::panic::take_hook();
@@ -171,11 +172,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let json = cli.common.json;
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
     let outcome = catching(|| match cli.command {
-        Command::Train(command) => train::run(command, &cli.common, &mut reporter),
+        Command::Train(command) => {
+            train::check_given(&command, &matches)?;
+            train::run(command, &cli.common, &mut reporter)
+        }
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
-        Command::Plan(args) => plan::run(args, &cli.common, &mut reporter),
+        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
@@ -185,6 +189,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ Error::Interrupted(_)) => failed(&error, json, 130),
+        Err(error @ Error::Usage(_)) => failed(&error, json, 2),
         Err(error) => failed(&error, json, 1),
     }
 }

@@ -6,28 +6,58 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
+use crate::recipes::language_adapter::WantedAdapter;
+use crate::recipes::language_base::WantedModel;
+use crate::recipes::language_config::{LanguageConfig, TaskChoice};
+use crate::recipes::language_plan::{PlannedModel, RecordLengths};
 use crate::recipes::observer::{Event, Observer};
-use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, PlanInput, Rates};
+use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, Planned, Rates};
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Arg, Args};
+use clap::{Arg, Args, Subcommand};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use tch::{Device, Kind};
+
+/// What to plan.
+#[derive(Debug, Subcommand)]
+pub enum PlanCommand {
+    /// A run of `train dreambooth`, whose flags these are; meant where neither is named
+    #[command(args_override_self = true)]
+    Dreambooth(PlanDreamBooth),
+    /// A run of `train llm`, whose flags these are
+    #[command(args_override_self = true)]
+    Llm(PlanLlm),
+}
 
 /// The flags of `train dreambooth`, of which the photos' folder and the prompt may be left out.
 #[derive(Debug, Args)]
-#[command(
-    mut_arg("instance_data_dir", |arg| optional(arg).value_parser(OsStringValueParser::new().map(PathBuf::from))),
-    mut_arg("instance_prompt", optional)
-)]
-pub struct PlanArgs {
+#[command(mut_arg("instance_data_dir", optional_path), mut_arg("instance_prompt", optional))]
+pub struct PlanDreamBooth {
     #[command(flatten)]
     config: Box<DreamBoothConfig>,
+    #[command(flatten)]
+    fit: FitFlag,
+}
+
+/// The flags of `train llm`, of which the records and the output folder may be left out.
+#[derive(Debug, Args)]
+#[command(mut_arg("train_file", optional_path), mut_arg("output_dir", self::optional_path))]
+pub struct PlanLlm {
+    #[command(flatten)]
+    config: Box<LanguageConfig>,
+    #[command(flatten)]
+    fit: FitFlag,
+}
+
+/// What a run shall fit.
+#[derive(Debug, Args)]
+struct FitFlag {
     /// Say what to turn on to fit this much memory, such as 11GB
     #[arg(long, help_heading = "Plan")]
     fit: Option<String>,
 }
 
-const ASSUMED: &str =
+const ASSUMED_PHOTOS: &str =
     "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
     give --instance-data-dir to have yours looked at";
 
@@ -35,30 +65,95 @@ fn optional(arg: Arg) -> Arg {
     arg.required(false).default_value("").hide_default_value(true)
 }
 
+fn optional_path(arg: Arg) -> Arg {
+    optional(arg).value_parser(OsStringValueParser::new().map(PathBuf::from))
+}
+
 /// Runs the command.
-pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+pub fn run(command: PlanCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    match command {
+        PlanCommand::Dreambooth(args) => dreambooth(&args, common.device()?, reporter),
+        PlanCommand::Llm(args) => llm(&args, common.device()?, reporter),
+    }
+}
+
+fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) -> Result<()> {
     let config = &args.config;
-    let budget = args.fit.as_deref().map(parse_size).transpose()?;
-    let device = common.device()?;
     config.check()?;
     config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
     let options = ModelOptions { configs_only: true, ..config.model.options() };
     let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
     let photos = Photos::of(config)?;
     let input = plan_input(config, &networks, photos.as_ref(), device)?;
-    let assumed =
-        (photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents).then_some(ASSUMED);
-    let plan = MemoryPlan::new(&input)?;
+    let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
+    let said = Said {
+        targets: format!("{}; to_q,to_v are usual", config.lora_targets),
+        assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()),
+        steps: input.steps,
+        kind: input.kind,
+        device,
+    };
+    tell(&input, args.fit.fit.as_deref(), said, reporter)
+}
+
+fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
+    let config = &args.config;
+    config.check()?;
+    let model = WantedModel { configs_only: true, ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let has_records = config.train_file != Path::new("");
+    let (files, records, labels) = match has_records {
+        true => {
+            let base = model.open(reporter)?;
+            let options = config.data()?;
+            let data = options.training(&config.train_file, &base.tokenizer)?;
+            let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
+            let validation = config.validation_file.as_ref().map(read).transpose()?;
+            let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+            (base.files, Some(RecordLengths::of(&data, validation.as_ref())), labels)
+        }
+        false => (model.open_files(reporter)?, None, None),
+    };
+    let model = PlannedModel::of(&files, &WantedAdapter::new(config, files.architecture())?, labels)?;
+    let lengths = records.unwrap_or_else(|| RecordLengths::longest(config, model.longest()));
+    let input = model.input(config, lengths, device);
+    let assumed = || {
+        let longest = input.texts.length;
+        format!("planned for texts of {longest} tokens (--max-seq-length); give --train-file to have yours looked at")
+    };
+    let usual = files.architecture().lora_targets.join(",");
+    let said = Said {
+        targets: format!("{}; {usual} are usual", config.lora_targets.as_deref().unwrap_or_default()),
+        assumed: (!has_records).then(assumed),
+        steps: input.steps,
+        kind: input.kind,
+        device,
+    };
+    tell(&input, args.fit.fit.as_deref(), said, reporter)
+}
+
+/// What is told beside the plan.
+struct Said {
+    /// The targets that were asked for, and usual ones.
+    targets: String,
+    /// What was taken for granted.
+    assumed: Option<String>,
+    steps: u64,
+    kind: Kind,
+    device: Device,
+}
+
+fn tell(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut Reporter) -> Result<()> {
+    let bytes = budget.map(parse_size).transpose()?;
+    let plan = input.plan()?;
     if plan.trained_parameters == 0 {
-        let flag = "no module of the model matches --lora-targets";
-        return Err(Error::invalid(format!("{flag} {}; to_q,to_v are usual", config.lora_targets)));
+        return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", said.targets)));
     }
-    let rates = Rates::measure(device, input.kind)?;
-    let fitted = budget.map(|budget| fit(budget, &input)).transpose()?;
-    let mut lines: Vec<String> = assumed.map(str::to_owned).into_iter().collect();
+    let rates = Rates::measure(said.device, said.kind)?;
+    let fitted = bytes.map(|bytes| fit(bytes, input)).transpose()?;
+    let mut lines: Vec<String> = said.assumed.clone().into_iter().collect();
     lines.extend(phase_lines(&plan, &rates));
-    lines.extend(summary_lines(&plan, &input, &rates));
-    if let (Some(budget), Some(fitted)) = (&args.fit, &fitted) {
+    lines.extend(summary_lines(&plan, said.steps, &rates));
+    if let (Some(budget), Some(fitted)) = (budget, &fitted) {
         lines.extend(fit_lines(budget, fitted));
     }
     let phases: Vec<_> = plan
@@ -76,7 +171,7 @@ pub fn run(args: PlanArgs, common: &Common, reporter: &mut Reporter) -> Result<(
         .collect();
     let report = json!({
         "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
-        "steps": input.steps, "seconds": seconds_in_all(&plan, &rates), "assumed": assumed,
+        "steps": said.steps, "seconds": seconds_in_all(&plan, &rates), "assumed": said.assumed,
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
         "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
         "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
@@ -115,16 +210,16 @@ fn phase_lines(plan: &MemoryPlan, rates: &Rates) -> Vec<String> {
     lines
 }
 
-fn summary_lines(plan: &MemoryPlan, input: &PlanInput, rates: &Rates) -> Vec<String> {
+fn summary_lines(plan: &MemoryPlan, steps: u64, rates: &Rates) -> Vec<String> {
     let step = about(rates.seconds(&plan.step_work));
     let mut lines = vec![
         format!("{:>10}  peak of the run, above what the process starts with", gib(plan.peak_bytes)),
         format!("{:>10}  trained parameters", plan.trained_parameters),
         format!("a step takes {step}, by a quick measure of this machine"),
     ];
-    if input.steps > 0 {
+    if steps > 0 {
         let all = about(seconds_in_all(plan, rates));
-        lines.push(format!("the run of {} steps takes {all}", input.steps));
+        lines.push(format!("the run of {steps} steps takes {all}"));
     }
     lines
 }

@@ -8,7 +8,8 @@ use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::run::Finished;
 use crate::recipes::{dreambooth_lora, language_lora, shell_word};
 use crate::train::interrupt::Interrupt;
-use clap::Subcommand;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Subcommand};
 use serde_json::json;
 use std::time::Instant;
 
@@ -18,9 +19,23 @@ pub enum TrainCommand {
     /// LoRA on UNet (and text encoder) from a folder of photos of one subject
     #[command(args_override_self = true)]
     Dreambooth(Box<DreamBoothConfig>),
-    /// LoRA on a language model from a file of records
+    /// LoRA, prompt tuning, prefix tuning or P-tuning of a language model from a file of records
     #[command(args_override_self = true)]
     Llm(Box<LanguageConfig>),
+}
+
+/// Refuses flags of `lorabooth train llm` that belong to another method than its own; all flags that were given are in
+/// `matches`.
+pub fn check_given(command: &TrainCommand, matches: &ArgMatches) -> Result<()> {
+    let given = matches.subcommand_matches("train").and_then(|matches| matches.subcommand_matches("llm"));
+    match (command, given) {
+        (TrainCommand::Llm(config), Some(given)) => {
+            let is_given = |id: &&clap::Id| given.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+            let names: Vec<&str> = given.ids().filter(is_given).map(clap::Id::as_str).collect();
+            config.check_given(&names)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What Stable Diffusion draws where no size is asked for, in pixels.
@@ -91,9 +106,11 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
     let (model, adapter) = (config.model.display().to_string(), finished.output_dir.display().to_string());
     let prompt = config.prompt_template.as_deref().unwrap_or("…");
     (config.task != crate::recipes::language_config::TaskChoice::SeqCls).then(|| {
+        let revision = config.revision.as_deref().map(|revision| format!(" --revision {}", shell_word(revision)));
         format!(
-            "lorabooth complete --model {} --adapter {} --prompt {}",
+            "lorabooth complete --model {}{} --adapter {} --prompt {}",
             shell_word(&model),
+            revision.unwrap_or_default(),
             shell_word(&adapter),
             shell_word(prompt)
         )

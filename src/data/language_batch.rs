@@ -16,8 +16,6 @@ pub struct LanguageBatch {
     /// int64: for causal-lm `[b, t]`, the ids themselves, not shifted; for seq2seq-lm `[b, u]`, what the decoder writes; for
     /// seq-cls `[b]`, classes. [`IGNORED`] where there is nothing to learn.
     pub labels: Tensor,
-    /// How many labels there are to learn: of causal-lm without each text's first, which nothing predicts.
-    pub targets: usize,
 }
 
 impl LanguageBatch {
@@ -57,12 +55,8 @@ mod tests {
     fn a_decoder_reads_the_labels_shifted() {
         let rows: [&[i64]; 2] = [&[5, 6, 1], &[7, 1]];
         let labels = filled(rows.into_iter(), IGNORED, false).unwrap();
-        let batch = LanguageBatch {
-            input_ids: labels.shallow_clone(),
-            attention_mask: labels.shallow_clone(),
-            labels,
-            targets: 5,
-        };
+        let (input_ids, attention_mask) = (labels.shallow_clone(), labels.shallow_clone());
+        let batch = LanguageBatch { input_ids, attention_mask, labels };
         let read = batch.decoder_input_ids(9, 0).unwrap();
         assert_eq!(Vec::<Vec<i64>>::try_from(read).unwrap(), [[9, 5, 6], [9, 7, 1]]);
         let left = filled(rows.into_iter(), 0, true).unwrap();

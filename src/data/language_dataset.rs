@@ -192,6 +192,11 @@ impl LanguageDataset {
         self.examples.iter().map(|example| example.ids.len()).max().unwrap_or(0)
     }
 
+    /// The number of labels to learn of the example that has most.
+    pub fn most_targets(&self) -> usize {
+        self.examples.iter().map(Example::targets).max().unwrap_or(0)
+    }
+
     /// The ids of an example's text, without what is to be answered.
     pub fn prompt(&self, place: usize) -> &[i64] {
         self.examples[place].prompt()
@@ -251,7 +256,6 @@ impl LanguageDataset {
             input_ids: filled(ids, self.pad, self.pads_left)?,
             attention_mask: filled(ones.iter().map(Vec::as_slice), 0, self.pads_left)?,
             labels,
-            targets: examples.iter().map(|example| example.targets()).sum(),
         })
     }
 }

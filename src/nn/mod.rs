@@ -24,7 +24,7 @@ pub use dropout::Dropout;
 pub use embedding::Embedding;
 pub use key_value_cache::{BlockCache, KeyValueCache, LayerCache};
 pub use linear::Linear;
-pub use loader::{Bias, Loader};
+pub use loader::{is_head, Bias, Loader};
 pub use norms::{GroupNorm, LayerNorm};
 pub use relative_position_bias::{RelativePositionBias, RelativePositions};
 pub use rms_norm::RmsNorm;

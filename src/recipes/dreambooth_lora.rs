@@ -7,13 +7,13 @@ use super::dreambooth_options::options_that_matter;
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::outlook;
 use super::observer::{Event, Observer};
+use super::outlook::{tell_memory, with_advice};
 use super::run::{Finished, Run, RunOptions};
 use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
-use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
 use crate::sample::pipeline::scheduler_config;
@@ -49,7 +49,7 @@ pub fn train(
         // 3. The loop.
         training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
             observer.on(Event::End);
-            with_advice(error, config, &files, device)
+            with_advice(error, |budget| outlook(config, &files, device, budget))
         })?;
         // 4. The adapter files.
         run.finish(observer, |folder, observer| adapters.write(folder, observer))
@@ -60,7 +60,7 @@ pub fn train(
 /// Opens the model, which must take images of the resolution.
 fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
     let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
-    files.store_in(config.training.storage());
+    files.store_in(config.training.weights.storage());
     let multiple = files.unet_config()?.size_multiple() * files.vae_config()?.scale_factor();
     let resolution = i64::from(config.resolution);
     if resolution % multiple != 0 {
@@ -85,33 +85,6 @@ fn start(config: &DreamBoothConfig, device: Device, seed: i64) -> Result<Run> {
     Run::start(options, device, seed)
 }
 
-/// Tells the planned peak, and what would lower it where the device has less free than that.
-fn tell_memory(config: &DreamBoothConfig, files: &PipelineFiles, run: &Run, observer: &mut dyn Observer) -> Result<()> {
-    let free = memory::device_memory(run.device)?.0.max(0) as u64;
-    let (peak, advice) = outlook(config, files, run.device, free)?;
-    // A process on the host is already there, with libtorch in it.
-    let present = if run.device == Device::Cpu { memory::host_now() } else { 0 };
-    observer.fact(
-        "memory",
-        format!("about {:.1} GiB at the peak, {:.1} GiB are free", memory::gib(peak + present), memory::gib(free)),
-    );
-    if free > 0 && peak > free {
-        observer.warning(format!("this run may not fit: {advice}"));
-    }
-    Ok(())
-}
-
-/// Where memory ran out: what would have saved how much, in place of general advice.
-fn with_advice(error: Error, config: &DreamBoothConfig, files: &PipelineFiles, device: Device) -> Error {
-    match error {
-        Error::OutOfMemory { .. } => match outlook(config, files, device, 0) {
-            Ok((_, advice)) => error.advising(&advice),
-            Err(_) => error,
-        },
-        other => other,
-    }
-}
-
 /// All that comes before the loop.
 fn prepare<'a>(
     config: &'a DreamBoothConfig,
@@ -121,7 +94,7 @@ fn prepare<'a>(
     observer: &mut dyn Observer,
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
-    tell_memory(config, files, run, observer)?;
+    tell_memory(|budget| outlook(config, files, run.device, budget), run.device, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;

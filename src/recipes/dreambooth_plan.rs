@@ -3,12 +3,12 @@
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::lora_config;
 use super::dreambooth_phases::{class_image_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::outlook;
 use crate::adapters::Part;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::error::Result;
-use crate::libtorch::memory::gib;
 use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
-use crate::train::memory_plan::{fit, PlanInput, SampledImages, Suggestion};
+use crate::train::memory_plan::{PlanInput, SampledImages};
 use std::path::Path;
 use tch::Device;
 
@@ -107,7 +107,7 @@ pub fn plan_input<'a>(
             kind,
         }),
         kind,
-        int8: config.training.load_in_8bit,
+        storage: config.training.weights.storage(),
         vae_kind: vae_kind(kind),
         unet_lora: lora_config(config, Part::UNet).checked()?,
         text_lora: match config.train_text_encoder {
@@ -124,20 +124,8 @@ pub fn plan_input<'a>(
     })
 }
 
-/// Options that save less are not advised in words.
-const WORTH_SAYING: u64 = 50 << 20;
-
-/// The planned peak of a run in bytes, and what to turn on for it to stay within `budget`, in words.
+/// What is to be told of a run's memory; see [`outlook::outlook`].
 pub fn outlook(config: &DreamBoothConfig, files: &PipelineFiles, device: Device, budget: u64) -> Result<(u64, String)> {
     let networks = NetworkConfigs::of(files)?;
-    let input = plan_input(config, &networks, None, device)?;
-    let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, gib(s.saves_bytes));
-    let fitted = fit(budget, &input)?;
-    let suggestions: Vec<String> =
-        fitted.suggestions.iter().filter(|s| s.saves_bytes >= WORTH_SAYING).map(saving).collect();
-    let advice = match suggestions.is_empty() {
-        true => "there is nothing left to turn on; close other programs, or use a smaller model".to_owned(),
-        false => format!("turn on, cheapest first: {}", suggestions.join(", ")),
-    };
-    Ok((fitted.asked_bytes, advice))
+    outlook::outlook(&plan_input(config, &networks, None, device)?, budget)
 }

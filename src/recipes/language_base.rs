@@ -1,10 +1,12 @@
 //! A language model on disk with its tokenizer.
 
+use super::observer::Observer;
 use crate::data::tokenizers::LanguageTokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
+use crate::weights::hub::{self, Hub};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model's files and its tokenizer.
 pub struct LanguageBase {
@@ -14,17 +16,64 @@ pub struct LanguageBase {
     pub tokenizer: LanguageTokenizer,
 }
 
-impl LanguageBase {
-    /// Opens a folder in the transformers layout, or a GGUF file.
-    pub fn open(path: &Path) -> Result<Self> {
-        let files = LanguageModelFiles::open(path)?;
-        let tokenizer = match files.gguf() {
-            Some(model) => LanguageTokenizer::from_gguf(model.file())?,
-            None => LanguageTokenizer::from_folder(path)?,
-        };
-        Ok(Self { files, tokenizer })
+/// Which language model is meant, and what is needed of it.
+#[derive(Debug, Clone, Copy)]
+pub struct WantedModel<'a> {
+    /// A folder in the transformers layout, a GGUF file, or a hub id.
+    pub name: &'a Path,
+    /// Revision of a hub id.
+    pub revision: Option<&'a str>,
+    /// Of a hub id fetch the configuration and the tokenizer, no weights.
+    pub configs_only: bool,
+}
+
+impl<'a> WantedModel<'a> {
+    /// All of the model `name`.
+    pub fn new(name: &'a Path, revision: Option<&'a str>) -> Self {
+        Self { name, revision, configs_only: false }
     }
 
+    /// Where it is on disk, fetched first if it is a hub id, with a bar for what has to be downloaded.
+    pub fn find(&self, observer: &mut dyn Observer) -> Result<PathBuf> {
+        let id = self.name.to_str().filter(|name| hub::is_language_model_id(name));
+        match id.filter(|_| !self.name.exists() && !is_gguf(self.name)) {
+            Some(id) => self.fetch(id, observer),
+            None if self.revision.is_some() => Err(Error::invalid(format!(
+                "--revision is of a hub id, and {} is a path; leave it out",
+                self.name.display()
+            ))),
+            None => Ok(self.name.to_owned()),
+        }
+    }
+
+    fn fetch(&self, id: &str, observer: &mut dyn Observer) -> Result<PathBuf> {
+        let weights_of: &[&str] = if self.configs_only { &[] } else { &[""] };
+        let request = hub::Request { id, revision: self.revision, variant: None, weights_of };
+        super::with_bar(observer, |progress| Hub::from_env()?.fetch_language_model(&request, progress))
+    }
+
+    /// Its files, without a look at its tokenizer.
+    pub fn open_files(&self, observer: &mut dyn Observer) -> Result<LanguageModelFiles> {
+        LanguageModelFiles::open(&self.find(observer)?)
+    }
+
+    /// Its files and its tokenizer.
+    pub fn open(&self, observer: &mut dyn Observer) -> Result<LanguageBase> {
+        let path = self.find(observer)?;
+        let files = LanguageModelFiles::open(&path)?;
+        let tokenizer = match files.gguf() {
+            Some(model) => LanguageTokenizer::from_gguf(model.file())?,
+            None => LanguageTokenizer::from_folder(&path)?,
+        };
+        Ok(LanguageBase { files, tokenizer })
+    }
+}
+
+fn is_gguf(name: &Path) -> bool {
+    name.extension().is_some_and(|end| end == "gguf")
+}
+
+impl LanguageBase {
     /// Tokens that end a text: the tokenizer's, and those of the model's configuration.
     pub fn ends(&self) -> Vec<i64> {
         let of_config = match self.files.config().get("eos_token_id") {

@@ -1,8 +1,10 @@
 //! The options of fine-tuning a language model, for the command line, TOML files and examples alike.
 
 use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
+use super::language_adapter::WantedAdapter;
 use super::option_checks::{self, counted, in_range, refuse, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
+use super::prompt_args::{PeftMethodChoice, PromptArgs};
 use super::training_args::TrainingArgs;
 use crate::adapters::{LoraConfig, TargetModules};
 use crate::data::language_dataset::{LanguageDataOptions, LanguageTask};
@@ -19,6 +21,7 @@ use tch::Kind;
 const OWN_NAMES: &[&str] = &[
     "adapter_config.json",
     "adapter_model.safetensors",
+    "prompt_encoder.safetensors",
     "best",
     "evaluations.jsonl",
     "predictions.csv",
@@ -65,10 +68,13 @@ impl From<TaskChoice> for LanguageTask {
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct LanguageConfig {
-    /// Model: a folder in the transformers layout, or a .gguf file of the LLaMA family
+    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
     #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
     #[serde(serialize_with = "path_text")]
     pub model: PathBuf,
+    /// Revision of a hub id
+    #[arg(long, help_heading = "Model")]
+    pub revision: Option<String>,
     /// Adapter of an earlier run to start from
     #[arg(long, help_heading = "Model")]
     #[serde(serialize_with = "optional_path_text")]
@@ -101,6 +107,9 @@ pub struct LanguageConfig {
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
 
+    /// What to train while the model stays as it is
+    #[arg(long, value_enum, default_value_t = PeftMethodChoice::Lora, help_heading = "Adapter")]
+    pub peft_method: PeftMethodChoice,
     /// Rank of the LoRA
     #[arg(long, default_value_t = 8, help_heading = "Adapter")]
     pub lora_r: i64,
@@ -138,6 +147,11 @@ pub struct LanguageConfig {
     #[arg(long, help_heading = "Adapter")]
     pub use_dora: bool,
 
+    /// Virtual tokens.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub prompt: PromptArgs,
+
     /// Records in a batch
     #[arg(long, default_value_t = 4, help_heading = "Training")]
     pub train_batch_size: usize,
@@ -173,6 +187,7 @@ impl LanguageConfig {
         option_checks::rank("--lora-r", self.lora_r)?;
         option_checks::alpha("--lora-alpha", self.lora_alpha)?;
         option_checks::dropout("--lora-dropout", self.lora_dropout)?;
+        self.prompt.check(self.peft_method)?;
         self.training.check_logging_dir(&self.output_dir, OWN_NAMES)?;
         if self.label_column.is_none() && self.task != TaskChoice::CausalLm {
             return refuse("--label-column is missing: the column of what shall be answered, or of the class".into());
@@ -181,6 +196,11 @@ impl LanguageConfig {
             return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
         }
         Ok(())
+    }
+
+    /// Refuses options `given`, by name (`lora_r`), that have no effect with the method.
+    pub fn check_given(&self, given: &[&str]) -> Result<()> {
+        self.peft_method.check_given(given.iter().copied(), self.init_adapter.is_some())
     }
 
     /// What examples are made of.
@@ -204,7 +224,7 @@ impl LanguageConfig {
         let mut saved = self.lora_modules_to_save.clone();
         if self.task == TaskChoice::SeqCls {
             // As PEFT does for this task: the head is new, and no low rank can make one.
-            saved.push("classifier".to_owned());
+            saved.push(architecture.classifier_head().to_owned());
         }
         LoraConfig {
             r: self.lora_r,
@@ -226,15 +246,16 @@ impl LanguageConfig {
     }
 
     /// The options on which a run's numbers depend: a resumed run must have the same.
-    pub fn options_that_matter(&self, kind: Kind, seed: i64, lora: &LoraConfig) -> BTreeMap<String, String> {
+    pub fn options_that_matter(&self, kind: Kind, seed: i64, adapter: &WantedAdapter) -> BTreeMap<String, String> {
         let own = [
             ("model", self.model.display().to_string()),
+            ("revision", format!("{:?}", self.revision)),
             ("task", self.task.peft_name().to_owned()),
             ("init-adapter", format!("{:?}", self.init_adapter)),
             ("no-shuffle", self.no_shuffle.to_string()),
             ("train-batch-size", self.train_batch_size.to_string()),
             ("learning-rate", self.learning_rate.to_string()),
-            ("adapter", format!("{lora:?}")),
+            ("adapter", adapter.fingerprint()),
         ];
         let training = self.training.options_that_matter(kind, seed);
         own.into_iter().chain(training).map(|(name, value)| (name.to_owned(), value)).collect()

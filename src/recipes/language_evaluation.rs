@@ -1,17 +1,18 @@
 //! What a language model makes of records that it does not learn from.
 
-use super::language_loss::language_loss;
+use super::language_loss::{language_loss, LossOptions};
+use super::prompted_text::PromptedText;
+use crate::adapters::Prompt;
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::Result;
-use crate::models::language::{ClassifierInputs, LanguageModel, Tokens};
-use crate::nn::KeyValueCache;
+use crate::models::language::{ClassifierInputs, LanguageModel};
 use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 /// Records at a time.
-const BATCH: usize = 8;
+pub(super) const BATCH: usize = 8;
 
 /// What was measured after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct Evaluation {
 pub struct Evaluator<'a> {
     /// The model.
     pub model: &'a LanguageModel,
+    /// What stands before each text.
+    pub prompt: Option<&'a Prompt>,
     /// Its tokenizer.
     pub tokenizer: &'a LanguageTokenizer,
     /// Where it is.
@@ -47,12 +50,13 @@ impl Evaluator<'_> {
     /// Mean loss of a label over all of `data`.
     pub fn loss(&self, data: &LanguageDataset) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
+        let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
+        let options = LossOptions { prompt, pad, device, checkpointing: false };
         let (mut sum, mut count) = (0.0, 0);
         for places in (0..data.len()).collect::<Vec<_>>().chunks(BATCH) {
-            let batch = data.batch(places)?;
-            let loss = language_loss(self.model, &batch, self.tokenizer.pad()?, self.device, false)?;
-            sum += loss.double_value(&[]) * batch.targets as f64;
-            count += batch.targets;
+            let loss = language_loss(self.model, &data.batch(places)?, options)?;
+            sum += loss.mean.double_value(&[]) * loss.labels as f64;
+            count += loss.labels;
         }
         Ok(sum / count.max(1) as f64)
     }
@@ -65,20 +69,23 @@ impl Evaluator<'_> {
 
     fn answer(&self, data: &LanguageDataset, place: usize) -> Result<String> {
         let ids = Tensor::from_slice(data.prompt(place)).unsqueeze(0).to_device(self.device);
-        let tokens = Tokens::Ids(&ids);
+        let mut text = PromptedText::new(self.model, self.prompt, ids, None)?;
+        let mut cache = text.cache.take();
+        let tokens = text.tokens();
         let sampling = TextSampling::greedy(self.max_new_tokens, self.tokenizer.eos().into_iter().collect());
         let ids = match self.model {
             LanguageModel::Classifier(model) => {
-                let inputs =
-                    ClassifierInputs { tokens, attention_mask: None, token_type_ids: None, checkpointing: false };
+                let inputs = ClassifierInputs { cache: cache.as_mut(), ..ClassifierInputs::new(tokens) };
                 let class = model.classify(inputs).argmax(-1, false).int64_value(&[0]);
                 return Ok(data.classes().get(class as usize).cloned().unwrap_or_default());
             }
             LanguageModel::Causal(model) => {
-                let cache = KeyValueCache::new();
+                let cache = cache.unwrap_or_default();
                 continue_text(model.as_ref(), tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
             }
-            LanguageModel::EncoderDecoder(model) => answer_text(model.as_ref(), tokens, &sampling, &mut |_| Ok(()))?,
+            LanguageModel::EncoderDecoder(model) => {
+                answer_text(model.as_ref(), tokens, cache.unwrap_or_default(), &sampling, &mut |_| Ok(()))?
+            }
         };
         self.tokenizer.decode(&ids)
     }

@@ -1,19 +1,22 @@
-//! LoRA on a language model: from a file of records to adapter files.
+//! An adapter or a prompt for a language model: from a file of records to adapter files.
 //! References: PEFT's `examples/conditional_generation`, `examples/causal_language_modeling`, `examples/sequence_classification`.
 
-use super::language_base::LanguageBase;
+use super::language_adapter::{LanguageAdapter, WantedAdapter};
+use super::language_base::{LanguageBase, WantedModel};
 use super::language_config::{LanguageConfig, TaskChoice};
 use super::language_evaluation::{Evaluation, Evaluator};
-use super::language_loss::language_loss;
+use super::language_loss::{language_loss, LossOptions};
+use super::language_plan::{PlannedModel, RecordLengths};
 use super::observer::{Event, Observer};
+use super::outlook::{tell_memory, with_advice};
 use super::run::{Finished, Run, RunOptions, Trained};
 use super::training_loop::{self, Job, Losses};
-use crate::adapters::{attach, peft_folder, Attached, Init, LoraConfig, PartAdapter, TextEncoderSpelling};
+use crate::adapters::Prompt;
 use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
-use crate::libtorch::random::{seed_globally, Generator};
+use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use crate::train::interrupt::Interrupt;
@@ -37,13 +40,11 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
-    let LanguageBase { mut files, tokenizer } = LanguageBase::open(&config.model)?;
-    files.store_in(config.training.storage());
+    let LanguageBase { mut files, tokenizer } =
+        WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    files.store_in(config.training.weights.storage());
     check_task(config, &files)?;
-    let lora = match &config.init_adapter {
-        Some(folder) => peft_folder::read(folder)?.config,
-        None => config.lora(files.architecture()),
-    };
+    let adapter = WantedAdapter::new(config, files.architecture())?;
     let options = config.data()?;
     let data = options.training(&config.train_file, &tokenizer)?;
     let read = |file: &PathBuf| options.validation(file, &tokenizer, &data);
@@ -51,48 +52,64 @@ pub fn train(
     for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
     }
-    let mut run = start(config, &lora, data.classes(), device, seed)?;
+    let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let planned = PlannedModel::of(&files, &adapter, labels)?;
+    let records = RecordLengths::of(&data, validation.as_ref());
+    let outlook = |budget: u64| planned.outlook(config, records, device, budget);
+    let mut run = start(config, &adapter, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
+    tell_memory(outlook, device, observer)?;
     let folder = run.folder.clone();
 
     // 2. The model with its adapter.
-    let outcome = prepare(config, &files, lora, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
-        job.check_positions()?;
-        let trained = job.trained();
-        let records = ("records", job.data.fingerprint());
-        run.prepare(trained, job.batches_per_epoch(), records, observer)?;
-        job.recall(&run)?;
-        job.tell_first_screen(&run, observer);
-        run.begin(observer)?;
-        // 3. The loop.
-        training_loop::train(&mut job, &mut run, interrupt, observer).inspect_err(|_| observer.on(Event::End))?;
-        // 4. The adapter files.
-        job.restore_best(&run.folder)?;
-        job.write_predictions(&run, observer)?;
-        run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
-    });
+    let outcome =
+        prepare(config, &files, adapter, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
+            job.check_positions()?;
+            let trained = job.trained();
+            let records = ("records", job.data.fingerprint());
+            run.prepare(trained, job.batches_per_epoch(), records, observer)?;
+            job.recall(&run)?;
+            job.tell_first_screen(&run, observer);
+            run.begin(observer)?;
+            // 3. The loop.
+            training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+                observer.on(Event::End);
+                with_advice(error, outlook)
+            })?;
+            // 4. The adapter files.
+            job.restore_best(&run.folder)?;
+            job.write_predictions(&run, observer)?;
+            run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
+        });
     outcome.inspect_err(|_| folder.remove_if_unused())
 }
 
 /// The task must be the one that the model does.
 fn check_task(config: &LanguageConfig, files: &LanguageModelFiles) -> Result<()> {
     let architecture = files.architecture();
-    if architecture.task == config.task.peft_name() {
+    let does = |task: &&TaskChoice| architecture.tasks.contains(&task.peft_name());
+    if does(&&config.task) {
         return Ok(());
     }
-    let does = TaskChoice::value_variants().iter().find(|task| task.peft_name() == architecture.task);
     let flag =
         |task: &TaskChoice| task.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let done: Vec<String> = TaskChoice::value_variants().iter().filter(does).map(flag).collect();
     Err(Error::invalid(format!(
         "--task {} is nothing for a {} model; it does {}",
         flag(&config.task),
         architecture.model_type,
-        does.map(flag).unwrap_or_default()
+        done.join(" and ")
     )))
 }
 
-fn start(config: &LanguageConfig, lora: &LoraConfig, classes: &[String], device: Device, seed: i64) -> Result<Run> {
+fn start(
+    config: &LanguageConfig,
+    adapter: &WantedAdapter,
+    classes: &[String],
+    device: Device,
+    seed: i64,
+) -> Result<Run> {
     let kind = config.training.precision(device).compute_kind();
     let mut all = serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?;
     if !classes.is_empty() {
@@ -104,7 +121,7 @@ fn start(config: &LanguageConfig, lora: &LoraConfig, classes: &[String], device:
         batch_size: config.train_batch_size,
         output_dir: &config.output_dir,
         all,
-        that_matter: config.options_that_matter(kind, seed, lora),
+        that_matter: config.options_that_matter(kind, seed, adapter),
     };
     Run::start(options, device, seed)
 }
@@ -113,7 +130,7 @@ fn start(config: &LanguageConfig, lora: &LoraConfig, classes: &[String], device:
 fn prepare<'a>(
     config: &'a LanguageConfig,
     files: &LanguageModelFiles,
-    lora: LoraConfig,
+    adapter: WantedAdapter,
     (data, validation): (LanguageDataset, Option<LanguageDataset>),
     tokenizer: LanguageTokenizer,
     run: &Run,
@@ -124,14 +141,8 @@ fn prepare<'a>(
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
     observer.on(Event::End);
-    tokenizer.check_fits(loaded.model.vocabulary())?;
-    let adapter = match &config.init_adapter {
-        Some(folder) => {
-            let given = peft_folder::read(folder)?;
-            attach(&loaded.sites, "default", lora, Init::Tensors(&given.tensors))?
-        }
-        None => attach(&loaded.sites, "default", lora, Init::Draw(&mut Generator::new(run.seed)))?,
-    };
+    tokenizer.check_fits(loaded.model.shape().vocabulary)?;
+    let adapter = adapter.attach(config, &loaded, &tokenizer, run.device, run.seed)?;
     let order = data.order(config.train_batch_size, run.seed, !config.no_shuffle)?;
     Ok(LanguageJob { config, loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new() })
 }
@@ -140,7 +151,7 @@ fn prepare<'a>(
 struct LanguageJob<'a> {
     config: &'a LanguageConfig,
     loaded: Loaded<LanguageModel>,
-    adapter: Attached,
+    adapter: LanguageAdapter,
     tokenizer: LanguageTokenizer,
     data: LanguageDataset,
     validation: Option<LanguageDataset>,
@@ -151,22 +162,31 @@ struct LanguageJob<'a> {
 impl LanguageJob<'_> {
     fn trained(&self) -> Trained {
         Trained {
-            params: self.adapter.params.iter().map(|(name, param)| (name.clone(), param.shallow_clone())).collect(),
+            params: self.adapter.params().iter().map(|(name, param)| (name.clone(), param.shallow_clone())).collect(),
             trainable: self.adapter.trainable(),
-            frozen: self.adapter.base_elements,
+            frozen: self.adapter.base_elements(),
         }
     }
 
     /// A text that is longer than the model's table of positions has no place to stand.
     fn check_positions(&self) -> Result<()> {
-        let Some(most) = self.loaded.model.longest() else { return Ok(()) };
+        let Some(most) = self.loaded.model.shape().longest else { return Ok(()) };
+        let virtual_tokens = self.adapter.prompt().map_or(0, Prompt::length);
         let longest = [Some(&self.data), self.validation.as_ref()].into_iter().flatten().map(LanguageDataset::longest);
-        match longest.max().unwrap_or(0) {
-            longest if longest as i64 > most => Err(Error::invalid(format!(
-                "a text has {longest} tokens, and the model's positions end at {most}; give --max-seq-length {most} or less"
-            ))),
-            _ => Ok(()),
+        let (longest, room) = (longest.max().unwrap_or(0) as i64, most - virtual_tokens);
+        if longest <= room {
+            return Ok(());
         }
+        let behind = match virtual_tokens {
+            0 => String::new(),
+            count => format!(" behind {count} virtual ones"),
+        };
+        let cure = match room {
+            2.. => format!("give --max-seq-length {room} or less"),
+            _ => format!("give --num-virtual-tokens less than {most}"),
+        };
+        let what = format!("a text has {longest} tokens{behind}, and the model's positions end at {most}");
+        Err(Error::invalid(format!("{what}; {cure}")))
     }
 
     fn tell_first_screen(&self, run: &Run, observer: &mut dyn Observer) {
@@ -181,13 +201,14 @@ impl LanguageJob<'_> {
         observer.fact("records", format!("{} to learn from{validation}{classes}", self.data.len()));
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
-        super::tell_adapter("adapter", &self.adapter, observer);
+        self.adapter.tell(observer);
         observer.fact("output", run.folder.path().display().to_string());
     }
 
     fn evaluator(&self, run: &Run) -> Evaluator<'_> {
         Evaluator {
             model: &self.loaded.model,
+            prompt: self.adapter.prompt(),
             tokenizer: &self.tokenizer,
             device: run.device,
             max_new_tokens: self.config.eval_max_new_tokens,
@@ -215,7 +236,7 @@ impl LanguageJob<'_> {
 
     /// Writes the adapter as it is now.
     fn write_present(&self, folder: &Path) -> Result<()> {
-        peft_folder::write(folder, None, &PartAdapter::of(&self.adapter), TextEncoderSpelling::Today)?;
+        self.adapter.write(folder)?;
         match self.data.classes() {
             [] => Ok(()),
             classes => write_json(&folder.join("classes.json"), &classes),
@@ -224,17 +245,10 @@ impl LanguageJob<'_> {
 
     /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
     fn restore_best(&self, folder: &RunFolder) -> Result<()> {
-        if self.best().is_none() {
-            return Ok(());
+        match self.best() {
+            Some(_) => self.adapter.restore(&folder.join(BEST)),
+            None => Ok(()),
         }
-        let best = peft_folder::read(&folder.join(BEST))?;
-        let _no_grad = tch::no_grad_guard();
-        for (name, param) in &self.adapter.params {
-            if let Some(tensor) = best.tensors.get(name) {
-                param.shallow_clone().copy_(tensor);
-            }
-        }
-        Ok(())
     }
 
     fn write_adapter(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
@@ -276,10 +290,15 @@ impl Job for LanguageJob<'_> {
         let batch = self.data.batch(&self.order.micro_batch(run.micro_step as usize))?;
         // Dropout draws from the batch's own seed.
         seed_globally(run.device, run.seed.wrapping_add(run.micro_step as i64))?;
-        let checkpointing = run.training.gradient_checkpointing;
-        let loss = language_loss(&self.loaded.model, &batch, self.tokenizer.pad()?, run.device, checkpointing)?;
-        run.backward(&loss);
-        Ok(Losses { total: loss.detach(), parts: Vec::new() })
+        let options = LossOptions {
+            prompt: self.adapter.prompt(),
+            pad: self.tokenizer.pad()?,
+            device: run.device,
+            checkpointing: run.training.gradient_checkpointing,
+        };
+        let loss = language_loss(&self.loaded.model, &batch, options)?;
+        run.backward(&loss.mean);
+        Ok(Losses { total: loss.mean.detach(), parts: Vec::new() })
     }
 
     fn position(&self, micro_step: u64) -> (usize, usize) {

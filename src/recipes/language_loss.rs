@@ -2,54 +2,73 @@
 //!
 //! Shapes: b texts, t and u tokens, d width, v vocabulary, n labels that are learnt.
 
+use super::prompted_text::PromptedText;
+use crate::adapters::Prompt;
 use crate::data::language_batch::{LanguageBatch, IGNORED};
 use crate::error::Result;
 use crate::models::language::{ClassifierInputs, DecoderInputs, Encoded, LanguageModel, Tokens};
 use tch::{Device, Kind, Tensor};
 
-/// Mean cross entropy of a batch's labels, in float32, and the number of labels. Logits, the largest tensor of all, are made for
-/// learnt labels alone.
-pub fn language_loss(
-    model: &LanguageModel,
-    batch: &LanguageBatch,
-    pad: i64,
-    device: Device,
-    checkpointing: bool,
-) -> Result<Tensor> {
+/// How a batch is learnt.
+#[derive(Clone, Copy)]
+pub struct LossOptions<'a> {
+    /// What stands before each text.
+    pub prompt: Option<&'a Prompt>,
+    /// The token that fills up what a decoder reads.
+    pub pad: i64,
+    /// Where the model is.
+    pub device: Device,
+    /// Each block's activations are computed again in backward.
+    pub checkpointing: bool,
+}
+
+/// Mean cross entropy of some labels, in float32.
+pub struct LanguageLoss {
+    /// The mean.
+    pub mean: Tensor,
+    /// The number of labels.
+    pub labels: i64,
+}
+
+/// The loss of a batch's labels. Logits, the largest tensor of all, are made for learnt labels alone.
+pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: LossOptions) -> Result<LanguageLoss> {
+    let LossOptions { device, checkpointing, .. } = options;
     let on_device = |tensor: &Tensor| tensor.to_device(device);
-    let (ids, mask, labels) = (on_device(&batch.input_ids), on_device(&batch.attention_mask), on_device(&batch.labels));
+    let labels = on_device(&batch.labels);
+    let mut text =
+        PromptedText::new(model, options.prompt, on_device(&batch.input_ids), Some(on_device(&batch.attention_mask)))?;
+    let (mut cache, before) = (text.cache.take(), text.tokens_before());
+    let (tokens, attention_mask, cache) = (text.tokens(), text.attention_mask.as_ref(), cache.as_mut());
     Ok(match model {
         LanguageModel::Causal(model) => {
-            let inputs =
-                DecoderInputs { attention_mask: Some(&mask), checkpointing, ..DecoderInputs::new(Tokens::Ids(&ids)) };
+            let inputs = DecoderInputs { attention_mask, checkpointing, cache, ..DecoderInputs::new(tokens) };
             let hidden = model.forward(inputs);
-            let (before, length) = (hidden.narrow(1, 0, hidden.size()[1] - 1), labels.size()[1]);
-            cross_entropy(&before, &labels.narrow(1, 1, length - 1), |rows| model.logits(rows))
+            // A virtual token is no label, and the last of them predicts the text's first token.
+            let labels = labels.pad([before, 0], "constant", IGNORED as f64);
+            let length = labels.size()[1] - 1;
+            cross_entropy(&hidden.narrow(1, 0, length), &labels.narrow(1, 1, length), |rows| model.logits(rows))
         }
         LanguageModel::EncoderDecoder(model) => {
-            let read = model.encode(Tokens::Ids(&ids), Some(&mask), checkpointing);
-            let written = on_device(&batch.decoder_input_ids(model.decoder_start_token_id(), pad)?);
-            let inputs = DecoderInputs { checkpointing, ..DecoderInputs::new(Tokens::Ids(&written)) };
-            let hidden = model.decode(inputs, Encoded { hidden: &read, attention_mask: Some(&mask) });
+            let read = model.encode(tokens, attention_mask, checkpointing);
+            let written = on_device(&batch.decoder_input_ids(model.decoder_start_token_id(), options.pad)?);
+            let inputs = DecoderInputs { checkpointing, cache, ..DecoderInputs::new(Tokens::Ids(&written)) };
+            let hidden = model.decode(inputs, Encoded { hidden: &read, attention_mask });
             cross_entropy(&hidden, &labels, |rows| model.logits(rows))
         }
         LanguageModel::Classifier(model) => {
-            let logits = model.classify(ClassifierInputs {
-                tokens: Tokens::Ids(&ids),
-                attention_mask: Some(&mask),
-                token_type_ids: None,
-                checkpointing,
-            });
-            logits.to_kind(Kind::Float).cross_entropy_for_logits(&labels)
+            let inputs = ClassifierInputs { attention_mask, checkpointing, cache, ..ClassifierInputs::new(tokens) };
+            let logits = model.classify(inputs).to_kind(Kind::Float);
+            LanguageLoss { mean: logits.cross_entropy_for_logits(&labels), labels: labels.size()[0] }
         }
     })
 }
 
 /// Of labels `[b, t]` after hidden states `[b, t, d]`, through `logits` `[n, d] -> [n, v]`.
-fn cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> Tensor) -> Tensor {
+fn cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> Tensor) -> LanguageLoss {
     let width = hidden.size()[2];
     let labels = labels.flatten(0, -1);
     let learnt = labels.ne(IGNORED).nonzero().squeeze_dim(1);
     let rows = hidden.reshape([-1, width]).index_select(0, &learnt);
-    logits(&rows).to_kind(Kind::Float).cross_entropy_for_logits(&labels.index_select(0, &learnt))
+    let mean = logits(&rows).to_kind(Kind::Float).cross_entropy_for_logits(&labels.index_select(0, &learnt));
+    LanguageLoss { mean, labels: learnt.size()[0] }
 }

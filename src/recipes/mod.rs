@@ -8,17 +8,23 @@ pub mod dreambooth_lora;
 mod dreambooth_options;
 mod dreambooth_phases;
 pub mod dreambooth_plan;
+pub mod language_adapter;
 pub mod language_base;
 pub mod language_config;
 mod language_evaluation;
 pub mod language_lora;
 pub mod language_loss;
+pub mod language_plan;
 pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;
 mod option_checks;
+mod outlook;
 pub mod pattern_flag;
+pub mod prompt_args;
+pub mod prompted_text;
 pub mod run;
+pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
 
@@ -31,17 +37,22 @@ use tch::{Device, Kind};
 
 /// Opens a model, with a bar for what has to be downloaded.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let opened = with_bar(observer, |progress| PipelineFiles::resolve(model, options, progress))?;
+    opened.check_parts()?;
+    Ok(opened)
+}
+
+/// What `fetch` gives, which tells of its downloads.
+fn with_bar<T>(observer: &mut dyn Observer, fetch: impl FnOnce(&mut dyn FnMut(Download)) -> Result<T>) -> Result<T> {
     let mut fetched = false;
-    let opened = PipelineFiles::resolve(model, options, &mut |Download { file, total, done }: Download| {
+    let result = fetch(&mut |Download { file, total, done }: Download| {
         fetched = true;
         observer.on(Event::Download { file: file.to_owned(), total, done });
     });
     if fetched {
         observer.on(Event::End);
     }
-    let opened = opened?;
-    opened.check_parts()?;
-    Ok(opened)
+    result
 }
 
 /// What computes, and in which dtype, in words.

@@ -58,11 +58,16 @@ impl TextSampling {
 
     /// The next token after `logits` `[v]`, drawn from libtorch's global generator where it is drawn.
     fn choose(&self, logits: &Tensor) -> i64 {
-        let logits = logits.to_kind(Kind::Float);
-        if self.temperature == 0.0 {
-            return logits.argmax(0, false).int64_value(&[]);
+        match self.temperature == 0.0 {
+            true => logits.to_kind(Kind::Float).argmax(0, false).int64_value(&[]),
+            false => self.probabilities(logits).multinomial(1, false).int64_value(&[0]),
         }
-        let mut logits = logits / self.temperature;
+    }
+
+    /// The probabilities that the next token is drawn by after `logits` `[v]`, at a temperature above 0: float32 `[v]`. Temperature
+    /// comes first, then top-k, then top-p, as in transformers.
+    pub fn probabilities(&self, logits: &Tensor) -> Tensor {
+        let mut logits = logits.to_kind(Kind::Float) / self.temperature;
         if let Some(k) = self.top_k {
             let least = logits.topk(k.min(logits.size()[0]), 0, true, true).0.min();
             logits = logits.masked_fill(&logits.lt_tensor(&least), f64::NEG_INFINITY);
@@ -74,7 +79,7 @@ impl TextSampling {
             let _ = below.narrow(0, -1, 1).fill_(0);
             logits = logits.masked_fill(&below.scatter(0, &order, &below), f64::NEG_INFINITY);
         }
-        logits.softmax(0, Kind::Float).multinomial(1, false).int64_value(&[0])
+        logits.softmax(0, Kind::Float)
     }
 }
 
@@ -158,17 +163,19 @@ pub fn continue_text(
     generate(&mut texts, logits, sampling, on_token)
 }
 
-/// The tokens that answer `ids` int64 `[1, t]`, without the one that every answer starts with; `on_token` as for [`continue_text`].
+/// The tokens that answer `prompt` (one text), without the one that every answer starts with, which may stand behind a `cache` of
+/// trained keys and values; `on_token` as for [`continue_text`].
 pub fn answer_text(
     model: &dyn EncoderDecoder,
     prompt: Tokens,
+    cache: KeyValueCache,
     sampling: &TextSampling,
     on_token: &mut dyn FnMut(i64) -> Result<()>,
 ) -> Result<Vec<i64>> {
     let _no_grad = tch::no_grad_guard();
     let hidden = catching(|| Ok(model.encode(prompt, None, false)))?;
     let start = one_token(model.decoder_start_token_id(), hidden.device());
-    let mut texts = Answer { model, hidden, cache: KeyValueCache::default() };
+    let mut texts = Answer { model, hidden, cache };
     let logits = catching(|| Ok(texts.add(&start)))?;
     generate(&mut texts, logits, sampling, on_token)
 }

@@ -1,19 +1,23 @@
-//! The memory and the work of a DreamBooth run, predicted from configurations alone: the forwards are walked on tensors
-//! without numbers, with libtorch's rules for what backward keeps.
+//! The memory and the work of a run, predicted from configurations alone: the forwards are walked on tensors without numbers,
+//! with libtorch's rules for what backward keeps. Here that of a DreamBooth run.
 
 mod fit;
+mod language;
+mod language_networks;
 mod layers;
 mod networks;
 mod speed;
 mod tape;
 
-pub use fit::{fit, parse_size, Fit, Suggestion};
+pub use fit::{fit, parse_size, Fit, Planned, Suggestion};
+pub use language::{LanguagePlanInput, PlannedPrompt, Texts};
 pub use speed::Rates;
 pub use tape::Work;
 
 use crate::adapters::LoraConfig;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::{ClipTextConfig, UNetConfig, VaeConfig};
+use crate::weights::Storage;
 use layers::Network;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -25,6 +29,10 @@ const HOST_RUNTIME: u64 = 100 << 20;
 
 /// The same in bfloat16: oneDNN compiles a kernel for each shape. Measured.
 const HOST_RUNTIME_HALF: u64 = 140 << 20;
+
+/// The same without convolutions, in float32 and in bfloat16. Measured.
+const HOST_RUNTIME_TEXT: u64 = 4 << 20;
+const HOST_RUNTIME_TEXT_HALF: u64 = 30 << 20;
 
 /// Share of what is kept in small blocks that is lost between them. Measured.
 const HEAP_GAPS: f64 = 0.15;
@@ -69,8 +77,8 @@ pub struct PlanInput<'a> {
     pub sample_images: Option<SampledImages>,
     /// The compute dtype, in which frozen weights are kept.
     pub kind: Kind,
-    /// The UNet's and the text encoder's linear layers are kept in 8 bits.
-    pub int8: bool,
+    /// How the weights of the UNet and the text encoder are kept.
+    pub storage: Storage,
     /// The VAE's dtype.
     pub vae_kind: Kind,
     /// The UNet's adapter.
@@ -239,8 +247,8 @@ struct Step {
 
 impl Step {
     fn of(input: &PlanInput) -> Result<Self> {
-        let unet = Network::new(Some(&input.unet_lora))?;
-        let text_encoder = Network::new(input.text_lora.as_ref())?;
+        let unet = Network::new(Some(&input.unet_lora), input.storage)?;
+        let text_encoder = Network::new(input.text_lora.as_ref(), input.storage)?;
         let tape = Tape::new(width(input.kind), true);
         let (batch, side) = (images_a_step(input), latent_side(input));
         let latents = tape.tensor(&[batch, input.unet.in_channels, side, side]);
@@ -271,7 +279,12 @@ fn images_a_step(input: &PlanInput) -> i64 {
 }
 
 impl MemoryPlan {
-    /// Predicts the run of `input`.
+    fn of(phases: Vec<Phase>, trained_parameters: u64, step_work: Work) -> Self {
+        let peak_bytes = phases.iter().map(Phase::bytes).max().unwrap_or(0);
+        Self { phases, peak_bytes, trained_parameters, step_work }
+    }
+
+    /// Predicts the DreamBooth run of `input`.
     pub fn new(input: &PlanInput) -> Result<Self> {
         let multiple = input.vae.scale_factor() * input.unet.size_multiple();
         if input.resolution < multiple || input.resolution % multiple != 0 {
@@ -284,15 +297,15 @@ impl MemoryPlan {
             return Err(Error::invalid(format!("the batch size is {}; it must be at least 1", input.batch)));
         }
         let step = Step::of(input)?;
-        let weights = |name: &str, network: Rc<Network>, kind: Kind, int8: bool| {
-            (format!("{name} weights"), kept_bytes(&network, kind, int8))
+        let weights = |name: &str, network: Rc<Network>, kind: Kind, storage: Storage| {
+            (format!("{name} weights"), network.kept_bytes(width(kind), storage, input.device))
         };
-        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.int8);
-        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.int8);
+        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
+        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.storage);
         let text_encoder = (text_weights, bytes - unread_embeddings(input));
-        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, false);
-        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, false);
-        let runtime = runtime(input);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
+        let runtime = runtime(input.device, input.kind, true);
         let mut phases = Vec::new();
         let mut phase =
             |name: &'static str, parts: Vec<(String, u64)>, work: Work| phases.push(Phase { name, parts, work });
@@ -314,9 +327,7 @@ impl MemoryPlan {
             resident.push(text_encoder);
         }
         let trained = step.trained.0 + step.trained.1;
-        let state = trained * if input.optimizer_8bit { 2 } else { 8 };
-        resident.push(("adapters and their gradients".to_owned(), trained * 8));
-        resident.push(("optimizer state".to_owned(), state));
+        resident.extend(adapter_parts(trained, input.optimizer_8bit));
         let mut micro_step = step.work;
         if !input.cache_latents {
             resident.push(encoder);
@@ -336,14 +347,11 @@ impl MemoryPlan {
         }
         resident.push(("activations kept for backward".to_owned(), step.kept));
         resident.push(("largest step of forward or backward".to_owned(), step.on_top));
-        if !matches!(input.device, Device::Cuda(_)) {
-            resident.push(("gaps in the heap".to_owned(), (step.kept_small as f64 * HEAP_GAPS) as u64 + HEAP_BASE));
-        }
+        resident.extend(gaps(input.device, step.kept_small));
         resident.push(runtime);
         let step_work = micro_step.times(input.accumulation as f64);
         phase("training", resident, step_work.times(input.steps as f64));
-        let peak_bytes = phases.iter().map(Phase::bytes).max().unwrap_or(0);
-        Ok(Self { phases, peak_bytes, trained_parameters: trained, step_work })
+        Ok(Self::of(phases, trained, step_work))
     }
 
     /// The phase called `name`.
@@ -352,35 +360,36 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of a network's weights: with `int8`, a byte a number of linear layers, and four for each of their rows.
-fn kept_bytes(network: &Network, kind: Kind, int8: bool) -> u64 {
-    let bytes = |(key, shape): (&String, &Vec<i64>)| {
-        let elements = shape.iter().product::<i64>() as u64;
-        match int8 && shape.len() == 2 && !key.ends_with("_embedding.weight") {
-            true => elements + 4 * shape[0] as u64,
-            false => elements * width(kind),
-        }
-    };
-    network.weights().iter().map(bytes).sum()
+/// Adapters of so many numbers, with their gradients, and the optimizer's state.
+fn adapter_parts(trained: u64, optimizer_8bit: bool) -> [(String, u64); 2] {
+    let state = trained * if optimizer_8bit { 2 } else { 8 };
+    [("adapters and their gradients".to_owned(), trained * 8), ("optimizer state".to_owned(), state)]
 }
 
-/// Bytes of the token table that never come to memory: it is mapped from the file, and prompts read few of its rows.
+/// What is lost between blocks of the host's heap.
+fn gaps(device: Device, kept_small: u64) -> Option<(String, u64)> {
+    let lost = (kept_small as f64 * HEAP_GAPS) as u64 + HEAP_BASE;
+    (!matches!(device, Device::Cuda(_))).then(|| ("gaps in the heap".to_owned(), lost))
+}
+
+/// Bytes of the token table that never come to memory where it is not streamed: it is mapped from the file, and prompts read few of
+/// its rows.
 fn unread_embeddings(input: &PlanInput) -> u64 {
-    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float;
-    let table = (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind);
-    if stays_mapped {
-        table
-    } else {
-        0
+    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && input.storage != Storage::Streamed;
+    match stays_mapped {
+        true => (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind),
+        false => 0,
     }
 }
 
-/// What libtorch takes by itself.
-fn runtime(input: &PlanInput) -> (String, u64) {
-    let (name, bytes) = match input.device {
-        Device::Cuda(_) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
-        _ if width(input.kind) < 4 => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
-        _ => ("libtorch and oneDNN", HOST_RUNTIME),
+/// What libtorch takes by itself, for networks with convolutions or without.
+fn runtime(device: Device, kind: Kind, convolves: bool) -> (String, u64) {
+    let (name, bytes) = match (device, width(kind) < 4, convolves) {
+        (Device::Cuda(_), ..) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
+        (_, true, true) => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
+        (_, false, true) => ("libtorch and oneDNN", HOST_RUNTIME),
+        (_, true, false) => ("libtorch and oneDNN", HOST_RUNTIME_TEXT_HALF),
+        (_, false, false) => ("libtorch and oneDNN", HOST_RUNTIME_TEXT),
     };
     (name.to_owned(), bytes)
 }

@@ -11,7 +11,7 @@ CASE.input_ids, CASE.attention_mask [3, t] int64    CASE.position_ids: of "left"
 decoder: CASE.logits [3, t, v]   "left" with positions of the tokens: placed.logits
          from embeddings in place of ids: embedded.embeddings [3, t, w], embedded.logits
 encoder-decoder: CASE.decoder_input_ids [3, u]  CASE.encoded [3, t, d]  CASE.logits [3, u, v]
-classifier: CASE.token_type_ids [3, t]  CASE.logits [3, labels]
+classifier: CASE.token_type_ids [3, t] where there are types  CASE.logits [3, labels]
 """
 
 import json
@@ -74,9 +74,11 @@ def classifier(model, length, generator):
     out = {}
     for case in LENGTHS:
         ids, mask = padded(case, texts(model.config, length, generator), model.config.pad_token_id)
-        types = torch.randint(0, model.config.type_vocab_size, ids.shape, generator=generator)
-        logits = model(ids, attention_mask=mask, token_type_ids=types).logits
-        out |= {f"{case}.input_ids": ids, f"{case}.attention_mask": mask, f"{case}.token_type_ids": types, f"{case}.logits": logits}
+        count = getattr(model.config, "type_vocab_size", None)
+        types = {"token_type_ids": torch.randint(0, count, ids.shape, generator=generator)} if count else {}
+        logits = model(ids, attention_mask=mask, **types).logits
+        out |= {f"{case}.input_ids": ids, f"{case}.attention_mask": mask, f"{case}.logits": logits}
+        out |= {f"{case}.{name}": tensor for name, tensor in types.items()}
     untyped = model(out["right.input_ids"], attention_mask=out["right.attention_mask"]).logits
     return out | {"untyped.logits": untyped}
 

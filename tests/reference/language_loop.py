@@ -4,19 +4,28 @@
 
 job      of language_job.py; its records are taken in their order, epoch after epoch
 adapter  the adapter to start from
+prompt   instead of one: the fields of a configuration of prompt learning, whose numbers are drawn
 label    causal-lm: the label follows the text and is what is learnt; else the text itself is
+beams    also the texts that `generate` writes with so many beams
 
-OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes
+OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes;
+                 with beams {"beam_answers": [...]}; where the job has no validation.jsonl none of these.
+                 seconds, first_step_seconds and peak_rss_mib as in dreambooth_loop.py
 OUT/adapter      as peft saves it at the end
+OUT/start        of a prompt: as peft saves it at the beginning, with its whole encoder beside it in prompt_encoder.safetensors
 """
 
 import json
+import resource
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
-from peft import PeftModel
+from peft import PeftModel, get_peft_config, get_peft_model
+from safetensors.torch import save_file
 
 NEW_TOKENS = 6
 
@@ -50,41 +59,67 @@ def batch_of(tokenizer, records, task, label, classes):
     return {"input_ids": ids, "attention_mask": filled([[1] * len(w) for w in whole], 0), "labels": labels}
 
 
-def answer(network, tokenizer, row, task, label, classes):
+def with_prompt(base, fields, start):
+    torch.manual_seed(0)
+    network = get_peft_model(base, get_peft_config(fields))
+    network.save_pretrained(start)
+    encoder = network.prompt_encoder["default"].state_dict()
+    if len(encoder) > 1:
+        save_file({f"prompt_encoder.{name}": tensor for name, tensor in encoder.items()}, start / "prompt_encoder.safetensors")
+    return network
+
+
+def answer(network, tokenizer, row, task, label, classes, beams=1):
     ids = torch.tensor([prompt_of(tokenizer, row, task, label)])
     if task == "seq-cls":
         return classes[network(input_ids=ids).logits.argmax(-1).item()]
-    made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+    made = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=beams)[0]
     return tokenizer.decode(made[1:] if task == "seq2seq-lm" else made[ids.shape[1]:], skip_special_tokens=True)
 
 
-def main(out, job, task, adapter, steps, learning_rate, batch, label=False, **options):
+def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None, label=False, beams=1, **options):
     out, job = Path(out), Path(job)
-    train, validation = rows(job / "train.jsonl"), rows(job / "validation.jsonl")
-    classes = sorted({row["label"] for row in train})
+    train = rows(job / "train.jsonl")
+    classes = sorted({row["label"] for row in train if "label" in row})
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "model")
     labels = {"num_labels": len(classes)} if task == "seq-cls" else {}
     base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=torch.float32, **labels)
-    network = PeftModel.from_pretrained(base, adapter, is_trainable=True)
+    network = with_prompt(base, prompt, out / "start") if prompt else PeftModel.from_pretrained(base, adapter, is_trainable=True)
     network.train()
     params = [param for param in network.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=1e-2)
     losses, batches = [], [train[i:i + batch] for i in range(0, len(train), batch)]
+    seconds, first_step_seconds = [], None
     for step in range(steps):
+        started = time.perf_counter()
         loss = network(**batch_of(tokenizer, batches[step % len(batches)], task, label, classes)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        seconds.append(time.perf_counter() - started)
+        first_step_seconds = first_step_seconds or time.time() - psutil.Process().create_time()
+    network.save_pretrained(out / "adapter")
+    result = {
+        "losses": losses,
+        "seconds": seconds,
+        "first_step_seconds": first_step_seconds,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    if (job / "validation.jsonl").exists():
+        result |= validated(network, tokenizer, rows(job / "validation.jsonl"), task, label, classes)
+    (out / "losses.json").write_text(json.dumps(result))
+
+
+def validated(network, tokenizer, validation, task, label, classes):
     network.eval()
     with torch.no_grad():
-        inputs = batch_of(tokenizer, validation, task, label, classes)
-        validation_loss = network(**inputs).loss.item()
-        answers = [answer(network, tokenizer, row, task, label, classes) for row in validation] if task != "causal-lm" or label else []
-    network.save_pretrained(out / "adapter")
-    result = {"losses": losses, "validation_loss": validation_loss, "answers": answers}
-    (out / "losses.json").write_text(json.dumps(result))
+        loss = network(**batch_of(tokenizer, validation, task, label, classes)).loss.item()
+        answered = validation if task != "causal-lm" or label else []
+        answers = [answer(network, tokenizer, row, task, label, classes) for row in answered]
+        beam_answers = [answer(network, tokenizer, row, task, label, classes, beams) for row in answered] if beams > 1 else []
+    return {"validation_loss": loss, "answers": answers, "beam_answers": beam_answers}
 
 
 if __name__ == "__main__":

@@ -125,10 +125,10 @@ impl<'a> Given<'a> {
                 model.logits(&model.decode(DecoderInputs { checkpointing, ..inputs }, encoded))
             }
             LanguageModel::Classifier(model) => model.classify(ClassifierInputs {
-                tokens,
                 attention_mask: self.mask,
                 token_type_ids: self.types,
                 checkpointing,
+                ..ClassifierInputs::new(tokens)
             }),
         }
     }

@@ -1,9 +1,13 @@
 //! The architectures that there are: from a `config.json` to what loads it.
 
-use super::interface::LanguageModel;
-use super::{bert, bloom, gpt2, llama, opt, t5};
+use super::decoder_classifier::DecoderClassifier;
+use super::interface::{CausalLm, LanguageModel};
+use super::outline::Outline;
+use super::{bert, bert_config, bloom, gpt2, llama, llama_config, opt, t5};
 use crate::error::{Error, Result};
-use crate::nn::Loader;
+use crate::libtorch::random::Generator;
+use crate::models::config_file::check_sizes;
+use crate::nn::{Bias, Embedding, Linear, Loader};
 use serde_json::Value;
 use std::path::Path;
 
@@ -13,8 +17,8 @@ pub struct Architecture {
     pub model_type: &'static str,
     /// Names in `architectures` of `config.json` whose weights can be read.
     pub classes: &'static [&'static str],
-    /// What it does, as PEFT's `task_type`.
-    pub task: &'static str,
+    /// What it does, as PEFT's `task_type`s.
+    pub tasks: &'static [&'static str],
     /// PEFT's default target modules for LoRA (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`).
     pub lora_targets: &'static [&'static str],
     /// What the keys of files with a head start with; those of the base model alone lack it.
@@ -22,6 +26,7 @@ pub struct Architecture {
     /// What the keys of heads start with.
     pub(super) heads: &'static [&'static str],
     pub(super) load: fn(&Loader, &Build) -> Result<LanguageModel>,
+    pub(super) outline: fn(&Value) -> std::result::Result<Outline, String>,
 }
 
 /// What a loader builds from, beside the weights.
@@ -41,102 +46,184 @@ impl Build<'_> {
     pub(super) fn refuse(&self, message: String) -> Error {
         Error::file(self.path, message)
     }
+
+    /// Number of classes of a classifier.
+    pub(super) fn labels(&self) -> i64 {
+        self.labels.unwrap_or_else(|| labels(self.config))
+    }
+
+    /// Whether a decoder is to sort texts into classes.
+    fn is_classifier(&self) -> bool {
+        self.labels.is_some() || is_classifier(self.config)
+    }
+
+    /// The projection of a decoder's hidden states, `width` wide: to logits of `vocabulary` tokens, or as a classifier's head to
+    /// those of its classes. `tied` is the table of embeddings, where it makes logits of tokens too.
+    pub(super) fn head(
+        &self,
+        loader: &Loader,
+        width: i64,
+        vocabulary: i64,
+        tied: Option<&Embedding>,
+    ) -> Result<Linear> {
+        if !self.is_classifier() {
+            return Linear::load_output(&(loader / "lm_head"), width, vocabulary, tied);
+        }
+        check_sizes(&[("the number of labels", self.labels())]).map_err(|e| self.refuse(e))?;
+        let at = loader / "score";
+        self.class_projection(&at, width, self.labels(), Bias::No, &mut Generator::new(self.seed))
+    }
+
+    /// A projection of a classifier's head. Where a number of labels was asked for, one that the files lack, or have for another
+    /// number, is drawn as transformers draws it.
+    pub(super) fn class_projection(
+        &self,
+        at: &Loader,
+        inputs: i64,
+        outputs: i64,
+        bias: Bias,
+        generator: &mut Generator,
+    ) -> Result<Linear> {
+        let is_there = at.shape("weight").is_some_and(|shape| shape == [outputs, inputs]);
+        if self.labels.is_none() || is_there {
+            return Linear::load(at, inputs, outputs, bias);
+        }
+        let std = ["initializer_range", "init_std"].iter().find_map(|name| self.config.get(name)?.as_f64());
+        Ok(Linear::draw(at, inputs, outputs, std.unwrap_or(INITIAL_DEVIATION), bias, generator))
+    }
+
+    /// A decoder as what it is to be.
+    pub(super) fn decoder(&self, decoder: impl CausalLm + 'static) -> LanguageModel {
+        match self.is_classifier() {
+            true => LanguageModel::Classifier(Box::new(DecoderClassifier {
+                decoder: Box::new(decoder),
+                labels: self.labels(),
+                padding: self.config.get("pad_token_id").and_then(Value::as_i64),
+            })),
+            false => LanguageModel::Causal(Box::new(decoder)),
+        }
+    }
 }
 
-const DECODER_HEADS: &[&str] = &["lm_head."];
+/// Deviation of a new head's numbers where the configuration does not say.
+const INITIAL_DEVIATION: f64 = 0.02;
+
+/// Whether the files are a classifier's.
+pub(super) fn is_classifier(config: &Value) -> bool {
+    let class = config.get("architectures").and_then(|classes| classes.get(0)).and_then(Value::as_str);
+    class.is_some_and(|class| class.ends_with("ForSequenceClassification"))
+}
+
+/// Number of classes in a configuration; transformers writes nothing for two without names.
+pub(super) fn labels(config: &Value) -> i64 {
+    config.get("id2label").and_then(Value::as_object).map_or(2, |names| names.len() as i64)
+}
+
+const DECODER_HEADS: &[&str] = &["lm_head.", "score."];
+const DECODER_TASKS: &[&str] = &["CAUSAL_LM", "SEQ_CLS"];
 const QUERY_AND_VALUE: &[&str] = &["q_proj", "v_proj"];
 
 /// All architectures.
 pub static ARCHITECTURES: &[Architecture] = &[
     Architecture {
         model_type: "gpt2",
-        task: "CAUSAL_LM",
-        classes: &["GPT2LMHeadModel", "GPT2Model"],
+        tasks: DECODER_TASKS,
+        classes: &["GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model"],
         lora_targets: &["c_attn"],
         prefix: "transformer.",
         heads: DECODER_HEADS,
         load: gpt2::load,
+        outline: gpt2::outline,
     },
     Architecture {
         model_type: "opt",
-        task: "CAUSAL_LM",
-        classes: &["OPTForCausalLM", "OPTModel"],
+        tasks: DECODER_TASKS,
+        classes: &["OPTForCausalLM", "OPTForSequenceClassification", "OPTModel"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
         heads: DECODER_HEADS,
         load: opt::load,
+        outline: opt::outline,
     },
     Architecture {
         model_type: "bloom",
-        task: "CAUSAL_LM",
-        classes: &["BloomForCausalLM", "BloomModel"],
+        tasks: DECODER_TASKS,
+        classes: &["BloomForCausalLM", "BloomForSequenceClassification", "BloomModel"],
         lora_targets: &["query_key_value"],
         prefix: "transformer.",
         heads: DECODER_HEADS,
         load: bloom::load,
+        outline: bloom::outline,
     },
     Architecture {
         model_type: "llama",
-        task: "CAUSAL_LM",
-        classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel"],
+        tasks: DECODER_TASKS,
+        classes: &["LlamaForCausalLM", "LLaMAForCausalLM", "LlamaForSequenceClassification", "LlamaModel"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
         heads: DECODER_HEADS,
         load: llama::load_llama,
+        outline: |config| llama::outline(config, llama_config::Family::Llama),
     },
     Architecture {
         model_type: "mistral",
-        task: "CAUSAL_LM",
-        classes: &["MistralForCausalLM", "MistralModel"],
+        tasks: DECODER_TASKS,
+        classes: &["MistralForCausalLM", "MistralForSequenceClassification", "MistralModel"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
         heads: DECODER_HEADS,
         load: llama::load_mistral,
+        outline: |config| llama::outline(config, llama_config::Family::Mistral),
     },
     Architecture {
         model_type: "qwen2",
-        task: "CAUSAL_LM",
-        classes: &["Qwen2ForCausalLM", "Qwen2Model"],
+        tasks: DECODER_TASKS,
+        classes: &["Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2Model"],
         lora_targets: QUERY_AND_VALUE,
         prefix: "model.",
         heads: DECODER_HEADS,
         load: llama::load_qwen2,
+        outline: |config| llama::outline(config, llama_config::Family::Qwen2),
     },
     Architecture {
         model_type: "t5",
-        task: "SEQ_2_SEQ_LM",
+        tasks: &["SEQ_2_SEQ_LM"],
         classes: &["T5ForConditionalGeneration", "T5WithLMHeadModel", "T5Model"],
         lora_targets: &["q", "v"],
         prefix: "",
         heads: &[],
         load: t5::load_t5,
+        outline: t5::outline_t5,
     },
     Architecture {
         model_type: "mt5",
-        task: "SEQ_2_SEQ_LM",
+        tasks: &["SEQ_2_SEQ_LM"],
         classes: &["MT5ForConditionalGeneration", "MT5Model"],
         lora_targets: &["q", "v"],
         prefix: "",
         heads: &[],
         load: t5::load_mt5,
+        outline: t5::outline_mt5,
     },
     Architecture {
         model_type: "bert",
-        task: "SEQ_CLS",
+        tasks: &["SEQ_CLS"],
         classes: &["BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining", "BertModel"],
         lora_targets: &["query", "value"],
         prefix: "bert.",
         heads: &["classifier.", "cls."],
         load: bert::load_bert,
+        outline: |config| bert::outline(config, bert_config::Family::Bert),
     },
     Architecture {
         model_type: "roberta",
-        task: "SEQ_CLS",
+        tasks: &["SEQ_CLS"],
         classes: &["RobertaForSequenceClassification", "RobertaForMaskedLM", "RobertaModel"],
         lora_targets: &["query", "value"],
         prefix: "roberta.",
         heads: &["classifier.", "lm_head."],
         load: bert::load_roberta,
+        outline: |config| bert::outline(config, bert_config::Family::Roberta),
     },
 ];
 
@@ -170,6 +257,14 @@ impl Architecture {
                     ),
                 ))
             }
+        }
+    }
+
+    /// Path of the head that it has as a classifier.
+    pub fn classifier_head(&self) -> &'static str {
+        match self.heads.contains(&"score.") {
+            true => "score",
+            false => "classifier",
         }
     }
 

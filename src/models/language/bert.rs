@@ -4,15 +4,20 @@
 //!
 //! Shapes: b batch, t length, d width.
 
-use super::architectures::Build;
+use super::architectures::{labels, Build};
 use super::bert_config::{BertConfig, Family};
 use super::bert_layer::BertLayer;
 use super::blocks;
-use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens};
+use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens, TransformerShape};
+use super::outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
+};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::config_file::check_sizes;
 use crate::nn::{AttentionMask, Bias, Dropout, Embedding, LayerNorm, Linear, Loader};
+use serde_json::Value;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -31,6 +36,73 @@ fn load(loader: &Loader, build: &Build, family: Family) -> Result<LanguageModel>
     Ok(LanguageModel::Classifier(Box::new(Classifier::load(loader, &config, build)?)))
 }
 
+/// What the model of a configuration is made of.
+pub(super) fn outline(value: &Value, family: Family) -> std::result::Result<Outline, String> {
+    let config = BertConfig::new(value, family)?;
+    let (root, width, heads) = (root(family), config.hidden_size, config.num_attention_heads);
+    let attention = AttentionOutline {
+        inputs: ["query", "key", "value"]
+            .map(|name| Projection::new(&format!("attention.self.{name}"), width, true))
+            .into(),
+        output: Projection::new("attention.output.dense", width, true),
+        reads_encoder: false,
+        heads,
+        groups: heads,
+        head_width: width / heads,
+        dropout: config.attention_probs_dropout_prob,
+        mask: MaskOutline::Padding,
+        rotary: false,
+    };
+    let feed_forward = FeedForwardOutline {
+        up: Projection::new("intermediate.dense", config.intermediate_size, true),
+        gate: None,
+        down: Projection::new("output.dense", width, true),
+        activation: config.hidden_act,
+        dropout: 0.0,
+    };
+    let part =
+        |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout_prob, body };
+    let stack = StackOutline {
+        path: format!("{root}.encoder.layer"),
+        embeddings: format!("{root}.embeddings.word_embeddings"),
+        blocks: config.num_hidden_layers,
+        width,
+        norm: NormOutline::Layer,
+        norms_after: true,
+        parts: vec![
+            part("attention.output.LayerNorm", BodyOutline::Attention(attention)),
+            part("output.LayerNorm", BodyOutline::FeedForward(feed_forward)),
+        ],
+        norms_before_blocks: vec![format!("{root}.embeddings.LayerNorm")],
+        norms_behind_blocks: Vec::new(),
+        projections: None,
+        dropout: config.hidden_dropout_prob,
+    };
+    let (dense, out_proj) = head_paths(family);
+    let table = |name: &str, rows: i64| (format!("{root}.embeddings.{name}"), rows, width);
+    Ok(Outline {
+        tables: vec![
+            table("word_embeddings", config.vocab_size),
+            table("position_embeddings", config.max_position_embeddings),
+            table("token_type_embeddings", config.type_vocab_size),
+        ],
+        stacks: vec![Rc::new(stack)],
+        head: HeadOutline::Classes(vec![
+            Projection::new(dense, width, true),
+            Projection::new(out_proj, labels(value), true),
+        ]),
+        longest: Some(config.longest()),
+    })
+}
+
+/// Paths of the head's two projections.
+fn head_paths(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::Bert => ("bert.pooler.dense", "classifier"),
+        Family::Roberta => ("classifier.dense", "classifier.out_proj"),
+    }
+}
+
 /// What the keys of the encoder start with.
 fn root(family: Family) -> &'static str {
     match family {
@@ -44,15 +116,14 @@ struct Classifier {
     layer: Vec<Rc<BertLayer>>,
     head: Head,
     labels: i64,
-    longest: i64,
-    vocabulary: i64,
+    shape: TransformerShape,
 }
 
 impl Classifier {
     fn load(loader: &Loader, config: &BertConfig, build: &Build) -> Result<Self> {
         let encoder = loader / root(config.family);
         let layers = &encoder / "encoder.layer";
-        let labels = build.labels.unwrap_or(config.labels());
+        let labels = build.labels();
         check_sizes(&[("the number of labels", labels)]).map_err(|e| build.refuse(e))?;
         Ok(Self {
             embeddings: Embeddings::load(&(&encoder / "embeddings"), config)?,
@@ -61,23 +132,18 @@ impl Classifier {
                 .collect::<Result<_>>()?,
             head: Head::load(loader, config, build, labels)?,
             labels,
-            longest: config.longest(),
-            vocabulary: config.vocab_size,
+            shape: config.shape(),
         })
     }
 }
 
 impl SequenceClassifier for Classifier {
+    fn shape(&self) -> TransformerShape {
+        self.shape
+    }
+
     fn labels(&self) -> i64 {
         self.labels
-    }
-
-    fn longest(&self) -> i64 {
-        self.longest
-    }
-
-    fn vocabulary(&self) -> i64 {
-        self.vocabulary
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {
@@ -85,9 +151,9 @@ impl SequenceClassifier for Classifier {
     }
 
     fn classify(&self, inputs: ClassifierInputs) -> Tensor {
-        let xs = self.embeddings.forward(inputs);
+        let xs = self.embeddings.forward(&inputs);
         let mask = AttentionMask::of_tokens(inputs.attention_mask);
-        let xs = blocks::run(&self.layer, xs, &mask, None, inputs.checkpointing);
+        let xs = blocks::run(&self.layer, xs, &mask, inputs.cache, inputs.checkpointing);
         self.head.forward(&xs.select(1, 0))
     }
 }
@@ -117,25 +183,26 @@ impl Embeddings {
     }
 
     /// `[b, t, d]`
-    fn forward(&self, inputs: ClassifierInputs) -> Tensor {
+    fn forward(&self, inputs: &ClassifierInputs) -> Tensor {
         let types = match inputs.token_type_ids {
             Some(ids) => self.token_type_embeddings.forward(ids),
             None => self.token_type_embeddings.first(1),
         };
         let xs = inputs.tokens.embedded(&self.word_embeddings) + types;
-        let xs = xs + self.position_embeddings.forward(&self.positions(inputs.tokens));
+        let xs = xs + self.position_embeddings.forward(&self.positions(inputs.tokens, inputs.past()));
         self.dropout.forward(self.layer_norm.forward(&xs))
     }
 
-    /// `[b or 1, t]`
-    fn positions(&self, tokens: Tokens) -> Tensor {
-        let counted = Tensor::arange(tokens.length(), (Kind::Int64, tokens.device())).unsqueeze(0);
+    /// `[b or 1, t]`, behind `past` others
+    fn positions(&self, tokens: Tokens, past: i64) -> Tensor {
+        let options = (Kind::Int64, tokens.device());
+        let counted = Tensor::arange_start(past, past + tokens.length(), options).unsqueeze(0);
         match (self.padding, tokens) {
             (None, _) => counted,
             (Some(padding), Tokens::Embeddings(_)) => counted + (padding + 1),
             (Some(padding), Tokens::Ids(ids)) => {
                 let mask = ids.ne(padding).to_kind(Kind::Int64);
-                mask.cumsum(1, Kind::Int64) * mask + padding
+                (mask.cumsum(1, Kind::Int64) + past) * mask + padding
             }
         }
     }
@@ -151,25 +218,16 @@ struct Head {
 }
 
 impl Head {
-    /// Loads the head. Where a number of labels was asked for, what the files lack of it is drawn as transformers draws
-    /// it.
+    /// Loads the head.
     fn load(loader: &Loader, config: &BertConfig, build: &Build, labels: i64) -> Result<Self> {
-        let (dense, out_proj) = match config.family {
-            Family::Bert => (loader / "bert.pooler.dense", loader / "classifier"),
-            Family::Roberta => (loader / "classifier.dense", loader / "classifier.out_proj"),
-        };
+        let (dense, out_proj) = head_paths(config.family);
         let width = config.hidden_size;
         let mut generator = Generator::new(build.seed);
-        let mut project = |at: &Loader, outputs: i64| {
-            let is_there = at.shape("weight").is_some_and(|shape| shape == [outputs, width]);
-            match build.labels.is_some() && !is_there {
-                true => Ok(Linear::draw(at, width, outputs, config.initializer_range, &mut generator)),
-                false => Linear::load(at, width, outputs, Bias::Yes),
-            }
-        };
+        let mut project =
+            |at: &Loader, outputs: i64| build.class_projection(at, width, outputs, Bias::Yes, &mut generator);
         Ok(Self {
-            dense: project(&dense, width)?,
-            out_proj: project(&out_proj, labels)?,
+            dense: project(&(loader / dense), width)?,
+            out_proj: project(&(loader / out_proj), labels)?,
             dropout: Dropout::new(loader, config.head_dropout()),
             drops_input: config.family == Family::Roberta,
         })

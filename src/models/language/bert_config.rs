@@ -1,9 +1,10 @@
 //! The configurations of BERT and RoBERTa, and in what the two differ.
 
+use super::interface::TransformerShape;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::Activation;
 use serde::Deserialize;
-use serde_json::{json, Map, Value};
+use serde_json::{json, Value};
 
 /// Which of the two a model is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,9 +32,7 @@ pub(super) struct BertConfig {
     pub(super) max_position_embeddings: i64,
     pub(super) type_vocab_size: i64,
     pub(super) layer_norm_eps: f64,
-    pub(super) initializer_range: f64,
     pad_token_id: Option<i64>,
-    id2label: Option<Map<String, Value>>,
 }
 
 impl Default for BertConfig {
@@ -52,9 +51,7 @@ impl Default for BertConfig {
             max_position_embeddings: 512,
             type_vocab_size: 2,
             layer_norm_eps: 1e-12,
-            initializer_range: 0.02,
             pad_token_id: None,
-            id2label: None,
         }
     }
 }
@@ -98,9 +95,17 @@ impl BertConfig {
         self.max_position_embeddings - self.padding().map_or(0, |padding| padding.saturating_add(1))
     }
 
-    /// Number of classes; transformers writes nothing for two without names.
-    pub(super) fn labels(&self) -> i64 {
-        self.id2label.as_ref().map_or(2, |names| names.len() as i64)
+    /// The sizes of the encoder.
+    pub(super) fn shape(&self) -> TransformerShape {
+        TransformerShape {
+            blocks: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            key_value_heads: self.num_attention_heads,
+            head_width: self.hidden_size / self.num_attention_heads,
+            width: self.hidden_size,
+            vocabulary: self.vocab_size,
+            longest: Some(self.longest()),
+        }
     }
 
     /// Dropout in the head.

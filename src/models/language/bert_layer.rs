@@ -37,8 +37,8 @@ impl BertLayer {
 impl Block for BertLayer {
     type Shared = AttentionMask;
 
-    fn forward(&self, xs: &Tensor, mask: &AttentionMask, _cache: Option<&mut BlockCache>) -> Tensor {
-        let xs = self.attention_output.forward(&self.attention.forward(xs, mask), xs);
+    fn forward(&self, xs: &Tensor, mask: &AttentionMask, cache: Option<&mut BlockCache>) -> Tensor {
+        let xs = self.attention_output.forward(&self.attention.forward(xs, mask, cache), xs);
         self.output.forward(&self.activation.forward(&self.intermediate.forward(&xs)), &xs)
     }
 }
@@ -67,11 +67,14 @@ impl Attention {
     }
 
     /// `[b, t, d] -> [b, t, d]`
-    fn forward(&self, xs: &Tensor, mask: &AttentionMask) -> Tensor {
-        let (q, k, v) = (self.query.forward(xs), self.key.forward(xs), self.value.forward(xs));
+    fn forward(&self, xs: &Tensor, mask: &AttentionMask, cache: Option<&mut BlockCache>) -> Tensor {
+        let project = |linear: &Linear| split_heads(&linear.forward(xs), self.heads);
+        let (q, mut k, mut v) = (project(&self.query), project(&self.key), project(&self.value));
+        if let Some(cache) = cache {
+            (k, v) = cache.text.extend(k, v);
+        }
         let attending = Attending { mask, scale: self.scale, dropout: self.dropout.rate() };
-        let split = |xs: &Tensor| split_heads(xs, self.heads);
-        attend_heads(&split(&q), &split(&k), &split(&v), attending)
+        attend_heads(&q, &k, &v, attending)
     }
 }
 

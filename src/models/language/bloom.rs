@@ -5,7 +5,11 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
+use super::outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
+};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -13,7 +17,7 @@ use crate::nn::{
     Loader,
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -49,6 +53,12 @@ impl Default for Config {
 }
 
 impl Config {
+    fn new(value: &Value) -> std::result::Result<Self, String> {
+        let config: Self = config_file::parse(&config_file::with_defaults(value, json!({}), ALIASES), &[])?;
+        config.check()?;
+        Ok(config)
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         check_sizes(&[("vocab_size", self.vocab_size)])?;
         check_heads("hidden_size", self.hidden_size, "n_head", self.n_head)?;
@@ -62,10 +72,55 @@ const ALIASES: &[(&str, &str)] =
 
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
-    let fields = config_file::with_defaults(build.config, json!({}), ALIASES);
-    let config: Config = config_file::parse(&fields, &[]).map_err(|e| build.refuse(e))?;
-    config.check().map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Bloom::load(loader, config)?)))
+    let config = Config::new(build.config).map_err(|e| build.refuse(e))?;
+    Ok(build.decoder(Bloom::load(loader, config, build)?))
+}
+
+/// What the model of a configuration is made of.
+pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
+    let config = Config::new(config)?;
+    let (width, heads) = (config.hidden_size, config.n_head);
+    let attention = AttentionOutline {
+        inputs: vec![Projection::new("self_attention.query_key_value", 3 * width, true)],
+        output: Projection::new("self_attention.dense", width, true),
+        reads_encoder: false,
+        heads,
+        groups: heads,
+        head_width: width / heads,
+        dropout: config.attention_dropout,
+        mask: MaskOutline::BiasOnScores,
+        rotary: false,
+    };
+    let feed_forward = FeedForwardOutline {
+        up: Projection::new("mlp.dense_h_to_4h", 4 * width, true),
+        gate: None,
+        down: Projection::new("mlp.dense_4h_to_h", width, true),
+        activation: Activation::GeluNew,
+        dropout: 0.0,
+    };
+    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout, body };
+    let stack = StackOutline {
+        path: "transformer.h".into(),
+        embeddings: "transformer.word_embeddings".into(),
+        blocks: config.n_layer,
+        width,
+        norm: NormOutline::Layer,
+        norms_after: false,
+        parts: vec![
+            part("input_layernorm", BodyOutline::Attention(attention)),
+            part("post_attention_layernorm", BodyOutline::FeedForward(feed_forward)),
+        ],
+        norms_before_blocks: vec!["transformer.word_embeddings_layernorm".into()],
+        norms_behind_blocks: vec!["transformer.ln_f".into()],
+        projections: None,
+        dropout: 0.0,
+    };
+    Ok(Outline {
+        tables: vec![("transformer.word_embeddings".into(), config.vocab_size, width)],
+        stacks: vec![Rc::new(stack)],
+        head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
+        longest: None,
+    })
 }
 
 struct Bloom {
@@ -79,7 +134,7 @@ struct Bloom {
 }
 
 impl Bloom {
-    fn load(loader: &Loader, config: Config) -> Result<Self> {
+    fn load(loader: &Loader, config: Config, build: &Build) -> Result<Self> {
         let transformer = loader / "transformer";
         let blocks = &transformer / "h";
         let (width, eps) = (config.hidden_size, config.layer_norm_epsilon);
@@ -91,7 +146,7 @@ impl Bloom {
                 .map(|i| BloomBlock::load(&(&blocks / i), &config).map(Rc::new))
                 .collect::<Result<_>>()?,
             ln_f: LayerNorm::load(&(&transformer / "ln_f"), width, eps)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), width, config.vocab_size, tied)?,
+            lm_head: build.head(loader, width, config.vocab_size, tied)?,
             alibi: Alibi::new(config.n_head, loader.placement().device),
             word_embeddings,
             config,
@@ -107,9 +162,9 @@ impl Bloom {
 }
 
 impl CausalLm for Bloom {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let (width, heads) = (self.config.hidden_size, self.config.n_head);
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.n_layer,
             heads,
             key_value_heads: heads,

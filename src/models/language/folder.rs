@@ -1,7 +1,8 @@
 //! A language model on disk: as transformers saves it, `config.json` beside safetensors, whole or in shards; or a GGUF file.
 
-use super::architectures::{Architecture, Build};
+use super::architectures::{self, Architecture, Build};
 use super::interface::LanguageModel;
+use super::outline::Outline;
 use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
@@ -9,11 +10,12 @@ use crate::weights::gguf::GgufLanguageModel;
 use crate::weights::{Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use tch::Kind;
 
 /// What a classifier becomes whose head is not the one in its files.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HeadOptions {
-    /// Number of classes; none: as many as its files say.
+    /// Number of classes, which makes a classifier of a decoder too; none: as many as its files say.
     pub labels: Option<i64>,
     /// Seed of a head that the files do not have, or not with so many classes.
     pub seed: i64,
@@ -43,6 +45,10 @@ impl LanguageModelFiles {
             None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
         };
         let architecture = Architecture::of(&config, &path)?;
+        if let Some(how) = config.get("quantization_config") {
+            let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("an unknown method");
+            return Err(quantised(&path, &format!("`quantization_config` says {method}")));
+        }
         Ok(Self { root: root.to_owned(), config, architecture, gguf, storage: Storage::Dense })
     }
 
@@ -71,18 +77,72 @@ impl LanguageModelFiles {
         self.architecture
     }
 
+    /// Where its configuration is.
+    fn config_path(&self) -> PathBuf {
+        match &self.gguf {
+            Some(_) => self.root.clone(),
+            None => self.root.join("config.json"),
+        }
+    }
+
+    /// What the model is made of, from its configuration alone.
+    pub fn outline(&self) -> Result<Outline> {
+        let outline = (self.architecture.outline)(&self.config);
+        let outline = outline.map_err(|message| Error::file(self.config_path(), message))?;
+        Ok(match architectures::is_classifier(&self.config) {
+            true => Outline { head: outline.head.with_labels(architectures::labels(&self.config)), ..outline },
+            false => outline,
+        })
+    }
+
+    /// The dtype that its weights are stored in: that of the token table, or where there are no weights what its configuration
+    /// says.
+    pub fn stored_kind(&self) -> Result<Kind> {
+        let key = format!("{}.weight", self.outline()?.tables[0].0);
+        if let Ok(kind) = self.weights().and_then(|weights| weights.kind(&key)) {
+            return Ok(kind);
+        }
+        let said = ["dtype", "torch_dtype"].iter().find_map(|name| self.config.get(name)).and_then(Value::as_str);
+        Ok(match said {
+            Some("float16") => Kind::Half,
+            Some("bfloat16") => Kind::BFloat16,
+            _ => Kind::Float,
+        })
+    }
+
     /// The weights under the keys of the model with its head.
     pub fn weights(&self) -> Result<WeightSet> {
         match &self.gguf {
             Some(model) => Ok(model.weights()),
-            None => Ok(WeightSet::open_folder(&self.root, None)?.respelled(|key| Some(self.architecture.spell(key)))),
+            None => {
+                let weights = WeightSet::open_folder(&self.root, None)?;
+                let is_quantised = |key: &&str| QUANTISED.iter().any(|end| key.ends_with(end));
+                if let Some(key) = weights.keys().find(is_quantised) {
+                    return Err(quantised(weights.origin(), &format!("it has `{key}`")));
+                }
+                Ok(weights.respelled(|key| Some(self.architecture.spell(key))))
+            }
         }
     }
 
     /// Loads the model.
     pub fn load(&self, placement: Placement, head: HeadOptions) -> Result<Loaded<LanguageModel>> {
-        let path = if self.gguf.is_some() { self.root.clone() } else { self.root.join("config.json") };
+        let path = self.config_path();
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
         load(self.weights()?.stored_in(self.storage), placement, |loader| (self.architecture.load)(loader, &build))
     }
+}
+
+/// Ends of the names that quantised weights have: GPTQ's and AWQ's, and bitsandbytes'.
+const QUANTISED: [&str; 6] = [".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_format"];
+
+/// The error for weights in a form that only the library reads that made it.
+fn quantised(path: &Path, told_by: &str) -> Error {
+    Error::file(
+        path,
+        format!(
+            "its weights are quantised ({told_by}), and such files are not read; take the model that it was made from: \
+             --load-in-8bit quantises while it is loaded"
+        ),
+    )
 }

@@ -6,7 +6,11 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
+use super::outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
+};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -14,7 +18,7 @@ use crate::nn::{
     Loader,
 };
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -60,6 +64,13 @@ impl Default for Config {
 }
 
 impl Config {
+    fn new(value: &Value) -> std::result::Result<Self, String> {
+        let fixed: &[(&str, &[&str])] = &[("add_cross_attention", &["false"])];
+        let config: Self = config_file::parse(&config_file::with_defaults(value, json!({}), ALIASES), fixed)?;
+        config.check()?;
+        Ok(config)
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         check_sizes(&[
             ("vocab_size", self.vocab_size),
@@ -86,11 +97,58 @@ const ALIASES: &[(&str, &str)] = &[
 
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
-    let fixed: &[(&str, &[&str])] = &[("add_cross_attention", &["false"])];
-    let fields = config_file::with_defaults(build.config, json!({}), ALIASES);
-    let config: Config = config_file::parse(&fields, fixed).map_err(|e| build.refuse(e))?;
-    config.check().map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Gpt2::load(loader, config)?)))
+    let config = Config::new(build.config).map_err(|e| build.refuse(e))?;
+    Ok(build.decoder(Gpt2::load(loader, config, build)?))
+}
+
+/// What the model of a configuration is made of.
+pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
+    let config = Config::new(config)?;
+    let (width, inner, heads) = (config.n_embd, config.inner(), config.n_head);
+    let attention = AttentionOutline {
+        inputs: vec![Projection::new("attn.c_attn", 3 * width, true)],
+        output: Projection::new("attn.c_proj", width, true),
+        reads_encoder: false,
+        heads,
+        groups: heads,
+        head_width: width / heads,
+        dropout: config.attn_pdrop,
+        mask: MaskOutline::Causal,
+        rotary: false,
+    };
+    let feed_forward = FeedForwardOutline {
+        up: Projection::new("mlp.c_fc", inner, true),
+        gate: None,
+        down: Projection::new("mlp.c_proj", width, true),
+        activation: config.activation_function,
+        dropout: 0.0,
+    };
+    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.resid_pdrop, body };
+    let stack = StackOutline {
+        path: "transformer.h".into(),
+        embeddings: "transformer.wte".into(),
+        blocks: config.n_layer,
+        width,
+        norm: NormOutline::Layer,
+        norms_after: false,
+        parts: vec![
+            part("ln_1", BodyOutline::Attention(attention)),
+            part("ln_2", BodyOutline::FeedForward(feed_forward)),
+        ],
+        norms_before_blocks: Vec::new(),
+        norms_behind_blocks: vec!["transformer.ln_f".into()],
+        projections: None,
+        dropout: config.embd_pdrop,
+    };
+    Ok(Outline {
+        tables: vec![
+            ("transformer.wte".into(), config.vocab_size, width),
+            ("transformer.wpe".into(), config.n_positions, width),
+        ],
+        stacks: vec![Rc::new(stack)],
+        head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
+        longest: Some(config.n_positions),
+    })
 }
 
 struct Gpt2 {
@@ -104,7 +162,7 @@ struct Gpt2 {
 }
 
 impl Gpt2 {
-    fn load(loader: &Loader, config: Config) -> Result<Self> {
+    fn load(loader: &Loader, config: Config, build: &Build) -> Result<Self> {
         let transformer = loader / "transformer";
         let blocks = &transformer / "h";
         let width = config.n_embd;
@@ -117,7 +175,7 @@ impl Gpt2 {
                 .map(|i| Gpt2Block::load(&(&blocks / i), &config, i).map(Rc::new))
                 .collect::<Result<_>>()?,
             ln_f: LayerNorm::load(&(&transformer / "ln_f"), width, config.layer_norm_epsilon)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), width, config.vocab_size, tied)?,
+            lm_head: build.head(loader, width, config.vocab_size, tied)?,
             wte,
             config,
         })
@@ -125,9 +183,9 @@ impl Gpt2 {
 }
 
 impl CausalLm for Gpt2 {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let Config { n_embd: width, n_head: heads, .. } = self.config;
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.n_layer,
             heads,
             key_value_heads: heads,

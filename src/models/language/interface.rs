@@ -94,9 +94,9 @@ impl<'a> DecoderInputs<'a> {
     }
 }
 
-/// The sizes of a decoder, which trained prefixes and prompts must have.
+/// The sizes of a model, or of its decoder, which trained prefixes and prompts must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DecoderShape {
+pub struct TransformerShape {
     /// Transformer blocks.
     pub blocks: i64,
     /// Heads of queries.
@@ -116,7 +116,7 @@ pub struct DecoderShape {
 /// A decoder that predicts a text's next token.
 pub trait CausalLm {
     /// Its sizes.
-    fn shape(&self) -> DecoderShape;
+    fn shape(&self) -> TransformerShape;
 
     /// The embeddings of ids, before positions are added: int64 `[b, t] -> [b, t, w]`.
     fn embed(&self, ids: &Tensor) -> Tensor;
@@ -140,7 +140,10 @@ pub struct Encoded<'a> {
 /// An encoder that reads a text, and a decoder that writes another.
 pub trait EncoderDecoder {
     /// The decoder's sizes.
-    fn shape(&self) -> DecoderShape;
+    fn shape(&self) -> TransformerShape;
+
+    /// Transformer blocks of the encoder.
+    fn encoder_blocks(&self) -> i64;
 
     /// The embeddings of ids: int64 `[b, t] -> [b, t, d]`.
     fn embed(&self, ids: &Tensor) -> Tensor;
@@ -160,28 +163,37 @@ pub trait EncoderDecoder {
 }
 
 /// What a classifier reads.
-#[derive(Clone, Copy)]
 pub struct ClassifierInputs<'a> {
     /// The text.
     pub tokens: Tokens<'a>,
-    /// int64 `[b, t]`: 1 at tokens, 0 at padding; none: all are tokens.
+    /// int64 `[b, p + t]`: 1 at tokens, 0 at padding; none: all are tokens.
     pub attention_mask: Option<&'a Tensor>,
     /// int64 `[b, t]`: which of two texts a token is of; none: all of the first.
     pub token_type_ids: Option<&'a Tensor>,
-    /// Each block's activations are computed again in backward.
+    /// What every token sees beside the text, as if it stood before it; the text's keys and values are added to it.
+    pub cache: Option<&'a mut KeyValueCache>,
+    /// Each block's activations are computed again in backward. The cache is read then, and nothing is added to it.
     pub checkpointing: bool,
+}
+
+impl<'a> ClassifierInputs<'a> {
+    /// A whole text.
+    pub fn new(tokens: Tokens<'a>) -> Self {
+        Self { tokens, attention_mask: None, token_type_ids: None, cache: None, checkpointing: false }
+    }
+
+    pub(super) fn past(&self) -> i64 {
+        self.cache.as_ref().map_or(0, |cache| cache.length())
+    }
 }
 
 /// An encoder that sorts texts into classes.
 pub trait SequenceClassifier {
+    /// Its sizes.
+    fn shape(&self) -> TransformerShape;
+
     /// Number of classes.
     fn labels(&self) -> i64;
-
-    /// Most tokens that there are positions for.
-    fn longest(&self) -> i64;
-
-    /// Number of token ids.
-    fn vocabulary(&self) -> i64;
 
     /// The embeddings of ids: int64 `[b, t] -> [b, t, d]`.
     fn embed(&self, ids: &Tensor) -> Tensor;
@@ -201,21 +213,21 @@ pub enum LanguageModel {
 }
 
 impl LanguageModel {
-    /// Rows of its table of embeddings: one more than the largest id that it can read.
-    pub fn vocabulary(&self) -> i64 {
+    /// Its sizes, or those of its decoder.
+    pub fn shape(&self) -> TransformerShape {
         match self {
-            Self::Causal(model) => model.shape().vocabulary,
-            Self::EncoderDecoder(model) => model.shape().vocabulary,
-            Self::Classifier(model) => model.vocabulary(),
+            Self::Causal(model) => model.shape(),
+            Self::EncoderDecoder(model) => model.shape(),
+            Self::Classifier(model) => model.shape(),
         }
     }
 
-    /// Tokens of the longest text, where a table of positions ends.
-    pub fn longest(&self) -> Option<i64> {
+    /// The embeddings of ids, before positions are added: int64 `[b, t] -> [b, t, w]`.
+    pub fn embed(&self, ids: &Tensor) -> Tensor {
         match self {
-            Self::Causal(model) => model.shape().longest,
-            Self::EncoderDecoder(model) => model.shape().longest,
-            Self::Classifier(model) => Some(model.longest()),
+            Self::Causal(model) => model.embed(ids),
+            Self::EncoderDecoder(model) => model.embed(ids),
+            Self::Classifier(model) => model.embed(ids),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Language models: decoders that continue a text, encoder-decoders that answer one, encoders that classify one.
+//! Language models: decoders that continue a text or classify it, encoder-decoders that answer one, encoders that classify one.
 //!
 //! Every one is a file with its blocks and a row in [`ARCHITECTURES`]; the modules' paths are those of transformers'
 //! models, which PEFT's rules for targets are written for.
@@ -9,12 +9,14 @@ mod bert_config;
 mod bert_layer;
 mod blocks;
 mod bloom;
+mod decoder_classifier;
 mod folder;
 mod gpt2;
 mod interface;
 mod llama;
 mod llama_config;
 mod opt;
+mod outline;
 mod rope;
 mod t5;
 mod t5_block;
@@ -23,6 +25,10 @@ mod t5_config;
 pub use architectures::{Architecture, ARCHITECTURES};
 pub use folder::{HeadOptions, LanguageModelFiles};
 pub use interface::{
-    CausalLm, ClassifierInputs, DecoderInputs, DecoderShape, Encoded, EncoderDecoder, LanguageModel,
-    SequenceClassifier, Tokens,
+    CausalLm, ClassifierInputs, DecoderInputs, Encoded, EncoderDecoder, LanguageModel, SequenceClassifier, Tokens,
+    TransformerShape,
+};
+pub use outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
 };

@@ -5,7 +5,11 @@
 
 use super::architectures::Build;
 use super::blocks::{self, Block};
-use super::interface::{CausalLm, DecoderInputs, DecoderShape, LanguageModel};
+use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
+use super::outline::{
+    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
+    Projection, StackOutline,
+};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -13,6 +17,7 @@ use crate::nn::{
     Linear, Loader,
 };
 use serde::Deserialize;
+use serde_json::Value;
 use std::rc::Rc;
 use tch::Tensor;
 
@@ -66,6 +71,16 @@ impl Default for Config {
 const FIXED: &[(&str, &[&str])] = &[("layer_norm_elementwise_affine", &["true"]), ("layerdrop", &["0", "0.0"])];
 
 impl Config {
+    fn new(value: &Value) -> std::result::Result<Self, String> {
+        let config: Self = config_file::parse(value, FIXED)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn has_final_norm(&self) -> bool {
+        self.do_layer_norm_before && !self.remove_final_layer_norm
+    }
+
     fn check(&self) -> std::result::Result<(), String> {
         check_sizes(&[
             ("vocab_size", self.vocab_size),
@@ -92,9 +107,65 @@ impl Config {
 
 /// Loads the model of the configuration in `build`.
 pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
-    let config: Config = config_file::parse(build.config, FIXED).map_err(|e| build.refuse(e))?;
-    config.check().map_err(|e| build.refuse(e))?;
-    Ok(LanguageModel::Causal(Box::new(Opt::load(loader, config)?)))
+    let config = Config::new(build.config).map_err(|e| build.refuse(e))?;
+    Ok(build.decoder(Opt::load(loader, config, build)?))
+}
+
+/// What the model of a configuration is made of.
+pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
+    let config = Config::new(config)?;
+    let (width, narrow, heads, bias) =
+        (config.hidden_size, config.embedding_width(), config.num_attention_heads, config.enable_bias);
+    let projection = |path: &str, outputs: i64| Projection::new(path, outputs, bias);
+    let attention = AttentionOutline {
+        inputs: ["q_proj", "k_proj", "v_proj"].map(|name| projection(&format!("self_attn.{name}"), width)).into(),
+        output: projection("self_attn.out_proj", width),
+        reads_encoder: false,
+        heads,
+        groups: heads,
+        head_width: width / heads,
+        dropout: config.attention_dropout,
+        mask: MaskOutline::Causal,
+        rotary: false,
+    };
+    let feed_forward = FeedForwardOutline {
+        up: projection("fc1", config.ffn_dim),
+        gate: None,
+        down: projection("fc2", width),
+        activation: config.activation_function,
+        dropout: 0.0,
+    };
+    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.dropout, body };
+    let outer = |name: &str, outputs: i64| Projection::new(&format!("model.decoder.{name}"), outputs, false);
+    let stack = StackOutline {
+        path: "model.decoder.layers".into(),
+        embeddings: "model.decoder.embed_tokens".into(),
+        blocks: config.num_hidden_layers,
+        width,
+        norm: NormOutline::Layer,
+        norms_after: !config.do_layer_norm_before,
+        parts: vec![
+            part("self_attn_layer_norm", BodyOutline::Attention(attention)),
+            part("final_layer_norm", BodyOutline::FeedForward(feed_forward)),
+        ],
+        norms_before_blocks: Vec::new(),
+        norms_behind_blocks: config
+            .has_final_norm()
+            .then(|| "model.decoder.final_layer_norm".to_owned())
+            .into_iter()
+            .collect(),
+        projections: (width != narrow).then(|| (outer("project_in", width), outer("project_out", narrow))),
+        dropout: 0.0,
+    };
+    Ok(Outline {
+        tables: vec![
+            ("model.decoder.embed_tokens".into(), config.vocab_size, narrow),
+            ("model.decoder.embed_positions".into(), config.max_position_embeddings + OFFSET, width),
+        ],
+        stacks: vec![Rc::new(stack)],
+        head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
+        longest: Some(config.max_position_embeddings),
+    })
 }
 
 struct Opt {
@@ -109,7 +180,7 @@ struct Opt {
 }
 
 impl Opt {
-    fn load(loader: &Loader, config: Config) -> Result<Self> {
+    fn load(loader: &Loader, config: Config, build: &Build) -> Result<Self> {
         let decoder = loader / "model.decoder";
         let layers = &decoder / "layers";
         let (width, narrow) = (config.hidden_size, config.embedding_width());
@@ -119,7 +190,6 @@ impl Opt {
         };
         let embed_tokens = Embedding::load(&(&decoder / "embed_tokens"), config.vocab_size, narrow)?;
         let tied = config.tie_word_embeddings.then_some(&embed_tokens);
-        let has_final_norm = config.do_layer_norm_before && !config.remove_final_layer_norm;
         Ok(Self {
             embed_positions: Embedding::load(
                 &(&decoder / "embed_positions"),
@@ -130,12 +200,12 @@ impl Opt {
             layers: (0..config.num_hidden_layers)
                 .map(|i| DecoderLayer::load(&(&layers / i), &config).map(Rc::new))
                 .collect::<Result<_>>()?,
-            final_layer_norm: match has_final_norm {
+            final_layer_norm: match config.has_final_norm() {
                 true => Some(LayerNorm::load(&(&decoder / "final_layer_norm"), width, EPS)?),
                 false => None,
             },
             project_out: project("project_out", width, narrow)?,
-            lm_head: Linear::load_output(&(loader / "lm_head"), narrow, config.vocab_size, tied)?,
+            lm_head: build.head(loader, narrow, config.vocab_size, tied)?,
             embed_tokens,
             config,
         })
@@ -153,9 +223,9 @@ impl Opt {
 }
 
 impl CausalLm for Opt {
-    fn shape(&self) -> DecoderShape {
+    fn shape(&self) -> TransformerShape {
         let Config { hidden_size: width, num_attention_heads: heads, .. } = self.config;
-        DecoderShape {
+        TransformerShape {
             blocks: self.config.num_hidden_layers,
             heads,
             key_value_heads: heads,

@@ -121,8 +121,13 @@ impl T5Config {
 
     /// What the decoder's output is multiplied by: models that were trained with one table for both ends scale it.
     pub(super) fn output_scale(&self) -> Option<f64> {
-        let scaled = self.scale_decoder_outputs.unwrap_or(self.tie_word_embeddings != Some(false));
+        let scaled = self.scale_decoder_outputs.unwrap_or(self.ties_embeddings());
         scaled.then(|| (self.d_model as f64).powf(-0.5))
+    }
+
+    /// Whether the table of embeddings makes the logits too.
+    pub(super) fn ties_embeddings(&self) -> bool {
+        self.tie_word_embeddings != Some(false)
     }
 
     /// The token that a text which is written starts with.

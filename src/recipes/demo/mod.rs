@@ -34,6 +34,9 @@ use tch::{Device, Kind, Tensor};
 const SIDE: u32 = 64;
 /// Strength of the guidance at which this model follows prompts closely without loud colours.
 pub const GUIDANCE: f64 = 3.0;
+/// So small a UNet draws with its convolutions more than with its attention: without them it learns the subject's colours, with
+/// them its shape.
+const LORA_TARGETS: &str = "to_q,to_k,to_v,to_out.0,ff.net.0.proj,ff.net.2,proj_in,proj_out,conv1,conv2";
 /// Names a folder as a demo's, which a later demo may write over.
 const MARK: &str = ".lorabooth-demo";
 
@@ -44,7 +47,7 @@ pub struct DemoConfig {
     #[arg(long, default_value = "lorabooth-demo")]
     pub output_dir: PathBuf,
     /// Optimizer steps
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 600)]
     pub max_train_steps: u64,
     /// Train without images of the class beside, to see what they are for
     #[arg(long)]
@@ -204,7 +207,9 @@ fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
         ["--train-batch-size", "4"],
         ["--max-train-steps", &steps],
         ["--learning-rate", "1e-3"],
-        ["--lora-targets", "to_q,to_k,to_v,to_out.0"],
+        ["--lora-targets", LORA_TARGETS],
+        ["--lora-r", "16"],
+        ["--lora-alpha", "32"],
         ["--guidance-scale", &guidance],
         ["--validation-prompt", SUBJECT_PROMPT],
     ];

@@ -2,6 +2,7 @@
 
 use super::{MemoryPlan, PlanInput, SampledImages};
 use crate::error::{Error, Result};
+use crate::weights::Storage;
 use tch::Kind;
 
 /// An option that saves memory.
@@ -28,100 +29,182 @@ pub struct Fit {
     pub fits: bool,
 }
 
-/// An option: itself turned on in a plan's input, its flag and its cost. `None` where it is on or has nothing to do.
-type Choice = for<'a> fn(&PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)>;
-
-/// The options in order of cost. Class images can be what is largest only once batches are small.
-const CHOICES: &[Choice] =
-    &[cache_latents, half_precision, checkpointing, adam_8bit, sample_fewer, batch_1, sample_fewer, only_unet];
-
-fn cache_latents<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { cache_latents: true, ..input.clone() };
-    (!input.cache_latents).then(|| (changed, "--cache-latents true".into(), "one crop an image; steps get faster"))
+/// An input with an option turned on, its flag and its cost.
+pub struct Changed<I> {
+    pub(super) input: I,
+    pub(super) what: String,
+    pub(super) costs: &'static str,
 }
 
-fn half_precision<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    // Class images that were asked for in another dtype stay in it.
-    let follows = |images: SampledImages| match images.kind == input.kind {
-        true => SampledImages { kind: Kind::BFloat16, ..images },
-        false => images,
-    };
-    let class_images = input.class_images.map(follows);
-    let changed = PlanInput { kind: Kind::BFloat16, vae_kind: Kind::BFloat16, class_images, ..input.clone() };
-    (input.kind == Kind::Float).then(|| {
-        (
-            changed,
-            "--mixed-precision bf16".into(),
-            "three digits of precision in activations; steps get faster where the device computes in bf16",
-        )
-    })
+/// An option. `None` where it is on or has nothing to do.
+pub type Choice<I> = fn(&I) -> Option<Changed<I>>;
+
+/// What a run's memory is predicted from.
+pub trait Planned: Clone {
+    /// Predicts the run.
+    fn plan(&self) -> Result<MemoryPlan>;
+
+    /// The options that save memory, in order of cost.
+    fn choices(&self) -> Vec<Choice<Self>>;
+
+    /// The last resort, the next step of what can be taken smaller and smaller.
+    fn smaller(&self) -> Option<Changed<Self>>;
 }
 
-fn checkpointing<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { gradient_checkpointing: true, ..input.clone() };
-    (!input.gradient_checkpointing).then(|| {
-        (changed, "--gradient-checkpointing".into(), "the forward runs twice: a step takes about a third longer")
-    })
+pub(super) const HALF_PRECISION_COSTS: &str =
+    "three digits of precision in activations; steps get faster where the device computes in bf16";
+pub(super) const CHECKPOINTING_COSTS: &str = "the forward runs twice: a step takes about a third longer";
+pub(super) const ADAM_8BIT_COSTS: &str = "optimizer state of one byte a number";
+pub(super) const BATCH_1_COSTS: &str = "the same gradient from smaller steps: somewhat slower";
+pub(super) const OFFLOAD_COSTS: &str = "weights are brought for each use: steps take longer where copying is slow";
+
+pub(super) const INT8: &str = "--load-in-8bit";
+const OFFLOAD: &str = "--offload cpu";
+const OFFLOAD_NOT_INT8: &str = "--offload cpu in place of --load-in-8bit";
+
+/// The flag that has weights streamed which are kept in `storage`.
+pub(super) fn offload_from(storage: Storage) -> Option<String> {
+    match storage {
+        Storage::Dense => Some(OFFLOAD.into()),
+        Storage::Int8 { .. } => Some(OFFLOAD_NOT_INT8.into()),
+        Storage::Streamed => None,
+    }
 }
 
-fn adam_8bit<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { optimizer_8bit: true, ..input.clone() };
-    (!input.optimizer_8bit).then(|| (changed, "--use-8bit-adam".into(), "optimizer state of one byte a number"))
+impl Planned for PlanInput<'_> {
+    fn plan(&self) -> Result<MemoryPlan> {
+        MemoryPlan::new(self)
+    }
+
+    fn choices(&self) -> Vec<Choice<Self>> {
+        // Class images can be what is largest only once batches are small.
+        let first: Choice<Self> = Self::cache_latents;
+        vec![
+            first,
+            Self::half_precision,
+            Self::checkpointing,
+            Self::adam_8bit,
+            Self::sample_fewer,
+            Self::batch_1,
+            Self::sample_fewer,
+            Self::offload,
+            Self::only_unet,
+        ]
+    }
+
+    fn smaller(&self) -> Option<Changed<Self>> {
+        let resolution = self.resolution - self.vae.scale_factor() * self.unet.size_multiple();
+        let input = Self { resolution, ..self.clone() };
+        let what = format!("--resolution {resolution}");
+        (resolution >= 256).then_some(Changed { input, what, costs: "less detail in what is learned" })
+    }
 }
 
-fn sample_fewer<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let images = input.class_images.filter(|images| images.batch > 1)?;
-    let changed = PlanInput { class_images: Some(SampledImages { batch: 1, ..images }), ..input.clone() };
-    Some((changed, "--sample-batch-size 1".into(), "class images are made one by one"))
-}
+impl PlanInput<'_> {
+    fn cache_latents(&self) -> Option<Changed<Self>> {
+        (!self.cache_latents).then(|| Changed {
+            input: Self { cache_latents: true, ..self.clone() },
+            what: "--cache-latents true".into(),
+            costs: "one crop an image; steps get faster",
+        })
+    }
 
-fn batch_1<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let accumulation = input.accumulation * input.batch.unsigned_abs();
-    let changed = PlanInput { batch: 1, accumulation, ..input.clone() };
-    let what = format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}");
-    (input.batch > 1).then_some((changed, what, "the same gradient from smaller steps: somewhat slower"))
-}
+    fn half_precision(&self) -> Option<Changed<Self>> {
+        // Class images that were asked for in another dtype stay in it.
+        let follows = |images: SampledImages| match images.kind == self.kind {
+            true => SampledImages { kind: Kind::BFloat16, ..images },
+            false => images,
+        };
+        let class_images = self.class_images.map(follows);
+        (self.kind == Kind::Float).then(|| Changed {
+            input: Self { kind: Kind::BFloat16, vae_kind: Kind::BFloat16, class_images, ..self.clone() },
+            what: "--mixed-precision bf16".into(),
+            costs: HALF_PRECISION_COSTS,
+        })
+    }
 
-fn only_unet<'a>(input: &PlanInput<'a>) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let changed = PlanInput { text_lora: None, ..input.clone() };
-    input
-        .text_lora
-        .as_ref()
-        .map(|_| (changed, "no --train-text-encoder".into(), "the prompt's new word is learned less well"))
-}
+    fn checkpointing(&self) -> Option<Changed<Self>> {
+        (!self.gradient_checkpointing).then(|| Changed {
+            input: Self { gradient_checkpointing: true, ..self.clone() },
+            what: "--gradient-checkpointing".into(),
+            costs: CHECKPOINTING_COSTS,
+        })
+    }
 
-fn smaller<'a>(input: &PlanInput<'a>, multiple: i64) -> Option<(PlanInput<'a>, String, &'static str)> {
-    let resolution = input.resolution - multiple;
-    let changed = PlanInput { resolution, ..input.clone() };
-    (resolution >= 256).then(|| (changed, format!("--resolution {resolution}"), "less detail in what is learned"))
+    fn adam_8bit(&self) -> Option<Changed<Self>> {
+        (!self.optimizer_8bit).then(|| Changed {
+            input: Self { optimizer_8bit: true, ..self.clone() },
+            what: "--use-8bit-adam".into(),
+            costs: ADAM_8BIT_COSTS,
+        })
+    }
+
+    fn sample_fewer(&self) -> Option<Changed<Self>> {
+        let images = self.class_images.filter(|images| images.batch > 1)?;
+        Some(Changed {
+            input: Self { class_images: Some(SampledImages { batch: 1, ..images }), ..self.clone() },
+            what: "--sample-batch-size 1".into(),
+            costs: "class images are made one by one",
+        })
+    }
+
+    fn batch_1(&self) -> Option<Changed<Self>> {
+        let accumulation = self.accumulation * self.batch.unsigned_abs();
+        (self.batch > 1).then(|| Changed {
+            input: Self { batch: 1, accumulation, ..self.clone() },
+            what: format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}"),
+            costs: BATCH_1_COSTS,
+        })
+    }
+
+    fn offload(&self) -> Option<Changed<Self>> {
+        offload_from(self.storage).map(|what| Changed {
+            input: Self { storage: Storage::Streamed, ..self.clone() },
+            what,
+            costs: OFFLOAD_COSTS,
+        })
+    }
+
+    fn only_unet(&self) -> Option<Changed<Self>> {
+        self.text_lora.as_ref().map(|_| Changed {
+            input: Self { text_lora: None, ..self.clone() },
+            what: "no --train-text-encoder".into(),
+            costs: "the prompt's new word is learned less well",
+        })
+    }
 }
 
 /// What to turn on for `input` to stay within `budget_bytes`, one option after another until it does. Options that
 /// save nothing are left out.
-pub fn fit(budget_bytes: u64, input: &PlanInput) -> Result<Fit> {
+pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
     let mut now = input.clone();
-    let asked_bytes = MemoryPlan::new(&now)?.peak_bytes;
+    let asked_bytes = now.plan()?.peak_bytes;
     let mut peak_bytes = asked_bytes;
     let mut suggestions = Vec::new();
-    for choice in CHOICES {
+    for choice in input.choices() {
         if peak_bytes <= budget_bytes {
             break;
         }
-        let Some((changed, what, costs)) = choice(&now) else { continue };
-        let with = MemoryPlan::new(&changed)?.peak_bytes;
+        let Some(Changed { input, mut what, costs }) = choice(&now) else { continue };
+        let with = input.plan()?.peak_bytes;
         if with < peak_bytes {
-            suggestions.push(Suggestion { what, saves_bytes: peak_bytes - with, costs: costs.to_owned() });
-            (now, peak_bytes) = (changed, with);
+            let mut saves_bytes = peak_bytes - with;
+            let int8 = suggestions.iter().position(|before: &Suggestion| before.what == INT8);
+            if let (OFFLOAD_NOT_INT8, Some(int8)) = (what.as_str(), int8) {
+                saves_bytes += suggestions.remove(int8).saves_bytes;
+                OFFLOAD.clone_into(&mut what);
+            }
+            suggestions.push(Suggestion { what, saves_bytes, costs: costs.to_owned() });
+            (now, peak_bytes) = (input, with);
         }
     }
-    let multiple = input.vae.scale_factor() * input.unet.size_multiple();
     let before = peak_bytes;
     let mut last = None;
     while peak_bytes > budget_bytes {
-        let Some((changed, what, costs)) = smaller(&now, multiple) else { break };
-        peak_bytes = MemoryPlan::new(&changed)?.peak_bytes;
+        let Some(Changed { input, what, costs }) = now.smaller() else { break };
+        peak_bytes = input.plan()?.peak_bytes;
         last = Some(Suggestion { what, saves_bytes: before.saturating_sub(peak_bytes), costs: costs.to_owned() });
-        now = changed;
+        now = input;
     }
     suggestions.extend(last);
     Ok(Fit { suggestions, asked_bytes, peak_bytes, fits: peak_bytes <= budget_bytes })

@@ -1,32 +1,79 @@
 //! The layers of `nn` on shadows: what each allocates, keeps for backward and computes.
 
-use super::tape::{Record, Shadow, Tape, Work};
+use super::tape::{Record, Shadow, Storage, Tape, Work};
 use crate::adapters::{Bias, LoraConfig, TargetRules};
 use crate::error::Result;
-use crate::weights::{Op, Stride};
+use crate::weights::{self, block_of, Op, Stride, DENSE_AT_ONCE};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Div;
 use std::rc::Rc;
+use tch::Device;
 
 /// A network: what it is made of and where adapters are on it. Fills itself while it is walked.
 #[derive(Default)]
 pub(super) struct Network {
     lora: Option<LoraConfig>,
+    /// How weights are kept.
+    storage: weights::Storage,
     /// Key of a weight to its shape.
     weights: RefCell<BTreeMap<String, Vec<i64>>>,
+    /// Keys of the weights that can be kept in 8 bits.
+    linear: RefCell<BTreeSet<String>>,
+    /// Keys of the weights that can be streamed to their numbers, also of those that are counted elsewhere.
+    streamed: RefCell<BTreeMap<String, u64>>,
+    /// Keys of tables of embeddings.
+    tables: RefCell<BTreeSet<String>>,
     /// Path of a projection to the rank of its adapter and the number of trained elements.
     trained: RefCell<BTreeMap<String, (i64, i64)>>,
 }
 
 impl Network {
-    pub(super) fn new(lora: Option<&LoraConfig>) -> Result<Rc<Self>> {
+    pub(super) fn new(lora: Option<&LoraConfig>, storage: weights::Storage) -> Result<Rc<Self>> {
         lora.map(TargetRules::new).transpose()?;
-        Ok(Rc::new(Self { lora: lora.cloned(), ..Self::default() }))
+        Ok(Rc::new(Self { lora: lora.cloned(), storage, ..Self::default() }))
     }
 
     pub(super) fn root(self: &Rc<Self>) -> At {
-        At { network: self.clone(), path: String::new() }
+        At { network: self.clone(), path: String::new(), role: Role::Inner }
+    }
+
+    /// Bytes of the weights where they compute, in a dtype of `width` bytes: in 8 bits a byte a number of linear layers, and four for
+    /// each of their rows; streamed the most that is there at a time, and nothing of tables, which wait in their file.
+    pub(super) fn kept_bytes(&self, width: u64, storage: weights::Storage, device: Device) -> u64 {
+        let (linear, streamed, tables) = (self.linear.borrow(), self.streamed.borrow(), self.tables.borrow());
+        let bytes = |(key, shape): (&String, &Vec<i64>)| {
+            let elements = shape.iter().product::<i64>() as u64;
+            match storage {
+                weights::Storage::Int8 { .. } if linear.contains(key) => elements + 4 * shape[0] as u64,
+                weights::Storage::Streamed if streamed.contains_key(key) || tables.contains(key) => 0,
+                _ => elements * width,
+            }
+        };
+        let resident: u64 = self.weights.borrow().iter().map(bytes).sum();
+        match storage {
+            weights::Storage::Streamed => resident + self.most_streamed(device) * width,
+            _ => resident,
+        }
+    }
+
+    /// The most numbers of streamed weights that are there at a time: two blocks on a device; on the CPU one weight, beside what its
+    /// file has of it.
+    fn most_streamed(&self, device: Device) -> u64 {
+        let streamed = self.streamed.borrow();
+        let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
+        for (key, elements) in streamed.iter() {
+            let name = if device == Device::Cpu { key } else { block_of(key) };
+            *blocks.entry(name).or_default() += elements;
+        }
+        2 * blocks.into_values().max().unwrap_or(0)
+    }
+
+    /// Numbers of the largest weight that is kept in 8 bits.
+    pub(super) fn largest_linear(&self) -> u64 {
+        let weights = self.weights.borrow();
+        let elements = |key: &String| weights[key].iter().product::<i64>() as u64;
+        self.linear.borrow().iter().map(elements).max().unwrap_or(0)
     }
 
     /// Key to shape of every weight that a walk passed.
@@ -67,6 +114,17 @@ impl Network {
 pub(super) struct At {
     network: Rc<Network>,
     path: String,
+    role: Role,
+}
+
+/// What a projection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Inner,
+    /// A classifier's head, which is never kept in 8 bits.
+    Head,
+    /// It makes a token's logits: that, and left out of `all-linear`.
+    Output,
 }
 
 impl<S: std::fmt::Display> Div<S> for &At {
@@ -77,13 +135,52 @@ impl<S: std::fmt::Display> Div<S> for &At {
             true => name.to_string(),
             false => format!("{}.{name}", self.path),
         };
-        At { network: self.network.clone(), path }
+        At { network: self.network.clone(), path, role: self.role }
     }
 }
 
 impl At {
+    /// The same place with another role.
+    pub(super) fn with_role(self, role: Role) -> Self {
+        Self { role, ..self }
+    }
+
     pub(super) fn weight(&self, name: &str, shape: &[i64]) {
         self.network.weights.borrow_mut().insert(format!("{}.{name}", self.path), shape.to_vec());
+    }
+
+    /// The weight here is another layer's too, and counted there.
+    pub(super) fn forget_weight(&self) {
+        self.network.weights.borrow_mut().remove(&self.key());
+    }
+
+    /// The key of the weight here.
+    fn key(&self) -> String {
+        format!("{}.weight", self.path)
+    }
+
+    /// The weight of a projection here.
+    fn projection_weight(&self, shape: &[i64]) {
+        self.weight("weight", shape);
+        if self.role != Role::Head {
+            self.network.streamed.borrow_mut().insert(self.key(), shape.iter().product::<i64>() as u64);
+        }
+    }
+
+    /// The weight of a linear layer here; whether it is kept in 8 bits.
+    fn linear_weight(&self, shape: &[i64]) -> bool {
+        self.projection_weight(shape);
+        if self.role == Role::Inner {
+            self.network.linear.borrow_mut().insert(self.key());
+        }
+        matches!(self.network.storage, weights::Storage::Int8 { .. }) && self.role == Role::Inner
+    }
+
+    /// A table of embeddings here.
+    pub(super) fn table(&self, shape: [i64; 2]) {
+        self.weight("weight", &shape);
+        self.network.tables.borrow_mut().insert(self.key());
+        self.rank(Op::Embedding, &shape);
     }
 
     /// The rank of the adapter here, on a weight `[out, in, ..]`; 0 where there is none.
@@ -91,7 +188,9 @@ impl At {
         let Some(config) = &self.network.lora else { return 0 };
         let mut trained = self.network.trained.borrow_mut();
         let (rank, _) = *trained.entry(self.path.clone()).or_insert_with(|| {
-            let targeted = TargetRules::new(config).is_ok_and(|rules| rules.contain(&self.path, op));
+            let targeted = TargetRules::new(config).is_ok_and(|rules| {
+                rules.contain(&self.path, op) && !(rules.are_all_linear() && self.role == Role::Output)
+            });
             match targeted && !config.saves_whole(&self.path) {
                 true => {
                     let rank = config.rank_of(&self.path);
@@ -123,11 +222,26 @@ impl Tape {
         Work { bytes: elements as f64 * self.width() as f64 * passes, ..Work::default() }
     }
 
+    /// Rows `[texts, length, width]` of the tokens' table `[rows, width]`, which is read under the path of `at`, with the adapter
+    /// there. The table itself is counted elsewhere.
+    pub(super) fn embedding(&self, at: &At, texts: i64, length: i64, table: [i64; 2]) -> Shadow {
+        let rank = at.rank(Op::Embedding, &table);
+        let ys = self.tensor(&[texts, length, table[1]]);
+        if rank == 0 && !at.trains("weight") {
+            return ys;
+        }
+        let hidden = self.tensor(&[texts, length, rank]);
+        // Its gradient is as large as A, beside the one that is kept.
+        let scratch = (rank * table[0]) as u64 * 4;
+        let record = Record { saved: vec![hidden.storage()], scratch, trained: true, ..Record::default() };
+        self.record_one(&[], ys, record)
+    }
+
     /// `[.., in] -> [.., outputs]` with the adapter there.
     pub(super) fn linear(&self, at: &At, xs: &Shadow, outputs: i64, bias: bool) -> Shadow {
         let inputs = xs.shape.last().copied().unwrap_or(1);
         let shape = [outputs, inputs];
-        at.weight("weight", &shape);
+        let int8 = at.linear_weight(&shape);
         if bias {
             at.weight("bias", &[outputs]);
         }
@@ -141,6 +255,10 @@ impl Tape {
         let rank = at.rank(Op::Linear, &shape);
         // A frozen weight needs nothing of the input.
         let mut record = Record { work: product(inputs, outputs), ..Record::default() };
+        if int8 {
+            drop(self.bytes(self.int8_forward(rows, inputs, outputs)));
+            record.scratch = self.int8_backward(rows, inputs, outputs);
+        }
         if at.trains("weight") {
             record.saved = vec![xs.storage(), self.cast_copy(inputs * outputs).storage()];
             record.work = record.work.times(2.0);
@@ -175,6 +293,19 @@ impl Tape {
         self.record_one(&[&ys, &low], ys.view(&shape), Record { pass_on: true, ..Record::default() })
     }
 
+    /// What a product in 8 bits takes for its time (`weights::int8`): the input's sizes, its codes' numbers and the codes; then the
+    /// int32 product and its numbers.
+    fn int8_forward(&self, rows: i64, inputs: i64, outputs: i64) -> u64 {
+        let numbers = if self.width() < 4 { 4 } else { 0 };
+        (rows * inputs) as u64 * (numbers + 9) + (rows * outputs) as u64 * 8
+    }
+
+    /// The same of the gradient of its input: the scaled gradient, a band of the dense weight, and the sum of bands.
+    fn int8_backward(&self, rows: i64, inputs: i64, outputs: i64) -> u64 {
+        let band = (inputs * outputs).min(DENSE_AT_ONCE) as u64;
+        (rows * outputs) as u64 * (4 + self.width()) + band * self.width() + (rows * inputs) as u64 * 8
+    }
+
     /// What A is applied to: the input, or a copy of it with zeros dropped in.
     fn adapter_input(&self, at: &At, xs: &Shadow) -> Shadow {
         match at.dropout() {
@@ -193,18 +324,14 @@ impl Tape {
     }
 
     /// `ys + change` where the change is measured from the base projection, computed again.
-    fn dora(&self, at: &At, xs: &Shadow, ys: &Shadow, scaled: &Shadow, saved: Vec<Rc<super::tape::Storage>>) -> Shadow {
+    fn dora(&self, at: &At, xs: &Shadow, ys: &Shadow, scaled: &Shadow, saved: Vec<Rc<Storage>>) -> Shadow {
         let inputs = xs.shape.last().copied().unwrap_or(1);
         let outputs = ys.shape.last().copied().unwrap_or(1);
         let product = Work { matmul: 2.0 * ys.elements() as f64 * inputs as f64, ..Work::default() };
         self.count(product);
         let base = self.record_one(&[xs], self.tensor(&ys.shape), Record { work: product, ..Record::default() });
         let whole = self.bytes(
-            at.network
-                .weights
-                .borrow()
-                .get(&format!("{}.weight", at.path))
-                .map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
+            at.network.weights.borrow().get(&at.key()).map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
         );
         drop(whole);
         let low =
@@ -226,7 +353,7 @@ impl Tape {
     pub(super) fn conv(&self, at: &At, xs: &Shadow, outputs: i64, kernel: i64, stride: i64) -> Shadow {
         let (inputs, padding) = (xs.shape[1], kernel / 2);
         let shape = [outputs, inputs, kernel, kernel];
-        at.weight("weight", &shape);
+        at.projection_weight(&shape);
         at.weight("bias", &[outputs]);
         let rank = at.rank(Op::Conv2d(Stride { stride, padding }), &shape);
         let ys = self.bare_conv(xs, outputs, kernel, stride, at.trains("weight") || at.trains("bias"));
@@ -273,6 +400,23 @@ impl Tape {
         at.weight("weight", &[width]);
         at.weight("bias", &[width]);
         self.keeping_input(xs, 3.0, at.trains("weight") || at.trains("bias"))
+    }
+
+    /// A norm by the root mean square over `width` channels, which is computed and kept in float32 step by step.
+    pub(super) fn rms_norm(&self, at: &At, xs: &Shadow, width: i64) -> Shadow {
+        at.weight("weight", &[width]);
+        let numbers = xs.elements() as u64 * 4;
+        let kept = if self.width() < 4 { self.bytes(numbers) } else { xs.storage() };
+        self.count(self.moved(xs.elements(), 6.0));
+        drop(self.bytes(numbers * 2));
+        let record = Record {
+            saved: vec![kept],
+            scratch: numbers * 2,
+            work: self.moved(xs.elements(), 8.0),
+            trained: at.trains("weight"),
+            ..Record::default()
+        };
+        self.record_one(&[xs], self.tensor(&xs.shape), record)
     }
 
     /// An operation that keeps its input.
@@ -327,19 +471,37 @@ impl Tape {
 
     /// The two halves of the last dimension, as views.
     pub(super) fn halves(&self, xs: &Shadow) -> (Shadow, Shadow) {
-        let mut shape = xs.shape.clone();
-        if let Some(last) = shape.last_mut() {
-            *last /= 2;
-        }
-        let views = vec![xs.view(&shape), xs.view(&shape)];
-        let work = self.moved(xs.elements(), 2.0);
-        let mut halves = self.record(&[xs], views, Record { outputs: 2, work, ..Record::default() });
+        let mut halves = self.parts(xs, 2);
         let second = halves.remove(1);
         (halves.remove(0), second)
     }
 
+    /// As many equal parts of the last dimension, as views.
+    pub(super) fn parts(&self, xs: &Shadow, count: usize) -> Vec<Shadow> {
+        let mut shape = xs.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last /= count as i64;
+        }
+        let views = vec![xs.view(&shape); count];
+        let work = self.moved(xs.elements(), 2.0);
+        self.record(&[xs], views, Record { outputs: count, work, ..Record::default() })
+    }
+
     /// `[b, s, c]`, `[b, t, c]`, `[b, t, c]` to `[b, s, c]`; a causal one does half the work.
     pub(super) fn attend(&self, q: &Shadow, k: &Shadow, v: &Shadow, heads: i64, causal: bool) -> Shadow {
+        self.attend_masked(q, k, v, heads, causal, None)
+    }
+
+    /// The same with what is added to the scores.
+    pub(super) fn attend_masked(
+        &self,
+        q: &Shadow,
+        k: &Shadow,
+        v: &Shadow,
+        heads: i64,
+        causal: bool,
+        mask: Option<Rc<Storage>>,
+    ) -> Shadow {
         let (batch, rows, keys, width) = (q.shape[0], q.shape[1], k.shape[1], q.shape[2]);
         let share = if causal { 0.5 } else { 1.0 };
         let attention = 4.0 * share * (batch * rows) as f64 * (keys * width) as f64;
@@ -349,8 +511,9 @@ impl Tape {
         let log_sums = self.bytes((batch * heads * rows * 4) as u64);
         let needed = [q, k, v].iter().filter(|xs| xs.requires_grad()).count().max(1);
         let unneeded: i64 = [q, k, v].iter().filter(|xs| !xs.requires_grad()).map(|xs| xs.elements()).sum();
+        let saved = [q.storage(), k.storage(), v.storage(), ys.storage(), log_sums];
         let record = Record {
-            saved: vec![q.storage(), k.storage(), v.storage(), ys.storage(), log_sums],
+            saved: saved.into_iter().chain(mask).collect(),
             // All three gradients are made, wanted or not.
             scratch: unneeded as u64 * self.width(),
             work: work.times(2.5 / needed as f64),

@@ -202,8 +202,8 @@ fn up_block(
 /// CLIP's text model on `batch` rows of the longest text: `[b, t, d]`.
 pub(super) fn clip_text(tape: &Tape, at: &At, config: &ClipTextConfig, batch: i64, checkpointing: bool) -> Shadow {
     let (length, width) = (config.max_position_embeddings, config.hidden_size);
-    (at / "embeddings.token_embedding").weight("weight", &[config.vocab_size, width]);
-    (at / "embeddings.position_embedding").weight("weight", &[length, width]);
+    (at / "embeddings.token_embedding").table([config.vocab_size, width]);
+    (at / "embeddings.position_embedding").table([length, width]);
     let mut xs = tape.tensor(&[batch, length, width]);
     let sizes = (config.num_attention_heads, config.intermediate_size, config.hidden_act);
     for i in 0..config.num_hidden_layers {
@@ -228,7 +228,7 @@ fn clip_layer(tape: &Tape, at: &At, xs: &Shadow, (heads, inner, activation): (i6
     tape.add(&xs, &tape.linear(&(at / "mlp.fc2"), &hidden, width, true))
 }
 
-fn activate(tape: &Tape, activation: Activation, xs: &Shadow) -> Shadow {
+pub(super) fn activate(tape: &Tape, activation: Activation, xs: &Shadow) -> Shadow {
     match activation {
         Activation::Gelu | Activation::GeluNew | Activation::Relu | Activation::Silu => tape.element_wise(xs, 4.0),
         Activation::QuickGelu => {

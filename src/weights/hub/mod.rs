@@ -69,6 +69,11 @@ pub fn is_id(text: &str) -> bool {
     matches!(text.split_once('/'), Some((owner, name)) if valid(owner) && valid(name))
 }
 
+/// Whether `text` can be the hub id of a language model: [`is_id`], or one of the first models, which have no owner (`gpt2`).
+pub fn is_language_model_id(text: &str) -> bool {
+    is_id(text) || is_id(&format!("owner/{text}"))
+}
+
 impl Hub {
     /// What HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE say, with huggingface_hub's defaults.
     pub fn from_env() -> Result<Self> {
@@ -114,7 +119,7 @@ impl Hub {
     }
 
     fn fetch(&self, request: &Request, selection: &Selection, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
-        if !is_id(request.id) {
+        if !is_language_model_id(request.id) {
             return Err(Error::invalid(format!("`{}` is no hub id; one looks like `owner/name`", request.id)));
         }
         let attempt = Attempt { hub: self, id: request.id, revision: request.revision.unwrap_or("main") };

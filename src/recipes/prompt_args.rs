@@ -1,0 +1,245 @@
+//! Which of PEFT's methods trains, and the options of those that put something in front of texts.
+
+use super::option_checks::{counted, dropout, refuse};
+use crate::adapters::{
+    PTuningOptions, PrefixTuningOptions, PromptConfig, PromptTuningInit, PromptTuningOptions, Reparameterization,
+};
+use crate::error::{Error, Result};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::Path;
+
+/// Rows of the longest prompt: no model has positions for more.
+const MAX_VIRTUAL_TOKENS: u64 = 100_000;
+/// The widest and the deepest encoder.
+const MAX_WIDTH: u64 = 65_536;
+const MAX_LAYERS: u64 = 64;
+
+/// `--peft-method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeftMethodChoice {
+    /// Low-rank changes of projections.
+    Lora,
+    /// Embeddings of virtual tokens before the text.
+    PromptTuning,
+    /// Keys and values of virtual tokens in every block.
+    PrefixTuning,
+    /// Embeddings of virtual tokens, from an encoder.
+    PTuning,
+}
+
+impl PeftMethodChoice {
+    /// PEFT's `peft_type`.
+    pub fn peft_type(self) -> &'static str {
+        match self {
+            Self::Lora => "LORA",
+            Self::PromptTuning => "PROMPT_TUNING",
+            Self::PrefixTuning => "PREFIX_TUNING",
+            Self::PTuning => "P_TUNING",
+        }
+    }
+
+    /// As the flag's value.
+    pub fn flag(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// The methods that the option `name` (`lora_r`) belongs to; none: it is no method's own.
+    fn owners(name: &str) -> &'static [Self] {
+        match name {
+            "num_virtual_tokens" => &[Self::PromptTuning, Self::PrefixTuning, Self::PTuning],
+            "prompt_tuning_init" | "prompt_tuning_init_text" => &[Self::PromptTuning],
+            "prefix_projection" => &[Self::PrefixTuning],
+            "encoder_hidden_size" => &[Self::PrefixTuning, Self::PTuning],
+            "encoder_reparameterization_type" | "encoder_num_layers" | "encoder_dropout" => &[Self::PTuning],
+            "use_rslora" | "use_dora" => &[Self::Lora],
+            _ if name.starts_with("lora_") => &[Self::Lora],
+            _ => &[],
+        }
+    }
+
+    /// Refuses the options `given`, by name (`lora_r`), that belong to other methods, or that a prompt has already which
+    /// training starts from.
+    pub fn check_given<'a>(self, given: impl Iterator<Item = &'a str>, starts_from_adapter: bool) -> Result<()> {
+        for (name, owners) in given.map(|name| (name, Self::owners(name))).filter(|(_, owners)| !owners.is_empty()) {
+            let (flag, own) = (name.replace('_', "-"), self.flag());
+            if !owners.contains(&self) {
+                let theirs: Vec<String> = owners.iter().map(|owner| owner.flag()).collect();
+                return Err(Error::Usage(format!(
+                    "--{flag} belongs to --peft-method {}, and this run's is {own}; leave one of them out",
+                    theirs.join(" and ")
+                )));
+            }
+            if starts_from_adapter && self != Self::Lora {
+                return Err(Error::Usage(format!(
+                    "--{flag} is settled by the adapter that --init-adapter names; leave one of them out"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `--prompt-tuning-init`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptInitChoice {
+    /// Normal.
+    Random,
+    /// The embeddings of --prompt-tuning-init-text.
+    Text,
+}
+
+/// `--encoder-reparameterization-type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReparameterizationChoice {
+    /// Three projections.
+    Mlp,
+    /// An LSTM in both directions, and two projections.
+    Lstm,
+}
+
+/// Options of prompt tuning, prefix tuning and P-tuning.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct PromptArgs {
+    /// Virtual tokens before each text (prompt tuning, prefix tuning, P-tuning)
+    #[arg(long, default_value_t = 20, help_heading = "Adapter")]
+    pub num_virtual_tokens: u64,
+    /// How the virtual tokens of prompt tuning start: at random, or as a text
+    #[arg(long, value_enum, ignore_case = true, default_value_t = PromptInitChoice::Random, help_heading = "Adapter")]
+    pub prompt_tuning_init: PromptInitChoice,
+    /// That text, cut or repeated to as many tokens
+    #[arg(long, value_name = "TEXT", help_heading = "Adapter")]
+    pub prompt_tuning_init_text: Option<String>,
+    /// Train the prefix through two projections (prefix tuning)
+    #[arg(long, help_heading = "Adapter")]
+    pub prefix_projection: bool,
+    /// Width of the prefix's projection or of P-tuning's encoder; as wide as a virtual token where not given
+    #[arg(long, value_name = "WIDTH", help_heading = "Adapter")]
+    pub encoder_hidden_size: Option<u64>,
+    /// Encoder of P-tuning
+    #[arg(long, value_enum, ignore_case = true, default_value_t = ReparameterizationChoice::Mlp, help_heading = "Adapter")]
+    pub encoder_reparameterization_type: ReparameterizationChoice,
+    /// Layers of P-tuning's LSTM; 2 where not given
+    #[arg(long, value_name = "LAYERS", help_heading = "Adapter")]
+    pub encoder_num_layers: Option<u64>,
+    /// Dropout between the layers of P-tuning's LSTM; 0 where not given
+    #[arg(long, value_name = "RATE", help_heading = "Adapter")]
+    pub encoder_dropout: Option<f64>,
+}
+
+impl PromptArgs {
+    /// Refuses options that cannot be meant with `method`.
+    pub(super) fn check(&self, method: PeftMethodChoice) -> Result<()> {
+        counted("--num-virtual-tokens", self.num_virtual_tokens, 1, MAX_VIRTUAL_TOKENS)?;
+        counted("--encoder-hidden-size", self.encoder_hidden_size.unwrap_or(1), 1, MAX_WIDTH)?;
+        counted("--encoder-num-layers", self.encoder_num_layers.unwrap_or(1), 1, MAX_LAYERS)?;
+        dropout("--encoder-dropout", self.encoder_dropout.unwrap_or(0.0))?;
+        let starts_as_text = self.prompt_tuning_init == PromptInitChoice::Text;
+        match &self.prompt_tuning_init_text {
+            None if starts_as_text => {
+                return refuse(
+                    "--prompt-tuning-init text needs --prompt-tuning-init-text, the text to start from".into(),
+                )
+            }
+            Some(_) if !starts_as_text => {
+                return refuse("--prompt-tuning-init-text is used with --prompt-tuning-init text; add it".into())
+            }
+            _ => {}
+        }
+        if method == PeftMethodChoice::PrefixTuning && self.encoder_hidden_size.is_some() && !self.prefix_projection {
+            return refuse("--encoder-hidden-size is the width of --prefix-projection; add it".into());
+        }
+        let is_mlp = self.encoder_reparameterization_type == ReparameterizationChoice::Mlp;
+        let of_lstm = [
+            ("--encoder-num-layers", self.encoder_num_layers.is_some()),
+            ("--encoder-dropout", self.encoder_dropout.is_some()),
+        ];
+        match of_lstm.iter().find(|(_, given)| *given && is_mlp) {
+            Some((flag, _)) => {
+                refuse(format!("{flag} is the LSTM's; add --encoder-reparameterization-type lstm, or leave it out"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The prompt that the options ask for, of `method`, for the model in `model`; none for LoRA.
+    pub(super) fn config(&self, method: PeftMethodChoice, model: &Path) -> Result<Option<PromptConfig>> {
+        let (name, tokens) = (method.peft_type(), self.num_virtual_tokens as i64);
+        match method {
+            PeftMethodChoice::Lora => Ok(None),
+            PeftMethodChoice::PromptTuning => PromptConfig::new(name, tokens, &self.prompt_tuning(model)).map(Some),
+            PeftMethodChoice::PrefixTuning => PromptConfig::new(name, tokens, &self.prefix_tuning()).map(Some),
+            PeftMethodChoice::PTuning => PromptConfig::new(name, tokens, &self.p_tuning()).map(Some),
+        }
+    }
+
+    fn prompt_tuning(&self, model: &Path) -> PromptTuningOptions {
+        let text = self.prompt_tuning_init_text.clone();
+        PromptTuningOptions {
+            prompt_tuning_init: match self.prompt_tuning_init {
+                PromptInitChoice::Random => PromptTuningInit::Random,
+                PromptInitChoice::Text => PromptTuningInit::Text,
+            },
+            tokenizer_name_or_path: text.is_some().then(|| model.display().to_string()),
+            prompt_tuning_init_text: text,
+            tokenizer_kwargs: None,
+        }
+    }
+
+    fn prefix_tuning(&self) -> PrefixTuningOptions {
+        PrefixTuningOptions {
+            prefix_projection: self.prefix_projection,
+            encoder_hidden_size: self.hidden_size(),
+            init_weights: None,
+        }
+    }
+
+    fn p_tuning(&self) -> PTuningOptions {
+        let default = PTuningOptions::default();
+        PTuningOptions {
+            encoder_reparameterization_type: match self.encoder_reparameterization_type {
+                ReparameterizationChoice::Mlp => Reparameterization::Mlp,
+                ReparameterizationChoice::Lstm => Reparameterization::Lstm,
+            },
+            encoder_hidden_size: self.hidden_size(),
+            encoder_num_layers: self.encoder_num_layers.map_or(default.encoder_num_layers, |layers| layers as i64),
+            encoder_dropout: self.encoder_dropout.unwrap_or(default.encoder_dropout),
+        }
+    }
+
+    fn hidden_size(&self) -> Option<i64> {
+        self.encoder_hidden_size.map(|width| width as i64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_of_another_method_is_refused_with_its_own() {
+        let refused = |method: PeftMethodChoice, name: &str| {
+            method.check_given([name].into_iter(), false).err().map(|error| error.to_string())
+        };
+        let message = refused(PeftMethodChoice::PrefixTuning, "lora_r").unwrap();
+        assert!(message.contains("--lora-r") && message.contains("prefix-tuning"), "{message}");
+        let message = refused(PeftMethodChoice::Lora, "encoder_hidden_size").unwrap();
+        assert!(message.contains("prefix-tuning and p-tuning"), "{message}");
+        assert_eq!(refused(PeftMethodChoice::PTuning, "encoder_dropout"), None);
+        assert_eq!(refused(PeftMethodChoice::PTuning, "learning_rate"), None);
+        let settled = PeftMethodChoice::PTuning.check_given(["encoder_dropout"].into_iter(), true).unwrap_err();
+        assert!(settled.to_string().contains("--init-adapter"), "{settled}");
+    }
+
+    #[test]
+    fn every_option_of_a_prompt_has_its_methods() {
+        let command = PromptArgs::augment_args(clap::Command::new("prompts"));
+        for argument in command.get_arguments() {
+            let name = argument.get_id().as_str();
+            assert!(!PeftMethodChoice::owners(name).is_empty(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Whatever is wrong with what a user gives for a language model, the answer is one plain line, exit 1 or 2, and no half-written
+//! output.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+#[path = "support/complaints.rs"]
+mod complaints;
+#[path = "support/jobs.rs"]
+mod jobs;
+mod support;
+
+use complaints::{words, Complaints};
+use jobs::{bert, gpt2, lines, t5, Job};
+use serde_json::{json, Value};
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::{lorabooth, lorabooth_ok, made, read_json};
+use tempfile::TempDir;
+
+/// A job whose model and records may be spoiled.
+struct Own {
+    folder: TempDir,
+    job: Job,
+}
+
+impl Own {
+    fn of(job: Job) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("model")).unwrap();
+        for part in ["", "model"] {
+            for entry in fs::read_dir(job.folder.join(part)).unwrap().map(|entry| entry.unwrap().path()) {
+                if entry.is_file() {
+                    fs::copy(&entry, folder.path().join(part).join(entry.file_name().unwrap())).unwrap();
+                }
+            }
+        }
+        let job = Job { folder: folder.path().to_owned(), ..job };
+        Self { folder, job }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn edit(&self, name: &str, edit: impl FnOnce(&mut Value)) {
+        let mut value = read_json(self.path(name));
+        edit(&mut value);
+        fs::write(self.path(name), value.to_string()).unwrap();
+    }
+
+    /// Trains, which must be refused with `words` and leave nothing.
+    fn refused(&self, complaints: &mut Complaints, what: &str, more: &[&str], words: &[&str]) {
+        let out = self.path("out");
+        complaints.refused(what, &self.job.train(&out, more), 1, words);
+        complaints.check(&format!("{what}: something is left"), !out.exists());
+    }
+}
+
+#[test]
+fn models_that_cannot_be_read_are_refused_by_what_is_wrong_with_them() {
+    let config = "model/config.json";
+    let mut complaints = Complaints::default();
+    let mut edited = |what: &str, edit: &dyn Fn(&mut Value), words: &[&str]| {
+        let own = Own::of(gpt2(true));
+        own.edit(config, edit);
+        own.refused(&mut complaints, what, &[], words);
+    };
+    let unknown = |config: &mut Value| {
+        config["model_type"] = json!("mamba");
+        config["architectures"] = json!(["MambaForCausalLM"]);
+    };
+    edited("an architecture that there is none of", &unknown, &["config.json", "mamba", "gpt2, opt, bloom, llama"]);
+    edited("another head", &set_head, &["GPT2ForTokenClassification", "GPT2LMHeadModel"]);
+    edited("heads that do not fit", &|config| config["n_head"] = json!(5), &["config.json", "n_embd", "n_head"]);
+    edited("no layers", &|config| config["n_layer"] = json!(0), &["config.json", "n_layer"]);
+    edited("another activation", &|config| config["activation_function"] = json!("tanhh"), &["config.json", "tanhh"]);
+    edited("a larger model", &|config| config["n_embd"] = json!(48), &["wte.weight", "48", "24"]);
+    for method in ["bitsandbytes", "gptq", "awq"] {
+        let quantised = |config: &mut Value| config["quantization_config"] = json!({ "quant_method": method });
+        edited(method, &quantised, &["config.json", "quantised", method, "--load-in-8bit"]);
+    }
+
+    let own = Own::of(gpt2(true));
+    fs::write(own.path(config), "{").unwrap();
+    own.refused(&mut complaints, "half a configuration", &[], &["config.json", "JSON"]);
+    let own = Own::of(gpt2(true));
+    fs::remove_file(own.path("model/model.safetensors")).unwrap();
+    own.refused(&mut complaints, "no weights", &[], &["no .safetensors weights"]);
+    fs::write(own.path("model/pytorch_model.bin"), "pickle").unwrap();
+    own.refused(&mut complaints, "a pickle", &[], &["pytorch_model.bin", "pickle"]);
+    fs::write(own.path("model/model.safetensors"), "<html>404</html>").unwrap();
+    own.refused(&mut complaints, "no safetensors", &[], &["model.safetensors", "again"]);
+    own.refused(&mut complaints, "no such folder", &["--model", "/nowhere/at/all"], &["/nowhere/at/all", "no such"]);
+    own.refused(&mut complaints, "not fetched", &["--model", "some/model"], &["`some/model`", "HF_HUB_OFFLINE"]);
+    let encodings = made("gguf_files.py", "gguf", &json!({}));
+    let quantised = encodings.join("refused-Q4_K.gguf");
+    own.refused(&mut complaints, "a K-quant", &["--model", quantised.to_str().unwrap()], &["Q4_K", "Q8_0"]);
+}
+
+fn set_head(config: &mut Value) {
+    config["architectures"] = json!(["GPT2ForTokenClassification"]);
+}
+
+#[test]
+fn weights_by_the_names_of_quantised_ones_are_refused() {
+    let mut complaints = Complaints::default();
+    for end in ["qweight", "SCB", "absmax"] {
+        let own = Own::of(gpt2(true));
+        let path = own.path("model/model.safetensors");
+        let mut tensors = tch::Tensor::read_safetensors(&path).unwrap();
+        tensors.push((format!("transformer.h.0.attn.c_attn.{end}"), tch::Tensor::zeros([4], tch::kind::FLOAT_CPU)));
+        tch::Tensor::write_safetensors(&tensors, &path).unwrap();
+        own.refused(&mut complaints, end, &[], &["model.safetensors", "quantised", end, "--load-in-8bit"]);
+    }
+}
+
+#[test]
+fn a_tokenizer_must_be_there_and_the_models_own() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    own.edit("model/tokenizer.json", |tokenizer| tokenizer["model"]["vocab"]["zebra"] = json!(99));
+    own.refused(&mut complaints, "more tokens than rows", &[], &["tokenizer has 100 tokens", "model embeds"]);
+    fs::write(own.path("model/tokenizer.json"), "{\"model\": 3}").unwrap();
+    own.refused(&mut complaints, "no tokenizer in it", &[], &["tokenizer.json"]);
+    fs::remove_file(own.path("model/tokenizer.json")).unwrap();
+    own.refused(&mut complaints, "none", &[], &["has no tokenizer", "tokenizer.json", "vocab.txt"]);
+}
+
+#[test]
+fn records_that_cannot_be_learnt_from_are_refused_by_file_and_line() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    let cases: &[(&str, &str, &str, &[&str])] = &[
+        ("empty", "a.jsonl", "", &["a.jsonl", "no rows"]),
+        ("blank lines", "a.jsonl", "\n\n", &["a.jsonl", "no rows"]),
+        ("a header alone", "a.csv", "text,label\n", &["a.csv", "no rows"]),
+        ("no columns", "a.csv", "", &["a.csv"]),
+        (
+            "another column",
+            "a.jsonl",
+            "{\"words\": \"red\", \"label\": \"x\"}\n",
+            &["line 1", "`text`", "`words`", "`label`"],
+        ),
+        ("a broken line", "a.jsonl", "{\"text\": \"red\", \"label\": \"x\"}\n{\"text\": \n", &["a.jsonl", "line 2"]),
+        ("a short line", "a.csv", "text,label\nred,x\nblue\n", &["a.csv", "line 3"]),
+        ("no text", "a.jsonl", "{\"text\": 3, \"label\": {}}\n", &["a.jsonl", "line 1"]),
+        ("no data file", "a.txt", "red", &["a.txt", ".jsonl"]),
+        ("no Parquet", "a.parquet", "PAR1 it is not", &["a.parquet"]),
+    ];
+    for (what, name, text, expected) in cases {
+        fs::write(own.path(name), text).unwrap();
+        own.refused(&mut complaints, what, &["--train-file", own.path(name).to_str().unwrap()], expected);
+    }
+    own.refused(
+        &mut complaints,
+        "no such file",
+        &["--train-file", "/nowhere.jsonl"],
+        &["/nowhere.jsonl", "no such file"],
+    );
+    own.refused(&mut complaints, "a folder", &["--train-file", own.folder.path().to_str().unwrap()], &["data file"]);
+    own.refused(&mut complaints, "no such column", &["--label-column", "answer"], &["`answer`", "`text`, `label`"]);
+    own.refused(
+        &mut complaints,
+        "a template's",
+        &["--prompt-template", "{question}"],
+        &["`question`", "`text`, `label`"],
+    );
+    own.refused(&mut complaints, "an open brace", &["--prompt-template", "{text"], &["{text"]);
+}
+
+#[test]
+fn labels_must_be_there_and_known_from_training() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(bert());
+    let file = |name: &str, text: &str| {
+        fs::write(own.path(name), text).unwrap();
+        own.path(name).display().to_string()
+    };
+    let unseen =
+        file("unseen.jsonl", "{\"text\": \"red\", \"label\": \"long\"}\n{\"text\": \"red\", \"label\": \"endless\"}\n");
+    own.refused(
+        &mut complaints,
+        "an unseen label",
+        &["--validation-file", &unseen],
+        &["unseen.jsonl", "line 2", "`endless`", "long, short, tiny"],
+    );
+    let none = file("none.jsonl", "{\"text\": \"red\", \"label\": \"\"}\n");
+    own.refused(&mut complaints, "no label", &["--train-file", &none], &["none.jsonl", "line 1", "label"]);
+    let same = file("same.jsonl", "{\"text\": \"red\", \"label\": \"x\"}\n{\"text\": \"blue\", \"label\": \"x\"}\n");
+    own.refused(&mut complaints, "one label", &["--train-file", &same], &["same.jsonl", "one label"]);
+    let job = t5();
+    let out = own.path("out");
+    let mut args = job.train(&out, &[]);
+    args.truncate(args.len() - 2);
+    complaints.refused("no column of labels", &args, 1, &["--label-column"]);
+}
+
+#[test]
+fn texts_over_a_models_positions_are_refused_and_cut_where_that_is_asked_for() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    let long = own.path("long.jsonl");
+    fs::write(&long, format!("{{\"text\": \"{}\", \"label\": \"long\"}}\n", "red ".repeat(60))).unwrap();
+    let file = ["--train-file", long.to_str().unwrap()];
+    own.refused(&mut complaints, "too long", &file, &["positions end at 32", "--max-seq-length 32"]);
+    let out = own.path("out");
+    let output =
+        lorabooth(&own.job.train(&out, &[&file[..], &["--max-seq-length", "16", "--max-train-steps", "1"]].concat()));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    complaints.check(&format!("cut without a warning: {said}"), said.contains("1 of 1 rows are longer than"));
+    complaints.check("no training", output.status.success() && lines(&out.join("metrics.jsonl")).len() == 1);
+}
+
+#[test]
+fn options_that_mean_nothing_are_refused_by_their_flags() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    for (flags, expected) in [
+        ("--task seq2seq-lm", &["--task seq2seq-lm", "gpt2", "causal-lm and seq-cls"][..]),
+        ("--lora-targets q_proj", &["q_proj", "c_attn"]),
+        ("--lora-targets wte --use-dora", &["transformer.wte", "embedding", "DoRA"]),
+        ("--lora-modules-to-save classifier", &["modules_to_save", "classifier"]),
+        ("--max-seq-length 1", &["--max-seq-length", "1"]),
+        ("--train-batch-size 0", &["--train-batch-size"]),
+        ("--eval-steps 5", &["--eval-steps", "--validation-file"]),
+        ("--lora-r 0", &["--lora-r"]),
+        ("--revision main", &["--revision", "hub id"]),
+    ] {
+        let more = words(flags);
+        own.refused(&mut complaints, flags, &more.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    }
+    let model = own.path("model").display().to_string();
+    let plan = |flags: &str| words(&format!("plan llm --device cpu --task causal-lm --model {model} {flags}"));
+    complaints.refused("a plan for nothing", &plan("--lora-targets q_proj"), 1, &["--lora-targets q_proj", "c_attn"]);
+    complaints.refused("a plan for no size", &plan("--fit much"), 1, &["`much`", "11GB"]);
+    complaints.refused("a plan without a task", &words(&format!("plan llm --model {model}")), 2, &["--task"]);
+}
+
+#[test]
+fn complete_refuses_what_writes_no_text() {
+    let mut complaints = Complaints::default();
+    let (decoder, classifier) = (Own::of(gpt2(true)), Own::of(bert()));
+    let complete = |own: &Own, more: &[&str]| {
+        let mut args = words("complete --device cpu --dtype fp32 --prompt red --model");
+        args.push(own.path("model").display().to_string());
+        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        args
+    };
+    let adapter = classifier.path("adapter");
+    lorabooth_ok(&classifier.job.train(&adapter, &["--max-train-steps", "0"]));
+    let adapter = adapter.to_str().unwrap();
+    for (what, own, more, expected) in [
+        ("a classifier", &classifier, &[][..], &["classifier", "no text"][..]),
+        ("another model's adapter", &decoder, &["--adapter", adapter], &["query,value", "c_attn"]),
+        ("no adapter", &decoder, &["--adapter", "/nowhere"], &["/nowhere"]),
+        ("a strength of no number", &decoder, &["--adapter", "a=much"], &["much"]),
+        ("no end", &decoder, &["--max-new-tokens", "40"], &["positions end at 32", "--max-new-tokens"]),
+        ("no tokens", &decoder, &["--max-new-tokens", "0"], &["--max-new-tokens"]),
+        ("a probability over 1", &decoder, &["--top-p", "1.5"], &["--top-p"]),
+        ("no likely tokens", &decoder, &["--top-k", "0"], &["--top-k"]),
+        ("a temperature below 0", &decoder, &["--temperature=-1"], &["--temperature"]),
+        ("beams that are drawn", &decoder, &["--num-beams", "2", "--temperature", "1"], &["--num-beams"]),
+    ] {
+        complaints.refused(what, &complete(own, more), 1, expected);
+    }
+    assert!(Path::new(adapter).join("adapter_config.json").exists());
+}

@@ -1,0 +1,54 @@
+//! Commands that must be refused in one plain line.
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
+use super::support::lorabooth;
+use std::process::Output;
+
+/// What was run, and which words of the answer were missing or should not have been there.
+#[derive(Default)]
+pub struct Complaints(Vec<String>);
+
+impl Complaints {
+    /// Runs `args` and expects `code` and, in its one line of error, all of `words`.
+    pub fn refused(&mut self, what: &str, args: &[String], code: i32, words: &[&str]) {
+        let said = refusal(&lorabooth(args), code, words);
+        self.0.extend(said.err().map(|complaint| format!("{what}: {complaint}")));
+    }
+
+    pub fn check(&mut self, what: &str, holds: bool) {
+        self.0.extend((!holds).then(|| what.to_owned()));
+    }
+}
+
+impl Drop for Complaints {
+    fn drop(&mut self) {
+        assert!(self.0.is_empty() || std::thread::panicking(), "{}", self.0.join("\n"));
+    }
+}
+
+/// Whether a run ended as it should where something is wrong.
+pub fn refusal(output: &Output, code: i32, words: &[&str]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("warning: ")).collect();
+    let ours = code == 1 || !text.contains("\nUsage: ") && !text.contains("\nFor more information");
+    let foreign = ["panicked", "RUST_BACKTRACE", "c10::", "torch::", ".cpp", "Exception", "internal check", "os error"];
+    let complaint = if output.status.code() != Some(code) {
+        format!("ended with {}", output.status)
+    } else if ours && errors.len() != 1 {
+        format!("{} lines", errors.len())
+    } else if let Some(word) = words.iter().find(|word| !text.contains(**word)) {
+        format!("no `{word}`")
+    } else if let Some(word) = foreign.iter().find(|word| text.contains(**word)) {
+        format!("`{word}` is no user's word")
+    } else if text.len() > 1500 {
+        "too long".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(format!("{complaint} in {text:?}"))
+}
+
+/// The words of a command line.
+pub fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
