@@ -82,6 +82,8 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
         ("t5", &t5, "--task seq2seq-lm --label-column text --train-batch-size 4 --mixed-precision no".to_owned()),
         ("llama", &llama, format!("{causal} --mixed-precision no --load-in-8bit")),
         ("llama", &llama, format!("{causal} --mixed-precision bf16")),
+        ("llama", &llama, format!("{causal} --mixed-precision no --offload cpu")),
+        ("gpt2", &gpt2, format!("{causal} --mixed-precision bf16 --offload cpu")),
         ("bert", &bert, "--task seq-cls --label-column label --mixed-precision no".to_owned()),
     ];
     let mut complaints = Vec::new();
@@ -95,4 +97,23 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
         }
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
+#[test]
+fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
+    let config = json!({ "n_positions": 64, "n_embd": 768, "n_layer": 4, "n_head": 12 });
+    let model = made("language_job.py", "job", &json!({ "class": "GPT2LMHeadModel", "config": config })).join("model");
+    let suggested = |more: &[&str]| {
+        let plan = ["plan", "llm", "--json", "--device", "cpu", "--task", "causal-lm", "--max-seq-length", "16"];
+        let fit = ["--mixed-precision", "no", "--fit", "1MB", "--model", model.to_str().unwrap()];
+        let plan: Value = serde_json::from_str(lorabooth_ok(&[&plan[..], &fit, more].concat()).trim()).unwrap();
+        let suggestions = plan["suggestions"].as_array().unwrap().clone();
+        let saved: u64 = suggestions.iter().map(|suggestion| suggestion["saves_bytes"].as_u64().unwrap()).sum();
+        assert_eq!(plan["peak_bytes"].as_u64().unwrap() - saved, plan["fitted_peak_bytes"].as_u64().unwrap());
+        suggestions.iter().map(|suggestion| suggestion["what"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let asked = suggested(&[]);
+    assert!(asked.contains(&"--offload cpu".to_owned()) && !asked.contains(&"--load-in-8bit".to_owned()), "{asked:?}");
+    let asked = suggested(&["--load-in-8bit"]);
+    assert!(asked.contains(&"--offload cpu in place of --load-in-8bit".to_owned()), "{asked:?}");
 }

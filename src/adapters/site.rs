@@ -198,7 +198,9 @@ impl Site {
     }
 
     fn merge(&self) {
-        if self.unmerged.borrow().is_some() || !self.has_enabled() {
+        // What waits elsewhere would have to stay where it computes.
+        let is_streamed = matches!(*self.weight.borrow(), BaseWeight::Streamed(_));
+        if self.unmerged.borrow().is_some() || !self.has_enabled() || is_streamed {
             return;
         }
         let _no_grad = tch::no_grad_guard();
@@ -357,7 +359,8 @@ impl Sites {
         self.params().iter().for_each(|param| param.freeze());
     }
 
-    /// Folds every enabled adapter into its weight: a forward then costs what the base model's costs.
+    /// Folds every enabled adapter into its weight, but for weights that wait in host memory: a forward then costs what the base
+    /// model's costs.
     pub fn merge(&self) {
         self.all().iter().for_each(|site| site.merge());
     }

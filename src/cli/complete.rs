@@ -11,8 +11,9 @@ use crate::recipes::language_adapter::fitted;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::observer::Observer;
 use crate::recipes::prompted_text::PromptedText;
+use crate::recipes::storage_args::StorageArgs;
 use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
-use crate::weights::{Placement, Storage};
+use crate::weights::Placement;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -49,25 +50,21 @@ pub struct CompleteArgs {
     /// Texts to follow at once in search of the likeliest
     #[arg(long, default_value_t = 1)]
     num_beams: usize,
-    /// Keep the weights of linear layers in 8 bits (LLM.int8())
-    #[arg(long)]
-    load_in_8bit: bool,
-    /// Inputs of at least this size are computed in 16 bits, not in 8
-    #[arg(long, default_value_t = 6.0)]
-    int8_threshold: f64,
     /// Dtype to compute in
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
+    /// How the model's weights are kept.
+    #[command(flatten)]
+    weights: StorageArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    args.weights.check()?;
     let device = common.device()?;
     let kind = args.dtype.kind(device);
     let mut base = WantedModel::new(&args.model, args.revision.as_deref()).open(reporter)?;
-    if args.load_in_8bit {
-        base.files.store_in(Storage::Int8 { threshold: args.int8_threshold });
-    }
+    base.files.store_in(args.weights.storage());
     let (files, tokenizer) = (&base.files, &base.tokenizer);
     let sampling = TextSampling {
         max_new_tokens: args.max_new_tokens,

@@ -11,6 +11,7 @@ use crate::models::stable_diffusion::{vae_kind, UNetConfig};
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
+use crate::recipes::storage_args::StorageArgs;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{
     check_guidance_scale, decode, png_with_parameters, sample_latents, Conditioning, Sampling,
@@ -68,6 +69,9 @@ pub struct GenerateArgs {
     /// FILE.png, or a folder
     #[arg(long, default_value = "image.png")]
     output: PathBuf,
+    /// How the weights of UNet and text encoder are kept.
+    #[command(flatten)]
+    weights: StorageArgs,
     // Last: its heading holds for what follows.
     /// The model to draw with.
     #[command(flatten)]
@@ -91,9 +95,11 @@ fn is_png(output: &Path) -> bool {
 }
 
 fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    args.weights.check()?;
     let device = common.device()?;
     let kind = args.dtype.kind(device);
-    let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
+    let mut files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
+    files.store_in(args.weights.storage());
     let scheduler = scheduler_config(&files)?.for_stable_diffusion();
     let sampling = Sampling {
         scheduler: Some(match &args.scheduler {

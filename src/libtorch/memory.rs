@@ -24,6 +24,11 @@ pub fn host_now() -> u64 {
     proc_status("VmRSS:")
 }
 
+/// Present resident size of this process without what lies in mapped files, in bytes (`RssAnon`); 0 where the system does not tell.
+pub fn host_private() -> u64 {
+    proc_status("RssAnon:")
+}
+
 /// Makes [`host_peak`] start from the present size, where the kernel allows it.
 pub fn reset_host_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");

@@ -11,6 +11,7 @@ pub mod mapped_tensor;
 pub mod memory;
 pub mod openmp_waiting;
 pub mod random;
+pub mod side_stream;
 pub mod startup;
 
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! A two-dimensional convolution.
 
 use super::loader::{Bias, Loader};
-use crate::adapters::Site;
+use crate::adapters::{Site, SiteTraits};
 use crate::error::Result;
 use crate::weights::{Op, Stride};
 use std::rc::Rc;
@@ -25,7 +25,7 @@ impl Conv2d {
         (stride, padding): (i64, i64),
     ) -> Result<Self> {
         let op = Op::Conv2d(Stride { stride, padding });
-        Ok(Self(loader.site(op, &[outputs, inputs, kernel, kernel], Bias::Yes)?))
+        Ok(Self(loader.site(op, &[outputs, inputs, kernel, kernel], Bias::Yes, SiteTraits::default())?))
     }
 
     /// `[batch, inputs, h, w] -> [batch, outputs, h', w']`

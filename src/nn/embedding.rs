@@ -1,8 +1,9 @@
 //! A table of vectors by id.
 
-use super::loader::Loader;
-use crate::adapters::Site;
+use super::loader::{Bias, Loader};
+use crate::adapters::{Site, SiteTraits};
 use crate::error::Result;
+use crate::weights::Op;
 use std::rc::Rc;
 use tch::{Kind, Tensor};
 
@@ -12,12 +13,17 @@ pub struct Embedding(Rc<Site>);
 impl Embedding {
     /// Loads a table `[rows, width]`.
     pub fn load(loader: &Loader, rows: i64, width: i64) -> Result<Self> {
-        Ok(Self(loader.table(&[rows, width])?))
+        Ok(Self(loader.site(Op::Embedding, &[rows, width], Bias::No, SiteTraits::default())?))
+    }
+
+    /// Loads a small table, which stays where it computes also where weights are streamed.
+    pub(super) fn load_small(loader: &Loader, rows: i64, width: i64) -> Result<Self> {
+        Ok(Self(loader.put(Op::Embedding, loader.weight(&[rows, width])?, None)))
     }
 
     /// The table of `shared` under the path of `loader`, with adapters of its own.
-    pub fn tied(loader: &Loader, shared: &Embedding) -> Self {
-        Self(loader.put_table(shared.table(), true))
+    pub fn tied(loader: &Loader, shared: &Embedding) -> Result<Self> {
+        Ok(Self(loader.tied(Op::Embedding, &shared.0, SiteTraits::default())?))
     }
 
     /// `[..] -> [.., width]`, from int64 ids.
@@ -31,8 +37,8 @@ impl Embedding {
         self.forward(&Tensor::arange(n, (Kind::Int64, device)))
     }
 
-    /// The whole table `[rows, width]` as it was loaded, which may be the weight of another layer too.
-    pub(super) fn table(&self) -> Tensor {
-        self.0.with_weight(|weight| weight.dense(weight.kind()))
+    /// The site of the table `[rows, width]`, which may be the weight of another layer too.
+    pub(super) fn site(&self) -> &Site {
+        &self.0
     }
 }

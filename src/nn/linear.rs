@@ -15,31 +15,26 @@ pub struct Linear(Rc<Site>);
 impl Linear {
     /// Loads a weight `[outputs, inputs]`.
     pub fn load(loader: &Loader, inputs: i64, outputs: i64, bias: Bias) -> Result<Self> {
-        Ok(Self(loader.site(Op::Linear, &[outputs, inputs], bias)?))
+        Ok(Self(loader.site(Op::Linear, &[outputs, inputs], bias, SiteTraits::default())?))
     }
 
     /// Loads a weight that the checkpoint keeps as `[inputs, outputs]`, and its bias: transformers' `Conv1D`.
     pub fn load_transposed(loader: &Loader, inputs: i64, outputs: i64) -> Result<Self> {
         let traits = SiteTraits { transposed: true, ..SiteTraits::default() };
-        let weight = loader.weight(&[inputs, outputs])?.tr();
-        let bias = loader.param("bias", &[outputs])?;
-        Ok(Self(loader.put(weight, Some(bias), traits)))
+        Ok(Self(loader.site(Op::Linear, &[inputs, outputs], Bias::Yes, traits)?))
     }
 
     /// The projection of hidden states `inputs` wide to logits of a vocabulary of `outputs`, without a bias. Where
     /// `tied` is given and the checkpoint has no other weight, it is that embedding's.
     pub fn load_output(loader: &Loader, inputs: i64, outputs: i64, tied: Option<&Embedding>) -> Result<Self> {
-        let own = SiteTraits { output: true, ..SiteTraits::default() };
-        let shared = SiteTraits { tied: true, ..own };
-        let weight = match tied {
-            Some(tied) if !loader.has("weight") => return Ok(Self(loader.put(tied.table(), None, shared))),
-            _ => loader.weight(&[outputs, inputs])?,
-        };
-        // Some files hold the table twice.
-        Ok(Self(match tied.map(Embedding::table).filter(|table| *table == weight) {
-            Some(table) => loader.put(table, None, shared),
-            None => loader.put(weight, None, own),
-        }))
+        let traits = SiteTraits { output: true, ..SiteTraits::default() };
+        if let Some(shared) = tied.map(Embedding::site) {
+            // Some files hold the table twice.
+            if !loader.has("weight") || loader.has_weight_of(shared)? {
+                return Ok(Self(loader.tied(Op::Linear, shared, traits)?));
+            }
+        }
+        Ok(Self(loader.site(Op::Linear, &[outputs, inputs], Bias::No, traits)?))
     }
 
     /// A projection that no checkpoint has yet: its weight normal with deviation `std`, its bias zero.
@@ -47,7 +42,7 @@ impl Linear {
         let weight = loader.placed(generator.randn(&[outputs, inputs]) * std);
         let zeros = || loader.placed(Tensor::zeros([outputs], tch::kind::FLOAT_CPU));
         let bias = (bias == Bias::Yes).then(|| loader.put_param("bias", zeros()));
-        Self(loader.put(weight, bias, SiteTraits::default()))
+        Self(loader.put(Op::Linear, weight, bias))
     }
 
     /// `[.., inputs] -> [.., outputs]`

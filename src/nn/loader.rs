@@ -2,15 +2,20 @@
 
 use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::Result;
-use crate::weights::{BaseWeight, Int8Weight, Op, Placement, Storage, WeightSet};
+use crate::weights::{BaseWeight, BlockStream, Int8Weight, Layout, Op, Placement, Storage, StreamedWeight, WeightSet};
 use std::cell::Cell;
 use std::ops::Div;
 use std::rc::Rc;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 /// Whether the projection at `path` is a classifier's head.
 pub fn is_head(path: &str) -> bool {
     ["classifier", "score"].iter().any(|head| path.starts_with(head))
+}
+
+fn weight_key(site: &Site) -> String {
+    format!("{}.weight", site.path())
 }
 
 /// Whether a layer has a bias.
@@ -25,7 +30,9 @@ pub enum Bias {
 /// Weights under a path. `&loader / "to_q"` is the part below `to_q`; the path is the checkpoint's key.
 #[derive(Clone)]
 pub struct Loader {
-    weights: Rc<WeightSet>,
+    weights: Arc<WeightSet>,
+    /// What brings weights to a device that does not hold them.
+    stream: Option<Arc<BlockStream>>,
     sites: Rc<Sites>,
     placement: Placement,
     path: String,
@@ -34,7 +41,9 @@ pub struct Loader {
 impl Loader {
     /// The root of `weights`; what is loaded is registered in `sites`.
     pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Self {
-        Self { weights: Rc::new(weights), sites, placement, path: String::new() }
+        let is_streamed = weights.storage() == Storage::Streamed && placement.device != Device::Cpu;
+        let stream = is_streamed.then(|| Arc::new(BlockStream::to(placement.device)));
+        Self { weights: Arc::new(weights), stream, sites, placement, path: String::new() }
     }
 
     fn key(&self, name: &str) -> String {
@@ -76,29 +85,19 @@ impl Loader {
         Ok(self.sites.register_param(&key, tensor))
     }
 
-    /// The tensor `weight` at this path, which becomes a site's through [`Loader::put`] or [`Loader::put_table`].
+    /// The tensor `weight` of `shape` at this path, where the weights go.
     pub(super) fn weight(&self, shape: &[i64]) -> Result<Tensor> {
         self.weights.load(&self.key("weight"), shape, self.placement)
     }
 
-    /// The linear projection at this path with a `weight` `[out, in]` that is loaded already.
-    pub(super) fn put(&self, weight: Tensor, bias: Option<Rc<Param>>, traits: SiteTraits) -> Rc<Site> {
-        let kept = match traits.output || traits.tied {
-            true => BaseWeight::Dense(weight),
-            false => self.kept(weight),
-        };
-        self.sites.register_with(&self.path, Op::Linear, kept, bias, traits)
+    /// Whether the weight at this path has the numbers of the weight of `shared`.
+    pub(super) fn has_weight_of(&self, shared: &Site) -> Result<bool> {
+        self.weights.are_equal(&self.key("weight"), &weight_key(shared))
     }
 
-    /// The table of embeddings at this path.
-    pub(super) fn table(&self, shape: &[i64]) -> Result<Rc<Site>> {
-        Ok(self.put_table(self.weight(shape)?, false))
-    }
-
-    /// The same with a table that is loaded already; where it is `tied` it is another's.
-    pub(super) fn put_table(&self, table: Tensor, tied: bool) -> Rc<Site> {
-        let traits = SiteTraits { tied, ..SiteTraits::default() };
-        self.sites.register_with(&self.path, Op::Embedding, BaseWeight::Dense(table), None, traits)
+    /// The projection or table at this path with a `weight` that is there already, and stays.
+    pub(super) fn put(&self, op: Op, weight: Tensor, bias: Option<Rc<Param>>) -> Rc<Site> {
+        self.sites.register(&self.path, op, BaseWeight::Dense(weight), bias)
     }
 
     /// A tensor of no checkpoint, as [`Loader::param`] registers one.
@@ -108,46 +107,80 @@ impl Loader {
 
     /// `tensor` where the weights go.
     pub(super) fn placed(&self, tensor: Tensor) -> Tensor {
-        tensor.to_device(self.placement.device).to_kind(self.placement.kind)
+        self.placement.of(&tensor)
     }
 
-    /// The projection at this path: `weight` of `shape`, and a bias of its first dimension.
-    pub(super) fn site(&self, op: Op, shape: &[i64], bias: Bias) -> Result<Rc<Site>> {
-        let key = self.key("weight");
-        let mut weight = self.weights.load(&key, shape, self.placement)?;
-        if matches!(op, Op::Conv2d(_)) && self.placement.device == Device::Cpu && shape[2] > 1 {
-            // oneDNN convolves channels-last without reordering.
-            weight = channels_last_copy(&weight);
-            self.weights.let_go(&key);
-        }
+    /// What is at this path and has the table of embeddings of `shared` for its weight, without a bias.
+    pub(super) fn tied(&self, op: Op, shared: &Site, traits: SiteTraits) -> Result<Rc<Site>> {
+        let weight = shared.with_weight(|table| match (op, table) {
+            // A projection needs all rows.
+            (Op::Linear, BaseWeight::Streamed(_)) => {
+                self.streamed(&weight_key(shared), &table.shape(), Layout::AsStored)
+            }
+            (_, BaseWeight::Streamed(table)) => Ok(BaseWeight::Streamed(table.clone())),
+            _ => Ok(BaseWeight::Dense(table.dense(table.kind()))),
+        })?;
+        Ok(self.sites.register_with(&self.path, op, weight, None, SiteTraits { tied: true, ..traits }))
+    }
+
+    /// The projection at this path: `weight` of `shape`, as the checkpoint has it, and a bias of as many numbers as it has outputs.
+    pub(super) fn site(&self, op: Op, shape: &[i64], bias: Bias, traits: SiteTraits) -> Result<Rc<Site>> {
+        let on_cpu = self.placement.device == Device::Cpu;
+        let layout = match op {
+            Op::Conv2d(_) if on_cpu && shape[2] > 1 => Layout::ChannelsLast,
+            _ if traits.transposed => Layout::Transposed,
+            _ => Layout::AsStored,
+        };
+        let weight = self.kept(op, shape, layout, traits)?;
         let bias = match bias {
-            Bias::Yes => Some(self.param("bias", &shape[..1])?),
+            Bias::Yes => Some(self.param("bias", &weight.shape()[..1])?),
             Bias::No => None,
         };
-        let kept = match op {
-            Op::Linear => self.kept(weight),
-            Op::Conv2d(_) | Op::Embedding => BaseWeight::Dense(weight),
-        };
-        Ok(self.sites.register(&self.path, op, kept, bias))
+        Ok(self.sites.register_with(&self.path, op, weight, bias, traits))
     }
 
-    /// The weight of the linear projection at this path as it is to be kept. Classifiers' heads stay as they are, as in
-    /// bitsandbytes: they are small, and trained whole.
-    fn kept(&self, weight: Tensor) -> BaseWeight {
+    /// The weight of the projection at this path as it is to be kept. Classifiers' heads stay as they are, as in bitsandbytes: they
+    /// are small, and trained whole.
+    fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: SiteTraits) -> Result<BaseWeight> {
+        let key = self.key("weight");
         match self.weights.storage() {
-            Storage::Int8 { threshold } if !is_head(&self.path) => {
-                let int8 = Int8Weight::quantise(&weight, self.placement.kind, threshold);
-                drop(weight);
-                self.weights.let_go(&self.key("weight"));
-                BaseWeight::Int8(int8)
+            Storage::Streamed if op == Op::Embedding => self.table(&key, shape),
+            Storage::Streamed if !is_head(&self.path) => self.streamed(&key, shape, layout),
+            Storage::Int8 { threshold } if op == Op::Linear && !is_head(&self.path) && !traits.output => {
+                self.int8(&key, shape, layout, threshold)
             }
-            _ => BaseWeight::Dense(weight),
+            _ => {
+                let weight = layout.of(self.weight(shape)?);
+                if layout == Layout::ChannelsLast {
+                    self.weights.let_go(&key);
+                }
+                Ok(BaseWeight::Dense(weight))
+            }
         }
     }
-}
 
-fn channels_last_copy(weight: &Tensor) -> Tensor {
-    weight.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
+    /// A table of embeddings, of which a forward reads a few rows.
+    fn table(&self, key: &str, shape: &[i64]) -> Result<BaseWeight> {
+        Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, key, shape, self.placement)?))
+    }
+
+    fn streamed(&self, key: &str, shape: &[i64], layout: Layout) -> Result<BaseWeight> {
+        Ok(BaseWeight::Streamed(match &self.stream {
+            Some(stream) => StreamedWeight::pinned(&self.weights, key, shape, layout, self.placement, stream)?,
+            None => StreamedWeight::in_file(&self.weights, key, shape, layout, self.placement)?,
+        }))
+    }
+
+    /// From the file's own dtype, as bitsandbytes does.
+    fn int8(&self, key: &str, shape: &[i64], layout: Layout, threshold: f64) -> Result<BaseWeight> {
+        let Placement { device, kind } = self.placement;
+        let of_file = Placement { device, kind: self.weights.kind(key)? };
+        let weight = layout.of(self.weights.load(key, shape, of_file)?);
+        let int8 = Int8Weight::quantise(&weight, kind, threshold);
+        drop(weight);
+        self.weights.let_go(key);
+        Ok(BaseWeight::Int8(int8))
+    }
 }
 
 impl<S: std::fmt::Display> Div<S> for &Loader {

@@ -27,7 +27,7 @@ pub struct RelativePositionBias {
 impl RelativePositionBias {
     /// Loads a table `[buckets, heads]`.
     pub fn load(loader: &Loader, heads: i64, positions: RelativePositions) -> Result<Self> {
-        Ok(Self { table: Embedding::load(loader, positions.buckets, heads)?, positions })
+        Ok(Self { table: Embedding::load_small(loader, positions.buckets, heads)?, positions })
     }
 
     /// What is added to the scores of `queries` queries that follow `past` others, and of all keys up to them or, for

@@ -60,7 +60,7 @@ pub fn train(
 /// Opens the model, which must take images of the resolution.
 fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
     let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
-    files.store_in(config.training.storage());
+    files.store_in(config.training.weights.storage());
     let multiple = files.unet_config()?.size_multiple() * files.vae_config()?.scale_factor();
     let resolution = i64::from(config.resolution);
     if resolution % multiple != 0 {

@@ -107,7 +107,7 @@ pub fn plan_input<'a>(
             kind,
         }),
         kind,
-        int8: config.training.load_in_8bit,
+        storage: config.training.weights.storage(),
         vae_kind: vae_kind(kind),
         unet_lora: lora_config(config, Part::UNet).checked()?,
         text_lora: match config.train_text_encoder {

@@ -42,7 +42,7 @@ pub fn train(
     config.check()?;
     let LanguageBase { mut files, tokenizer } =
         WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
-    files.store_in(config.training.storage());
+    files.store_in(config.training.weights.storage());
     check_task(config, &files)?;
     let adapter = WantedAdapter::new(config, files.architecture())?;
     let options = config.data()?;

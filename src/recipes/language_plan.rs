@@ -79,7 +79,7 @@ impl PlannedModel {
             outline: &self.outline,
             stored: self.stored,
             kind: training.precision(device).compute_kind(),
-            int8: training.load_in_8bit,
+            storage: training.weights.storage(),
             lora: self.lora.clone(),
             prompt: self.prompt,
             gradient_checkpointing: training.gradient_checkpointing,

@@ -24,6 +24,7 @@ pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompted_text;
 pub mod run;
+pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
 

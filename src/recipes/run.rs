@@ -352,6 +352,7 @@ impl Run {
             },
             "peak_memory_bytes": {
                 "host": memory::host_peak(),
+                "host_private": memory::host_private(),
                 "host_above_start": memory::host_peak().saturating_sub(self.host_start),
                 "device": memory::device_peak(self.device)?.0,
             },

@@ -1,12 +1,12 @@
 //! The options that every training has, whatever it trains: steps, optimizer, precision, checkpoints.
 
 use super::option_checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use super::storage_args::StorageArgs;
 use crate::error::Result;
 use crate::train::adamw::AdamWConfig;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::precision::Precision;
 use crate::train::run_folder::ExistingRun;
-use crate::weights::Storage;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Component, Path};
@@ -105,12 +105,10 @@ pub struct TrainingArgs {
     /// Gradients' joint norm is cut to this
     #[arg(long, default_value_t = 1.0, help_heading = "Training")]
     pub max_grad_norm: f64,
-    /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
-    #[arg(long, help_heading = "Training")]
-    pub load_in_8bit: bool,
-    /// Inputs of at least this size are computed in 16 bits, not in 8
-    #[arg(long, default_value_t = 6.0, help_heading = "Training")]
-    pub int8_threshold: f64,
+    /// How frozen weights are kept.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub weights: StorageArgs,
     /// Dtype of the frozen weights and of the computation
     #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
     pub mixed_precision: MixedPrecision,
@@ -134,6 +132,7 @@ pub struct TrainingArgs {
 impl TrainingArgs {
     /// Refuses what cannot be meant, each by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
+        self.weights.check()?;
         for (flag, number, least, most) in [
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps, 1, MAX_PLACES),
             ("--checkpointing-steps", self.checkpointing_steps, 1, u64::MAX),
@@ -147,7 +146,6 @@ impl TrainingArgs {
         for (flag, number, most) in [
             ("--max-grad-norm", self.max_grad_norm, f64::MAX),
             ("--lr-power", self.lr_power, MAX_FACTOR),
-            ("--int8-threshold", self.int8_threshold, MAX_FACTOR),
             ("--adam-epsilon", self.adam_epsilon, 1.0),
             ("--adam-weight-decay", self.adam_weight_decay, MAX_FACTOR),
         ] {
@@ -192,14 +190,6 @@ impl TrainingArgs {
             MixedPrecision::Fp16 => Precision::Fp16,
             MixedPrecision::Bf16 => Precision::Bf16,
             MixedPrecision::Auto => Precision::auto(device),
-        }
-    }
-
-    /// How the frozen weights of linear layers are kept.
-    pub fn storage(&self) -> Storage {
-        match self.load_in_8bit {
-            true => Storage::Int8 { threshold: self.int8_threshold },
-            false => Storage::Dense,
         }
     }
 
@@ -249,7 +239,7 @@ impl TrainingArgs {
             ("use-8bit-adam", self.use_8bit_adam.to_string()),
             ("adam", format!("{adam:?}")),
             ("max-grad-norm", self.max_grad_norm.to_string()),
-            ("storage", format!("{:?}", self.storage())),
+            ("storage", format!("{:?}", self.weights.that_matters())),
         ]
     }
 }

@@ -17,6 +17,7 @@ pub use tape::Work;
 use crate::adapters::LoraConfig;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::{ClipTextConfig, UNetConfig, VaeConfig};
+use crate::weights::Storage;
 use layers::Network;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -76,8 +77,8 @@ pub struct PlanInput<'a> {
     pub sample_images: Option<SampledImages>,
     /// The compute dtype, in which frozen weights are kept.
     pub kind: Kind,
-    /// The UNet's and the text encoder's linear layers are kept in 8 bits.
-    pub int8: bool,
+    /// How the weights of the UNet and the text encoder are kept.
+    pub storage: Storage,
     /// The VAE's dtype.
     pub vae_kind: Kind,
     /// The UNet's adapter.
@@ -246,8 +247,8 @@ struct Step {
 
 impl Step {
     fn of(input: &PlanInput) -> Result<Self> {
-        let unet = Network::new(Some(&input.unet_lora), input.int8)?;
-        let text_encoder = Network::new(input.text_lora.as_ref(), input.int8)?;
+        let unet = Network::new(Some(&input.unet_lora), input.storage)?;
+        let text_encoder = Network::new(input.text_lora.as_ref(), input.storage)?;
         let tape = Tape::new(width(input.kind), true);
         let (batch, side) = (images_a_step(input), latent_side(input));
         let latents = tape.tensor(&[batch, input.unet.in_channels, side, side]);
@@ -296,14 +297,14 @@ impl MemoryPlan {
             return Err(Error::invalid(format!("the batch size is {}; it must be at least 1", input.batch)));
         }
         let step = Step::of(input)?;
-        let weights = |name: &str, network: Rc<Network>, kind: Kind, int8: bool| {
-            (format!("{name} weights"), network.kept_bytes(width(kind), int8))
+        let weights = |name: &str, network: Rc<Network>, kind: Kind, storage: Storage| {
+            (format!("{name} weights"), network.kept_bytes(width(kind), storage, input.device))
         };
-        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.int8);
-        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.int8);
+        let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
+        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.storage);
         let text_encoder = (text_weights, bytes - unread_embeddings(input));
-        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, false);
-        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, false);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
         let runtime = runtime(input.device, input.kind, true);
         let mut phases = Vec::new();
         let mut phase =
@@ -371,14 +372,13 @@ fn gaps(device: Device, kept_small: u64) -> Option<(String, u64)> {
     (!matches!(device, Device::Cuda(_))).then(|| ("gaps in the heap".to_owned(), lost))
 }
 
-/// Bytes of the token table that never come to memory: it is mapped from the file, and prompts read few of its rows.
+/// Bytes of the token table that never come to memory where it is not streamed: it is mapped from the file, and prompts read few of
+/// its rows.
 fn unread_embeddings(input: &PlanInput) -> u64 {
-    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float;
-    let table = (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind);
-    if stays_mapped {
-        table
-    } else {
-        0
+    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && input.storage != Storage::Streamed;
+    match stays_mapped {
+        true => (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind),
+        false => 0,
     }
 }
 

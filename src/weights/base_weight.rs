@@ -1,7 +1,8 @@
 //! How the frozen weight of one projection is kept, and what the projection computes with it.
 
-use super::convolution::{conv2d, Stride};
+use super::convolution::{conv2d, conv2d_input_gradient, Stride};
 use super::int8::Int8Weight;
+use super::streamed::StreamedWeight;
 use tch::{Kind, Tensor};
 
 /// What a projection does with its weight.
@@ -24,19 +25,39 @@ impl Op {
             Op::Embedding => Tensor::embedding(weight, xs, -1, false, false),
         }
     }
+
+    /// The gradient of an input of `shape`, from that of the output. Linear inputs are `[rows, in]`.
+    pub(super) fn input_gradient(self, grad: &Tensor, weight: &Tensor, shape: &[i64]) -> Tensor {
+        match self {
+            Op::Linear => grad.mm(weight),
+            Op::Conv2d(stride) => conv2d_input_gradient(grad, weight, shape, stride),
+            Op::Embedding => unreachable!("ids have no gradient"),
+        }
+    }
+
+    /// The gradient of the bias, from that of the output.
+    pub(super) fn bias_gradient(self, grad: &Tensor) -> Tensor {
+        let dims: &[i64] = match self {
+            Op::Linear | Op::Embedding => &[0],
+            Op::Conv2d(_) => &[0, 2, 3],
+        };
+        grad.sum_dim_intlist(dims, false, grad.kind())
+    }
 }
 
-/// How the weights of linear projections are to be kept.
+/// How the weights of projections are to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Storage {
     /// As they are.
     #[default]
     Dense,
-    /// In 8 bits.
+    /// Those of linear projections in 8 bits.
     Int8 {
         /// Inputs of at least this size make their column an outlier, which is computed in 16 bits.
         threshold: f64,
     },
+    /// In host memory, brought for each use; tables of embeddings too.
+    Streamed,
 }
 
 /// Frozen storage of one projection's weight.
@@ -45,6 +66,8 @@ pub enum BaseWeight {
     Dense(Tensor),
     /// Codes of 8 bits.
     Int8(Int8Weight),
+    /// Elsewhere, brought for each use.
+    Streamed(StreamedWeight),
 }
 
 impl BaseWeight {
@@ -53,6 +76,7 @@ impl BaseWeight {
         match self {
             BaseWeight::Dense(weight) => op.run(xs, weight, bias),
             BaseWeight::Int8(weight) => weight.run(xs, bias),
+            BaseWeight::Streamed(weight) => weight.run(op, xs, bias),
         }
     }
 
@@ -61,6 +85,7 @@ impl BaseWeight {
         match self {
             BaseWeight::Dense(weight) => weight.to_kind(kind),
             BaseWeight::Int8(weight) => weight.dense(kind),
+            BaseWeight::Streamed(weight) => weight.with(|weight| weight.to_kind(kind).copy()),
         }
     }
 
@@ -69,6 +94,7 @@ impl BaseWeight {
         match self {
             BaseWeight::Dense(weight) => weight.size(),
             BaseWeight::Int8(weight) => weight.shape(),
+            BaseWeight::Streamed(weight) => weight.shape(),
         }
     }
 
@@ -77,14 +103,16 @@ impl BaseWeight {
         match self {
             BaseWeight::Dense(weight) => weight.kind(),
             BaseWeight::Int8(weight) => weight.kind(),
+            BaseWeight::Streamed(weight) => weight.placement().kind,
         }
     }
 
-    /// The device that holds the weight.
+    /// The device that computes with the weight.
     pub fn device(&self) -> tch::Device {
         match self {
             BaseWeight::Dense(weight) => weight.device(),
             BaseWeight::Int8(weight) => weight.device(),
+            BaseWeight::Streamed(weight) => weight.placement().device,
         }
     }
 }

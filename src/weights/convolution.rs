@@ -24,16 +24,17 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, Stride { stri
     if weight.requires_grad() || bias.is_some_and(|bias| bias.requires_grad()) {
         return xs.conv2d(weight, bias, [stride; 2], [padding; 2], [1, 1], 1);
     }
-    let convolution = Convolution::of(xs, weight, stride, padding);
-    if xs.device() == Device::Cpu && convolution.is_a_projection() {
-        return convolution.project(xs, weight, bias);
-    }
-    if xs.device() == Device::Cpu && convolution.columns_are_smaller_than_weight() {
-        return convolution.multiply(xs, weight, bias);
-    }
-    let ys = tch::no_grad(|| xs.conv2d(weight, bias, [stride; 2], [padding; 2], [1, 1], 1));
+    let convolution = Convolution::of(&xs.size(), weight, stride, padding);
+    // No view, which could not be added to in place where gradients flow.
+    let ys = tch::no_grad(|| convolution.forward(xs, weight, bias)).detach();
     let weight = weight.shallow_clone();
-    with_gradient(xs, ys, move |grad| convolution.transpose(grad, &weight))
+    with_gradient(xs, ys, move |grad| convolution.input_gradient(grad, &weight))
+}
+
+/// The gradient of an input of shape `[b, c, h, w]`, from that of the output `[b, o, y, x]`.
+pub(super) fn conv2d_input_gradient(grad: &Tensor, weight: &Tensor, input: &[i64], stride: Stride) -> Tensor {
+    let Stride { stride, padding } = stride;
+    Convolution::of(input, weight, stride, padding).input_gradient(grad, weight)
 }
 
 /// `ys`, computed from `xs` without a gradient, with this one.
@@ -61,11 +62,20 @@ struct Convolution {
     to: (i64, i64),
 }
 
+/// How a convolution is computed.
+enum Way {
+    /// As a linear layer of each place.
+    Projection,
+    /// As a product with what the kernel sees at each place, laid out.
+    Columns,
+    /// By libtorch.
+    Library,
+}
+
 impl Convolution {
-    fn of(xs: &Tensor, weight: &Tensor, stride: i64, padding: i64) -> Self {
-        let ((batch, inputs, height, width), (outputs, _, kernel, _)) = match (xs.size4(), weight.size4()) {
-            (Ok(image), Ok(weight)) => (image, weight),
-            _ => unreachable!("a convolution takes [b, c, h, w] and [o, c, k, k]"),
+    fn of(input: &[i64], weight: &Tensor, stride: i64, padding: i64) -> Self {
+        let (&[batch, inputs, height, width], &[outputs, _, kernel, _]) = (input, weight.size().as_slice()) else {
+            unreachable!("a convolution takes [b, c, h, w] and [o, c, k, k]")
         };
         let out = |size: i64| (size + 2 * padding - kernel) / stride + 1;
         let to = (out(height), out(width));
@@ -81,9 +91,36 @@ impl Convolution {
         (self.kernel, self.stride, self.padding) == (1, 1, 0)
     }
 
-    fn project(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let rows = xs.permute([0, 2, 3, 1]).reshape([-1, self.inputs]); // [b·h·w, c]
-        self.to_image(&rows.linear(&weight.view([self.outputs, self.inputs]), bias))
+    fn forward(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        match self.way(xs.device()) {
+            Way::Projection => {
+                let rows = xs.permute([0, 2, 3, 1]).reshape([-1, self.inputs]); // [b·h·w, c]
+                self.to_image(&rows.linear(&weight.view([self.outputs, self.inputs]), bias))
+            }
+            Way::Columns => self.to_image(&self.columns(xs).linear(&self.matrix(weight), bias)),
+            Way::Library => xs.conv2d(weight, bias, [self.stride; 2], [self.padding; 2], [1, 1], 1),
+        }
+    }
+
+    /// `[b, o, y, x] -> [b, c, h, w]`
+    fn input_gradient(self, grad: &Tensor, weight: &Tensor) -> Tensor {
+        let rows = || grad.permute([0, 2, 3, 1]).reshape([-1, self.outputs]); // [b·y·x, o]
+        match self.way(grad.device()) {
+            Way::Projection => {
+                let rows = rows().mm(&weight.view([self.outputs, self.inputs]));
+                rows.view([self.batch, self.from.0, self.from.1, self.inputs]).permute([0, 3, 1, 2])
+            }
+            Way::Columns => self.gathered(&rows().mm(&self.matrix(weight))),
+            Way::Library => self.transpose(grad, weight),
+        }
+    }
+
+    fn way(self, device: Device) -> Way {
+        match device {
+            Device::Cpu if self.is_a_projection() => Way::Projection,
+            Device::Cpu if self.columns_are_smaller_than_weight() => Way::Columns,
+            _ => Way::Library,
+        }
     }
 
     /// The transposed convolution, which is the gradient: `[b, o, y, x] -> [b, c, h, w]`
@@ -101,13 +138,6 @@ impl Convolution {
     /// The weight as a matrix, as it lies channels-last: `[o, k·k·c]`
     fn matrix(self, weight: &Tensor) -> Tensor {
         weight.permute([0, 2, 3, 1]).reshape([self.outputs, -1])
-    }
-
-    fn multiply(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let matrix = self.matrix(weight);
-        let rows = tch::no_grad(|| self.columns(xs).linear(&matrix, bias)); // [b·y·x, o]
-        let rows = with_gradient(xs, rows, move |grad| self.gathered(&grad.matmul(&matrix)));
-        self.to_image(&rows)
     }
 
     /// What the kernel sees at each place: `[b, c, h, w] -> [b·y·x, k·k·c]`
@@ -167,7 +197,7 @@ mod tests {
             for outputs in [3, 80] {
                 let weight = generator.randn(&[outputs, 6, kernel, kernel]);
                 let (bias, grad) = (generator.randn(&[outputs]), generator.randn(&[2, outputs, 1, 1]));
-                let small = Convolution::of(&image, &weight, stride, padding).columns_are_smaller_than_weight();
+                let small = Convolution::of(&image.size(), &weight, stride, padding).columns_are_smaller_than_weight();
                 assert_eq!(small, outputs == 80);
                 let (ys, gradient) = run(&|xs| conv2d(xs, &weight, Some(&bias), Stride { stride, padding }), &grad);
                 let (wanted, wanted_gradient) =

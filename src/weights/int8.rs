@@ -6,10 +6,14 @@
 use super::convolution::with_gradient;
 use tch::{Device, Kind, Tensor};
 
+/// bitsandbytes' default of the size from which inputs are outliers.
+pub const DEFAULT_THRESHOLD: f64 = 6.0;
 /// The largest code.
 const LARGEST: f64 = 127.0;
 /// Numbers of a weight that are made dense at a time in backward.
 pub const DENSE_AT_ONCE: i64 = 1 << 24;
+/// Numbers that are quantised at a time: so many stay in the processor's cache.
+const QUANTISED_AT_ONCE: i64 = 1 << 19;
 /// CUDA's int8 product takes no fewer rows, and widths that are multiples of `CUDA_MULTIPLE`.
 const CUDA_ROWS: i64 = 32;
 const CUDA_MULTIPLE: i64 = 8;
@@ -30,11 +34,17 @@ impl Int8Weight {
     /// Quantises `weight` `[n, k]` row by row, from float16 as bitsandbytes does.
     pub fn quantise(weight: &Tensor, kind: Kind, threshold: f64) -> Self {
         let _no_grad = tch::no_grad_guard();
-        let weight = weight.to_kind(Kind::Half).to_kind(Kind::Float);
-        let largest = weight.abs().amax([1i64].as_slice(), false);
-        let per_number = LARGEST / largest.clamp_min(f64::from(f32::MIN_POSITIVE));
-        let codes = (weight * per_number.unsqueeze(1)).round().to_kind(Kind::Int8);
-        Self { codes, scales: largest / LARGEST, threshold, kind }
+        let (n, k) = (weight.size()[0], weight.size()[1]);
+        let codes = Tensor::empty([n, k], (Kind::Int8, weight.device()));
+        let mut scales = Vec::new();
+        for (start, rows) in bands(n, k, QUANTISED_AT_ONCE) {
+            let weight = weight.narrow(0, start, rows).to_kind(Kind::Half).to_kind(Kind::Float);
+            let largest = weight.abs().amax([1i64].as_slice(), false);
+            let per_number = LARGEST / largest.clamp_min(f64::from(f32::MIN_POSITIVE));
+            codes.narrow(0, start, rows).copy_(&(weight * per_number.unsqueeze(1)).round_());
+            scales.push(largest / LARGEST);
+        }
+        Self { codes, scales: Tensor::cat(&scales, 0), threshold, kind }
     }
 
     /// `xs Wᵀ + b`: `[m, k] -> [m, n]`, in the dtype of `xs`. Nothing but the codes is kept for backward.
@@ -127,16 +137,20 @@ impl Int8Weight {
     }
 }
 
+/// The rows of a weight `[n, k]` in bands of about `numbers`: each band's first row, and how many it has.
+fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
+    let band = (numbers / k.max(1)).max(1);
+    (0..n).step_by(band as usize).map(move |start| (start, band.min(n - start)))
+}
+
 /// `g W`: `[m, n] -> [m, k]`. The small operand takes the scales, and the codes are made dense a band at a time.
 fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let (n, k) = (codes.size()[0], codes.size()[1]);
     let kind = grad.kind();
     let scaled = (grad.to_kind(Kind::Float) * scales).to_kind(kind);
-    let band = (DENSE_AT_ONCE / k.max(1)).max(1);
     let mut sum: Option<Tensor> = None;
-    for start in (0..n).step_by(band as usize) {
-        let rows = band.min(n - start);
+    for (start, rows) in bands(n, k, DENSE_AT_ONCE) {
         let part =
             scaled.narrow(1, start, rows).matmul(&codes.narrow(0, start, rows).to_kind(kind)).to_kind(Kind::Float);
         sum = Some(match sum {

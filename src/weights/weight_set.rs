@@ -20,6 +20,13 @@ pub struct Placement {
     pub kind: Kind,
 }
 
+impl Placement {
+    /// `tensor` there.
+    pub fn of(self, tensor: &Tensor) -> Tensor {
+        tensor.to_device(self.device).to_kind(self.kind)
+    }
+}
+
 /// The part of a stored tensor that is the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -147,12 +154,12 @@ impl WeightSet {
         Self { origin: self.origin.clone(), entries, storage: self.storage }
     }
 
-    /// The same weights, those of linear projections to be kept in `storage`.
+    /// The same weights, those of projections to be kept in `storage`.
     pub fn stored_in(self, storage: Storage) -> Self {
         Self { storage, ..self }
     }
 
-    /// How the weights of linear projections are to be kept.
+    /// How the weights of projections are to be kept.
     pub fn storage(&self) -> Storage {
         self.storage
     }
@@ -184,38 +191,42 @@ impl WeightSet {
 
     /// The dtype of the weight `key` in its file.
     pub fn kind(&self, key: &str) -> Result<Kind> {
-        let info = self.entries.get(key).and_then(|entry| entry.file.info(&entry.name));
-        info.map(|(_, kind)| kind)
-            .unwrap_or_else(|| Err(Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() }))
+        let entry = self.entry(key)?;
+        let missing = || Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() };
+        entry.file.info(&entry.name).ok_or_else(missing)?.1
+    }
+
+    /// Refuses the weight `key` where it is not there, has no floating-point numbers, or another shape than `shape`.
+    ///
+    /// A trailing `1, 1` more or less is the same weight: old VAEs keep their linear layers as 1×1 convolutions.
+    pub fn check(&self, key: &str, shape: &[i64]) -> Result<()> {
+        let kind = self.kind(key)?;
+        if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
+            let message = format!("weight `{key}` is {kind:?}; a model's weights must be f32, f16 or bf16");
+            return Err(Error::file(&self.origin, message));
+        }
+        let found = self.shape(key).unwrap_or_default();
+        let core = |shape: &[i64]| shape.strip_suffix(&[1, 1]).unwrap_or(shape).to_vec();
+        match found == shape || core(&found) == core(shape) {
+            true => Ok(()),
+            false => Err(Error::WeightShape {
+                path: self.origin.clone(),
+                key: key.to_owned(),
+                found,
+                expected: shape.to_vec(),
+            }),
+        }
     }
 
     /// The weight `key` as `shape` at `placement`. Where dtype and device are the file's, the tensor lies over the
     /// mapped file and must not be written to; else it is converted and the file's pages are let go.
-    ///
-    /// A trailing `1, 1` more or less is the same weight: old VAEs keep their linear layers as 1×1 convolutions.
     pub fn load(&self, key: &str, shape: &[i64], placement: Placement) -> Result<Tensor> {
-        let entry = self
-            .entries
-            .get(key)
-            .ok_or_else(|| Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() })?;
-        let mut tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?;
-        if !tensor.is_floating_point() && placement.kind != Kind::Int64 {
-            let message = format!("weight `{key}` is {:?}; a model's weights must be f32, f16 or bf16", tensor.kind());
-            return Err(Error::file(&self.origin, message));
+        if placement.kind != Kind::Int64 {
+            self.check(key, shape)?;
         }
-        let found = tensor.size();
-        if found != shape {
-            let core = |shape: &[i64]| shape.strip_suffix(&[1, 1]).unwrap_or(shape).to_vec();
-            if core(&found) != core(shape) {
-                return Err(Error::WeightShape {
-                    path: self.origin.clone(),
-                    key: key.to_owned(),
-                    found,
-                    expected: shape.to_vec(),
-                });
-            }
-            tensor = tensor.view(shape);
-        }
+        let entry = self.entry(key)?;
+        let tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?;
+        let tensor = if tensor.size() == shape { tensor } else { tensor.f_view(shape)? };
         if tensor.kind() == placement.kind && placement.device == Device::Cpu {
             if entry.part.is_copied() {
                 entry.file.let_go(&entry.name);
@@ -225,6 +236,19 @@ impl WeightSet {
         let placed = tensor.f_to_device(placement.device)?.f_to_kind(placement.kind)?;
         entry.file.let_go(&entry.name);
         Ok(placed)
+    }
+
+    /// Whether two weights are the same numbers.
+    pub fn are_equal(&self, one: &str, other: &str) -> Result<bool> {
+        let (one, other) = (self.entry(one)?, self.entry(other)?);
+        let equal = one.part.of(&one.file.tensor(&one.name)?)? == other.part.of(&other.file.tensor(&other.name)?)?;
+        [one, other].iter().for_each(|entry| entry.file.let_go(&entry.name));
+        Ok(equal)
+    }
+
+    fn entry(&self, key: &str) -> Result<&Entry> {
+        let missing = || Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() };
+        self.entries.get(key).ok_or_else(missing)
     }
 
     /// Lets the file's pages of `key` leave memory, after the weight was copied elsewhere.

@@ -24,19 +24,4 @@ for precision in no bf16; do
   target/release/lorabooth plan --json "${flags[@]}" > "$work/$precision.plan"
   target/release/lorabooth train dreambooth --quiet "${flags[@]}" --instance-prompt "a photo of sks dog" --output-dir "$work/$precision"
 done
-"$python" - "$work" <<'PY'
-import json, statistics, sys
-work = sys.argv[1]
-theirs = json.load(open(f"{work}/theirs/losses.json"))
-peer = statistics.median(theirs["seconds"][1:])
-print("| | s a step | of peer | first step after | of peer | peak host MiB | of peer | plan |\n|---|---|---|---|---|---|---|---|")
-print(f"| PEFT's loop, fp32 | {peer:.2f} | 1 | {theirs['first_step_seconds']:.1f} s | 1 | {theirs['peak_rss_mib']:.0f} | 1 | |")
-for precision, name in (("no", "fp32"), ("bf16", "bf16")):
-    lines = [json.loads(line) for line in open(f"{work}/{precision}/metrics.jsonl")]
-    run = json.load(open(f"{work}/{precision}/run.json"))
-    step = statistics.median(line["step_s"] for line in lines[1:])
-    first = run["seconds"]["before_training"] + lines[0]["step_s"]
-    peak = run["peak_memory_bytes"]["host"] / 2**20
-    plan = json.load(open(f"{work}/{precision}.plan"))["peak_bytes"] / run["peak_memory_bytes"]["host_above_start"] - 1
-    print(f"| lorabooth, {name} | {step:.2f} | {step / peer:.2f} | {first:.1f} s | {first / theirs['first_step_seconds']:.2f} | {peak:.0f} | {peak / theirs['peak_rss_mib']:.2f} | {plan:+.1%} |")
-PY
+"$python" tests/measured/compare.py "$work/theirs/losses.json" "lorabooth, fp32=$work/no=$work/no.plan" "lorabooth, bf16=$work/bf16=$work/bf16.plan"

@@ -5,6 +5,7 @@
 config  arguments of the configuration, but for the vocabulary and the special ids, which are the tokenizer's
 rows    of the table of embeddings, where it is to have more than the tokenizer needs
 words   of each text, 3 to 9 of them where not given
+dtype   "float32", "float16" or "bfloat16", of the model's files
 OUT/model                                    model and tokenizer
 OUT/train.jsonl, OUT/validation.jsonl        {"text", "label"}: texts of words, and a word or a class
 """
@@ -47,7 +48,7 @@ def main(out, config, rows=0, words=None, **options):
     tokenizer = tokenizer_of([f"{record['text']} {record['label']}" for record in train + validation])
     special = {"vocab_size": max(rows, len(tokenizer)), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     network = model_of(options["class"], config | special)
-    save(out / "model", network)
+    save(out / "model", network, options.get("dtype", "float32"))
     tokenizer.save_pretrained(out / "model")
     for name, rows in (("train", train), ("validation", validation)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

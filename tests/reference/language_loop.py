@@ -9,15 +9,19 @@ label    causal-lm: the label follows the text and is what is learnt; else the t
 beams    also the texts that `generate` writes with so many beams
 
 OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes;
-                 with beams {"beam_answers": [...]}
+                 with beams {"beam_answers": [...]}; where the job has no validation.jsonl none of these.
+                 seconds, first_step_seconds and peak_rss_mib as in dreambooth_loop.py
 OUT/adapter      as peft saves it at the end
 OUT/start        of a prompt: as peft saves it at the beginning, with its whole encoder beside it in prompt_encoder.safetensors
 """
 
 import json
+import resource
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from peft import PeftModel, get_peft_config, get_peft_model
@@ -75,8 +79,8 @@ def answer(network, tokenizer, row, task, label, classes, beams=1):
 
 def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None, label=False, beams=1, **options):
     out, job = Path(out), Path(job)
-    train, validation = rows(job / "train.jsonl"), rows(job / "validation.jsonl")
-    classes = sorted({row["label"] for row in train})
+    train = rows(job / "train.jsonl")
+    classes = sorted({row["label"] for row in train if "label" in row})
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "model")
     labels = {"num_labels": len(classes)} if task == "seq-cls" else {}
     base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=torch.float32, **labels)
@@ -85,23 +89,37 @@ def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None,
     params = [param for param in network.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=1e-2)
     losses, batches = [], [train[i:i + batch] for i in range(0, len(train), batch)]
+    seconds, first_step_seconds = [], None
     for step in range(steps):
+        started = time.perf_counter()
         loss = network(**batch_of(tokenizer, batches[step % len(batches)], task, label, classes)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+        seconds.append(time.perf_counter() - started)
+        first_step_seconds = first_step_seconds or time.time() - psutil.Process().create_time()
+    network.save_pretrained(out / "adapter")
+    result = {
+        "losses": losses,
+        "seconds": seconds,
+        "first_step_seconds": first_step_seconds,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    if (job / "validation.jsonl").exists():
+        result |= validated(network, tokenizer, rows(job / "validation.jsonl"), task, label, classes)
+    (out / "losses.json").write_text(json.dumps(result))
+
+
+def validated(network, tokenizer, validation, task, label, classes):
     network.eval()
     with torch.no_grad():
-        inputs = batch_of(tokenizer, validation, task, label, classes)
-        validation_loss = network(**inputs).loss.item()
+        loss = network(**batch_of(tokenizer, validation, task, label, classes)).loss.item()
         answered = validation if task != "causal-lm" or label else []
         answers = [answer(network, tokenizer, row, task, label, classes) for row in answered]
         beam_answers = [answer(network, tokenizer, row, task, label, classes, beams) for row in answered] if beams > 1 else []
-    network.save_pretrained(out / "adapter")
-    result = {"losses": losses, "validation_loss": validation_loss, "answers": answers, "beam_answers": beam_answers}
-    (out / "losses.json").write_text(json.dumps(result))
+    return {"validation_loss": loss, "answers": answers, "beam_answers": beam_answers}
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ impl Stack {
         };
         let layers = if is_decoder { config.decoder_layers() } else { config.num_layers };
         Ok(Self {
-            embed_tokens: Embedding::tied(&(loader / "embed_tokens"), shared),
+            embed_tokens: Embedding::tied(&(loader / "embed_tokens"), shared)?,
             bias: RelativePositionBias::load(
                 &(&blocks / "0.layer.0.SelfAttention.relative_attention_bias"),
                 config.num_heads,

@@ -2,6 +2,7 @@
 
 use super::{MemoryPlan, PlanInput, SampledImages};
 use crate::error::{Error, Result};
+use crate::weights::Storage;
 use tch::Kind;
 
 /// An option that saves memory.
@@ -55,6 +56,20 @@ pub(super) const HALF_PRECISION_COSTS: &str =
 pub(super) const CHECKPOINTING_COSTS: &str = "the forward runs twice: a step takes about a third longer";
 pub(super) const ADAM_8BIT_COSTS: &str = "optimizer state of one byte a number";
 pub(super) const BATCH_1_COSTS: &str = "the same gradient from smaller steps: somewhat slower";
+pub(super) const OFFLOAD_COSTS: &str = "weights are brought for each use: steps take longer where copying is slow";
+
+pub(super) const INT8: &str = "--load-in-8bit";
+const OFFLOAD: &str = "--offload cpu";
+const OFFLOAD_NOT_INT8: &str = "--offload cpu in place of --load-in-8bit";
+
+/// The flag that has weights streamed which are kept in `storage`.
+pub(super) fn offload_from(storage: Storage) -> Option<String> {
+    match storage {
+        Storage::Dense => Some(OFFLOAD.into()),
+        Storage::Int8 { .. } => Some(OFFLOAD_NOT_INT8.into()),
+        Storage::Streamed => None,
+    }
+}
 
 impl Planned for PlanInput<'_> {
     fn plan(&self) -> Result<MemoryPlan> {
@@ -72,6 +87,7 @@ impl Planned for PlanInput<'_> {
             Self::sample_fewer,
             Self::batch_1,
             Self::sample_fewer,
+            Self::offload,
             Self::only_unet,
         ]
     }
@@ -141,6 +157,14 @@ impl PlanInput<'_> {
         })
     }
 
+    fn offload(&self) -> Option<Changed<Self>> {
+        offload_from(self.storage).map(|what| Changed {
+            input: Self { storage: Storage::Streamed, ..self.clone() },
+            what,
+            costs: OFFLOAD_COSTS,
+        })
+    }
+
     fn only_unet(&self) -> Option<Changed<Self>> {
         self.text_lora.as_ref().map(|_| Changed {
             input: Self { text_lora: None, ..self.clone() },
@@ -161,10 +185,16 @@ pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
         if peak_bytes <= budget_bytes {
             break;
         }
-        let Some(Changed { input, what, costs }) = choice(&now) else { continue };
+        let Some(Changed { input, mut what, costs }) = choice(&now) else { continue };
         let with = input.plan()?.peak_bytes;
         if with < peak_bytes {
-            suggestions.push(Suggestion { what, saves_bytes: peak_bytes - with, costs: costs.to_owned() });
+            let mut saves_bytes = peak_bytes - with;
+            let int8 = suggestions.iter().position(|before: &Suggestion| before.what == INT8);
+            if let (OFFLOAD_NOT_INT8, Some(int8)) = (what.as_str(), int8) {
+                saves_bytes += suggestions.remove(int8).saves_bytes;
+                OFFLOAD.clone_into(&mut what);
+            }
+            suggestions.push(Suggestion { what, saves_bytes, costs: costs.to_owned() });
             (now, peak_bytes) = (input, with);
         }
     }

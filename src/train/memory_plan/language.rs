@@ -8,6 +8,7 @@ use super::{adapter_parts, gaps, runtime, width, MemoryPlan, Phase, Work};
 use crate::adapters::LoraConfig;
 use crate::error::Result;
 use crate::models::language::{HeadOutline, Outline};
+use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use std::rc::Rc;
 use tch::{Device, Kind};
 
@@ -42,8 +43,8 @@ pub struct LanguagePlanInput<'a> {
     pub stored: Kind,
     /// The dtype of the computation.
     pub kind: Kind,
-    /// Linear layers are kept in 8 bits.
-    pub int8: bool,
+    /// How frozen weights are kept.
+    pub storage: Storage,
     /// The adapter on projections, where there is one.
     pub lora: Option<LoraConfig>,
     /// The prompt before each text, where there is one.
@@ -79,10 +80,11 @@ impl LanguagePlanInput<'_> {
         }
     }
 
-    /// Bytes of the tokens' table that never come to memory: it is mapped from the file, and texts read few of its rows.
+    /// Bytes of the tokens' table that never come to memory where it is not streamed: it is mapped from the file, and texts read few
+    /// of its rows.
     fn unread_embeddings(&self) -> u64 {
         let makes_logits = matches!(self.outline.head, HeadOutline::Tokens { tied: true, .. });
-        let stays_mapped = self.device == Device::Cpu && self.kind == self.stored;
+        let stays_mapped = self.device == Device::Cpu && self.kind == self.stored && self.storage != Storage::Streamed;
         let (_, rows, columns) = &self.outline.tables[0];
         match stays_mapped && !makes_logits {
             true => (rows * columns) as u64 * width(self.kind),
@@ -92,7 +94,7 @@ impl LanguagePlanInput<'_> {
 
     /// What a pass without gradients needs beside weights.
     fn inference(&self, texts: i64, lengths: Texts) -> Result<(u64, Work)> {
-        let (network, tape) = (Network::new(None, self.int8)?, Tape::new(width(self.kind), false));
+        let (network, tape) = (Network::new(None, self.storage)?, Tape::new(width(self.kind), false));
         drop(loss(&tape, &network.root(), self.outline, self.batch(texts, lengths, false)));
         Ok((tape.meter().peak(), tape.meter().work()))
     }
@@ -109,7 +111,7 @@ struct Step {
 
 impl Step {
     fn of(input: &LanguagePlanInput) -> Result<Self> {
-        let network = Network::new(input.lora.as_ref(), input.int8)?;
+        let network = Network::new(input.lora.as_ref(), input.storage)?;
         let tape = Tape::new(width(input.kind), true);
         let loss = loss(&tape, &network.root(), input.outline, input.batch(input.batch, input.texts, true));
         let (kept, kept_small) = (tape.meter().live(), tape.meter().small());
@@ -122,11 +124,11 @@ impl Step {
 impl Planned for LanguagePlanInput<'_> {
     fn plan(&self) -> Result<MemoryPlan> {
         let step = Step::of(self)?;
-        let weights =
-            ("weights".to_owned(), step.network.kept_bytes(width(self.kind), self.int8) - self.unread_embeddings());
+        let kept = step.network.kept_bytes(width(self.kind), self.storage, self.device);
+        let weights = ("weights".to_owned(), kept - self.unread_embeddings());
         let runtime = runtime(self.device, self.kind, false);
         let mut phases = Vec::new();
-        if self.int8 {
+        if matches!(self.storage, Storage::Int8 { .. }) {
             let largest = step.network.largest_linear() * (QUANTISING + width(self.stored));
             let parts = vec![weights.clone(), ("largest weight in the making".to_owned(), largest)];
             phases.push(Phase { name: "loading", parts, work: Work::default() });
@@ -154,7 +156,7 @@ impl Planned for LanguagePlanInput<'_> {
 
     fn choices(&self) -> Vec<Choice<Self>> {
         let first: Choice<Self> = Self::half_precision;
-        vec![first, Self::checkpointing, Self::int8, Self::adam_8bit, Self::batch_1]
+        vec![first, Self::checkpointing, Self::int8, Self::adam_8bit, Self::batch_1, Self::offload]
     }
 
     fn smaller(&self) -> Option<Changed<Self>> {
@@ -186,9 +188,9 @@ impl LanguagePlanInput<'_> {
     }
 
     fn int8(&self) -> Option<Changed<Self>> {
-        (!self.int8).then(|| Changed {
-            input: Self { int8: true, ..self.clone() },
-            what: "--load-in-8bit".into(),
+        (self.storage == Storage::Dense).then(|| Changed {
+            input: Self { storage: Storage::Int8 { threshold: DEFAULT_THRESHOLD }, ..self.clone() },
+            what: super::fit::INT8.into(),
             costs: "frozen weights are rounded to 8 bits",
         })
     }
@@ -207,6 +209,14 @@ impl LanguagePlanInput<'_> {
             input: Self { batch: 1, accumulation, ..self.clone() },
             what: format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}"),
             costs: super::fit::BATCH_1_COSTS,
+        })
+    }
+
+    fn offload(&self) -> Option<Changed<Self>> {
+        super::fit::offload_from(self.storage).map(|what| Changed {
+            input: Self { storage: Storage::Streamed, ..self.clone() },
+            what,
+            costs: super::fit::OFFLOAD_COSTS,
         })
     }
 }

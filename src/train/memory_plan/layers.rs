@@ -3,48 +3,70 @@
 use super::tape::{Record, Shadow, Storage, Tape, Work};
 use crate::adapters::{Bias, LoraConfig, TargetRules};
 use crate::error::Result;
-use crate::weights::{Op, Stride, DENSE_AT_ONCE};
+use crate::weights::{self, block_of, Op, Stride, DENSE_AT_ONCE};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Div;
 use std::rc::Rc;
+use tch::Device;
 
 /// A network: what it is made of and where adapters are on it. Fills itself while it is walked.
 #[derive(Default)]
 pub(super) struct Network {
     lora: Option<LoraConfig>,
-    /// Linear weights are kept in 8 bits.
-    int8: bool,
+    /// How weights are kept.
+    storage: weights::Storage,
     /// Key of a weight to its shape.
     weights: RefCell<BTreeMap<String, Vec<i64>>>,
     /// Keys of the weights that can be kept in 8 bits.
     linear: RefCell<BTreeSet<String>>,
+    /// Keys of the weights that can be streamed to their numbers, also of those that are counted elsewhere.
+    streamed: RefCell<BTreeMap<String, u64>>,
+    /// Keys of tables of embeddings.
+    tables: RefCell<BTreeSet<String>>,
     /// Path of a projection to the rank of its adapter and the number of trained elements.
     trained: RefCell<BTreeMap<String, (i64, i64)>>,
 }
 
 impl Network {
-    pub(super) fn new(lora: Option<&LoraConfig>, int8: bool) -> Result<Rc<Self>> {
+    pub(super) fn new(lora: Option<&LoraConfig>, storage: weights::Storage) -> Result<Rc<Self>> {
         lora.map(TargetRules::new).transpose()?;
-        Ok(Rc::new(Self { lora: lora.cloned(), int8, ..Self::default() }))
+        Ok(Rc::new(Self { lora: lora.cloned(), storage, ..Self::default() }))
     }
 
     pub(super) fn root(self: &Rc<Self>) -> At {
         At { network: self.clone(), path: String::new(), role: Role::Inner }
     }
 
-    /// Bytes of the weights in a dtype of `width` bytes: with `int8`, a byte a number of linear layers, and four for each of their
-    /// rows.
-    pub(super) fn kept_bytes(&self, width: u64, int8: bool) -> u64 {
-        let linear = self.linear.borrow();
+    /// Bytes of the weights where they compute, in a dtype of `width` bytes: in 8 bits a byte a number of linear layers, and four for
+    /// each of their rows; streamed the most that is there at a time, and nothing of tables, which wait in their file.
+    pub(super) fn kept_bytes(&self, width: u64, storage: weights::Storage, device: Device) -> u64 {
+        let (linear, streamed, tables) = (self.linear.borrow(), self.streamed.borrow(), self.tables.borrow());
         let bytes = |(key, shape): (&String, &Vec<i64>)| {
             let elements = shape.iter().product::<i64>() as u64;
-            match int8 && linear.contains(key) {
-                true => elements + 4 * shape[0] as u64,
-                false => elements * width,
+            match storage {
+                weights::Storage::Int8 { .. } if linear.contains(key) => elements + 4 * shape[0] as u64,
+                weights::Storage::Streamed if streamed.contains_key(key) || tables.contains(key) => 0,
+                _ => elements * width,
             }
         };
-        self.weights.borrow().iter().map(bytes).sum()
+        let resident: u64 = self.weights.borrow().iter().map(bytes).sum();
+        match storage {
+            weights::Storage::Streamed => resident + self.most_streamed(device) * width,
+            _ => resident,
+        }
+    }
+
+    /// The most numbers of streamed weights that are there at a time: two blocks on a device; on the CPU one weight, beside what its
+    /// file has of it.
+    fn most_streamed(&self, device: Device) -> u64 {
+        let streamed = self.streamed.borrow();
+        let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
+        for (key, elements) in streamed.iter() {
+            let name = if device == Device::Cpu { key } else { block_of(key) };
+            *blocks.entry(name).or_default() += elements;
+        }
+        2 * blocks.into_values().max().unwrap_or(0)
     }
 
     /// Numbers of the largest weight that is kept in 8 bits.
@@ -129,21 +151,35 @@ impl At {
 
     /// The weight here is another layer's too, and counted there.
     pub(super) fn forget_weight(&self) {
-        self.network.weights.borrow_mut().remove(&format!("{}.weight", self.path));
+        self.network.weights.borrow_mut().remove(&self.key());
+    }
+
+    /// The key of the weight here.
+    fn key(&self) -> String {
+        format!("{}.weight", self.path)
+    }
+
+    /// The weight of a projection here.
+    fn projection_weight(&self, shape: &[i64]) {
+        self.weight("weight", shape);
+        if self.role != Role::Head {
+            self.network.streamed.borrow_mut().insert(self.key(), shape.iter().product::<i64>() as u64);
+        }
     }
 
     /// The weight of a linear layer here; whether it is kept in 8 bits.
     fn linear_weight(&self, shape: &[i64]) -> bool {
-        self.weight("weight", shape);
+        self.projection_weight(shape);
         if self.role == Role::Inner {
-            self.network.linear.borrow_mut().insert(format!("{}.weight", self.path));
+            self.network.linear.borrow_mut().insert(self.key());
         }
-        self.network.int8 && self.role == Role::Inner
+        matches!(self.network.storage, weights::Storage::Int8 { .. }) && self.role == Role::Inner
     }
 
     /// A table of embeddings here.
     pub(super) fn table(&self, shape: [i64; 2]) {
         self.weight("weight", &shape);
+        self.network.tables.borrow_mut().insert(self.key());
         self.rank(Op::Embedding, &shape);
     }
 
@@ -295,11 +331,7 @@ impl Tape {
         self.count(product);
         let base = self.record_one(&[xs], self.tensor(&ys.shape), Record { work: product, ..Record::default() });
         let whole = self.bytes(
-            at.network
-                .weights
-                .borrow()
-                .get(&format!("{}.weight", at.path))
-                .map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
+            at.network.weights.borrow().get(&at.key()).map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
         );
         drop(whole);
         let low =
@@ -321,7 +353,7 @@ impl Tape {
     pub(super) fn conv(&self, at: &At, xs: &Shadow, outputs: i64, kernel: i64, stride: i64) -> Shadow {
         let (inputs, padding) = (xs.shape[1], kernel / 2);
         let shape = [outputs, inputs, kernel, kernel];
-        at.weight("weight", &shape);
+        at.projection_weight(&shape);
         at.weight("bias", &[outputs]);
         let rank = at.rank(Op::Conv2d(Stride { stride, padding }), &shape);
         let ys = self.bare_conv(xs, outputs, kernel, stride, at.trains("weight") || at.trains("bias"));

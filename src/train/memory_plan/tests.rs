@@ -37,7 +37,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         class_images: None,
         sample_images: None,
         kind: Kind::Float,
-        int8: false,
+        storage: Storage::Dense,
         vae_kind: Kind::Float,
         unet_lora: lora("to_q,to_v"),
         text_lora: Some(lora("q_proj,v_proj")),
@@ -65,7 +65,13 @@ fn each_option_saves_memory() {
         let peak = |input: &PlanInput| MemoryPlan::new(input).unwrap().peak_bytes;
         let full = peak(&input);
         assert!(peak(&PlanInput { kind: Kind::BFloat16, ..input.clone() }) < full * 6 / 10);
-        assert!(peak(&PlanInput { int8: true, ..input.clone() }) < full * 9 / 10);
+        assert!(peak(&PlanInput { storage: Storage::Int8 { threshold: 6.0 }, ..input.clone() }) < full * 9 / 10);
+        let streamed = PlanInput { storage: Storage::Streamed, ..input.clone() };
+        assert!(peak(&streamed) < full - 2_500_000_000);
+        // Two of the largest blocks, the attentions of 1280 channels.
+        let on_device = PlanInput { device: Device::Cuda(0), ..streamed };
+        let unet = MemoryPlan::new(&on_device).unwrap().phase("training").unwrap().parts[0].clone();
+        assert!(unet.0 == "UNet weights" && (200_000_000..600_000_000).contains(&unet.1), "{unet:?}");
         assert!(peak(&PlanInput { gradient_checkpointing: true, ..input.clone() }) < full);
         assert!(peak(&PlanInput { optimizer_8bit: true, ..input.clone() }) < full);
         assert!(peak(&PlanInput { text_lora: None, ..input.clone() }) < full);
@@ -97,7 +103,7 @@ fn a_run_is_made_to_fit_with_the_cheapest_options() {
         assert_eq!(fitted.suggestions.len(), 1);
         assert_eq!(fitted.suggestions[0].what, "--mixed-precision bf16");
         assert_eq!(fitted.peak_bytes, plan.peak_bytes - fitted.suggestions[0].saves_bytes);
-        let nothing = fit(parse_size("1GB").unwrap(), &input).unwrap();
+        let nothing = fit(parse_size("100MB").unwrap(), &input).unwrap();
         assert!(!nothing.fits);
         assert_eq!(nothing.suggestions.last().unwrap().what, "--resolution 256");
     });

@@ -1,0 +1,62 @@
+//! The options of how frozen weights are kept: the same for training, generating and completing.
+
+use super::option_checks::{in_range, refuse, MAX_FACTOR};
+use crate::error::Result;
+use crate::weights::{Storage, DEFAULT_THRESHOLD};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// Where frozen weights wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Offload {
+    /// On the device that computes.
+    None,
+    /// In host memory.
+    Cpu,
+}
+
+/// How frozen weights are kept.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct StorageArgs {
+    /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
+    #[arg(long, help_heading = "Memory")]
+    pub load_in_8bit: bool,
+    /// Inputs of at least this size are computed in 16 bits, not in 8
+    #[arg(long, default_value_t = DEFAULT_THRESHOLD, help_heading = "Memory")]
+    pub int8_threshold: f64,
+    /// cpu: keep the frozen weights in host memory, where the device is the CPU in their files, and bring each block for its use
+    #[arg(long, value_enum, default_value_t = Offload::None, help_heading = "Memory")]
+    pub offload: Offload,
+}
+
+impl StorageArgs {
+    /// Refuses what cannot be meant, by its flag and with what to give instead.
+    pub fn check(&self) -> Result<()> {
+        in_range("--int8-threshold", self.int8_threshold, MAX_FACTOR)?;
+        match (self.load_in_8bit, self.offload) {
+            (true, Offload::Cpu) => refuse(
+                "--load-in-8bit and --offload cpu exclude each other; the first computes faster, the second takes less memory"
+                    .into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// How the weights of projections are kept.
+    pub fn storage(&self) -> Storage {
+        match (self.load_in_8bit, self.offload) {
+            (true, _) => Storage::Int8 { threshold: self.int8_threshold },
+            (false, Offload::Cpu) => Storage::Streamed,
+            (false, Offload::None) => Storage::Dense,
+        }
+    }
+
+    /// On what of it a run's numbers depend: not on where weights wait.
+    pub fn that_matters(&self) -> Storage {
+        match self.storage() {
+            Storage::Streamed => Storage::Dense,
+            storage => storage,
+        }
+    }
+}
