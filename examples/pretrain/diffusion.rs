@@ -76,8 +76,8 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
     let learned = focused(&concepts, args.focus.as_deref())?;
     let pipeline = Pipeline::load(&files, options.placement())?;
     let pictures = Pictures::encode(&files, &concepts, &learned, args.views, options.seed)?;
-    let params: Parameters = named(Network::Unet, pipeline.unet.sites.train_weights(|_| true))
-        .chain(named(Network::TextEncoder, pipeline.text_encoder.sites.train_weights(|_| true)))
+    let params: Parameters = named(Network::Unet.folder(), pipeline.unet.sites.train_weights(|_| true))
+        .chain(named(Network::TextEncoder.folder(), pipeline.text_encoder.sites.train_weights(|_| true)))
         .collect();
     let noise_schedule = NoiseSchedule::new(&pipeline.scheduler)?;
     let watched = watched_prompts(&concepts, &learned);
@@ -199,7 +199,7 @@ fn write_model(training: &Training, start: &Path, model: &Path) -> Result<()> {
     copy_descriptions(start, model)?;
     write_network(model, Network::Vae, &Network::Vae.read(&PipelineFiles::open(start, None)?)?, Kind::Float)?;
     for network in [Network::Unet, Network::TextEncoder] {
-        write_network(model, network, &training.average_of(network), Kind::Float)?;
+        write_network(model, network, &training.average_of(network.folder()), Kind::Float)?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Trains a small Stable Diffusion pipeline from random weights on captioned cut-outs: how the model in `assets/model` was made.
+//! Trains small models from random weights: a Stable Diffusion pipeline on captioned cut-outs, which is how the model in `assets/model`
+//! was made, and a T5 on pairs of texts.
 //!
 //! ```text
 //! prepare_corpus.py corpus
@@ -7,10 +8,12 @@
 //! pretrain diffusion --model runs/vae/model --corpus corpus --output runs/diffusion
 //! pretrain sample --model runs/diffusion/model --corpus corpus --output grid.png
 //! pretrain export --model runs/diffusion/model --output assets/model
+//!
+//! pretrain seq2seq --model start --corpus train.jsonl --validation-file validation.jsonl --output runs/t5
 //! ```
 //!
-//! Each training goes on from the last checkpoint in its `--output`, and keeps the averaged weights in `OUTPUT/model` as a
-//! pipeline that every other command takes.
+//! Each training goes on from the last checkpoint in its `--output`, and keeps the averaged weights in `OUTPUT/model`, which
+//! every other command takes. `start` holds a T5's `config.json` and tokenizer; examples/t5_phonemes.sh uses it.
 
 mod captions;
 mod cutouts;
@@ -19,6 +22,7 @@ mod export;
 mod grid;
 mod init;
 mod pipeline_folder;
+mod seq2seq;
 mod tokenizer;
 mod training;
 mod vae;
@@ -29,7 +33,9 @@ use lorabooth::libtorch::{host_allocator, openmp_waiting};
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(about = "Trains a small Stable Diffusion pipeline from random weights on captioned cut-outs")]
+#[command(
+    about = "Trains small models from random weights: Stable Diffusion on captioned cut-outs, T5 on pairs of texts"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -50,6 +56,8 @@ enum Command {
     Sample(diffusion::SampleArgs),
     /// Copies a pipeline in float16, to be shipped
     Export(export::ExportArgs),
+    /// Trains a T5 on a file of pairs: `text`, and its answer `label`
+    Seq2seq(seq2seq::Seq2SeqArgs),
 }
 
 fn run(arguments: Arguments) -> Result<()> {
@@ -62,6 +70,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Command::Diffusion(args) => diffusion::run(&args),
         Command::Sample(args) => diffusion::sample(&args),
         Command::Export(args) => export::run(&args),
+        Command::Seq2seq(args) => seq2seq::run(&args),
     }
 }
 

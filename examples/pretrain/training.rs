@@ -1,6 +1,5 @@
-//! What both trainings share: flags, the optimizer's step, averaged weights, checkpoints, the log.
+//! What the trainings share: flags, the optimizer's step, averaged weights, checkpoints, the log.
 
-use crate::pipeline_folder::Network;
 use clap::Args;
 use lorabooth::error::{Error, Result};
 use lorabooth::libtorch::memory;
@@ -28,19 +27,19 @@ const AVERAGE: &str = "average/";
 
 #[derive(Args)]
 pub struct TrainingArgs {
-    /// The pipeline whose weights it starts from
+    /// What it starts from: a pipeline with its weights, or a T5's folder without
     #[arg(long, visible_alias = "init-from")]
     pub model: PathBuf,
-    /// What prepare_corpus.py wrote
+    /// What prepare_corpus.py wrote, or a file of pairs
     #[arg(long)]
     pub corpus: PathBuf,
-    /// Folder of checkpoints, log, pictures and the trained pipeline `model`; a run that is there already goes on
+    /// Folder of checkpoints, log, pictures and the trained `model`; a run that is there already goes on
     #[arg(long)]
     pub output: PathBuf,
     /// Optimizer steps: where the learning rate has fallen to 0
     #[arg(long)]
     pub steps: u64,
-    /// Pictures a step
+    /// Pictures, or pairs, a step
     #[arg(long)]
     pub batch_size: usize,
     /// At the top of the cosine
@@ -52,7 +51,7 @@ pub struct TrainingArgs {
     /// The averaged weights' decay a step
     #[arg(long, default_value_t = 0.998)]
     pub average_decay: f64,
-    /// Steps between checkpoints, each with a look at the pictures
+    /// Steps between checkpoints, each with a look at what it can do
     #[arg(long, default_value_t = 1000)]
     pub checkpoint_every: u64,
     /// Compute in bfloat16
@@ -163,7 +162,7 @@ impl<'a> Training<'a> {
         }
         let step_s = started.elapsed().as_secs_f64() / LOG_EVERY as f64;
         let (step, steps, rate) = (self.step, self.args.steps, self.args.batch_size as f64 / step_s);
-        eprintln!("step {step} of {steps}, loss {loss:.4}, gradient {grad_norm:.2}, lr {lr:.2e}, {rate:.1} pictures/s");
+        eprintln!("step {step} of {steps}, loss {loss:.4}, gradient {grad_norm:.2}, lr {lr:.2e}, {rate:.1} examples/s");
         self.log.append(&StepMetrics {
             step,
             epoch: 0,
@@ -203,9 +202,9 @@ impl<'a> Training<'a> {
         self.step
     }
 
-    /// The averaged weights of `network` by key.
-    pub fn average_of(&self, network: Network) -> BTreeMap<String, Tensor> {
-        let prefix = format!("{}.", network.folder());
+    /// The averaged weights of the network of that name, by key.
+    pub fn average_of(&self, network: &str) -> BTreeMap<String, Tensor> {
+        let prefix = format!("{network}.");
         let of_network =
             |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor.copy()));
         self.average.iter().filter_map(of_network).collect()
@@ -226,6 +225,6 @@ impl<'a> Training<'a> {
 }
 
 /// The trained tensors of a network under the names that a run has for them.
-pub fn named(network: Network, weights: BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> {
-    weights.into_iter().map(move |(key, weight)| (format!("{}.{key}", network.folder()), weight))
+pub fn named(network: &str, weights: BTreeMap<String, Tensor>) -> impl Iterator<Item = (String, Tensor)> + use<'_> {
+    weights.into_iter().map(move |(key, weight)| (format!("{network}.{key}"), weight))
 }

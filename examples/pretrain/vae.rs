@@ -42,7 +42,7 @@ pub fn run(args: &VaeArgs) -> Result<()> {
     let vae = files.load_vae(options.placement())?;
     let is_trained =
         |key: &str| !args.decoder_only || key.starts_with("decoder.") || key.starts_with("post_quant_conv.");
-    let params = named(Network::Vae, vae.sites.train_weights(is_trained)).collect();
+    let params = named(Network::Vae.folder(), vae.sites.train_weights(is_trained)).collect();
     let cutouts = cutouts::load(&options.corpus.join("all.jsonl"))?;
     let watched = composites(&mut Generator::new(-1), &cutouts, WATCHED);
     let kind = options.placement().kind;
@@ -129,7 +129,7 @@ fn look_at(training: &Training, args: &VaeArgs, vae: &AutoencoderKl, watched: &T
 
     let start = PipelineFiles::open(&options.model, None)?;
     let mut weights = Network::Vae.read(&start)?;
-    weights.extend(training.average_of(Network::Vae));
+    weights.extend(training.average_of(Network::Vae.folder()));
     if !args.decoder_only {
         whiten(&mut weights, &means);
     }

