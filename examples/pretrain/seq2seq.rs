@@ -4,11 +4,11 @@ use crate::training::{named, Training, TrainingArgs};
 use clap::Args;
 use lorabooth::data::language_dataset::{LanguageDataOptions, LanguageDataset, LanguageTask};
 use lorabooth::data::prompt_template::PromptTemplate;
+use lorabooth::data::tokenizers::LanguageTokenizer;
 use lorabooth::error::{Error, Result};
 use lorabooth::libtorch::random::Generator;
-use lorabooth::models::language::HeadOptions;
-use lorabooth::recipes::language_base::LanguageBase;
-use lorabooth::recipes::language_loss::language_loss;
+use lorabooth::models::language::{HeadOptions, LanguageModelFiles};
+use lorabooth::recipes::language_loss::{language_loss, LanguageLoss, LossOptions};
 use lorabooth::weights::tensor_file;
 use lorabooth::whole_file::write_whole;
 use serde_json::Value;
@@ -40,7 +40,7 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
     let options = &args.training;
     let model = options.output.join(MODEL);
     copy_descriptions(&options.model, &model)?;
-    let LanguageBase { files, tokenizer } = LanguageBase::open(&model)?;
+    let (files, tokenizer) = (LanguageModelFiles::open(&model)?, LanguageTokenizer::from_folder(&model)?);
     // A run that goes on takes its weights from the checkpoint.
     if !model.join(WEIGHTS).exists() {
         write_weights(&model, random_weights(files.config(), &mut Generator::new(options.seed)))?;
@@ -54,9 +54,9 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
     let data = pairs.training(&options.corpus, &tokenizer)?;
     let watched = pairs.validation(&args.validation_file, &tokenizer, &data)?;
     let network = files.load(options.placement(), HeadOptions::default())?;
-    let loss = |data: &LanguageDataset, places: &[usize]| {
-        language_loss(&network.model, &data.batch(places)?, tokenizer.pad()?, Device::Cpu, false)
-    };
+    let loss_options = LossOptions { prompt: None, pad: tokenizer.pad()?, device: Device::Cpu, checkpointing: false };
+    let loss =
+        |data: &LanguageDataset, places: &[usize]| language_loss(&network.model, &data.batch(places)?, loss_options);
 
     let mut training = Training::begin(options, named(MODEL, network.sites.train_weights(|_| true)).collect())?;
     while let Some(mut draw) = training.next_step() {
@@ -67,7 +67,7 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
         network.sites.set_training(true);
 
         // 2. The step
-        training.learn(&loss(&data, &places)?)?;
+        training.learn(&loss(&data, &places)?.mean)?;
 
         // 3. A look at it
         if training.save_is_due() {
@@ -81,12 +81,15 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
     Ok(())
 }
 
-/// Of all batches of `data`.
-fn mean_loss(data: &LanguageDataset, loss: impl Fn(&LanguageDataset, &[usize]) -> Result<Tensor>) -> Result<f64> {
-    let places: Vec<usize> = (0..data.len()).collect();
-    let losses = places.chunks(WATCHED_BATCH).map(|places| Ok(loss(data, places)?.double_value(&[])));
-    let losses = losses.collect::<Result<Vec<f64>>>()?;
-    Ok(losses.iter().sum::<f64>() / losses.len() as f64)
+/// Of a label of `data`.
+fn mean_loss(data: &LanguageDataset, loss: impl Fn(&LanguageDataset, &[usize]) -> Result<LanguageLoss>) -> Result<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    for places in (0..data.len()).collect::<Vec<_>>().chunks(WATCHED_BATCH) {
+        let LanguageLoss { mean, labels } = loss(data, places)?;
+        sum += mean.double_value(&[]) * labels as f64;
+        count += labels;
+    }
+    Ok(sum / count.max(1) as f64)
 }
 
 fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
