@@ -25,10 +25,11 @@ fn the_demo_teaches_the_subject_and_keeps_the_class() {
     // What it measured by colour and shape.
     let after = |key: &str| number(&report, &["subject_after", key]);
     let before = |key: &str| number(&report, &["subject_before", key]);
-    assert!(after("nearer_to_subject") >= 0.8, "{report:#}");
-    assert!(after("margin") > before("margin") + 12.0, "{report:#}");
-    assert!(after("colour_distance_to_subject") < 0.7 * before("colour_distance_to_subject"), "{report:#}");
-    assert!(number(&report, &["background_right_after"]) >= 0.5, "{report:#}");
+    assert!(after("nearer_to_subject") >= 0.9, "{report:#}");
+    assert!(after("margin") > before("margin") + 25.0, "{report:#}");
+    assert!(after("colour_distance_to_subject") < 0.4 * before("colour_distance_to_subject"), "{report:#}");
+    assert!(after("shape_overlap_with_subject") > before("shape_overlap_with_subject") + 0.1, "{report:#}");
+    assert!(number(&report, &["background_right_after"]) >= 0.8, "{report:#}");
     assert!(number(&report, &["class_after", "nearer_to_subject"]) <= 0.25, "the class was lost: {report:#}");
 
     // What it leaves, and says.

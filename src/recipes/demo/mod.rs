@@ -47,7 +47,7 @@ pub struct DemoConfig {
     #[arg(long, default_value = "lorabooth-demo")]
     pub output_dir: PathBuf,
     /// Optimizer steps
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 400)]
     pub max_train_steps: u64,
     /// Train without images of the class beside, to see what they are for
     #[arg(long)]
@@ -206,7 +206,8 @@ fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
         ["--resolution", &side],
         ["--train-batch-size", "4"],
         ["--max-train-steps", &steps],
-        ["--learning-rate", "1e-3"],
+        ["--learning-rate", "1.5e-3"],
+        ["--lr-scheduler", "cosine"],
         ["--lora-targets", LORA_TARGETS],
         ["--lora-r", "16"],
         ["--lora-alpha", "32"],
