@@ -108,11 +108,11 @@ def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if (job / "validation.jsonl").exists():
-        result |= validated(network, tokenizer, rows(job / "validation.jsonl"), task, label, classes)
+        result |= validated(network, tokenizer, rows(job / "validation.jsonl"), task, label, classes, beams)
     (out / "losses.json").write_text(json.dumps(result))
 
 
-def validated(network, tokenizer, validation, task, label, classes):
+def validated(network, tokenizer, validation, task, label, classes, beams):
     network.eval()
     with torch.no_grad():
         loss = network(**batch_of(tokenizer, validation, task, label, classes)).loss.item()
