@@ -60,7 +60,7 @@ impl From<LrSchedulerChoice> for ScheduleKind {
 /// Options of a training.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct TrainingArgs {
-    /// Passes over the photos, where no number of steps is given
+    /// Passes over the photos or records, where no number of steps is given
     #[arg(long, default_value_t = 1, help_heading = "Training")]
     pub num_train_epochs: u64,
     /// Optimizer steps; 0 writes the initial adapter
