@@ -3,6 +3,7 @@
 use lorabooth::error::{Error, Result};
 use lorabooth::models::stable_diffusion::PipelineFiles;
 use lorabooth::weights::{tensor_file, Placement, WeightSet};
+use lorabooth::whole_file::write_whole;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -74,16 +75,25 @@ pub fn write_network(folder: &Path, network: Network, weights: &BTreeMap<String,
         Network::Unet | Network::Vae => key.clone(),
     };
     let tensors = weights.iter().map(|(key, weight)| (spelled(key), weight.detach().to_kind(kind))).collect();
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    tensor_file::save(&folder.join(network.folder()).join(network.file()), &tensors, &metadata)
+    write_weights(&folder.join(network.folder()).join(network.file()), &tensors)
+}
+
+/// Writes `weights` as transformers and diffusers read them.
+pub fn write_weights(file: &Path, weights: &BTreeMap<String, Tensor>) -> Result<()> {
+    tensor_file::save(file, weights, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
 }
 
 /// Copies all of a pipeline but its weights.
 pub fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
-    for name in DESCRIPTIONS {
-        let (source, target) = (from.join(name), to.join(name));
+    copy_files(&DESCRIPTIONS, from, to)
+}
+
+/// Copies the files called `names` from one folder to another.
+pub fn copy_files(names: &[&str], from: &Path, to: &Path) -> Result<()> {
+    for name in names {
+        let source = from.join(name);
         let bytes = std::fs::read(&source).map_err(|error| Error::io("read", &source, error))?;
-        lorabooth::whole_file::write_whole(&target, &bytes)?;
+        write_whole(&to.join(name), &bytes)?;
     }
     Ok(())
 }

@@ -1,19 +1,18 @@
 //! Trains a T5 from random weights to answer texts with texts.
 
+use crate::pipeline_folder::{copy_files, write_weights};
 use crate::training::{named, Training, TrainingArgs};
 use clap::Args;
 use lorabooth::data::language_dataset::{LanguageDataOptions, LanguageDataset, LanguageTask};
 use lorabooth::data::prompt_template::PromptTemplate;
 use lorabooth::data::tokenizers::LanguageTokenizer;
-use lorabooth::error::{Error, Result};
+use lorabooth::error::Result;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::models::language::{HeadOptions, LanguageModelFiles};
 use lorabooth::recipes::language_loss::{language_loss, LanguageLoss, LossOptions};
-use lorabooth::weights::tensor_file;
-use lorabooth::whole_file::write_whole;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::{Device, Kind, Tensor};
 
 /// Prefix of the parameters' names in training.
@@ -39,11 +38,11 @@ pub struct Seq2SeqArgs {
 pub fn run(args: &Seq2SeqArgs) -> Result<()> {
     let options = &args.training;
     let model = options.output.join(MODEL);
-    copy_descriptions(&options.model, &model)?;
+    copy_files(&DESCRIPTIONS, &options.model, &model)?;
     let (files, tokenizer) = (LanguageModelFiles::open(&model)?, LanguageTokenizer::from_folder(&model)?);
     // A run that goes on takes its weights from the checkpoint.
     if !model.join(WEIGHTS).exists() {
-        write_weights(&model, random_weights(files.config(), &mut Generator::new(options.seed)))?;
+        write_weights(&model.join(WEIGHTS), &random_weights(files.config(), &mut Generator::new(options.seed)))?;
     }
     let pairs = LanguageDataOptions {
         task: LanguageTask::Seq2SeqLm,
@@ -73,7 +72,7 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
         if training.save_is_due() {
             network.sites.set_training(false);
             training.save()?;
-            write_weights(&model, training.average_of(MODEL))?;
+            write_weights(&model.join(WEIGHTS), &training.average_of(MODEL))?;
             let mean = training.with_average(|| mean_loss(&watched, loss))?;
             eprintln!("step {}: loss {mean:.4} on {} other pairs", training.step(), watched.len());
         }
@@ -90,20 +89,6 @@ fn mean_loss(data: &LanguageDataset, loss: impl Fn(&LanguageDataset, &[usize]) -
         count += labels;
     }
     Ok(sum / count.max(1) as f64)
-}
-
-fn copy_descriptions(from: &Path, to: &Path) -> Result<()> {
-    for name in DESCRIPTIONS {
-        let source = from.join(name);
-        let bytes = std::fs::read(&source).map_err(|error| Error::io("read", &source, error))?;
-        write_whole(&to.join(name), &bytes)?;
-    }
-    Ok(())
-}
-
-fn write_weights(folder: &Path, weights: BTreeMap<String, Tensor>) -> Result<()> {
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    tensor_file::save(&folder.join(WEIGHTS), &weights, &metadata)
 }
 
 /// Every tensor of a T5 v1.1 (gated feed-forward, an output of its own) as T5 starts: norms 1, embeddings standard normal, matrices
