@@ -5,6 +5,7 @@ use super::adapter::{Adapter, Init};
 use super::config::{InitWeights, LoraConfig};
 use super::site::Site;
 use crate::error::{Error, Result};
+use crate::libtorch::dropout::dropout;
 use crate::weights::{Op, Stride};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -170,7 +171,7 @@ impl Lora {
     }
 
     fn dropped(&self, site: &Site, xs: &Tensor) -> Option<Tensor> {
-        (site.training() && self.dropout > 0.0).then(|| xs.dropout(self.dropout, true))
+        (site.training() && self.dropout > 0.0).then(|| dropout(xs, self.dropout))
     }
 
     /// Norm of each output row of `W + scaling · B A`, in the magnitude's shape. No gradient flows through it

@@ -1,10 +1,12 @@
-// An allocator for libtorch's tensors on the host that keeps freed large blocks for the next tensor of about that size: a fresh
-// block costs a page fault and a cleared page for each 4 KiB, a seventh of a training step. Blocks are only kept as long as all
-// large blocks together stay within the most that was ever in use at once, so the peak is that of an allocator that keeps nothing.
+// An allocator for libtorch's tensors on the host that keeps freed large blocks for the next tensors: a fresh block costs a page
+// fault and a cleared page for each 4 KiB, a seventh of a training step. A kept block serves a smaller tensor with a part of
+// itself, and neighbours become one again when both are kept. Blocks are only kept as long as all large blocks together stay within
+// the most that was ever in use at once, so the peak is that of an allocator that keeps nothing.
 #include "shim.h"
 #include <c10/core/CPUAllocator.h>
 #include <map>
 #include <mutex>
+#include <set>
 #include <sys/mman.h>
 #include <unordered_map>
 
@@ -43,19 +45,22 @@ public:
 private:
   std::mutex mutex_;
   std::unordered_map<void *, size_t> used_;
-  std::multimap<size_t, void *> kept_;
+  std::map<char *, size_t> kept_;                // by address, to find neighbours
+  std::set<std::pair<size_t, char *>> by_size_;  // the same blocks
   size_t used_bytes_ = 0, kept_bytes_ = 0, most_used_ = 0;
 
   void *large(size_t bytes) {
     const size_t size = (bytes + kPage - 1) / kPage * kPage;
     std::lock_guard<std::mutex> guard(mutex_);
-    auto found = kept_.lower_bound(size);
-    if (found != kept_.end() && found->first <= size + size / 8) {
-      const auto [kept_size, data] = *found;
-      kept_.erase(found);
-      kept_bytes_ -= kept_size;
-      take(data, kept_size);
-      return data;
+    const auto found = by_size_.lower_bound({size, nullptr});
+    if (found != by_size_.end()) {
+      const auto [kept_size, start] = *found;
+      forget(start, kept_size);
+      const bool whole = kept_size <= size + size / 8;
+      if (!whole)
+        keep(start + size, kept_size - size);
+      take(start, whole ? kept_size : size);
+      return start;
     }
     shrink(std::max(most_used_, used_bytes_ + size) - used_bytes_ - size);
     void *data = map(size);
@@ -74,13 +79,46 @@ private:
     most_used_ = std::max(most_used_, used_bytes_);
   }
 
-  /// Unmaps kept blocks, the largest first, until `most` bytes of them are left.
+  void keep(char *start, size_t size) {
+    by_size_.emplace(size, start);
+    kept_.emplace(start, size);
+    kept_bytes_ += size;
+  }
+
+  void forget(char *start, size_t size) {
+    by_size_.erase({size, start});
+    kept_.erase(start);
+    kept_bytes_ -= size;
+  }
+
+  /// Keeps a block that is free now, as one with the kept ones before and behind it.
+  void keep_joined(char *start, size_t size) {
+    auto next = kept_.lower_bound(start);
+    if (next != kept_.begin()) {
+      const auto [before, length] = *std::prev(next);
+      if (before + length == start) {
+        forget(before, length);
+        start = before, size += length;
+      }
+    }
+    if (next != kept_.end() && next->first == start + size) {
+      const auto [behind, length] = *next;
+      forget(behind, length);
+      size += length;
+    }
+    keep(start, size);
+  }
+
+  /// Unmaps kept blocks until `most` bytes of them are left: the smallest that is enough, or else the largest. A block that is larger
+  /// than need be costs the more to make again.
   void shrink(size_t most) {
     while (kept_bytes_ > most) {
-      const auto last = std::prev(kept_.end());
-      munmap(last->second, last->first);
-      kept_bytes_ -= last->first;
-      kept_.erase(last);
+      auto found = by_size_.lower_bound({kept_bytes_ - most, nullptr});
+      if (found == by_size_.end())
+        found = std::prev(found);
+      const auto [size, start] = *found;
+      munmap(start, size);
+      forget(start, size);
     }
   }
 
@@ -113,8 +151,7 @@ private:
         self.used_.erase(found);
         self.used_bytes_ -= size;
         try {
-          self.kept_.emplace(size, data);
-          self.kept_bytes_ += size;
+          self.keep_joined(static_cast<char *>(data), size);
         } catch (const std::bad_alloc &) { // a deleter must not throw
           munmap(data, size);
         }

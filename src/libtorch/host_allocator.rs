@@ -39,6 +39,14 @@ mod tests {
         let third = made(50);
         assert!(host_now() < before + (150 << 20));
         drop((second, third));
+        // Parts of a kept block serve, and are one block again when all of them are free.
+        let whole = made(60);
+        let place = whole.data_ptr();
+        drop(whole);
+        let parts = (made(20), made(20));
+        assert_eq!(parts.0.data_ptr(), place);
+        drop(parts);
+        assert_eq!(made(60).data_ptr(), place);
         release();
         assert!(host_now() < before + (10 << 20), "released blocks are the system's again");
     }

@@ -4,6 +4,7 @@
 
 pub mod autograd_node;
 pub mod checkpoint;
+pub mod dropout;
 pub mod failure;
 pub mod fused_adamw;
 pub mod host_allocator;

@@ -4,6 +4,7 @@
 //! Shapes: b batch, h heads, g heads of keys and values, q queries, k keys, d width of a head.
 
 use super::attention_mask::AttentionMask;
+use crate::libtorch::dropout::dropout;
 use tch::{Device, Kind, Tensor};
 
 /// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`. Returns
@@ -41,23 +42,31 @@ pub struct Attending<'a> {
 
 impl Attending<'_> {
     fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor, grouped: bool) -> Tensor {
+        // Where weights are dropped, libtorch's kernels for the CPU hold the matrix of scores too, more slowly.
+        let whole = matches!(self.mask, AttentionMask::Whole(_));
+        if whole || (self.dropout > 0.0 && q.device() == Device::Cpu) {
+            return self.by_scores(q, k, v);
+        }
         let (mask, causal) = match self.mask {
             AttentionMask::Full => (None, false),
             AttentionMask::Causal => (None, true),
-            AttentionMask::Tensor(mask) => (Some(mask), false),
-            AttentionMask::Whole(bias) => return self.by_scores(q, k, v, bias),
+            AttentionMask::Tensor(mask) | AttentionMask::Whole(mask) => (Some(mask), false),
         };
         Tensor::scaled_dot_product_attention(q, k, v, mask, self.dropout, causal, self.scale, grouped)
     }
 
     /// With the matrix of scores. A query that sees nothing weighs all keys alike, since what hides them outweighs their
     /// scores; libtorch's kernels compute so too, but give it gradients as if each weight were 1.
-    fn by_scores(&self, q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> Tensor {
-        let scores = q.matmul(&k.transpose(-2, -1)) * self.scale + bias; // [b, h, q, k]
+    fn by_scores(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let q = if self.scale == 1.0 { q.shallow_clone() } else { q * self.scale };
+        let mut scores = q.matmul(&k.transpose(-2, -1)); // [b, h, q, k]
+        if let Some(added) = self.mask.added(&scores) {
+            scores += added;
+        }
         let weights = scores.softmax(-1, Kind::Float).to_kind(v.kind());
         match self.dropout {
             0.0 => weights.matmul(v),
-            rate => weights.dropout(rate, true).matmul(v),
+            rate => dropout(&weights, rate).matmul(v),
         }
     }
 }

@@ -55,6 +55,11 @@ impl CausalMask {
     }
 }
 
+/// `[q, q]`, true where a key stands behind a query
+fn causally_hidden(queries: i64, device: Device) -> Tensor {
+    Tensor::ones([queries, queries], (Kind::Bool, device)).triu(1)
+}
+
 /// `[b, k] -> [b, 1, 1, k]`, true at tokens
 fn is_token(padding: &Tensor) -> Tensor {
     padding.ne(0).unsqueeze(1).unsqueeze(1)
@@ -66,11 +71,23 @@ impl AttentionMask {
         padding.map_or(Self::Full, |padding| Self::Tensor(is_token(padding)))
     }
 
+    /// What is added to `scores` `[b, h, q, k]`; none: nothing.
+    pub(super) fn added(&self, scores: &Tensor) -> Option<Tensor> {
+        let hidden = match self {
+            Self::Full => return None,
+            Self::Causal => causally_hidden(scores.size()[2], scores.device()),
+            Self::Tensor(seen) if seen.kind() == Kind::Bool => seen.logical_not(),
+            Self::Tensor(added) | Self::Whole(added) => return Some(added.shallow_clone()),
+        };
+        let nothing = Tensor::zeros(hidden.size(), (scores.kind(), scores.device()));
+        Some(nothing.masked_fill(&hidden, lowest(scores.kind())))
+    }
+
     /// The same, whose tensor is one of booleans, with `bias` `[b, h, q or 1, k]` added to the scores of `queries` queries.
     pub fn with_bias(&self, bias: &Tensor, queries: i64) -> Self {
         let hidden = match self {
             Self::Full => return Self::Tensor(bias.shallow_clone()),
-            Self::Causal => Tensor::ones([queries, queries], (Kind::Bool, bias.device())).triu(1),
+            Self::Causal => causally_hidden(queries, bias.device()),
             Self::Tensor(seen) => seen.logical_not(),
             Self::Whole(added) => return Self::Whole(added + bias),
         };

@@ -1,6 +1,7 @@
 //! Dropout of a model's own, as its configuration asks for (arXiv 1207.0580).
 
 use super::loader::Loader;
+use crate::libtorch::dropout::dropout;
 use std::cell::Cell;
 use std::rc::Rc;
 use tch::Tensor;
@@ -31,7 +32,7 @@ impl Dropout {
     pub fn forward(&self, xs: Tensor) -> Tensor {
         match self.rate() {
             0.0 => xs,
-            rate => xs.dropout(rate, true),
+            rate => dropout(&xs, rate),
         }
     }
 }

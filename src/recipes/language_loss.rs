@@ -7,6 +7,7 @@ use crate::adapters::Prompt;
 use crate::data::language_batch::{LanguageBatch, IGNORED};
 use crate::error::Result;
 use crate::models::language::{ClassifierInputs, DecoderInputs, Encoded, LanguageModel, Tokens};
+use crate::train::head_loss::mean_cross_entropy;
 use tch::{Device, Kind, Tensor};
 
 /// How a batch is learnt.
@@ -46,14 +47,14 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
             // A virtual token is no label, and the last of them predicts the text's first token.
             let labels = labels.pad([before, 0], "constant", IGNORED as f64);
             let length = labels.size()[1] - 1;
-            cross_entropy(&hidden.narrow(1, 0, length), &labels.narrow(1, 1, length), |rows| model.logits(rows))
+            cross_entropy(&hidden.narrow(1, 0, length), &labels.narrow(1, 1, length), |rows| model.logits(rows))?
         }
         LanguageModel::EncoderDecoder(model) => {
             let read = model.encode(tokens, attention_mask, checkpointing);
             let written = on_device(&batch.decoder_input_ids(model.decoder_start_token_id(), options.pad)?);
             let inputs = DecoderInputs { checkpointing, cache, ..DecoderInputs::new(Tokens::Ids(&written)) };
             let hidden = model.decode(inputs, Encoded { hidden: &read, attention_mask });
-            cross_entropy(&hidden, &labels, |rows| model.logits(rows))
+            cross_entropy(&hidden, &labels, |rows| model.logits(rows))?
         }
         LanguageModel::Classifier(model) => {
             let inputs = ClassifierInputs { attention_mask, checkpointing, cache, ..ClassifierInputs::new(tokens) };
@@ -64,11 +65,11 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
 }
 
 /// Of labels `[b, t]` after hidden states `[b, t, d]`, through `logits` `[n, d] -> [n, v]`.
-fn cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> Tensor) -> LanguageLoss {
+fn cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> Tensor) -> Result<LanguageLoss> {
     let width = hidden.size()[2];
     let labels = labels.flatten(0, -1);
     let learnt = labels.ne(IGNORED).nonzero().squeeze_dim(1);
     let rows = hidden.reshape([-1, width]).index_select(0, &learnt);
-    let mean = logits(&rows).to_kind(Kind::Float).cross_entropy_for_logits(&labels.index_select(0, &learnt));
-    LanguageLoss { mean, labels: learnt.size()[0] }
+    let mean = mean_cross_entropy(&rows, &labels.index_select(0, &learnt), logits)?;
+    Ok(LanguageLoss { mean, labels: learnt.size()[0] })
 }

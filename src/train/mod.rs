@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod adamw8bit;
 pub mod checkpoint;
 pub mod gradients;
+pub mod head_loss;
 pub mod interrupt;
 pub mod loss_curve;
 pub mod losses;
