@@ -79,6 +79,8 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
     let recomputed = format!("{causal} --mixed-precision bf16 --gradient-checkpointing --lora-targets all-linear");
     let cases = [
         ("gpt2", &gpt2, format!("{causal} --mixed-precision no")),
+        ("gpt2", &gpt2, format!("{causal} --mixed-precision bf16")),
+        ("gpt2", &gpt2, format!("{causal} --mixed-precision bf16 --offload cpu")),
         ("gpt2", &gpt2, recomputed.clone()),
         ("t5", &t5, "--task seq2seq-lm --label-column text --train-batch-size 4 --mixed-precision no".to_owned()),
         ("llama", &llama, format!("{causal} --mixed-precision no --load-in-8bit")),

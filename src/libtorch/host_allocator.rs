@@ -39,6 +39,7 @@ mod tests {
         let third = made(50);
         assert!(host_now() < before + (150 << 20));
         drop((second, third));
+        release();
         // Parts of a kept block serve, and are one block again when all of them are free.
         let whole = made(60);
         let place = whole.data_ptr();

@@ -9,6 +9,7 @@ use crate::models::language::{
     Projection, StackOutline,
 };
 use crate::nn::{is_head, Activation};
+use crate::train::head_loss::{LOGITS_AT_ONCE, PROBABILITIES_AT_ONCE};
 use std::rc::Rc;
 
 /// What a batch is, and how it is computed.
@@ -53,8 +54,7 @@ pub(super) fn loss(tape: &Tape, root: &At, outline: &Outline, batch: Batch) -> S
             let rows = tape.record_one(&[&hidden], rows, Record::default());
             drop(hidden);
             let at = (root / path).with_role(Role::Output);
-            let logits = projected(tape, &at, &rows, &Projection::new("", outline.tables[0].1, false), *tied);
-            cross_entropy(tape, logits)
+            head_loss(tape, &at, rows, &Projection::new("", outline.tables[0].1, false), *tied)
         }
         HeadOutline::Classes(projections) => {
             let first = tape.record_one(&[&hidden], tape.tensor(&[batch.texts, hidden.shape[2]]), Record::default());
@@ -75,6 +75,26 @@ fn projected(tape: &Tape, at: &At, xs: &Shadow, projection: &Projection, tied: b
         at.forget_weight();
     }
     ys
+}
+
+/// `train::head_loss`: where the projection does not learn, the rows' gradient is made with the loss, a part of the logits at a time.
+fn head_loss(tape: &Tape, at: &At, rows: Shadow, to: &Projection, tied: bool) -> Shadow {
+    let (count, width) = (rows.shape[0], rows.shape[1]);
+    let probe = Tape::new(tape.width(), true);
+    if projected(&probe, at, &probe.tensor(&[1, width]), to, tied).requires_grad() {
+        return cross_entropy(tape, projected(tape, at, &rows, to, tied));
+    }
+    let logits = count.min((LOGITS_AT_ONCE / to.outputs).max(1)) * to.outputs;
+    let probabilities = logits.min(PROBABILITIES_AT_ONCE.max(to.outputs)) as u64 * 4;
+    let passes = if rows.requires_grad() { 2.0 } else { 1.0 };
+    tape.count(Work { matmul: passes * 2.0 * (count * width) as f64 * to.outputs as f64, ..Work::default() });
+    let logits = tape.bytes(logits as u64 * tape.width());
+    // Logits of a smaller dtype are copied to float32 first.
+    drop(tape.bytes(if tape.width() < 4 { 2 * probabilities } else { probabilities }));
+    let gradient = tape.tensor(&rows.shape).storage();
+    drop(logits);
+    let scratch = rows.elements() as u64 * 4;
+    tape.record_one(&[&rows], tape.tensor(&[1]), Record { saved: vec![gradient], scratch, ..Record::default() })
 }
 
 /// Of logits, in float32: what is kept of them is their logarithms of probabilities.
@@ -186,14 +206,12 @@ fn norm(tape: &Tape, at: &At, xs: &Shadow, kind: NormOutline) -> Shadow {
     }
 }
 
-/// On the CPU the mask that numbers are multiplied by is kept as numbers.
 fn dropout(tape: &Tape, xs: Shadow, probability: f64, batch: Batch) -> Shadow {
     if !batch.training || probability == 0.0 {
         return xs;
     }
-    let elements = xs.elements() as u64;
-    let mask = tape.bytes(elements * if batch.drops_out_scores { tape.width() } else { 1 });
-    tape.record_one(&[&xs], tape.tensor(&xs.shape), Record { saved: vec![mask], ..Record::default() })
+    let record = Record { saved: vec![tape.dropout_mask(&xs)], ..Record::default() };
+    tape.record_one(&[&xs], tape.tensor(&xs.shape), record)
 }
 
 fn attention(tape: &Tape, at: &At, part: &AttentionOutline, xs: &Shadow, given: &Given) -> Shadow {
@@ -251,19 +269,25 @@ fn repeated(tape: &Tape, xs: Shadow, width: i64) -> Shadow {
     tape.record_one(&[&xs], ys, Record::default())
 }
 
-/// Attention that holds the matrix of scores: scaled copies of queries and keys, and all weights before and behind dropout.
+/// Attention that holds the matrix of scores, in float32: copies of queries, keys and values, and all weights before and behind
+/// dropout.
 fn by_scores(tape: &Tape, part: &AttentionOutline, (q, k, v): (Shadow, Shadow, Shadow), drops: bool) -> Shadow {
     let (texts, rows, keys, width) = (q.shape[0], q.shape[1], k.shape[1], q.shape[2]);
-    let scores = (texts * part.heads * rows * keys) as u64 * tape.width();
+    let scores = (texts * part.heads * rows * keys) as u64;
     let product = Work { attention: 4.0 * (texts * rows) as f64 * (keys * width) as f64, ..Work::default() };
     tape.count(product);
-    let copies = [&q, &k, &v].map(|xs| tape.bytes(xs.elements() as u64 * tape.width()));
-    let weights = if drops { 3 } else { 1 };
-    let kept = tape.bytes(scores * weights);
-    drop(tape.bytes(scores * 2));
+    let copies = [(&q, 4), (&k, 4), (&v, tape.width())].map(|(xs, width)| tape.bytes(xs.elements() as u64 * width));
+    let weights = tape.bytes(scores * 4);
+    drop(tape.bytes(scores * 4));
+    let behind = match (drops, tape.width()) {
+        (true, width) => 1 + width,
+        (false, 4) => 0,
+        (false, width) => width,
+    };
+    let kept = [weights, tape.bytes(scores * behind)];
     let record = Record {
-        saved: copies.into_iter().chain([kept]).collect(),
-        scratch: scores * 3,
+        saved: copies.into_iter().chain(kept).collect(),
+        scratch: scores * 8,
         work: product.times(2.0 / 3.0),
         ..Record::default()
     };

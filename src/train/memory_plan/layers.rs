@@ -311,11 +311,15 @@ impl Tape {
         match at.dropout() {
             false => xs.clone(),
             true => {
-                let mask = self.tensor(&xs.shape);
-                let record = Record { saved: vec![mask.storage()], ..Record::default() };
+                let record = Record { saved: vec![self.dropout_mask(xs)], ..Record::default() };
                 self.record_one(&[xs], self.tensor(&xs.shape), record)
             }
         }
+    }
+
+    /// What dropout keeps: a byte for each number.
+    pub(super) fn dropout_mask(&self, xs: &Shadow) -> Rc<Storage> {
+        self.bytes(xs.elements() as u64)
     }
 
     /// The copy of a float32 parameter in the compute dtype.
