@@ -1,6 +1,6 @@
 """Dialogues for smollm2_dialogues.sh.
 
-    smollm2_dialogues.py PACKAGES OUT    train.jsonl and held-out.jsonl: {"text", "label"}, a line and the reply to it
+    smollm2_dialogues.py PACKAGES OUT    {train,validation,held-out}.jsonl: {"text", "label"}, a line and the reply to it
 
 From chatterbot-corpus, English; without `coding`, whose replies are programs. Needs PyYAML.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 LEFT_OUT = {"coding"}
-HELD_OUT = 70  # lines, each with all replies to it
+HELD_OUT, VALIDATION = 70, 40  # lines, each with all replies to it
 
 
 def exchanges(packages):
@@ -33,8 +33,10 @@ def main(packages, out):
         replies.setdefault(line.lower(), []).append((line, reply))
     groups = list(replies.values())
     random.Random(0).shuffle(groups)
-    for name, part in {"held-out": slice(0, HELD_OUT), "train": slice(HELD_OUT, None)}.items():
-        pairs = [pair for group in groups[part] for pair in group]
+    learnt_from = HELD_OUT + VALIDATION
+    parts = {"held-out": groups[:HELD_OUT], "validation": groups[HELD_OUT:learnt_from], "train": groups[learnt_from:]}
+    for name, part in parts.items():
+        pairs = [pair for group in part for pair in group]
         rows = (json.dumps({"text": line, "label": reply}) + "\n" for line, reply in pairs)
         Path(out, f"{name}.jsonl").write_text("".join(rows))
         print(f"{name}: {len(pairs)} replies")

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Blocks from this size on leave no gaps worth counting (`host_allocator`); smaller ones do.
-pub(super) const SMALL: u64 = 4 << 20;
+pub(super) const SMALL: u64 = 1 << 17;
 
 /// What the computation costs, beside memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
