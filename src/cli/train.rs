@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::run::Finished;
-use crate::recipes::{dreambooth_lora, language_lora, shell_word};
+use crate::recipes::{dreambooth_lora, language_training, shell_word};
 use crate::train::interrupt::Interrupt;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Subcommand};
@@ -52,7 +52,7 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language_lora::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = language_training::train(config, device, common.seed, &interrupt, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }
