@@ -79,6 +79,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let observer: &mut dyn Observer = reporter;
     observer.fact("model", format!("{}, {}", args.model.display(), files.architecture().model_type));
     observer.fact("device", crate::recipes::device_name(device, kind));
+    args.weights.tell(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
     if let LanguageModel::Classifier(_) = loaded.model {

@@ -39,6 +39,7 @@ pub fn train(
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
+    config.training.weights.tell(device, observer);
     let folder = run.folder.clone();
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         let adapters = Adapters::attach(config, &job.networks, seed)?;

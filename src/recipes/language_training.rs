@@ -59,6 +59,7 @@ pub fn train(
     let mut run = start(config, &adapter, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
+    config.training.weights.tell(device, observer);
     tell_memory(outlook, device, observer)?;
     let folder = run.folder.clone();
 
