@@ -69,16 +69,18 @@ impl Evaluator<'_> {
 
     fn answer(&self, data: &LanguageDataset, place: usize) -> Result<String> {
         let ids = Tensor::from_slice(data.prompt(place)).unsqueeze(0).to_device(self.device);
+        let most = self.most_new_tokens(data.prompt(place).len());
         let mut text = PromptedText::new(self.model, self.prompt, ids, None)?;
         let mut cache = text.cache.take();
         let tokens = text.tokens();
-        let sampling = TextSampling::greedy(self.max_new_tokens, self.tokenizer.eos().into_iter().collect());
+        let sampling = TextSampling::greedy(most, self.tokenizer.eos().into_iter().collect());
         let ids = match self.model {
             LanguageModel::Classifier(model) => {
                 let inputs = ClassifierInputs { cache: cache.as_mut(), ..ClassifierInputs::new(tokens) };
                 let class = model.classify(inputs).argmax(-1, false).int64_value(&[0]);
                 return Ok(data.classes().get(class as usize).cloned().unwrap_or_default());
             }
+            LanguageModel::Causal(_) if most == 0 => Vec::new(),
             LanguageModel::Causal(model) => {
                 let cache = cache.unwrap_or_default();
                 continue_text(model.as_ref(), tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
@@ -88,6 +90,13 @@ impl Evaluator<'_> {
             }
         };
         self.tokenizer.decode(&ids)
+    }
+
+    /// The tokens of an answer to a prompt of `length` at most: a decoder's end where its positions do.
+    fn most_new_tokens(&self, length: usize) -> usize {
+        let before = length as i64 + self.prompt.map_or(0, Prompt::length);
+        let room = self.model.shape().longest.map_or(i64::MAX, |most| (most - before).max(0));
+        self.max_new_tokens.min(room as usize)
     }
 
     /// All that can be said of `data` after `step`.
