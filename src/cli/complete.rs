@@ -20,6 +20,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 use tch::Tensor;
 
+/// Tokens to write at most where no number is given.
+pub const MAX_NEW_TOKENS: usize = 50;
+
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct CompleteArgs {
@@ -36,7 +39,7 @@ pub struct CompleteArgs {
     #[arg(long)]
     prompt: String,
     /// Tokens to write at most
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = MAX_NEW_TOKENS)]
     max_new_tokens: usize,
     /// 0 takes the likeliest token; 1 draws by the model's own probabilities
     #[arg(long, default_value_t = 0.0)]

@@ -9,7 +9,7 @@ use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
 use super::observer::{Event, Observer};
 use super::outlook::{tell_memory, with_advice};
-use super::run::{Finished, Run, RunOptions, Trained};
+use super::run::{Finished, Run, RunOptions, TextSample, Trained};
 use super::training_loop::{self, Job, Losses};
 use crate::adapters::Prompt;
 use crate::data::epoch_order::EpochOrder;
@@ -81,7 +81,8 @@ pub fn train(
             // 4. The adapter files.
             job.restore_best(&run.folder)?;
             job.write_predictions(&run, observer)?;
-            run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
+            let finished = run.finish(observer, |folder, observer| job.write_adapter(folder, observer))?;
+            Ok(Finished { sample: job.sample()?, ..finished })
         });
     outcome.inspect_err(|_| folder.remove_if_unused())
 }
@@ -261,6 +262,20 @@ impl LanguageJob<'_> {
     /// The evaluation of the lowest loss.
     fn best(&self) -> Option<&Evaluation> {
         self.evaluations.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+    }
+
+    /// What to try the adapter on: of records that it has not learned, where there are such.
+    fn sample(&self) -> Result<Option<TextSample>> {
+        let data = self.validation.as_ref().unwrap_or(&self.data);
+        let prompt = data.sample().to_owned();
+        let before = match self.loaded.model {
+            LanguageModel::Classifier(_) => return Ok(None),
+            LanguageModel::Causal(_) => self.tokenizer.encode(&prompt, usize::MAX)?.ids.len(),
+            LanguageModel::EncoderDecoder(_) => 0,
+        };
+        let before = before as i64 + self.adapter.prompt().map_or(0, Prompt::length);
+        let room = self.loaded.model.shape().longest.map(|most| most - before);
+        Ok(room.is_none_or(|room| room > 0).then_some(TextSample { prompt, room }))
     }
 
     /// `predictions.csv`: what the adapter answers to the validation records.

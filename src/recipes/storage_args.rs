@@ -67,6 +67,16 @@ impl StorageArgs {
         observer.fact("weights", kept);
     }
 
+    /// The flags that ask for it, behind a space each.
+    pub fn flags(&self) -> String {
+        match self.storage() {
+            Storage::Dense => String::new(),
+            Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
+            Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
+            Storage::Streamed => " --offload cpu".to_owned(),
+        }
+    }
+
     /// On what of it a run's numbers depend: not on where weights wait.
     pub fn that_matters(&self) -> Storage {
         match self.storage() {
