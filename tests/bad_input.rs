@@ -603,6 +603,18 @@ fn an_adapter_that_does_not_fit_is_refused() {
             complaints.check(&format!("{what}: a picture is left"), !picture.exists());
         }
     }
+    let (start, out) = (tiny.to_str().unwrap(), path("out"));
+    for (flags, expected) in [
+        ("--lora-r 3", &["--lora-r is 3", "has 8"][..]),
+        ("--lora-targets to_k --lora-r 8", &["--lora-targets is to_k", "has to_q,to_v"]),
+        ("--train-text-encoder", &["text_encoder"]),
+    ] {
+        let flags = words(&format!("--init-adapter {start} {flags}"));
+        let args = train(&model("tiny"), &photos(3, 0), &out, &flags.iter().map(String::as_str).collect::<Vec<_>>());
+        let code = if flags.len() > 3 { 2 } else { 1 };
+        complaints.refused(&format!("another adapter: {flags:?}"), &args, code, expected);
+        complaints.check("another adapter: something is left", !out.exists());
+    }
 }
 
 #[test]

@@ -9,8 +9,7 @@ use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::run::{Finished, TextSample};
 use crate::recipes::{dreambooth_lora, language_training, shell_word};
 use crate::train::interrupt::Interrupt;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Subcommand};
+use clap::Subcommand;
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
@@ -24,20 +23,6 @@ pub enum TrainCommand {
     /// LoRA, prompt tuning, prefix tuning or P-tuning of a language model from a file of records
     #[command(args_override_self = true)]
     Llm(Box<LanguageConfig>),
-}
-
-/// Refuses flags of `lorabooth train llm` that belong to another method than its own; all flags that were given are in
-/// `matches`.
-pub fn check_given(command: &TrainCommand, matches: &ArgMatches) -> Result<()> {
-    let given = matches.subcommand_matches("train").and_then(|matches| matches.subcommand_matches("llm"));
-    match (command, given) {
-        (TrainCommand::Llm(config), Some(given)) => {
-            let is_given = |id: &&clap::Id| given.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-            let names: Vec<&str> = given.ids().filter(is_given).map(clap::Id::as_str).collect();
-            config.check_given(&names)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// What Stable Diffusion draws where no size is asked for, in pixels.

@@ -1,6 +1,7 @@
 //! The options of fine-tuning a language model, for the command line, TOML files and examples alike.
 
 use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
+use super::given_flags::GivenFlags;
 use super::language_adapter::WantedAdapter;
 use super::option_checks::{self, counted, in_range, refuse, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
@@ -68,6 +69,10 @@ impl From<TaskChoice> for LanguageTask {
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct LanguageConfig {
+    /// Which of them were given.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub given: GivenFlags,
     /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
     #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
     #[serde(serialize_with = "path_text")]
@@ -178,6 +183,7 @@ pub struct LanguageConfig {
 impl LanguageConfig {
     /// Refuses options that cannot be meant, each by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
+        self.peft_method.check_given(self.given.names())?;
         self.training.check()?;
         counted("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES)?;
         counted("--max-seq-length", self.max_seq_length as u64, 2, MAX_PLACES)?;
@@ -196,11 +202,6 @@ impl LanguageConfig {
             return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
         }
         Ok(())
-    }
-
-    /// Refuses options `given`, by name (`lora_r`), that have no effect with the method.
-    pub fn check_given(&self, given: &[&str]) -> Result<()> {
-        self.peft_method.check_given(given.iter().copied(), self.init_adapter.is_some())
     }
 
     /// What examples are made of.

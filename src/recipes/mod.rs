@@ -8,6 +8,7 @@ pub mod dreambooth_lora;
 mod dreambooth_options;
 mod dreambooth_phases;
 pub mod dreambooth_plan;
+pub mod given_flags;
 pub mod language_adapter;
 pub mod language_base;
 pub mod language_config;
