@@ -1,13 +1,11 @@
 //! `lorabooth complete`: text from a language model, with any number of adapters.
 
-use super::adapter::path_and_scale;
 use super::{Common, Dtype, Reporter};
-use crate::adapters::prompt_folder::{self, PromptFiles};
-use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptMethod};
+use crate::adapters::Prompt;
 use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel};
-use crate::recipes::language_adapter::fitted;
+use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::observer::Observer;
 use crate::recipes::prompted_text::PromptedText;
@@ -88,16 +86,8 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     if let LanguageModel::Classifier(_) = loaded.model {
         return Err(writes_no_text(args));
     }
-    for (name, adapter, scale) in &adapters.on_weights {
-        attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
-        loaded.sites.set_scale(name, *scale)?;
-    }
+    let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
-    let prompt = adapters.prompt.map(|PromptFiles { config, embeddings, whole, .. }| {
-        let config = fitted(config, &loaded.model, device)?;
-        Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
-    });
-    let prompt = prompt.transpose()?;
 
     let ids = tokenizer.encode(&args.prompt, usize::MAX)?.ids;
     let ids = match loaded.model {
@@ -147,35 +137,6 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
     reporter.end_text(json!({ "text": text, "tokens": made.len(), "tokens_per_s": tokens_per_s }));
     Ok(())
-}
-
-/// What `--adapter` names.
-#[derive(Default)]
-struct GivenAdapters {
-    /// Their names, and their strengths.
-    on_weights: Vec<(String, PartAdapter, f64)>,
-    prompt: Option<PromptFiles>,
-}
-
-impl GivenAdapters {
-    fn read(given: &[String]) -> Result<Self> {
-        let mut adapters = Self::default();
-        for (index, text) in given.iter().enumerate() {
-            let (path, scale) = path_and_scale(text)?;
-            match PromptMethod::of(&peft_folder::peft_type(&path)?) {
-                // Numbered: the same adapter twice is twice its change.
-                None => adapters.on_weights.push((format!("{index} {text}"), peft_folder::read(&path)?, scale)),
-                Some(_) if scale != 1.0 => {
-                    return Err(Error::file(path, "is a prompt, which has no strength; leave `=SCALE` out"));
-                }
-                Some(_) if adapters.prompt.is_some() => {
-                    return Err(Error::file(path, "is a second prompt; one can stand before a text"));
-                }
-                Some(_) => adapters.prompt = Some(prompt_folder::read(&path)?),
-            }
-        }
-        Ok(adapters)
-    }
 }
 
 fn writes_no_text(args: &CompleteArgs) -> Error {

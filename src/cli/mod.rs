@@ -5,6 +5,7 @@ mod arguments;
 mod complete;
 mod demo;
 mod doctor;
+mod evaluate;
 mod generate;
 mod plan;
 mod reporter;
@@ -47,6 +48,9 @@ enum Command {
     /// Go on with a text, or answer it, with a language model
     #[command(args_override_self = true)]
     Complete(complete::CompleteArgs),
+    /// Measure a language model, with any number of adapters, on records
+    #[command(args_override_self = true)]
+    Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
     /// Look at an adapter, fold it into a model, convert it
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
@@ -174,6 +178,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
+        Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(command) => plan::run(command, &cli.common, &mut reporter),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),

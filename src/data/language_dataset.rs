@@ -70,7 +70,17 @@ impl LanguageDataOptions {
         tokenizer: &LanguageTokenizer,
         training: &LanguageDataset,
     ) -> Result<LanguageDataset> {
-        self.dataset(&self.read(file)?, tokenizer, training.classes.clone())
+        self.evaluation(file, tokenizer, training.classes.clone())
+    }
+
+    /// The examples of a file that a model of these `classes` is evaluated on; another label is an error.
+    pub fn evaluation(
+        &self,
+        file: &Path,
+        tokenizer: &LanguageTokenizer,
+        classes: Vec<String>,
+    ) -> Result<LanguageDataset> {
+        self.dataset(&self.read(file)?, tokenizer, classes)
     }
 
     fn read(&self, file: &Path) -> Result<Records> {
@@ -183,7 +193,7 @@ impl LanguageDataOptions {
                 let class = classes.iter().position(|class| class == label).ok_or_else(|| {
                     let known = classes.join(", ");
                     let message = format!(
-                        "line {}: the label `{label}` is not in the training file, which has {known}",
+                        "line {}: the label `{label}` is none that was learned, which are {known}",
                         record.line()
                     );
                     Error::file(records.path(), message)

@@ -1,7 +1,8 @@
 //! What trains on a language model: an adapter on its projections, or a prompt in front of its texts.
 
 use super::given_flags::{lora_field, HEADS};
-use super::language_config::{LanguageConfig, TaskChoice};
+use super::language_config::LanguageConfig;
+use super::language_data_args::TaskChoice;
 use super::observer::Observer;
 use super::prompt_args::prompt_field;
 use crate::adapters::{
@@ -100,8 +101,8 @@ fn for_task(prompt: PromptConfig, config: &LanguageConfig) -> PromptConfig {
     let head = || HEADS.iter().map(|name| (*name).to_owned()).collect();
     PromptConfig {
         base_model_name_or_path: Some(config.model.display().to_string()),
-        task_type: Some(config.task.peft_name().to_owned()),
-        modules_to_save: (config.task == TaskChoice::SeqCls).then(head),
+        task_type: Some(config.data.task.peft_name().to_owned()),
+        modules_to_save: (config.data.task == TaskChoice::SeqCls).then(head),
         ..prompt
     }
 }
