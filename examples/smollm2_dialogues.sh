@@ -17,8 +17,8 @@ measure() { "$lorabooth" evaluate "${job[@]}" --validation-file "$out/held-out.j
 echo "Before:"
 measure --output "$out/before.csv"
 
-"$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite --lora-targets all-linear --lora-r 8 --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear \
-  --output-dir "$out/adapter"
+"$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite --lora-targets all-linear --lora-r 8 \
+  --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear --output-dir "$out/adapter"
 
 echo "After:"
 measure --adapter "$out/adapter" --output "$out/after.csv"

@@ -222,6 +222,7 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
         ("--max-seq-length 1", &["--max-seq-length", "1"]),
         ("--train-batch-size 0", &["--train-batch-size"]),
         ("--eval-steps 5", &["--eval-steps", "--validation-file"]),
+        ("--best-by accuracy", &["--best-by accuracy", "--validation-file"]),
         ("--lora-r 0", &["--lora-r"]),
         ("--revision main", &["--revision", "hub id"]),
     ] {

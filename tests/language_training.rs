@@ -147,6 +147,34 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&job, &["--train-file", broken.to_str().unwrap()], &["broken.jsonl", "line 2"]);
 }
 
+/// A step too large makes the loss and the answers of the evaluations disagree.
+#[test]
+fn the_adapter_that_is_kept_is_the_best_by_the_measure_asked_for() {
+    let (job, folder) = (bert(), tempfile::tempdir().unwrap());
+    let validation = job.folder.join("validation.jsonl");
+    let evaluated = ["--validation-file", validation.to_str().unwrap(), "--eval-steps", "1", "--learning-rate", "0.05"];
+    for (name, flags) in [("loss", &[][..]), ("accuracy", &["--best-by", "accuracy"])] {
+        let [out, again] = [name.to_owned(), format!("{name} again")].map(|name| folder.path().join(name));
+        lorabooth_ok(&job.train(&out, &[&evaluated[..], flags].concat()));
+        let number = |line: &Value, name: &str| line[name].as_f64().unwrap();
+        let rank = |line: &Value| match name {
+            "loss" => (number(line, "loss"), 0.0),
+            _ => (-number(line, "accuracy"), number(line, "loss")),
+        };
+        let mut evaluations = lines(&out.join("evaluations.jsonl"));
+        evaluations.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap());
+        let from = ["--init-adapter", out.to_str().unwrap(), "--max-train-steps", "0"];
+        lorabooth_ok(&job.train(&again, &[&evaluated[..], &from].concat()));
+        let kept = lines(&again.join("evaluations.jsonl")).remove(0);
+        assert_eq!(
+            (&kept["loss"], &kept["accuracy"]),
+            (&evaluations[0]["loss"], &evaluations[0]["accuracy"]),
+            "{name}"
+        );
+        println!("by {name}: {kept}, of {evaluations:?}");
+    }
+}
+
 #[test]
 fn greedy_and_beam_texts_are_those_of_transformers() {
     let prompts = ["red house", "river stone cloud bread", "music"];

@@ -11,7 +11,7 @@ use super::training_args::TrainingArgs;
 use crate::adapters::{LoraConfig, TargetModules};
 use crate::error::Result;
 use crate::models::language::Architecture;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -29,6 +29,16 @@ const OWN_NAMES: &[&str] = &[
     "metrics.jsonl",
     "loss.png",
 ];
+
+/// `--best-by`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestBy {
+    /// The lowest loss.
+    Loss,
+    /// The most right answers.
+    Accuracy,
+}
 
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -119,6 +129,9 @@ pub struct LanguageConfig {
     /// Optimizer steps between evaluations; at each epoch's end where not given
     #[arg(long, help_heading = "Training")]
     pub eval_steps: Option<u64>,
+    /// Which evaluation's adapter is kept: that of the lowest loss, or of the most right answers
+    #[arg(long, value_enum, default_value_t = BestBy::Loss, help_heading = "Training")]
+    pub best_by: BestBy,
     /// Steps, optimizer, precision and checkpoints.
     #[command(flatten)]
     #[serde(flatten)]
@@ -191,6 +204,8 @@ impl LanguageConfig {
             ("adapter", adapter.fingerprint()),
         ];
         let training = self.training.options_that_matter(kind, seed);
-        own.into_iter().chain(training).map(|(name, value)| (name.to_owned(), value)).collect()
+        // A checkpoint of a run by the loss does not name it.
+        let best = (self.best_by != BestBy::Loss).then(|| ("best-by", "accuracy".to_owned()));
+        own.into_iter().chain(best).chain(training).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }

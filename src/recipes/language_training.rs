@@ -3,7 +3,7 @@
 
 use super::language_adapter::{LanguageAdapter, WantedAdapter};
 use super::language_base::{LanguageBase, WantedModel};
-use super::language_config::LanguageConfig;
+use super::language_config::{BestBy, LanguageConfig};
 use super::language_data_args::TaskChoice;
 use super::language_evaluation::{check_positions, Evaluation, Evaluator};
 use super::language_loss::{language_loss, LossOptions};
@@ -24,6 +24,7 @@ use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::RunFolder;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -49,6 +50,11 @@ pub fn train(
     let data = options.training(&config.train_file, &tokenizer)?;
     let read = |file: &PathBuf| options.validation(file, &tokenizer, &data);
     let validation = config.validation_file.as_ref().map(read).transpose()?;
+    if config.best_by == BestBy::Accuracy && !validation.as_ref().is_some_and(LanguageDataset::has_answers) {
+        return Err(Error::invalid(
+            "--best-by accuracy needs answers to measure: give --validation-file and --label-column, or leave it out",
+        ));
+    }
     for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
     }
@@ -222,9 +228,21 @@ impl LanguageJob<'_> {
         Ok(())
     }
 
-    /// The evaluation of the lowest loss.
+    /// The first of the best evaluations.
     fn best(&self) -> Option<&Evaluation> {
-        self.evaluations.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+        self.evaluations.iter().min_by(|a, b| self.compare(a, b))
+    }
+
+    /// The better evaluation is less; of those that have as many right answers, the one of the lower loss.
+    fn compare(&self, a: &Evaluation, b: &Evaluation) -> Ordering {
+        let by_loss = a.loss.total_cmp(&b.loss);
+        match self.config.best_by {
+            BestBy::Loss => by_loss,
+            BestBy::Accuracy => {
+                let right = |evaluation: &Evaluation| evaluation.accuracy.unwrap_or(0.0);
+                right(b).total_cmp(&right(a)).then(by_loss)
+            }
+        }
     }
 
     /// What to try the adapter on: of records that it has not learned, where there are such.
@@ -288,7 +306,7 @@ impl Job for LanguageJob<'_> {
         let Some(data) = &self.validation else { return Ok(()) };
         let evaluation = self.evaluator(run).evaluate(data, run.step, &mut |_| ())?.0;
         observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
-        let is_best = self.best().is_none_or(|best| evaluation.loss < best.loss);
+        let is_best = self.best().is_none_or(|best| self.compare(&evaluation, best).is_lt());
         self.evaluations.push(evaluation);
         if is_best {
             self.write_present(&run.folder.join(BEST))?;
