@@ -8,7 +8,7 @@ mod support;
 use jobs::{bert, bloom, close, gpt2, gpt2_classifier, lines, llama, llama_classifier, opt, t5, Job, LEARNING_RATE};
 use serde_json::{json, Value};
 use std::path::Path;
-use support::{lorabooth, lorabooth_ok, made, python, read, read_json, relative_norm_error};
+use support::{complete, lorabooth, lorabooth_ok, made, python, read, read_json, relative_norm_error};
 
 const STEPS: usize = 10;
 
@@ -184,22 +184,7 @@ fn greedy_and_beam_texts_are_those_of_transformers() {
         let model = job.folder.join("model").display().to_string();
         for (beams, texts) in expected.as_object().unwrap() {
             for (prompt, text) in prompts.iter().zip(texts.as_array().unwrap()) {
-                let args = [
-                    "complete",
-                    "--device",
-                    "cpu",
-                    "--dtype",
-                    "fp32",
-                    "--json",
-                    "--model",
-                    &model,
-                    "--prompt",
-                    prompt,
-                    "--max-new-tokens",
-                    "20",
-                    "--num-beams",
-                    beams,
-                ];
+                let args = complete(&model, prompt, &["--max-new-tokens", "20", "--num-beams", beams]);
                 let said = lorabooth_ok(&args);
                 let ours: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
                 assert_eq!(&ours["text"], text, "{} after {prompt:?} with {beams} beams", job.name);
@@ -213,9 +198,7 @@ fn complete_goes_on_with_a_text_and_answers_one() {
     for job in [llama(), t5()] {
         let model = job.folder.join("model").display().to_string();
         let complete = |more: &[&str]| {
-            let args =
-                [&["complete", "--device", "cpu", "--json", "--model", &model, "--prompt", "red house"], more].concat();
-            let said = lorabooth_ok(&args);
+            let said = lorabooth_ok(&complete(&model, "red house", more));
             serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
         };
         let greedy = complete(&["--max-new-tokens", "5"]);

@@ -10,7 +10,7 @@ use crate::recipes::language_base::WantedModel;
 use crate::recipes::observer::Observer;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
-use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
+use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
 use serde_json::json;
@@ -83,9 +83,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     args.weights.tell(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
-    if let LanguageModel::Classifier(_) = loaded.model {
-        return Err(writes_no_text(args));
-    }
+    let writer = TextWriter::of(&loaded.model)?;
     let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
 
@@ -124,23 +122,11 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         }
         Ok(())
     };
-    let made = match &loaded.model {
-        LanguageModel::Causal(model) => {
-            continue_text(model.as_ref(), read.tokens(), cache, device, &sampling, &mut on_token)?
-        }
-        LanguageModel::EncoderDecoder(model) => {
-            answer_text(model.as_ref(), read.tokens(), cache, &sampling, &mut on_token)?
-        }
-        LanguageModel::Classifier(_) => return Err(writes_no_text(args)),
-    };
+    let made = writer.write(read.tokens(), cache, device, &sampling, &mut on_token)?;
     show(stream.finish()?);
     let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
     reporter.end_text(json!({ "text": text, "tokens": made.len(), "tokens_per_s": tokens_per_s }));
     Ok(())
-}
-
-fn writes_no_text(args: &CompleteArgs) -> Error {
-    Error::file(&args.model, "is a classifier and writes no text")
 }
 
 fn without_end(ids: &[i64], end: Option<i64>) -> &[i64] {

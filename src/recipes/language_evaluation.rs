@@ -7,7 +7,7 @@ use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{ClassifierInputs, LanguageModel};
-use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
+use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -128,12 +128,9 @@ impl Evaluator<'_> {
                 return Ok(data.classes().get(class as usize).cloned().unwrap_or_default());
             }
             LanguageModel::Causal(_) if most == 0 => Vec::new(),
-            LanguageModel::Causal(model) => {
+            model => {
                 let cache = cache.unwrap_or_default();
-                continue_text(model.as_ref(), tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
-            }
-            LanguageModel::EncoderDecoder(model) => {
-                answer_text(model.as_ref(), tokens, cache.unwrap_or_default(), &sampling, &mut |_| Ok(()))?
+                TextWriter::of(model)?.write(tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
             }
         };
         self.tokenizer.decode(&ids)
