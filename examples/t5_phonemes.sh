@@ -12,15 +12,15 @@ mkdir -p "$out"
 "$python" examples/t5_phonemes.py records "$out/packages" "$out"
 "$pretrain" --threads 2 seq2seq --model "$out/start" --corpus "$out/words/train.jsonl" --validation-file "$out/words/validation.jsonl" \
   --steps "${STEPS:-1000}" --batch-size 128 --learning-rate 3e-3 --output "$out/from-nothing"
-train() { "$lorabooth" train llm --model "$out/from-nothing/model" --task seq2seq-lm --train-file "$out/polish/train.jsonl" \
-  --label-column label --mixed-precision no --overwrite "$@"; }
+job=(--model "$out/from-nothing/model" --task seq2seq-lm --label-column label --mixed-precision no)
 held_out() { # NAME KIND [ADAPTER]
-  train --quiet --max-train-steps 0 --validation-file "$out/$2/held-out.jsonl" --output-dir "$out/$1" ${3:+--init-adapter "$3"}
-  echo "$1: $("$python" examples/t5_phonemes.py errors "$out/$1/predictions.csv")"
+  "$lorabooth" evaluate "${job[@]}" --quiet --validation-file "$out/$2/held-out.jsonl" --output "$out/$1.csv" ${3:+--adapter "$3"}
+  echo "$1: $("$python" examples/t5_phonemes.py errors "$out/$1.csv")"
 }
 held_out words-before words
 held_out polish-before polish
-train --lora-r 16 --lora-alpha 32 --lora-targets all-linear --lora-dropout 0.1 --num-train-epochs 20 --train-batch-size 32 \
+"$lorabooth" train llm "${job[@]}" --train-file "$out/polish/train.jsonl" --overwrite \
+  --lora-r 16 --lora-alpha 32 --lora-targets all-linear --lora-dropout 0.1 --num-train-epochs 20 --train-batch-size 32 \
   --learning-rate 2e-3 --lr-scheduler linear --eval-steps 100 --validation-file "$out/polish/validation.jsonl" --output-dir "$out/adapter"
 held_out polish-after polish "$out/adapter"
 held_out words-after words "$out/adapter"

@@ -222,6 +222,7 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
         ("--max-seq-length 1", &["--max-seq-length", "1"]),
         ("--train-batch-size 0", &["--train-batch-size"]),
         ("--eval-steps 5", &["--eval-steps", "--validation-file"]),
+        ("--best-by accuracy", &["--best-by accuracy", "--validation-file"]),
         ("--lora-r 0", &["--lora-r"]),
         ("--revision main", &["--revision", "hub id"]),
     ] {
@@ -263,4 +264,30 @@ fn complete_refuses_what_writes_no_text() {
         complaints.refused(what, &complete(own, more), 1, expected);
     }
     assert!(Path::new(adapter).join("adapter_config.json").exists());
+}
+
+#[test]
+fn a_flag_that_asks_for_another_adapter_than_the_one_to_start_from_is_refused() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    let [lora, prompt, out] = ["lora", "prompt", "out"].map(|name| own.path(name));
+    let prefix = ["--peft-method", "prefix-tuning", "--num-virtual-tokens", "4"];
+    lorabooth_ok(&own.job.train(&lora, &["--max-train-steps", "0", "--lora-r", "4"]));
+    lorabooth_ok(&own.job.train(&prompt, &[&prefix[..], &["--max-train-steps", "0"]].concat()));
+    let from = |start: &Path, flags: &str| {
+        let start = ["--init-adapter", start.to_str().unwrap(), "--max-train-steps", "0"];
+        own.job.train(&out, &[&start[..], &flags.split(' ').collect::<Vec<_>>()].concat())
+    };
+    for (start, flags, words) in [
+        (&lora, "--lora-r 8", &["--lora-r is 8", "has 4", "leave the flag out"][..]),
+        (&lora, "--lora-alpha 8", &["--lora-alpha is 8", "has 16"]),
+        (&lora, "--lora-targets c_proj", &["--lora-targets is c_proj", "has c_attn"]),
+        (&lora, "--use-dora", &["--use-dora is true", "has false"]),
+        (&prompt, "--peft-method prefix-tuning --num-virtual-tokens 5", &["--num-virtual-tokens is 5", "has 4"]),
+    ] {
+        complaints.refused(flags, &from(start, flags), 2, words);
+        complaints.check(&format!("{flags}: something is left"), !out.exists());
+    }
+    lorabooth_ok(&from(&lora, "--lora-r 4 --lora-targets c_attn --lora-alpha 16.0"));
+    lorabooth_ok(&from(&prompt, "--overwrite --peft-method prefix-tuning --num-virtual-tokens 4"));
 }

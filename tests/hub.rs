@@ -295,21 +295,7 @@ fn commands_take_a_language_model_by_its_hub_id_and_revision() {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let complete = |model: &str, more: &[&str]| {
-        let args = [
-            "complete",
-            "--device",
-            "cpu",
-            "--dtype",
-            "fp32",
-            "--json",
-            "--prompt",
-            "red house",
-            "--max-new-tokens",
-            "8",
-            "--model",
-            model,
-        ];
-        run(&mirror, &[&args, more].concat())
+        run(&mirror, &support::complete(model, "red house", &[&["--max-new-tokens", "8"], more].concat()))
     };
     let text = |(code, said): (Option<i32>, String)| -> Value {
         assert_eq!(code, Some(0), "{said}");

@@ -484,7 +484,7 @@ fn what_does_not_fit_is_refused_in_one_line() {
     let from = ["--init-adapter", finished];
     refused(&train(&job, &method, &out, &from), 1, &["mlp_head.0.weight", "prompt_encoder.safetensors"]);
     refused(&train(&job, &prefix_tuning(), &out, &from), 1, &["P_TUNING", "--peft-method prefix-tuning"]);
-    refused(&train(&job, &method, &out, &[&from[..], &["--num-virtual-tokens", "5"]].concat()), 2, &["--init-adapter"]);
+    refused(&train(&job, &method, &out, &[&from[..], &["--num-virtual-tokens", "6"]].concat()), 2, &["--init-adapter"]);
     refused(&train(&llama(), &method, &out, &from), 1, &["does not fit", "num_attention_heads"]);
 
     let model = job.folder.join("model").display().to_string();

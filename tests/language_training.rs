@@ -8,7 +8,7 @@ mod support;
 use jobs::{bert, bloom, close, gpt2, gpt2_classifier, lines, llama, llama_classifier, opt, t5, Job, LEARNING_RATE};
 use serde_json::{json, Value};
 use std::path::Path;
-use support::{lorabooth, lorabooth_ok, made, python, read, read_json, relative_norm_error};
+use support::{complete, lorabooth, lorabooth_ok, made, python, read, read_json, relative_norm_error};
 
 const STEPS: usize = 10;
 
@@ -147,6 +147,34 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&job, &["--train-file", broken.to_str().unwrap()], &["broken.jsonl", "line 2"]);
 }
 
+/// A step too large makes the loss and the answers of the evaluations disagree.
+#[test]
+fn the_adapter_that_is_kept_is_the_best_by_the_measure_asked_for() {
+    let (job, folder) = (bert(), tempfile::tempdir().unwrap());
+    let validation = job.folder.join("validation.jsonl");
+    let evaluated = ["--validation-file", validation.to_str().unwrap(), "--eval-steps", "1", "--learning-rate", "0.05"];
+    for (name, flags) in [("loss", &[][..]), ("accuracy", &["--best-by", "accuracy"])] {
+        let [out, again] = [name.to_owned(), format!("{name} again")].map(|name| folder.path().join(name));
+        lorabooth_ok(&job.train(&out, &[&evaluated[..], flags].concat()));
+        let number = |line: &Value, name: &str| line[name].as_f64().unwrap();
+        let rank = |line: &Value| match name {
+            "loss" => (number(line, "loss"), 0.0),
+            _ => (-number(line, "accuracy"), number(line, "loss")),
+        };
+        let mut evaluations = lines(&out.join("evaluations.jsonl"));
+        evaluations.sort_by(|a, b| rank(a).partial_cmp(&rank(b)).unwrap());
+        let from = ["--init-adapter", out.to_str().unwrap(), "--max-train-steps", "0"];
+        lorabooth_ok(&job.train(&again, &[&evaluated[..], &from].concat()));
+        let kept = lines(&again.join("evaluations.jsonl")).remove(0);
+        assert_eq!(
+            (&kept["loss"], &kept["accuracy"]),
+            (&evaluations[0]["loss"], &evaluations[0]["accuracy"]),
+            "{name}"
+        );
+        println!("by {name}: {kept}, of {evaluations:?}");
+    }
+}
+
 #[test]
 fn greedy_and_beam_texts_are_those_of_transformers() {
     let prompts = ["red house", "river stone cloud bread", "music"];
@@ -156,22 +184,7 @@ fn greedy_and_beam_texts_are_those_of_transformers() {
         let model = job.folder.join("model").display().to_string();
         for (beams, texts) in expected.as_object().unwrap() {
             for (prompt, text) in prompts.iter().zip(texts.as_array().unwrap()) {
-                let args = [
-                    "complete",
-                    "--device",
-                    "cpu",
-                    "--dtype",
-                    "fp32",
-                    "--json",
-                    "--model",
-                    &model,
-                    "--prompt",
-                    prompt,
-                    "--max-new-tokens",
-                    "20",
-                    "--num-beams",
-                    beams,
-                ];
+                let args = complete(&model, prompt, &["--max-new-tokens", "20", "--num-beams", beams]);
                 let said = lorabooth_ok(&args);
                 let ours: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
                 assert_eq!(&ours["text"], text, "{} after {prompt:?} with {beams} beams", job.name);
@@ -185,9 +198,7 @@ fn complete_goes_on_with_a_text_and_answers_one() {
     for job in [llama(), t5()] {
         let model = job.folder.join("model").display().to_string();
         let complete = |more: &[&str]| {
-            let args =
-                [&["complete", "--device", "cpu", "--json", "--model", &model, "--prompt", "red house"], more].concat();
-            let said = lorabooth_ok(&args);
+            let said = lorabooth_ok(&complete(&model, "red house", more));
             serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
         };
         let greedy = complete(&["--max-new-tokens", "5"]);

@@ -8,7 +8,7 @@ mod support;
 use jobs::{gpt2, llama, t5};
 use lorabooth::sample::text_generation::TextSampling;
 use serde_json::{json, Value};
-use support::{lorabooth_ok, made, read, read_json};
+use support::{complete, lorabooth_ok, made, read, read_json};
 
 #[test]
 fn probabilities_are_those_of_transformers_logits_processors() {
@@ -57,9 +57,8 @@ fn the_same_seed_draws_the_same_text_as_transformers_generate() {
             let flags = ["temperature", "top_k", "top_p", "seed"].into_iter().filter(|name| !how[*name].is_null());
             let flags: Vec<String> = flags.map(|name| format!("--{}={}", name.replace('_', "-"), how[name])).collect();
             for (prompt, text) in prompts.iter().zip(texts.as_array().unwrap()) {
-                let common = ["complete", "--device", "cpu", "--dtype", "fp32", "--json", "--max-new-tokens", "12"];
-                let named = ["--model", &model, "--prompt", prompt];
-                let args: Vec<&str> = common.into_iter().chain(named).chain(flags.iter().map(String::as_str)).collect();
+                let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+                let args = complete(&model, prompt, &[&["--max-new-tokens", "12"], &flags[..]].concat());
                 let said = lorabooth_ok(&args);
                 let ours: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
                 assert_eq!(&ours["text"], text, "{} after {prompt:?} with {how}", job.name);

@@ -6,6 +6,7 @@ use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::merge::into_new_folder;
 use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
+use crate::recipes::given_adapters::path_and_scale;
 use crate::recipes::merged_pipeline;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
@@ -77,20 +78,6 @@ pub struct ConvertArgs {
     /// Name the text encoder's modules as transformers before version 5 did (peft)
     #[arg(long)]
     old_text_encoder_names: bool,
-}
-
-/// `PATH` or `PATH=SCALE`. A path that exists is never taken apart.
-pub fn path_and_scale(text: &str) -> Result<(PathBuf, f64)> {
-    if Path::new(text).exists() {
-        return Ok((PathBuf::from(text), 1.0));
-    }
-    match text.rsplit_once('=') {
-        None => Ok((PathBuf::from(text), 1.0)),
-        Some((path, scale)) => match scale.parse::<f64>() {
-            Ok(scale) if scale.is_finite() => Ok((PathBuf::from(path), scale)),
-            _ => Err(Error::invalid(format!("the strength `{scale}` of {path} is no number"))),
-        },
-    }
 }
 
 /// Runs the command.

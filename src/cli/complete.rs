@@ -1,24 +1,25 @@
 //! `lorabooth complete`: text from a language model, with any number of adapters.
 
-use super::adapter::path_and_scale;
 use super::{Common, Dtype, Reporter};
-use crate::adapters::prompt_folder::{self, PromptFiles};
-use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptMethod};
+use crate::adapters::Prompt;
 use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel};
-use crate::recipes::language_adapter::fitted;
+use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::observer::Observer;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
-use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
+use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 use tch::Tensor;
+
+/// Tokens to write at most where no number is given.
+pub const MAX_NEW_TOKENS: usize = 50;
 
 /// Flags of the command.
 #[derive(Debug, Args)]
@@ -36,7 +37,7 @@ pub struct CompleteArgs {
     #[arg(long)]
     prompt: String,
     /// Tokens to write at most
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = MAX_NEW_TOKENS)]
     max_new_tokens: usize,
     /// 0 takes the likeliest token; 1 draws by the model's own probabilities
     #[arg(long, default_value_t = 0.0)]
@@ -79,21 +80,12 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let observer: &mut dyn Observer = reporter;
     observer.fact("model", format!("{}, {}", args.model.display(), files.architecture().model_type));
     observer.fact("device", crate::recipes::device_name(device, kind));
+    args.weights.tell(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
-    if let LanguageModel::Classifier(_) = loaded.model {
-        return Err(writes_no_text(args));
-    }
-    for (name, adapter, scale) in &adapters.on_weights {
-        attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
-        loaded.sites.set_scale(name, *scale)?;
-    }
+    let writer = TextWriter::of(&loaded.model)?;
+    let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
-    let prompt = adapters.prompt.map(|PromptFiles { config, embeddings, whole, .. }| {
-        let config = fitted(config, &loaded.model, device)?;
-        Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
-    });
-    let prompt = prompt.transpose()?;
 
     let ids = tokenizer.encode(&args.prompt, usize::MAX)?.ids;
     let ids = match loaded.model {
@@ -130,52 +122,11 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         }
         Ok(())
     };
-    let made = match &loaded.model {
-        LanguageModel::Causal(model) => {
-            continue_text(model.as_ref(), read.tokens(), cache, device, &sampling, &mut on_token)?
-        }
-        LanguageModel::EncoderDecoder(model) => {
-            answer_text(model.as_ref(), read.tokens(), cache, &sampling, &mut on_token)?
-        }
-        LanguageModel::Classifier(_) => return Err(writes_no_text(args)),
-    };
+    let made = writer.write(read.tokens(), cache, device, &sampling, &mut on_token)?;
     show(stream.finish()?);
     let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
     reporter.end_text(json!({ "text": text, "tokens": made.len(), "tokens_per_s": tokens_per_s }));
     Ok(())
-}
-
-/// What `--adapter` names.
-#[derive(Default)]
-struct GivenAdapters {
-    /// Their names, and their strengths.
-    on_weights: Vec<(String, PartAdapter, f64)>,
-    prompt: Option<PromptFiles>,
-}
-
-impl GivenAdapters {
-    fn read(given: &[String]) -> Result<Self> {
-        let mut adapters = Self::default();
-        for (index, text) in given.iter().enumerate() {
-            let (path, scale) = path_and_scale(text)?;
-            match PromptMethod::of(&peft_folder::peft_type(&path)?) {
-                // Numbered: the same adapter twice is twice its change.
-                None => adapters.on_weights.push((format!("{index} {text}"), peft_folder::read(&path)?, scale)),
-                Some(_) if scale != 1.0 => {
-                    return Err(Error::file(path, "is a prompt, which has no strength; leave `=SCALE` out"));
-                }
-                Some(_) if adapters.prompt.is_some() => {
-                    return Err(Error::file(path, "is a second prompt; one can stand before a text"));
-                }
-                Some(_) => adapters.prompt = Some(prompt_folder::read(&path)?),
-            }
-        }
-        Ok(adapters)
-    }
-}
-
-fn writes_no_text(args: &CompleteArgs) -> Error {
-    Error::file(&args.model, "is a classifier and writes no text")
 }
 
 fn without_end(ids: &[i64], end: Option<i64>) -> &[i64] {

@@ -1,6 +1,5 @@
 //! `lorabooth generate`: images from a prompt, with any number of adapters.
 
-use super::adapter::path_and_scale;
 use super::{Common, Dtype, Reporter};
 use crate::adapters::{attach, read_any, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
@@ -9,6 +8,7 @@ use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{vae_kind, UNetConfig};
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
+use crate::recipes::given_adapters::path_and_scale;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
 use crate::recipes::storage_args::StorageArgs;
@@ -133,6 +133,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
 
     reporter.fact("model", args.model.name.clone());
     reporter.fact("device", crate::recipes::device_name(device, kind));
+    args.weights.tell(device, reporter);
     reporter.fact("sampler", format!("{}, {} steps", sampling.scheduler.as_deref().unwrap_or_default(), args.steps));
     args.lora.iter().for_each(|text| reporter.fact("adapter", text.clone()));
 

@@ -5,6 +5,7 @@ mod arguments;
 mod complete;
 mod demo;
 mod doctor;
+mod evaluate;
 mod generate;
 mod plan;
 mod reporter;
@@ -14,7 +15,7 @@ mod train;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
 use std::io::Write;
@@ -47,6 +48,9 @@ enum Command {
     /// Go on with a text, or answer it, with a language model
     #[command(args_override_self = true)]
     Complete(complete::CompleteArgs),
+    /// Measure a language model, with any number of adapters, on records
+    #[command(args_override_self = true)]
+    Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
     /// Look at an adapter, fold it into a model, convert it
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
@@ -145,9 +149,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
-    let parsed = Cli::command().try_get_matches_from(&expanded.args);
-    let (cli, matches) = match parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches))) {
-        Ok(parsed) => parsed,
+    let cli = match Cli::try_parse_from(&expanded.args) {
+        Ok(cli) => cli,
         Err(error) => return misused(&error, &expanded),
     };
     let hook = std::panic::take_hook();
@@ -172,12 +175,10 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let json = cli.common.json;
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
     let outcome = catching(|| match cli.command {
-        Command::Train(command) => {
-            train::check_given(&command, &matches)?;
-            train::run(command, &cli.common, &mut reporter)
-        }
+        Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
+        Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(command) => plan::run(command, &cli.common, &mut reporter),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),

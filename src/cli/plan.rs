@@ -8,7 +8,8 @@ use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
 use crate::recipes::language_adapter::WantedAdapter;
 use crate::recipes::language_base::WantedModel;
-use crate::recipes::language_config::{LanguageConfig, TaskChoice};
+use crate::recipes::language_config::LanguageConfig;
+use crate::recipes::language_data_args::TaskChoice;
 use crate::recipes::language_plan::{PlannedModel, RecordLengths};
 use crate::recipes::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, Planned, Rates};
@@ -104,11 +105,11 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
     let (files, records, labels) = match has_records {
         true => {
             let base = model.open(reporter)?;
-            let options = config.data()?;
+            let options = config.data.options()?;
             let data = options.training(&config.train_file, &base.tokenizer)?;
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
-            let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+            let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
             (base.files, Some(RecordLengths::of(&data, validation.as_ref())), labels)
         }
         false => (model.open_files(reporter)?, None, None),

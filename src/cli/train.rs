@@ -1,16 +1,17 @@
 //! `lorabooth train`.
 
+use super::complete::MAX_NEW_TOKENS;
 use super::reporter::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::language_config::LanguageConfig;
-use crate::recipes::run::Finished;
-use crate::recipes::{dreambooth_lora, language_lora, shell_word};
+use crate::recipes::run::{Finished, TextSample};
+use crate::recipes::{dreambooth_lora, language_training, shell_word};
 use crate::train::interrupt::Interrupt;
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Subcommand};
+use clap::Subcommand;
 use serde_json::json;
+use std::path::Path;
 use std::time::Instant;
 
 /// What to train.
@@ -22,20 +23,6 @@ pub enum TrainCommand {
     /// LoRA, prompt tuning, prefix tuning or P-tuning of a language model from a file of records
     #[command(args_override_self = true)]
     Llm(Box<LanguageConfig>),
-}
-
-/// Refuses flags of `lorabooth train llm` that belong to another method than its own; all flags that were given are in
-/// `matches`.
-pub fn check_given(command: &TrainCommand, matches: &ArgMatches) -> Result<()> {
-    let given = matches.subcommand_matches("train").and_then(|matches| matches.subcommand_matches("llm"));
-    match (command, given) {
-        (TrainCommand::Llm(config), Some(given)) => {
-            let is_given = |id: &&clap::Id| given.value_source(id.as_str()) == Some(ValueSource::CommandLine);
-            let names: Vec<&str> = given.ids().filter(is_given).map(clap::Id::as_str).collect();
-            config.check_given(&names)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// What Stable Diffusion draws where no size is asked for, in pixels.
@@ -52,7 +39,7 @@ pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> R
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language_lora::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = language_training::train(config, device, common.seed, &interrupt, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }
@@ -97,22 +84,24 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
     if config.resolution != NATIVE_RESOLUTION {
         command.push_str(&format!(" --height {0} --width {0}", config.resolution));
     }
+    command.push_str(&config.training.weights.flags());
     let lora = shell_word(&finished.output_dir.display().to_string());
     format!("{command} --lora {lora} --prompt {} --output try.png", shell_word(&config.instance_prompt))
 }
 
 /// The command that writes with the adapter; none where it is a classifier's.
 fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<String> {
-    let (model, adapter) = (config.model.display().to_string(), finished.output_dir.display().to_string());
-    let prompt = config.prompt_template.as_deref().unwrap_or("…");
-    (config.task != crate::recipes::language_config::TaskChoice::SeqCls).then(|| {
-        let revision = config.revision.as_deref().map(|revision| format!(" --revision {}", shell_word(revision)));
-        format!(
-            "lorabooth complete --model {}{} --adapter {} --prompt {}",
-            shell_word(&model),
-            revision.unwrap_or_default(),
-            shell_word(&adapter),
-            shell_word(prompt)
-        )
-    })
+    let TextSample { prompt, room } = finished.sample.as_ref()?;
+    let word = |path: &Path| shell_word(&path.display().to_string());
+    let mut command = format!("lorabooth complete --model {}", word(&config.model));
+    if let Some(revision) = &config.revision {
+        command.push_str(&format!(" --revision {}", shell_word(revision)));
+    }
+    command.push_str(&config.training.weights.flags());
+    if let Some(room) = room.filter(|&room| room < MAX_NEW_TOKENS as i64) {
+        command.push_str(&format!(" --max-new-tokens {room}"));
+    }
+    // A text that begins with a dash is no flag.
+    let between = if prompt.starts_with('-') { '=' } else { ' ' };
+    Some(format!("{command} --adapter {} --prompt{between}{}", word(&finished.output_dir), shell_word(prompt)))
 }

@@ -46,7 +46,11 @@ pub struct LanguageDataset {
     pad: i64,
     pads_left: bool,
     warnings: Vec<String>,
+    sample: String,
 }
+
+/// Characters of a column that are enough to try a model on.
+const SAMPLE: usize = 100;
 
 impl LanguageDataOptions {
     /// The examples of a training file; classes are its sorted distinct labels.
@@ -66,7 +70,17 @@ impl LanguageDataOptions {
         tokenizer: &LanguageTokenizer,
         training: &LanguageDataset,
     ) -> Result<LanguageDataset> {
-        self.dataset(&self.read(file)?, tokenizer, training.classes.clone())
+        self.evaluation(file, tokenizer, training.classes.clone())
+    }
+
+    /// The examples of a file that a model of these `classes` is evaluated on; another label is an error.
+    pub fn evaluation(
+        &self,
+        file: &Path,
+        tokenizer: &LanguageTokenizer,
+        classes: Vec<String>,
+    ) -> Result<LanguageDataset> {
+        self.dataset(&self.read(file)?, tokenizer, classes)
     }
 
     fn read(&self, file: &Path) -> Result<Records> {
@@ -87,10 +101,14 @@ impl LanguageDataOptions {
         classes: Vec<String>,
     ) -> Result<LanguageDataset> {
         let (mut examples, mut cut, mut empty) = (Vec::new(), 0, 0);
+        let mut sample = None;
         for record in records.iter() {
             let (example, is_cut) = self.example(records, &record, tokenizer, &classes)?;
             if example.learns() {
                 cut += usize::from(is_cut);
+                if sample.is_none() {
+                    sample = Some(self.sample(&record)?);
+                }
                 examples.push(example);
             } else {
                 empty += 1;
@@ -113,7 +131,24 @@ impl LanguageDataOptions {
             warnings.push(format!("{} have nothing to learn from and are left out", of(empty)));
         }
         let (pad, pads_left) = (tokenizer.pad()?, tokenizer.pads_left());
-        Ok(LanguageDataset { task: self.task, examples, classes, pad, pads_left, warnings })
+        Ok(LanguageDataset {
+            task: self.task,
+            examples,
+            classes,
+            pad,
+            pads_left,
+            warnings,
+            sample: sample.unwrap_or_default(),
+        })
+    }
+
+    /// A row's text, with no more of its columns than is needed to try a model on; half of it where it is its own label.
+    fn sample(&self, record: &Record) -> Result<String> {
+        let text = self.prompt.render_with(record, |value| opening(value, SAMPLE))?;
+        Ok(match (self.task, &self.label_column) {
+            (LanguageTask::CausalLm, None) => opening(&text, text.chars().count() / 2).to_owned(),
+            _ => text,
+        })
     }
 
     /// A row's example, and whether something of it was cut off.
@@ -158,7 +193,7 @@ impl LanguageDataOptions {
                 let class = classes.iter().position(|class| class == label).ok_or_else(|| {
                     let known = classes.join(", ");
                     let message = format!(
-                        "line {}: the label `{label}` is not in the training file, which has {known}",
+                        "line {}: the label `{label}` is none that was learned, which are {known}",
                         record.line()
                     );
                     Error::file(records.path(), message)
@@ -185,6 +220,11 @@ impl LanguageDataset {
     /// A sentence for each thing that was done to rows: cut, left out.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The first text, or as much of it as is needed to try a model on.
+    pub fn sample(&self) -> &str {
+        &self.sample
     }
 
     /// The number of tokens of the longest text.
@@ -258,6 +298,15 @@ impl LanguageDataset {
             labels,
         })
     }
+}
+
+/// The whole words among the first `most` characters of `text`, or its first word.
+fn opening(text: &str, most: usize) -> &str {
+    let Some((end, _)) = text.char_indices().nth(most) else { return text };
+    let word_ends = |from: usize, to: usize| text[from..to].find(char::is_whitespace).map(|place| from + place);
+    let first = word_ends(0, text.len()).unwrap_or(text.len());
+    let last = text[..end].rfind(char::is_whitespace).unwrap_or(first);
+    text[..last.max(first)].trim_end()
 }
 
 /// The sorted distinct labels: whole numbers by their size, other texts by their characters.

@@ -73,13 +73,18 @@ impl PromptTemplate {
 
     /// The text of a row; a column that was not read is an error.
     pub fn render(&self, record: &Record) -> Result<String> {
+        self.render_with(record, |value| value)
+    }
+
+    /// The same, of each column what `part` takes of its value.
+    pub fn render_with<'a>(&self, record: &'a Record, part: impl Fn(&'a str) -> &'a str) -> Result<String> {
         let mut text = String::new();
-        for part in &self.0 {
-            match part {
+        for piece in &self.0 {
+            match piece {
                 Part::Text(fixed) => text.push_str(fixed),
-                Part::Column(name) => text.push_str(record.get(name).ok_or_else(|| {
+                Part::Column(name) => text.push_str(part(record.get(name).ok_or_else(|| {
                     Error::invalid(format!("the prompt template asks for `{name}`, which is no column that was read"))
-                })?),
+                })?)),
             }
         }
         Ok(text)

@@ -3,6 +3,7 @@
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_options::lora_config;
 use super::dreambooth_phases::Networks;
+use super::given_flags::lora_field;
 use super::observer::{Event, Observer};
 use super::run::Trained;
 use crate::adapters::{
@@ -74,6 +75,26 @@ impl Adapters {
         }
         observer.on(Event::Wrote { path });
         Ok(())
+    }
+}
+
+/// Refuses flags that ask for another adapter than `--init-adapter` names.
+pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
+    let Some(folder) = &config.init_adapter else { return Ok(()) };
+    let of_unet = |option: &str| lora_field(option);
+    // Options without a part's name are both parts'.
+    let of_text_encoder = |option: &str| match option.strip_prefix("lora_text_encoder_") {
+        Some(end) => lora_field(&format!("lora_{end}")),
+        None => lora_field(option).filter(|_| ["use_rslora", "use_dora", "lora_init"].contains(&option)),
+    };
+    let check = |part: Part, field: &dyn Fn(&str) -> Option<&'static str>| {
+        let found = read_part(folder, part)?.0;
+        config.given.check_settled(field, &lora_config(config, part), &found, folder)
+    };
+    check(Part::UNet, &of_unet)?;
+    match config.train_text_encoder {
+        true => check(Part::TextEncoder, &of_text_encoder),
+        false => Ok(()),
     }
 }
 

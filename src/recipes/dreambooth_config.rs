@@ -1,6 +1,7 @@
 //! The options of DreamBooth LoRA training, for the command line, TOML files and the page alike.
 //! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
+use super::given_flags::GivenFlags;
 use super::model_args::ModelArgs;
 use super::pattern_flag::PatternFlag;
 use super::training_args::{MixedPrecision, TrainingArgs};
@@ -97,6 +98,10 @@ pub(super) fn optional_path_text<S: Serializer>(
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct DreamBoothConfig {
+    /// Which of them were given.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub given: GivenFlags,
     /// The model to train on.
     #[command(flatten)]
     #[serde(flatten)]

@@ -1,7 +1,7 @@
 //! DreamBooth LoRA: from a folder of photos to adapter files.
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
-use super::dreambooth_adapters::Adapters;
+use super::dreambooth_adapters::{check_init_adapter, Adapters};
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_options::options_that_matter;
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
@@ -34,11 +34,13 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
+    check_init_adapter(config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let files = open_files(config, observer)?;
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
+    config.training.weights.tell(device, observer);
     let folder = run.folder.clone();
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         let adapters = Adapters::attach(config, &job.networks, seed)?;

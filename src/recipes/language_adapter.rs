@@ -1,10 +1,13 @@
 //! What trains on a language model: an adapter on its projections, or a prompt in front of its texts.
 
-use super::language_config::{LanguageConfig, TaskChoice};
+use super::given_flags::{lora_field, HEADS};
+use super::language_config::LanguageConfig;
+use super::language_data_args::TaskChoice;
 use super::observer::Observer;
+use super::prompt_args::prompt_field;
 use crate::adapters::{
     attach, peft_folder, prompt_folder, AdapterParams, Attached, Init, LoraConfig, PartAdapter, Prompt, PromptConfig,
-    PromptMethod, PromptPlace, PromptSizes, TextEncoderSpelling,
+    PromptPlace, PromptSizes, TextEncoderSpelling,
 };
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
@@ -14,9 +17,6 @@ use crate::models::Loaded;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-
-/// Heads of classifiers by the names that PEFT looks for, to be trained whole with a prompt.
-const HEADS: &[&str] = &["classifier", "score"];
 
 /// What the options ask for, before the model is there.
 #[derive(Debug)]
@@ -30,12 +30,11 @@ pub enum WantedAdapter {
 impl WantedAdapter {
     /// What `config` asks for on a model of `architecture`: as the adapter to start from has it, where there is one.
     pub fn new(config: &LanguageConfig, architecture: &Architecture) -> Result<Self> {
-        let Some(folder) = &config.init_adapter else {
-            return Ok(match config.prompt.config(config.peft_method, &config.model)? {
-                Some(prompt) => Self::Prompt(for_task(prompt, config)),
-                None => Self::Lora(config.lora(architecture)),
-            });
+        let asked = match config.prompt.config(config.peft_method, &config.model)? {
+            Some(prompt) => Self::Prompt(for_task(prompt, config)),
+            None => Self::Lora(config.lora(architecture)),
         };
+        let Some(folder) = &config.init_adapter else { return Ok(asked) };
         let (found, wanted) = (peft_folder::peft_type(folder)?, config.peft_method);
         if found != wanted.peft_type() {
             return Err(Error::file(
@@ -43,9 +42,18 @@ impl WantedAdapter {
                 format!("is an adapter of type {found}, and --peft-method {} trains another", wanted.flag()),
             ));
         }
-        match PromptMethod::of(&found) {
-            Some(_) => prompt_folder::read(folder).map(|files| Self::Prompt(files.config)),
-            None => peft_folder::read(folder).map(|adapter| Self::Lora(adapter.config)),
+        let given = &config.given;
+        match asked {
+            Self::Prompt(asked) => {
+                let found = prompt_folder::read(folder)?.config;
+                given.check_settled(prompt_field, &asked, &found, folder)?;
+                Ok(Self::Prompt(found))
+            }
+            Self::Lora(asked) => {
+                let found = peft_folder::read(folder)?.config;
+                given.check_settled(lora_field, &asked, &found, folder)?;
+                Ok(Self::Lora(found))
+            }
         }
     }
 
@@ -93,8 +101,8 @@ fn for_task(prompt: PromptConfig, config: &LanguageConfig) -> PromptConfig {
     let head = || HEADS.iter().map(|name| (*name).to_owned()).collect();
     PromptConfig {
         base_model_name_or_path: Some(config.model.display().to_string()),
-        task_type: Some(config.task.peft_name().to_owned()),
-        modules_to_save: (config.task == TaskChoice::SeqCls).then(head),
+        task_type: Some(config.data.task.peft_name().to_owned()),
+        modules_to_save: (config.data.task == TaskChoice::SeqCls).then(head),
         ..prompt
     }
 }

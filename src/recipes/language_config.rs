@@ -1,14 +1,14 @@
 //! The options of fine-tuning a language model, for the command line, TOML files and examples alike.
 
 use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
+use super::given_flags::GivenFlags;
 use super::language_adapter::WantedAdapter;
+use super::language_data_args::{LanguageDataArgs, TaskChoice};
 use super::option_checks::{self, counted, in_range, refuse, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
 use super::prompt_args::{PeftMethodChoice, PromptArgs};
 use super::training_args::TrainingArgs;
 use crate::adapters::{LoraConfig, TargetModules};
-use crate::data::language_dataset::{LanguageDataOptions, LanguageTask};
-use crate::data::prompt_template::PromptTemplate;
 use crate::error::Result;
 use crate::models::language::Architecture;
 use clap::{Args, ValueEnum};
@@ -30,44 +30,23 @@ const OWN_NAMES: &[&str] = &[
     "loss.png",
 ];
 
-/// `--task`.
+/// `--best-by`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskChoice {
-    /// Go on with a text.
-    CausalLm,
-    /// Write a text for a text.
-    #[value(name = "seq2seq-lm")]
-    #[serde(rename = "seq2seq-lm")]
-    Seq2SeqLm,
-    /// Sort texts into classes.
-    SeqCls,
-}
-
-impl TaskChoice {
-    /// PEFT's `task_type`.
-    pub fn peft_name(self) -> &'static str {
-        match self {
-            Self::CausalLm => "CAUSAL_LM",
-            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
-            Self::SeqCls => "SEQ_CLS",
-        }
-    }
-}
-
-impl From<TaskChoice> for LanguageTask {
-    fn from(choice: TaskChoice) -> Self {
-        match choice {
-            TaskChoice::CausalLm => Self::CausalLm,
-            TaskChoice::Seq2SeqLm => Self::Seq2SeqLm,
-            TaskChoice::SeqCls => Self::SeqCls,
-        }
-    }
+#[serde(rename_all = "snake_case")]
+pub enum BestBy {
+    /// The lowest loss.
+    Loss,
+    /// The most right answers.
+    Accuracy,
 }
 
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct LanguageConfig {
+    /// Which of them were given.
+    #[command(flatten)]
+    #[serde(skip)]
+    pub given: GivenFlags,
     /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
     #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
     #[serde(serialize_with = "path_text")]
@@ -80,9 +59,10 @@ pub struct LanguageConfig {
     #[serde(serialize_with = "optional_path_text")]
     pub init_adapter: Option<PathBuf>,
 
-    /// What to learn
-    #[arg(long, value_enum, help_heading = "Data")]
-    pub task: TaskChoice,
+    /// What is learned of records.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: LanguageDataArgs,
     /// Records to learn from: JSONL, CSV, TSV or Parquet
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
@@ -91,18 +71,6 @@ pub struct LanguageConfig {
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "optional_path_text")]
     pub validation_file: Option<PathBuf>,
-    /// Column of the text
-    #[arg(long, default_value = "text", help_heading = "Data")]
-    pub text_column: String,
-    /// Column of what shall be answered, or of the class
-    #[arg(long, help_heading = "Data")]
-    pub label_column: Option<String>,
-    /// The text in place of its column, with columns in braces: "Tweet text : {text} Label : "
-    #[arg(long, help_heading = "Data")]
-    pub prompt_template: Option<String>,
-    /// Tokens of the longest text, and of the longest answer; longer ones are cut
-    #[arg(long, default_value_t = 512, help_heading = "Data")]
-    pub max_seq_length: usize,
     /// Take records as they are instead of shuffled
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
@@ -161,9 +129,9 @@ pub struct LanguageConfig {
     /// Optimizer steps between evaluations; at each epoch's end where not given
     #[arg(long, help_heading = "Training")]
     pub eval_steps: Option<u64>,
-    /// Tokens to write at most where answers are compared
-    #[arg(long, default_value_t = 32, help_heading = "Training")]
-    pub eval_max_new_tokens: usize,
+    /// Which evaluation's adapter is kept: that of the lowest loss, or of the most right answers
+    #[arg(long, value_enum, default_value_t = BestBy::Loss, help_heading = "Training")]
+    pub best_by: BestBy,
     /// Steps, optimizer, precision and checkpoints.
     #[command(flatten)]
     #[serde(flatten)]
@@ -178,43 +146,21 @@ pub struct LanguageConfig {
 impl LanguageConfig {
     /// Refuses options that cannot be meant, each by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
+        self.peft_method.check_given(self.given.names())?;
         self.training.check()?;
+        self.data.check()?;
         counted("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES)?;
-        counted("--max-seq-length", self.max_seq_length as u64, 2, MAX_PLACES)?;
         counted("--eval-steps", self.eval_steps.unwrap_or(1), 1, u64::MAX)?;
-        counted("--eval-max-new-tokens", self.eval_max_new_tokens as u64, 1, MAX_PLACES)?;
         in_range("--learning-rate", self.learning_rate, 1e3)?;
         option_checks::rank("--lora-r", self.lora_r)?;
         option_checks::alpha("--lora-alpha", self.lora_alpha)?;
         option_checks::dropout("--lora-dropout", self.lora_dropout)?;
         self.prompt.check(self.peft_method)?;
         self.training.check_logging_dir(&self.output_dir, OWN_NAMES)?;
-        if self.label_column.is_none() && self.task != TaskChoice::CausalLm {
-            return refuse("--label-column is missing: the column of what shall be answered, or of the class".into());
-        }
         if self.eval_steps.is_some() && self.validation_file.is_none() {
             return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
         }
         Ok(())
-    }
-
-    /// Refuses options `given`, by name (`lora_r`), that have no effect with the method.
-    pub fn check_given(&self, given: &[&str]) -> Result<()> {
-        self.peft_method.check_given(given.iter().copied(), self.init_adapter.is_some())
-    }
-
-    /// What examples are made of.
-    pub fn data(&self) -> Result<LanguageDataOptions> {
-        let prompt = match &self.prompt_template {
-            Some(template) => PromptTemplate::parse(template)?,
-            None => PromptTemplate::column(&self.text_column),
-        };
-        Ok(LanguageDataOptions {
-            task: self.task.into(),
-            prompt,
-            label_column: self.label_column.clone(),
-            max_length: self.max_seq_length,
-        })
     }
 
     /// The adapter that the options ask for on a model of `architecture`.
@@ -222,7 +168,7 @@ impl LanguageConfig {
         let default =
             || TargetModules::Names(architecture.lora_targets.iter().map(|name| (*name).to_owned()).collect());
         let mut saved = self.lora_modules_to_save.clone();
-        if self.task == TaskChoice::SeqCls {
+        if self.data.task == TaskChoice::SeqCls {
             // As PEFT does for this task: the head is new, and no low rank can make one.
             saved.push(architecture.classifier_head().to_owned());
         }
@@ -240,7 +186,7 @@ impl LanguageConfig {
             exclude_modules: self.lora_exclude_modules.as_deref().map(TargetModules::from_flag),
             modules_to_save: (!saved.is_empty()).then_some(saved),
             base_model_name_or_path: Some(self.model.display().to_string()),
-            task_type: Some(self.task.peft_name().to_owned()),
+            task_type: Some(self.data.task.peft_name().to_owned()),
             ..LoraConfig::default()
         }
     }
@@ -250,7 +196,7 @@ impl LanguageConfig {
         let own = [
             ("model", self.model.display().to_string()),
             ("revision", format!("{:?}", self.revision)),
-            ("task", self.task.peft_name().to_owned()),
+            ("task", self.data.task.peft_name().to_owned()),
             ("init-adapter", format!("{:?}", self.init_adapter)),
             ("no-shuffle", self.no_shuffle.to_string()),
             ("train-batch-size", self.train_batch_size.to_string()),
@@ -258,6 +204,8 @@ impl LanguageConfig {
             ("adapter", adapter.fingerprint()),
         ];
         let training = self.training.options_that_matter(kind, seed);
-        own.into_iter().chain(training).map(|(name, value)| (name.to_owned(), value)).collect()
+        // A checkpoint of a run by the loss does not name it.
+        let best = (self.best_by != BestBy::Loss).then(|| ("best-by", "accuracy".to_owned()));
+        own.into_iter().chain(best).chain(training).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }

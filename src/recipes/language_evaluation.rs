@@ -5,10 +5,12 @@ use super::prompted_text::PromptedText;
 use crate::adapters::Prompt;
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::language::{ClassifierInputs, LanguageModel};
-use crate::sample::text_generation::{answer_text, continue_text, TextSampling};
+use crate::sample::text_generation::{TextSampling, TextWriter};
+use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 use tch::{Device, Tensor};
 
 /// Records at a time.
@@ -32,6 +34,36 @@ pub struct Evaluation {
     pub f1: Option<f64>,
 }
 
+impl Evaluation {
+    /// In one line.
+    pub fn in_words(&self) -> String {
+        let number =
+            |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
+        let (perplexity, right) = (number("perplexity", self.perplexity), number("right", self.accuracy));
+        format!("loss {:.4}{perplexity}{right}{}", self.loss, number("F1", self.f1))
+    }
+}
+
+/// A text that is longer than the model's table of positions has no place to stand; the `longest` has so many tokens.
+pub fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, longest: usize) -> Result<()> {
+    let Some(most) = model.shape().longest else { return Ok(()) };
+    let virtual_tokens = prompt.map_or(0, Prompt::length);
+    let room = most - virtual_tokens;
+    if longest as i64 <= room {
+        return Ok(());
+    }
+    let behind = match virtual_tokens {
+        0 => String::new(),
+        count => format!(" behind {count} virtual ones"),
+    };
+    let cure = match room {
+        2.. => format!("give --max-seq-length {room} or less"),
+        _ => format!("give --num-virtual-tokens less than {most}"),
+    };
+    let what = format!("a text has {longest} tokens{behind}, and the model's positions end at {most}");
+    Err(Error::invalid(format!("{what}; {cure}")))
+}
+
 /// Where the model is, and what it needs beside.
 pub struct Evaluator<'a> {
     /// The model.
@@ -47,8 +79,8 @@ pub struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// Mean loss of a label over all of `data`.
-    pub fn loss(&self, data: &LanguageDataset) -> Result<f64> {
+    /// Mean loss of a label over all of `data`. `progress` is told of records as they are done, here and below.
+    pub fn loss(&self, data: &LanguageDataset, progress: &mut dyn FnMut(u64)) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();
         let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
         let options = LossOptions { prompt, pad, device, checkpointing: false };
@@ -57,55 +89,81 @@ impl Evaluator<'_> {
             let loss = language_loss(self.model, &data.batch(places)?, options)?;
             sum += loss.mean.double_value(&[]) * loss.labels as f64;
             count += loss.labels;
+            progress(places.len() as u64);
         }
         Ok(sum / count.max(1) as f64)
     }
 
     /// The answer to each example of `data`: a class's name, or the text that the model writes.
-    pub fn answers(&self, data: &LanguageDataset) -> Result<Vec<String>> {
+    pub fn answers(&self, data: &LanguageDataset, progress: &mut dyn FnMut(u64)) -> Result<Vec<String>> {
         let _no_grad = tch::no_grad_guard();
-        (0..data.len()).map(|place| self.answer(data, place)).collect()
+        let mut answer = |place: usize| self.answer(data, place).inspect(|_| progress(1));
+        (0..data.len()).map(&mut answer).collect()
+    }
+
+    /// Writes the texts of `data`, what is right and what was answered.
+    pub fn write_predictions(&self, data: &LanguageDataset, answers: &[String], path: &Path) -> Result<()> {
+        let failed = |error: csv::Error| Error::file(path, error.to_string());
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["text", "label", "prediction"]).map_err(failed)?;
+        for (place, answer) in answers.iter().enumerate() {
+            let prompt = self.tokenizer.decode(data.prompt(place))?;
+            writer.write_record([prompt.as_str(), data.answer(place), answer]).map_err(failed)?;
+        }
+        let bytes = writer.into_inner().map_err(|error| Error::file(path, error.to_string()))?;
+        write_whole(path, &bytes)
     }
 
     fn answer(&self, data: &LanguageDataset, place: usize) -> Result<String> {
         let ids = Tensor::from_slice(data.prompt(place)).unsqueeze(0).to_device(self.device);
+        let most = self.most_new_tokens(data.prompt(place).len());
         let mut text = PromptedText::new(self.model, self.prompt, ids, None)?;
         let mut cache = text.cache.take();
         let tokens = text.tokens();
-        let sampling = TextSampling::greedy(self.max_new_tokens, self.tokenizer.eos().into_iter().collect());
+        let sampling = TextSampling::greedy(most, self.tokenizer.eos().into_iter().collect());
         let ids = match self.model {
             LanguageModel::Classifier(model) => {
                 let inputs = ClassifierInputs { cache: cache.as_mut(), ..ClassifierInputs::new(tokens) };
                 let class = model.classify(inputs).argmax(-1, false).int64_value(&[0]);
                 return Ok(data.classes().get(class as usize).cloned().unwrap_or_default());
             }
-            LanguageModel::Causal(model) => {
+            LanguageModel::Causal(_) if most == 0 => Vec::new(),
+            model => {
                 let cache = cache.unwrap_or_default();
-                continue_text(model.as_ref(), tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
-            }
-            LanguageModel::EncoderDecoder(model) => {
-                answer_text(model.as_ref(), tokens, cache.unwrap_or_default(), &sampling, &mut |_| Ok(()))?
+                TextWriter::of(model)?.write(tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
             }
         };
         self.tokenizer.decode(&ids)
     }
 
-    /// All that can be said of `data` after `step`.
-    pub fn evaluate(&self, data: &LanguageDataset, step: u64) -> Result<Evaluation> {
-        let loss = self.loss(data)?;
+    /// The tokens of an answer to a prompt of `length` at most: a decoder's end where its positions do.
+    fn most_new_tokens(&self, length: usize) -> usize {
+        let before = length as i64 + self.prompt.map_or(0, Prompt::length);
+        let room = self.model.shape().longest.map_or(i64::MAX, |most| (most - before).max(0));
+        self.max_new_tokens.min(room as usize)
+    }
+
+    /// All that can be said of `data` after `step`, and the answers to it, where there is something to answer.
+    pub fn evaluate(
+        &self,
+        data: &LanguageDataset,
+        step: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(Evaluation, Vec<String>)> {
+        let loss = self.loss(data, progress)?;
         let classes = matches!(self.model, LanguageModel::Classifier(_));
         let mut evaluation =
             Evaluation { step, loss, perplexity: (!classes).then(|| loss.exp()), accuracy: None, f1: None };
         if !data.has_answers() {
-            return Ok(evaluation);
+            return Ok((evaluation, Vec::new()));
         }
-        let answers = self.answers(data)?;
+        let answers = self.answers(data, progress)?;
         let pairs: Vec<(&str, &str)> =
             (0..data.len()).map(|place| (data.answer(place).trim(), answers[place].trim())).collect();
         let right = pairs.iter().filter(|(expected, answer)| expected == answer).count();
         evaluation.accuracy = Some(right as f64 / pairs.len() as f64);
         evaluation.f1 = classes.then(|| macro_f1(&pairs));
-        Ok(evaluation)
+        Ok((evaluation, answers))
     }
 }
 

@@ -8,13 +8,17 @@ pub mod dreambooth_lora;
 mod dreambooth_options;
 mod dreambooth_phases;
 pub mod dreambooth_plan;
+pub mod evaluate;
+pub mod given_adapters;
+pub mod given_flags;
 pub mod language_adapter;
 pub mod language_base;
 pub mod language_config;
-mod language_evaluation;
-pub mod language_lora;
+pub mod language_data_args;
+pub mod language_evaluation;
 pub mod language_loss;
 pub mod language_plan;
+pub mod language_training;
 pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;
@@ -24,6 +28,7 @@ pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompted_text;
 pub mod run;
+mod shell_word;
 pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
@@ -33,6 +38,7 @@ use crate::error::Result;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
+pub use shell_word::shell_word;
 use tch::{Device, Kind};
 
 /// Opens a model, with a bar for what has to be downloaded.
@@ -84,13 +90,4 @@ fn tell_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     let (ranks, alpha, modules) = (ranks.join(" and "), adapter.config.lora_alpha, adapter.targets.len());
     observer.fact(name, format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")));
     observer.fact("", adapter.summary());
-}
-
-/// `text` as one word of a shell's command line.
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
 }

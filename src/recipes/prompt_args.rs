@@ -59,26 +59,37 @@ impl PeftMethodChoice {
         }
     }
 
-    /// Refuses the options `given`, by name (`lora_r`), that belong to other methods, or that a prompt has already which
-    /// training starts from.
-    pub fn check_given<'a>(self, given: impl Iterator<Item = &'a str>, starts_from_adapter: bool) -> Result<()> {
-        for (name, owners) in given.map(|name| (name, Self::owners(name))).filter(|(_, owners)| !owners.is_empty()) {
-            let (flag, own) = (name.replace('_', "-"), self.flag());
-            if !owners.contains(&self) {
+    /// Refuses the options `given`, by name (`lora_r`), that belong to other methods.
+    pub(super) fn check_given<'a>(self, given: impl Iterator<Item = &'a str>) -> Result<()> {
+        let foreign = |(_, owners): &(&str, &[Self])| !owners.is_empty() && !owners.contains(&self);
+        match given.map(|name| (name, Self::owners(name))).find(foreign) {
+            Some((name, owners)) => {
                 let theirs: Vec<String> = owners.iter().map(|owner| owner.flag()).collect();
-                return Err(Error::Usage(format!(
-                    "--{flag} belongs to --peft-method {}, and this run's is {own}; leave one of them out",
-                    theirs.join(" and ")
-                )));
+                Err(Error::Usage(format!(
+                    "--{} belongs to --peft-method {}, and this run's is {}; leave one of them out",
+                    name.replace('_', "-"),
+                    theirs.join(" and "),
+                    self.flag()
+                )))
             }
-            if starts_from_adapter && self != Self::Lora {
-                return Err(Error::Usage(format!(
-                    "--{flag} is settled by the adapter that --init-adapter names; leave one of them out"
-                )));
-            }
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// The field of PEFT's configuration that a flag of a prompt stands for.
+pub(super) fn prompt_field(option: &str) -> Option<&'static str> {
+    const FIELDS: &[&str] = &[
+        "num_virtual_tokens",
+        "prompt_tuning_init",
+        "prompt_tuning_init_text",
+        "prefix_projection",
+        "encoder_hidden_size",
+        "encoder_reparameterization_type",
+        "encoder_num_layers",
+        "encoder_dropout",
+    ];
+    FIELDS.iter().copied().find(|field| *field == option)
 }
 
 /// `--prompt-tuning-init`.
@@ -222,7 +233,7 @@ mod tests {
     #[test]
     fn an_option_of_another_method_is_refused_with_its_own() {
         let refused = |method: PeftMethodChoice, name: &str| {
-            method.check_given([name].into_iter(), false).err().map(|error| error.to_string())
+            method.check_given([name].into_iter()).err().map(|error| error.to_string())
         };
         let message = refused(PeftMethodChoice::PrefixTuning, "lora_r").unwrap();
         assert!(message.contains("--lora-r") && message.contains("prefix-tuning"), "{message}");
@@ -230,16 +241,14 @@ mod tests {
         assert!(message.contains("prefix-tuning and p-tuning"), "{message}");
         assert_eq!(refused(PeftMethodChoice::PTuning, "encoder_dropout"), None);
         assert_eq!(refused(PeftMethodChoice::PTuning, "learning_rate"), None);
-        let settled = PeftMethodChoice::PTuning.check_given(["encoder_dropout"].into_iter(), true).unwrap_err();
-        assert!(settled.to_string().contains("--init-adapter"), "{settled}");
     }
 
     #[test]
-    fn every_option_of_a_prompt_has_its_methods() {
+    fn every_option_of_a_prompt_has_its_methods_and_its_field() {
         let command = PromptArgs::augment_args(clap::Command::new("prompts"));
         for argument in command.get_arguments() {
             let name = argument.get_id().as_str();
-            assert!(!PeftMethodChoice::owners(name).is_empty(), "{name}");
+            assert!(!PeftMethodChoice::owners(name).is_empty() && prompt_field(name) == Some(name), "{name}");
         }
     }
 }

@@ -34,6 +34,17 @@ pub struct Finished {
     pub resumed_at: u64,
     /// Mean loss of the last tenth of the steps.
     pub final_loss: Option<f64>,
+    /// What to try it on, where it is a language model's that writes.
+    pub sample: Option<TextSample>,
+}
+
+/// A text to try a language model on.
+#[derive(Debug)]
+pub struct TextSample {
+    /// The text.
+    pub prompt: String,
+    /// Tokens that the model's positions leave for an answer; none: as many as memory holds.
+    pub room: Option<i64>,
 }
 
 /// What a recipe's options say of its run.
@@ -329,6 +340,7 @@ impl Run {
             steps: self.step,
             resumed_at: self.resumed_at,
             final_loss: (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64),
+            sample: None,
         })
     }
 

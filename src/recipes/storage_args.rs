@@ -1,10 +1,12 @@
 //! The options of how frozen weights are kept: the same for training, generating and completing.
 
+use super::observer::Observer;
 use super::option_checks::{in_range, refuse, MAX_FACTOR};
 use crate::error::Result;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use tch::Device;
 
 /// Where frozen weights wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -49,6 +51,29 @@ impl StorageArgs {
             (true, _) => Storage::Int8 { threshold: self.int8_threshold },
             (false, Offload::Cpu) => Storage::Streamed,
             (false, Offload::None) => Storage::Dense,
+        }
+    }
+
+    /// Tells how they are kept, where that is not as they lie in memory anyway.
+    pub fn tell(&self, device: Device, observer: &mut dyn Observer) {
+        let kept = match (self.storage(), device) {
+            (Storage::Dense, _) => return,
+            (Storage::Int8 { threshold }, _) => {
+                format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16")
+            }
+            (Storage::Streamed, Device::Cpu) => "in their files, each block brought for its use".to_owned(),
+            (Storage::Streamed, _) => "in host memory, each block brought for its use".to_owned(),
+        };
+        observer.fact("weights", kept);
+    }
+
+    /// The flags that ask for it, behind a space each.
+    pub fn flags(&self) -> String {
+        match self.storage() {
+            Storage::Dense => String::new(),
+            Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
+            Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
+            Storage::Streamed => " --offload cpu".to_owned(),
         }
     }
 

@@ -30,6 +30,18 @@ pub enum MixedPrecision {
     Bf16,
 }
 
+impl MixedPrecision {
+    /// The dtype of a computation on `device`.
+    pub fn on(self, device: Device) -> Precision {
+        match self {
+            Self::No => Precision::Fp32,
+            Self::Fp16 => Precision::Fp16,
+            Self::Bf16 => Precision::Bf16,
+            Self::Auto => Precision::auto(device),
+        }
+    }
+}
+
 /// `--lr-scheduler`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[value(rename_all = "snake_case")]
@@ -185,12 +197,7 @@ impl TrainingArgs {
 
     /// The dtype of the computation on `device`.
     pub fn precision(&self, device: Device) -> Precision {
-        match self.mixed_precision {
-            MixedPrecision::No => Precision::Fp32,
-            MixedPrecision::Fp16 => Precision::Fp16,
-            MixedPrecision::Bf16 => Precision::Bf16,
-            MixedPrecision::Auto => Precision::auto(device),
-        }
+        self.mixed_precision.on(device)
     }
 
     /// The optimizer's constants.

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
-use crate::models::language::{CausalLm, DecoderInputs, Encoded, EncoderDecoder, Tokens};
+use crate::models::language::{CausalLm, DecoderInputs, Encoded, EncoderDecoder, LanguageModel, Tokens};
 use crate::nn::KeyValueCache;
 use tch::{Device, Kind, Tensor};
 
@@ -144,6 +144,41 @@ impl Texts for Answer<'_> {
 
     fn device(&self) -> Device {
         self.hidden.device()
+    }
+}
+
+/// A model that writes.
+#[derive(Clone, Copy)]
+pub enum TextWriter<'a> {
+    /// It goes on with a text.
+    Causal(&'a dyn CausalLm),
+    /// It answers a text.
+    EncoderDecoder(&'a dyn EncoderDecoder),
+}
+
+impl<'a> TextWriter<'a> {
+    /// `model`, which must not be a classifier.
+    pub fn of(model: &'a LanguageModel) -> Result<Self> {
+        match model {
+            LanguageModel::Causal(model) => Ok(Self::Causal(model.as_ref())),
+            LanguageModel::EncoderDecoder(model) => Ok(Self::EncoderDecoder(model.as_ref())),
+            LanguageModel::Classifier(_) => Err(Error::invalid("the model is a classifier and writes no text")),
+        }
+    }
+
+    /// The tokens that it writes, as [`continue_text`] or [`answer_text`].
+    pub fn write(
+        self,
+        prompt: Tokens,
+        cache: KeyValueCache,
+        device: Device,
+        sampling: &TextSampling,
+        on_token: &mut dyn FnMut(i64) -> Result<()>,
+    ) -> Result<Vec<i64>> {
+        match self {
+            Self::Causal(model) => continue_text(model, prompt, cache, device, sampling, on_token),
+            Self::EncoderDecoder(model) => answer_text(model, prompt, cache, sampling, on_token),
+        }
     }
 }
 

@@ -125,6 +125,12 @@ pub fn lorabooth_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     out
 }
 
+/// The command line of `lorabooth complete` in float32 on the CPU; what comes behind it wins.
+pub fn complete<'a>(model: &'a str, prompt: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let common = ["complete", "--device", "cpu", "--dtype", "fp32", "--json", "--model", model, "--prompt", prompt];
+    [&common, more].concat()
+}
+
 static WORKER: Mutex<Option<Worker>> = Mutex::new(None);
 
 /// Where this version of the scripts keeps what it made; what others left is gigabytes, so it goes.

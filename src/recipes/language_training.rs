@@ -3,13 +3,14 @@
 
 use super::language_adapter::{LanguageAdapter, WantedAdapter};
 use super::language_base::{LanguageBase, WantedModel};
-use super::language_config::{LanguageConfig, TaskChoice};
-use super::language_evaluation::{Evaluation, Evaluator};
+use super::language_config::{BestBy, LanguageConfig};
+use super::language_data_args::TaskChoice;
+use super::language_evaluation::{check_positions, Evaluation, Evaluator};
 use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
 use super::observer::{Event, Observer};
 use super::outlook::{tell_memory, with_advice};
-use super::run::{Finished, Run, RunOptions, Trained};
+use super::run::{Finished, Run, RunOptions, TextSample, Trained};
 use super::training_loop::{self, Job, Losses};
 use crate::adapters::Prompt;
 use crate::data::epoch_order::EpochOrder;
@@ -23,7 +24,7 @@ use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::RunFolder;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
-use clap::ValueEnum;
+use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -43,29 +44,37 @@ pub fn train(
     let LanguageBase { mut files, tokenizer } =
         WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
     files.store_in(config.training.weights.storage());
-    check_task(config, &files)?;
+    config.data.task.check(&files)?;
     let adapter = WantedAdapter::new(config, files.architecture())?;
-    let options = config.data()?;
+    let options = config.data.options()?;
     let data = options.training(&config.train_file, &tokenizer)?;
     let read = |file: &PathBuf| options.validation(file, &tokenizer, &data);
     let validation = config.validation_file.as_ref().map(read).transpose()?;
+    if config.best_by == BestBy::Accuracy && !validation.as_ref().is_some_and(LanguageDataset::has_answers) {
+        return Err(Error::invalid(
+            "--best-by accuracy needs answers to measure: give --validation-file and --label-column, or leave it out",
+        ));
+    }
     for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
     }
-    let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let planned = PlannedModel::of(&files, &adapter, labels)?;
     let records = RecordLengths::of(&data, validation.as_ref());
     let outlook = |budget: u64| planned.outlook(config, records, device, budget);
     let mut run = start(config, &adapter, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
+    config.training.weights.tell(device, observer);
     tell_memory(outlook, device, observer)?;
     let folder = run.folder.clone();
 
     // 2. The model with its adapter.
     let outcome =
         prepare(config, &files, adapter, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
-            job.check_positions()?;
+            let longest =
+                [Some(&job.data), job.validation.as_ref()].into_iter().flatten().map(LanguageDataset::longest);
+            check_positions(&job.loaded.model, job.adapter.prompt(), longest.max().unwrap_or(0))?;
             let trained = job.trained();
             let records = ("records", job.data.fingerprint());
             run.prepare(trained, job.batches_per_epoch(), records, observer)?;
@@ -80,27 +89,10 @@ pub fn train(
             // 4. The adapter files.
             job.restore_best(&run.folder)?;
             job.write_predictions(&run, observer)?;
-            run.finish(observer, |folder, observer| job.write_adapter(folder, observer))
+            let finished = run.finish(observer, |folder, observer| job.write_adapter(folder, observer))?;
+            Ok(Finished { sample: job.sample()?, ..finished })
         });
     outcome.inspect_err(|_| folder.remove_if_unused())
-}
-
-/// The task must be the one that the model does.
-fn check_task(config: &LanguageConfig, files: &LanguageModelFiles) -> Result<()> {
-    let architecture = files.architecture();
-    let does = |task: &&TaskChoice| architecture.tasks.contains(&task.peft_name());
-    if does(&&config.task) {
-        return Ok(());
-    }
-    let flag =
-        |task: &TaskChoice| task.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let done: Vec<String> = TaskChoice::value_variants().iter().filter(does).map(flag).collect();
-    Err(Error::invalid(format!(
-        "--task {} is nothing for a {} model; it does {}",
-        flag(&config.task),
-        architecture.model_type,
-        done.join(" and ")
-    )))
 }
 
 fn start(
@@ -137,7 +129,7 @@ fn prepare<'a>(
     observer: &mut dyn Observer,
 ) -> Result<LanguageJob<'a>> {
     observer.begin("loading the model", 1);
-    let labels = (config.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
     observer.on(Event::End);
@@ -168,27 +160,6 @@ impl LanguageJob<'_> {
         }
     }
 
-    /// A text that is longer than the model's table of positions has no place to stand.
-    fn check_positions(&self) -> Result<()> {
-        let Some(most) = self.loaded.model.shape().longest else { return Ok(()) };
-        let virtual_tokens = self.adapter.prompt().map_or(0, Prompt::length);
-        let longest = [Some(&self.data), self.validation.as_ref()].into_iter().flatten().map(LanguageDataset::longest);
-        let (longest, room) = (longest.max().unwrap_or(0) as i64, most - virtual_tokens);
-        if longest <= room {
-            return Ok(());
-        }
-        let behind = match virtual_tokens {
-            0 => String::new(),
-            count => format!(" behind {count} virtual ones"),
-        };
-        let cure = match room {
-            2.. => format!("give --max-seq-length {room} or less"),
-            _ => format!("give --num-virtual-tokens less than {most}"),
-        };
-        let what = format!("a text has {longest} tokens{behind}, and the model's positions end at {most}");
-        Err(Error::invalid(format!("{what}; {cure}")))
-    }
-
     fn tell_first_screen(&self, run: &Run, observer: &mut dyn Observer) {
         let validation = match &self.validation {
             Some(data) => format!(", {} to evaluate on", data.len()),
@@ -211,7 +182,7 @@ impl LanguageJob<'_> {
             prompt: self.adapter.prompt(),
             tokenizer: &self.tokenizer,
             device: run.device,
-            max_new_tokens: self.config.eval_max_new_tokens,
+            max_new_tokens: self.config.data.eval_max_new_tokens,
         }
     }
 
@@ -257,25 +228,43 @@ impl LanguageJob<'_> {
         Ok(())
     }
 
-    /// The evaluation of the lowest loss.
+    /// The first of the best evaluations.
     fn best(&self) -> Option<&Evaluation> {
-        self.evaluations.iter().min_by(|a, b| a.loss.total_cmp(&b.loss))
+        self.evaluations.iter().min_by(|a, b| self.compare(a, b))
+    }
+
+    /// The better evaluation is less; of those that have as many right answers, the one of the lower loss.
+    fn compare(&self, a: &Evaluation, b: &Evaluation) -> Ordering {
+        let by_loss = a.loss.total_cmp(&b.loss);
+        match self.config.best_by {
+            BestBy::Loss => by_loss,
+            BestBy::Accuracy => {
+                let right = |evaluation: &Evaluation| evaluation.accuracy.unwrap_or(0.0);
+                right(b).total_cmp(&right(a)).then(by_loss)
+            }
+        }
+    }
+
+    /// What to try the adapter on: of records that it has not learned, where there are such.
+    fn sample(&self) -> Result<Option<TextSample>> {
+        let data = self.validation.as_ref().unwrap_or(&self.data);
+        let prompt = data.sample().to_owned();
+        let before = match self.loaded.model {
+            LanguageModel::Classifier(_) => return Ok(None),
+            LanguageModel::Causal(_) => self.tokenizer.encode(&prompt, usize::MAX)?.ids.len(),
+            LanguageModel::EncoderDecoder(_) => 0,
+        };
+        let before = before as i64 + self.adapter.prompt().map_or(0, Prompt::length);
+        let room = self.loaded.model.shape().longest.map(|most| most - before);
+        Ok(room.is_none_or(|room| room > 0).then_some(TextSample { prompt, room }))
     }
 
     /// `predictions.csv`: what the adapter answers to the validation records.
     fn write_predictions(&self, run: &Run, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = self.validation.as_ref().filter(|data| data.has_answers()) else { return Ok(()) };
-        let answers = self.evaluator(run).answers(data)?;
+        let evaluator = self.evaluator(run);
         let path = run.folder.join("predictions.csv");
-        let failed = |error: csv::Error| Error::file(&path, error.to_string());
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(["text", "label", "prediction"]).map_err(failed)?;
-        for (place, answer) in answers.iter().enumerate() {
-            let prompt = self.tokenizer.decode(data.prompt(place))?;
-            writer.write_record([prompt.as_str(), data.answer(place), answer]).map_err(failed)?;
-        }
-        let bytes = writer.into_inner().map_err(|error| Error::file(&path, error.to_string()))?;
-        write_whole(&path, &bytes)?;
+        evaluator.write_predictions(data, &evaluator.answers(data, &mut |_| ())?, &path)?;
         observer.on(Event::Wrote { path });
         Ok(())
     }
@@ -315,21 +304,9 @@ impl Job for LanguageJob<'_> {
 
     fn look(&mut self, run: &mut Run, _: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
-        let evaluation = self.evaluator(run).evaluate(data, run.step)?;
-        let number =
-            |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
-        observer.fact(
-            "evaluation",
-            format!(
-                "step {}: loss {:.4}{}{}{}",
-                run.step,
-                evaluation.loss,
-                number("perplexity", evaluation.perplexity),
-                number("right", evaluation.accuracy),
-                number("F1", evaluation.f1)
-            ),
-        );
-        let is_best = self.best().is_none_or(|best| evaluation.loss < best.loss);
+        let evaluation = self.evaluator(run).evaluate(data, run.step, &mut |_| ())?.0;
+        observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
+        let is_best = self.best().is_none_or(|best| self.compare(&evaluation, best).is_lt());
         self.evaluations.push(evaluation);
         if is_best {
             self.write_present(&run.folder.join(BEST))?;

@@ -1,0 +1,152 @@
+//! What a language model, with or without adapters, makes of records that it has not learned.
+
+use super::dreambooth_config::{optional_path_text, path_text};
+use super::given_adapters::GivenAdapters;
+use super::language_base::{LanguageBase, WantedModel};
+use super::language_data_args::{LanguageDataArgs, TaskChoice};
+use super::language_evaluation::{check_positions, Evaluation, Evaluator};
+use super::observer::{Event, Observer};
+use super::storage_args::StorageArgs;
+use super::training_args::MixedPrecision;
+use crate::error::{Error, Result};
+use crate::models::language::HeadOptions;
+use crate::weights::Placement;
+use crate::whole_file::WholeFile;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use tch::Device;
+
+/// What to do where memory is full.
+const EVALUATE_IN_LESS: &str = "turn on --load-in-8bit or --offload cpu, or lower --max-seq-length";
+
+/// All options.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct EvaluateConfig {
+    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
+    #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
+    #[serde(serialize_with = "path_text")]
+    pub model: PathBuf,
+    /// Revision of a hub id
+    #[arg(long, help_heading = "Model")]
+    pub revision: Option<String>,
+    /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
+    #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append, help_heading = "Model")]
+    pub adapter: Vec<String>,
+    /// What the model does with records.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub data: LanguageDataArgs,
+    /// Records to evaluate on: JSONL, CSV, TSV or Parquet
+    #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "path_text")]
+    pub validation_file: PathBuf,
+    /// CSV file for the answers, beside what is right
+    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
+    #[serde(serialize_with = "optional_path_text")]
+    pub output: Option<PathBuf>,
+    /// Dtype to compute in
+    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Model")]
+    pub mixed_precision: MixedPrecision,
+    /// How the model's weights are kept.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub weights: StorageArgs,
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Evaluated {
+    /// Records that it was measured on.
+    pub records: usize,
+    /// The numbers.
+    pub evaluation: Evaluation,
+}
+
+/// Evaluates on `device` as `config` says; `seed` draws a new head where the model has none for its classes.
+pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Evaluated> {
+    config.weights.check()?;
+    config.data.check()?;
+    let adapters = GivenAdapters::read(&config.adapter)?;
+    check_tasks(config, &adapters)?;
+    let classes = match config.data.task {
+        TaskChoice::SeqCls => classes(&adapters)?,
+        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
+    };
+    let LanguageBase { mut files, tokenizer } =
+        WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    files.store_in(config.weights.storage());
+    config.data.task.check(&files)?;
+    let labels = (!classes.is_empty()).then_some(classes.len() as i64);
+    let data = config.data.options()?.evaluation(&config.validation_file, &tokenizer, classes)?;
+    data.warnings().iter().for_each(|text| observer.warning(text.clone()));
+    if config.output.is_some() && !data.has_answers() {
+        return Err(Error::invalid("--output takes answers to labels, which there are none of; give --label-column"));
+    }
+    // Begun and given up, so that a place that cannot be written to shows now.
+    config.output.as_deref().map(WholeFile::create).transpose()?;
+    let kind = config.mixed_precision.on(device).compute_kind();
+    observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
+    observer.fact("device", super::device_name(device, kind));
+    config.weights.tell(device, observer);
+    config.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
+    let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
+    tokenizer.check_fits(loaded.model.shape().vocabulary)?;
+    let prompt = adapters.put_on(&loaded, device)?;
+    check_positions(&loaded.model, prompt.as_ref(), data.longest())?;
+    let evaluator = Evaluator {
+        model: &loaded.model,
+        prompt: prompt.as_ref(),
+        tokenizer: &tokenizer,
+        device,
+        max_new_tokens: config.data.eval_max_new_tokens,
+    };
+    // Each record is read for its loss, and again for its answer.
+    let (passes, mut done) = (1 + u64::from(data.has_answers()), 0);
+    observer.begin("evaluating", passes * data.len() as u64);
+    let mut progress = |records| {
+        done += records;
+        observer.on(Event::Progress { done });
+    };
+    let measured = evaluator.evaluate(&data, 0, &mut progress);
+    observer.on(Event::End);
+    let (evaluation, answers) = measured.map_err(|error| error.advising(EVALUATE_IN_LESS))?;
+    if let Some(path) = &config.output {
+        evaluator.write_predictions(&data, &answers, path)?;
+        observer.on(Event::Wrote { path: path.clone() });
+    }
+    Ok(Evaluated { records: data.len(), evaluation })
+}
+
+/// The adapters must be made for the task, where they say for which.
+fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> {
+    let task = config.data.task;
+    match adapters.tasks().find(|name| *name != task.peft_name()) {
+        Some(other) => {
+            let known = TaskChoice::value_variants().iter().find(|known| known.peft_name() == other);
+            let other = known.map_or_else(|| other.to_owned(), |known| known.flag());
+            Err(Error::invalid(format!("--task is {}, and --adapter is of an adapter for {other}", task.flag())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The classes that an adapter has learned.
+fn classes(adapters: &GivenAdapters) -> Result<Vec<String>> {
+    let files: Vec<PathBuf> = adapters.folders().iter().map(|folder| folder.join("classes.json")).collect();
+    match files.iter().rev().find(|file| file.exists()) {
+        Some(file) => read_classes(file),
+        None if files.is_empty() => Err(Error::invalid(
+            "--task seq-cls needs --adapter, an adapter of `train llm`: its classes.json tells which classes there are",
+        )),
+        None => Err(Error::file(&adapters.folders()[0], "has no classes.json, which `train llm` writes for seq-cls")),
+    }
+}
+
+fn read_classes(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).map_err(|error| Error::io("read", file, error))?;
+    match serde_json::from_str::<Vec<String>>(&text) {
+        Ok(classes) if classes.len() > 1 => Ok(classes),
+        _ => Err(Error::file(file, "is no list of two or more classes' names")),
+    }
+}

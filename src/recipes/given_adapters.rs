@@ -1,0 +1,80 @@
+//! The adapters that a command is told to use on a language model.
+
+use super::language_adapter::fitted;
+use crate::adapters::prompt_folder::{self, PromptFiles};
+use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptMethod};
+use crate::error::{Error, Result};
+use crate::models::language::LanguageModel;
+use crate::models::Loaded;
+use std::path::{Path, PathBuf};
+use tch::Device;
+
+/// What `--adapter` names.
+#[derive(Default)]
+pub struct GivenAdapters {
+    /// Their names, and their strengths.
+    on_weights: Vec<(String, PartAdapter, f64)>,
+    prompt: Option<PromptFiles>,
+    folders: Vec<PathBuf>,
+}
+
+impl GivenAdapters {
+    /// Reads those of each `PATH` or `PATH=SCALE`; one of them can be a prompt.
+    pub fn read(given: &[String]) -> Result<Self> {
+        let mut adapters = Self::default();
+        for (index, text) in given.iter().enumerate() {
+            let (path, scale) = path_and_scale(text)?;
+            match PromptMethod::of(&peft_folder::peft_type(&path)?) {
+                // Numbered: the same adapter twice is twice its change.
+                None => adapters.on_weights.push((format!("{index} {text}"), peft_folder::read(&path)?, scale)),
+                Some(_) if scale != 1.0 => {
+                    return Err(Error::file(path, "is a prompt, which has no strength; leave `=SCALE` out"));
+                }
+                Some(_) if adapters.prompt.is_some() => {
+                    return Err(Error::file(path, "is a second prompt; one can stand before a text"));
+                }
+                Some(_) => adapters.prompt = Some(prompt_folder::read(&path)?),
+            }
+            adapters.folders.push(path);
+        }
+        Ok(adapters)
+    }
+
+    /// Where they are.
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.folders
+    }
+
+    /// PEFT's `task_type` of each that tells it.
+    pub fn tasks(&self) -> impl Iterator<Item = &str> {
+        let on_weights = self.on_weights.iter().map(|(_, adapter, _)| &adapter.config.task_type);
+        on_weights.chain(self.prompt.iter().map(|prompt| &prompt.config.task_type)).filter_map(Option::as_deref)
+    }
+
+    /// Puts them on a model on `device`; the prompt, where there is one, is to stand before its texts.
+    pub fn put_on(self, loaded: &Loaded<LanguageModel>, device: Device) -> Result<Option<Prompt>> {
+        for (name, adapter, scale) in &self.on_weights {
+            attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+            loaded.sites.set_scale(name, *scale)?;
+        }
+        let prompt = self.prompt.map(|PromptFiles { config, embeddings, whole, .. }| {
+            let config = fitted(config, &loaded.model, device)?;
+            Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
+        });
+        prompt.transpose()
+    }
+}
+
+/// `PATH` or `PATH=SCALE`. A path that exists is never taken apart.
+pub fn path_and_scale(text: &str) -> Result<(PathBuf, f64)> {
+    if Path::new(text).exists() {
+        return Ok((PathBuf::from(text), 1.0));
+    }
+    match text.rsplit_once('=') {
+        None => Ok((PathBuf::from(text), 1.0)),
+        Some((path, scale)) => match scale.parse::<f64>() {
+            Ok(scale) if scale.is_finite() => Ok((PathBuf::from(path), scale)),
+            _ => Err(Error::invalid(format!("the strength `{scale}` of {path} is no number"))),
+        },
+    }
+}

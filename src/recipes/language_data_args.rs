@@ -1,0 +1,115 @@
+//! What a language model does with records: the same flags for training and evaluating.
+
+use super::option_checks::{counted, refuse, MAX_PLACES};
+use crate::data::language_dataset::{LanguageDataOptions, LanguageTask};
+use crate::data::prompt_template::PromptTemplate;
+use crate::error::Result;
+use crate::models::language::LanguageModelFiles;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// `--task`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskChoice {
+    /// Go on with a text.
+    CausalLm,
+    /// Write a text for a text.
+    #[value(name = "seq2seq-lm")]
+    #[serde(rename = "seq2seq-lm")]
+    Seq2SeqLm,
+    /// Sort texts into classes.
+    SeqCls,
+}
+
+impl TaskChoice {
+    /// PEFT's `task_type`.
+    pub fn peft_name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
+            Self::SeqCls => "SEQ_CLS",
+        }
+    }
+
+    /// As the flag's value.
+    pub fn flag(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// Refuses models that do another.
+    pub(super) fn check(self, files: &LanguageModelFiles) -> Result<()> {
+        let architecture = files.architecture();
+        let does = |task: &&Self| architecture.tasks.contains(&task.peft_name());
+        if does(&&self) {
+            return Ok(());
+        }
+        let done: Vec<String> = Self::value_variants().iter().filter(does).map(|task| task.flag()).collect();
+        refuse(format!(
+            "--task {} is nothing for a {} model; it does {}",
+            self.flag(),
+            architecture.model_type,
+            done.join(" and ")
+        ))
+    }
+}
+
+impl From<TaskChoice> for LanguageTask {
+    fn from(choice: TaskChoice) -> Self {
+        match choice {
+            TaskChoice::CausalLm => Self::CausalLm,
+            TaskChoice::Seq2SeqLm => Self::Seq2SeqLm,
+            TaskChoice::SeqCls => Self::SeqCls,
+        }
+    }
+}
+
+/// What examples are made of, and how answers to them are written.
+#[derive(Debug, Clone, Args, Serialize)]
+#[command(next_help_heading = "Data")]
+pub struct LanguageDataArgs {
+    /// What to do with a record
+    #[arg(long, value_enum)]
+    pub task: TaskChoice,
+    /// Column of the text
+    #[arg(long, default_value = "text")]
+    pub text_column: String,
+    /// Column of what shall be answered, or of the class
+    #[arg(long)]
+    pub label_column: Option<String>,
+    /// The text in place of its column, with columns in braces: "Tweet text : {text} Label : "
+    #[arg(long)]
+    pub prompt_template: Option<String>,
+    /// Tokens of the longest text, and of the longest answer; longer ones are cut
+    #[arg(long, default_value_t = 512)]
+    pub max_seq_length: usize,
+    /// Tokens to write at most where answers are compared
+    #[arg(long, default_value_t = 32)]
+    pub eval_max_new_tokens: usize,
+}
+
+impl LanguageDataArgs {
+    /// Refuses what cannot be meant, by its flag and with what to give instead.
+    pub fn check(&self) -> Result<()> {
+        counted("--max-seq-length", self.max_seq_length as u64, 2, MAX_PLACES)?;
+        counted("--eval-max-new-tokens", self.eval_max_new_tokens as u64, 1, MAX_PLACES)?;
+        match self.label_column.is_none() && self.task != TaskChoice::CausalLm {
+            true => refuse("--label-column is missing: the column of what shall be answered, or of the class".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// The same for the data set.
+    pub fn options(&self) -> Result<LanguageDataOptions> {
+        let prompt = match &self.prompt_template {
+            Some(template) => PromptTemplate::parse(template)?,
+            None => PromptTemplate::column(&self.text_column),
+        };
+        Ok(LanguageDataOptions {
+            task: self.task.into(),
+            prompt,
+            label_column: self.label_column.clone(),
+            max_length: self.max_seq_length,
+        })
+    }
+}
