@@ -37,8 +37,14 @@ pub struct WholeFile {
 }
 
 impl WholeFile {
-    /// Starts the file `path`; its folder is made where it is missing.
+    /// Starts the file `path`; its folder is made where it is missing. A link stays, and what it names is written. A folder, a
+    /// device or a pipe is refused: it would give way to the file.
     pub fn create(path: &Path) -> Result<Self> {
+        let named = path.canonicalize().or_else(|_| path.read_link().map(|to| folder_of(path).join(to)));
+        let path = named.as_deref().unwrap_or(path);
+        if path.exists() && !path.is_file() {
+            return Err(Error::file(path, "is no regular file; give the name of one, or a new one"));
+        }
         let folder = folder_of(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
         path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?;
@@ -110,5 +116,18 @@ mod tests {
         drop(file);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_what_is_no_file_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        write_whole(&link, b"old").unwrap();
+        write_whole(&link, b"new").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        let error = write_whole(Path::new("/dev/null"), b"x").unwrap_err().to_string();
+        assert!(error.contains("/dev/null") && error.contains("no regular file"), "{error}");
     }
 }

@@ -7,11 +7,10 @@ use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::run::{Finished, TextSample};
-use crate::recipes::{dreambooth_lora, language_training, shell_word};
+use crate::recipes::{dreambooth_lora, language_training, shell_path, shell_word};
 use crate::train::interrupt::Interrupt;
 use clap::Subcommand;
 use serde_json::json;
-use std::path::Path;
 use std::time::Instant;
 
 /// What to train.
@@ -85,15 +84,14 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
         command.push_str(&format!(" --height {0} --width {0}", config.resolution));
     }
     command.push_str(&config.training.weights.flags());
-    let lora = shell_word(&finished.output_dir.display().to_string());
+    let lora = shell_path(&finished.output_dir);
     format!("{command} --lora {lora} --prompt {} --output try.png", shell_word(&config.instance_prompt))
 }
 
 /// The command that writes with the adapter; none where it is a classifier's.
 fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<String> {
     let TextSample { prompt, room } = finished.sample.as_ref()?;
-    let word = |path: &Path| shell_word(&path.display().to_string());
-    let mut command = format!("lorabooth complete --model {}", word(&config.model));
+    let mut command = format!("lorabooth complete --model {}", shell_path(&config.model));
     if let Some(revision) = &config.revision {
         command.push_str(&format!(" --revision {}", shell_word(revision)));
     }
@@ -103,5 +101,5 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
     }
     // A text that begins with a dash is no flag.
     let between = if prompt.starts_with('-') { '=' } else { ' ' };
-    Some(format!("{command} --adapter {} --prompt{between}{}", word(&finished.output_dir), shell_word(prompt)))
+    Some(format!("{command} --adapter {} --prompt{between}{}", shell_path(&finished.output_dir), shell_word(prompt)))
 }

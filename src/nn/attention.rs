@@ -58,10 +58,8 @@ impl Attending<'_> {
     /// With the matrix of scores, in float32. A query that sees nothing weighs all keys alike, since what hides them outweighs
     /// their scores; libtorch's kernels compute so too, but give it gradients as if each weight were 1.
     fn by_scores(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-        let (mut q, k) = (q.to_kind(Kind::Float), k.to_kind(Kind::Float));
-        if self.scale != 1.0 {
-            q = q * self.scale;
-        }
+        let (q, k) = (q.to_kind(Kind::Float), k.to_kind(Kind::Float));
+        let q = if self.scale == 1.0 { q } else { q * self.scale };
         let mut scores = q.matmul(&k.transpose(-2, -1)); // [b, h, q, k]
         if let Some(added) = self.mask.added(&scores) {
             scores += added;

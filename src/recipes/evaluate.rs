@@ -83,8 +83,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     if config.output.is_some() && !data.has_answers() {
         return Err(Error::invalid("--output takes answers to labels, which there are none of; give --label-column"));
     }
-    // Begun and given up, so that a place that cannot be written to shows now.
-    config.output.as_deref().map(WholeFile::create).transpose()?;
+    config.output.as_deref().map(|path| check_output(path, &config.validation_file)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, kind));
@@ -111,11 +110,31 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let measured = evaluator.evaluate(&data, 0, &mut progress);
     observer.on(Event::End);
     let (evaluation, answers) = measured.map_err(|error| error.advising(EVALUATE_IN_LESS))?;
+    if !evaluation.loss.is_finite() {
+        return Err(Error::invalid(format!(
+            "the loss is {}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \
+             compute with --mixed-precision no",
+            evaluation.loss,
+            super::device_name(device, kind)
+        )));
+    }
     if let Some(path) = &config.output {
         evaluator.write_predictions(&data, &answers, path)?;
         observer.on(Event::Wrote { path: path.clone() });
     }
     Ok(Evaluated { records: data.len(), evaluation })
+}
+
+/// Answers go to a CSV file of their own.
+fn check_output(path: &Path, records: &Path) -> Result<()> {
+    if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("csv")) {
+        return Err(Error::Usage(format!("--output {} is to be a CSV file; end its name in .csv", path.display())));
+    }
+    if path.canonicalize().is_ok_and(|path| records.canonicalize().is_ok_and(|records| path == records)) {
+        return Err(Error::Usage(format!("--output {} are the records themselves; give another name", path.display())));
+    }
+    // Begun and given up, so that a place that cannot be written to shows now.
+    WholeFile::create(path).map(drop)
 }
 
 /// The adapters must be made for the task, where they say for which.

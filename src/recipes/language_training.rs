@@ -87,7 +87,7 @@ pub fn train(
                 with_advice(error, outlook)
             })?;
             // 4. The adapter files.
-            job.restore_best(&run.folder)?;
+            job.restore_best(&run.folder, observer)?;
             job.write_predictions(&run, observer)?;
             let finished = run.finish(observer, |folder, observer| job.write_adapter(folder, observer))?;
             Ok(Finished { sample: job.sample()?, ..finished })
@@ -215,11 +215,13 @@ impl LanguageJob<'_> {
     }
 
     /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
-    fn restore_best(&self, folder: &RunFolder) -> Result<()> {
-        match self.best() {
-            Some(_) => self.adapter.restore(&folder.join(BEST)),
-            None => Ok(()),
+    fn restore_best(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
+        let Some(best) = self.best() else { return Ok(()) };
+        observer.fact("kept", format!("the adapter of step {}, loss {:.4}", best.step, best.loss));
+        if best.step == 0 && self.evaluations.len() > 1 {
+            observer.warning("no evaluation was better than the one before training: what is kept has learned nothing");
         }
+        self.adapter.restore(&folder.join(BEST))
     }
 
     fn write_adapter(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {

@@ -38,7 +38,7 @@ use crate::error::Result;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
-pub use shell_word::shell_word;
+pub use shell_word::{shell_path, shell_word};
 use tch::{Device, Kind};
 
 /// Opens a model, with a bar for what has to be downloaded.

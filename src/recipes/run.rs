@@ -204,8 +204,14 @@ impl Run {
                 Some(if inside.is_dir() { inside } else { PathBuf::from(name) })
             }
         };
+        if which == "latest" {
+            for damaged in checkpoint::damaged_behind(self.folder.path(), folder.as_deref())? {
+                observer.warning(format!("{} is damaged and left out", damaged.display()));
+            }
+        }
         let Some(folder) = folder else {
-            observer.warning(format!("{} holds no checkpoint yet; starting from step 0", self.folder.path().display()));
+            observer
+                .warning(format!("{} holds no whole checkpoint; starting from step 0", self.folder.path().display()));
             return Ok(None);
         };
         let saved = checkpoint::load(&folder, self.device)?;

@@ -1,5 +1,7 @@
 //! Texts as words of a shell's command line.
 
+use std::path::Path;
+
 /// `text` as one word, on one line: where it has line ends or other control characters, in bash's `$'…'`.
 pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
@@ -10,6 +12,12 @@ pub fn shell_word(text: &str) -> String {
         true => format!("$'{}'", text.chars().map(escaped).collect::<String>()),
         false => format!("'{}'", text.replace('\'', r"'\''")),
     }
+}
+
+/// `path` as one word that is no flag.
+pub fn shell_path(path: &Path) -> String {
+    let text = path.display().to_string();
+    shell_word(&if text.starts_with('-') { format!("./{text}") } else { text })
 }
 
 fn escaped(c: char) -> String {

@@ -192,6 +192,17 @@ pub fn latest(output_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(complete(output_dir)?.pop().map(|(_, path)| path))
 }
 
+/// Checkpoints of more steps than the complete one `latest` that are not complete themselves.
+pub fn damaged_behind(output_dir: &Path, latest: Option<&Path>) -> Result<Vec<PathBuf>> {
+    let step = |path: &Path| path.file_name().and_then(|name| step_of(&name.to_string_lossy()));
+    let reached = latest.and_then(step);
+    let is_behind = |path: &PathBuf| step(path).is_some_and(|step| reached.is_none_or(|reached| step > reached));
+    match output_dir.is_dir() {
+        true => Ok(entries(output_dir)?.into_iter().filter(is_behind).collect()),
+        false => Ok(Vec::new()),
+    }
+}
+
 /// Removes all complete checkpoints but the `keep` of the most steps (at least one).
 pub fn prune(output_dir: &Path, keep: usize) -> Result<()> {
     let all = complete(output_dir)?;
