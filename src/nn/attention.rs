@@ -42,15 +42,13 @@ pub struct Attending<'a> {
 
 impl Attending<'_> {
     fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor, grouped: bool) -> Tensor {
-        // Where weights are dropped, libtorch's kernels for the CPU hold the matrix of scores too, more slowly.
-        let whole = matches!(self.mask, AttentionMask::Whole(_));
-        if whole || (self.dropout > 0.0 && q.device() == Device::Cpu) {
-            return self.by_scores(q, k, v);
-        }
         let (mask, causal) = match self.mask {
+            AttentionMask::Whole(_) => return self.by_scores(q, k, v),
+            // Where weights are dropped, libtorch's kernels for the CPU hold the matrix of scores too, more slowly.
+            _ if self.dropout > 0.0 && q.device() == Device::Cpu => return self.by_scores(q, k, v),
             AttentionMask::Full => (None, false),
             AttentionMask::Causal => (None, true),
-            AttentionMask::Tensor(mask) | AttentionMask::Whole(mask) => (Some(mask), false),
+            AttentionMask::Tensor(mask) => (Some(mask), false),
         };
         Tensor::scaled_dot_product_attention(q, k, v, mask, self.dropout, causal, self.scale, grouped)
     }

@@ -30,12 +30,11 @@ impl GivenFlags {
         found: &impl Serialize,
         folder: &Path,
     ) -> Result<()> {
-        let fields = |config: Value, name: &str| plain(config.get(name).cloned().unwrap_or_default());
         let [wanted, found] = [serde_json::to_value(wanted), serde_json::to_value(found)]
             .map(|config| config.map_err(|error| Error::Internal(format!("an adapter's configuration: {error}"))));
         let (wanted, found) = (wanted?, found?);
         for (option, name) in self.names().filter_map(|option| field(option).map(|name| (option, name))) {
-            let [asked, has] = [&wanted, &found].map(|config| fields(config.clone(), name));
+            let [asked, has] = [&wanted, &found].map(|config| plain(config[name].clone()));
             if asked != has {
                 return Err(Error::Usage(format!(
                     "--{} is {}, but --init-adapter {} has {}, which stays; leave the flag out",

@@ -198,17 +198,18 @@ impl Run {
     fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<u64>> {
         let Some(which) = &self.training.resume_from_checkpoint else { return Ok(None) };
         let folder = match which.as_str() {
-            "latest" => checkpoint::latest(self.folder.path())?,
+            "latest" => {
+                let latest = checkpoint::latest(self.folder.path())?;
+                for damaged in checkpoint::damaged_behind(self.folder.path(), latest.as_deref())? {
+                    observer.warning(format!("{} is damaged and left out", damaged.display()));
+                }
+                latest
+            }
             name => {
                 let inside = self.folder.join(name);
                 Some(if inside.is_dir() { inside } else { PathBuf::from(name) })
             }
         };
-        if which == "latest" {
-            for damaged in checkpoint::damaged_behind(self.folder.path(), folder.as_deref())? {
-                observer.warning(format!("{} is damaged and left out", damaged.display()));
-            }
-        }
         let Some(folder) = folder else {
             observer
                 .warning(format!("{} holds no whole checkpoint; starting from step 0", self.folder.path().display()));

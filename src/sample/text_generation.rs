@@ -166,7 +166,9 @@ impl<'a> TextWriter<'a> {
         }
     }
 
-    /// The tokens that it writes, as [`continue_text`] or [`answer_text`].
+    /// The tokens that follow `prompt` (one text), or that answer it, without the one that every answer starts with. The prompt may
+    /// stand behind a `cache` of trained keys and values, on `device`. `on_token` is told of each token as it is made, and may stop
+    /// the work with an error; with beams all are told at the end.
     pub fn write(
         self,
         prompt: Tokens,
@@ -175,44 +177,22 @@ impl<'a> TextWriter<'a> {
         sampling: &TextSampling,
         on_token: &mut dyn FnMut(i64) -> Result<()>,
     ) -> Result<Vec<i64>> {
+        let _no_grad = tch::no_grad_guard();
         match self {
-            Self::Causal(model) => continue_text(model, prompt, cache, device, sampling, on_token),
-            Self::EncoderDecoder(model) => answer_text(model, prompt, cache, sampling, on_token),
+            Self::Causal(model) => {
+                let mut texts = Continuation { model, cache, device };
+                let logits = catching(|| Ok(texts.read(prompt)))?;
+                generate(&mut texts, logits, sampling, on_token)
+            }
+            Self::EncoderDecoder(model) => {
+                let hidden = catching(|| Ok(model.encode(prompt, None, false)))?;
+                let start = one_token(model.decoder_start_token_id(), device);
+                let mut texts = Answer { model, hidden, cache };
+                let logits = catching(|| Ok(texts.add(&start)))?;
+                generate(&mut texts, logits, sampling, on_token)
+            }
         }
     }
-}
-
-/// The tokens that follow `prompt` (one text), which may stand behind a `cache` of trained keys and values. `on_token` is told of each
-/// as it is made, and may stop the work with an error; with beams all are told at the end.
-pub fn continue_text(
-    model: &dyn CausalLm,
-    prompt: Tokens,
-    cache: KeyValueCache,
-    device: Device,
-    sampling: &TextSampling,
-    on_token: &mut dyn FnMut(i64) -> Result<()>,
-) -> Result<Vec<i64>> {
-    let _no_grad = tch::no_grad_guard();
-    let mut texts = Continuation { model, cache, device };
-    let logits = catching(|| Ok(texts.read(prompt)))?;
-    generate(&mut texts, logits, sampling, on_token)
-}
-
-/// The tokens that answer `prompt` (one text), without the one that every answer starts with, which may stand behind a `cache` of
-/// trained keys and values; `on_token` as for [`continue_text`].
-pub fn answer_text(
-    model: &dyn EncoderDecoder,
-    prompt: Tokens,
-    cache: KeyValueCache,
-    sampling: &TextSampling,
-    on_token: &mut dyn FnMut(i64) -> Result<()>,
-) -> Result<Vec<i64>> {
-    let _no_grad = tch::no_grad_guard();
-    let hidden = catching(|| Ok(model.encode(prompt, None, false)))?;
-    let start = one_token(model.decoder_start_token_id(), hidden.device());
-    let mut texts = Answer { model, hidden, cache };
-    let logits = catching(|| Ok(texts.add(&start)))?;
-    generate(&mut texts, logits, sampling, on_token)
 }
 
 fn one_token(id: i64, device: Device) -> Tensor {

@@ -105,6 +105,10 @@ pub(super) fn step_of(name: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
+fn step_of_folder(path: &Path) -> Option<u64> {
+    path.file_name().and_then(|name| step_of(&name.to_string_lossy()))
+}
+
 /// Writes `output_dir/checkpoint-N` for step N of `state` and returns it.
 pub fn save(
     output_dir: &Path,
@@ -153,7 +157,7 @@ pub fn load(folder: &Path, device: Device) -> Result<Checkpoint> {
 }
 
 fn damaged(folder: &Path, cause: &Error) -> Error {
-    let step = folder.file_name().and_then(|name| step_of(&name.to_string_lossy())).unwrap_or(u64::MAX);
+    let step = step_of_folder(folder).unwrap_or(u64::MAX);
     let parent = folder.parent().unwrap_or(Path::new("."));
     let all = complete(parent).unwrap_or_default();
     let advice = match all.iter().rev().find(|(n, _)| *n < step) {
@@ -173,7 +177,7 @@ fn read_state(folder: &Path) -> Result<StateFile> {
 fn complete(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let mut found = Vec::new();
     for path in entries(output_dir)? {
-        let Some(step) = path.file_name().and_then(|name| step_of(&name.to_string_lossy())) else { continue };
+        let Some(step) = step_of_folder(&path) else { continue };
         let bytes = fs::metadata(path.join(TENSORS)).map(|data| data.len());
         if read_state(&path).is_ok_and(|file| bytes.is_ok_and(|bytes| bytes == file.tensors.bytes)) {
             found.push((step, path));
@@ -194,9 +198,9 @@ pub fn latest(output_dir: &Path) -> Result<Option<PathBuf>> {
 
 /// Checkpoints of more steps than the complete one `latest` that are not complete themselves.
 pub fn damaged_behind(output_dir: &Path, latest: Option<&Path>) -> Result<Vec<PathBuf>> {
-    let step = |path: &Path| path.file_name().and_then(|name| step_of(&name.to_string_lossy()));
-    let reached = latest.and_then(step);
-    let is_behind = |path: &PathBuf| step(path).is_some_and(|step| reached.is_none_or(|reached| step > reached));
+    let reached = latest.and_then(step_of_folder);
+    let is_behind =
+        |path: &PathBuf| step_of_folder(path).is_some_and(|step| reached.is_none_or(|reached| step > reached));
     match output_dir.is_dir() {
         true => Ok(entries(output_dir)?.into_iter().filter(is_behind).collect()),
         false => Ok(Vec::new()),

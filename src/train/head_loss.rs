@@ -13,16 +13,16 @@ pub(super) const LOGITS_AT_ONCE: i64 = 1 << 25;
 /// Logits whose probabilities exist at once beside them: few enough for a processor's cache.
 pub(super) const PROBABILITIES_AT_ONCE: i64 = 1 << 21;
 
-/// Mean cross entropy, in float32, of `labels` `[n]` given `hidden` `[n, d]` through `logits` `[n, d] -> [n, v]`, whose outputs are overwritten: the same as
-/// `torch.nn.functional.cross_entropy(logits(hidden).float(), labels)`.
+/// Mean cross entropy, in float32, of `labels` `[n]` given `hidden` `[n, d]` through `logits` `[n, d] -> [n, v]`, whose outputs are
+/// overwritten: the same as `torch.nn.functional.cross_entropy(logits(hidden).float(), labels)`.
 pub fn mean_cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> Tensor) -> Result<Tensor> {
     in_parts(hidden, labels, LOGITS_AT_ONCE, logits)
 }
 
 fn in_parts(hidden: &Tensor, labels: &Tensor, at_once: i64, logits: impl Fn(&Tensor) -> Tensor) -> Result<Tensor> {
     let rows = hidden.size()[0];
-    // A projection that learns itself needs the usual graph; one row tells.
-    let learns = with_grad(|| logits(&hidden.detach().narrow(0, 0, rows.min(1))));
+    // A projection that learns itself needs the usual graph. No row at all tells: nothing is computed, and dropout draws nothing.
+    let learns = with_grad(|| logits(&hidden.detach().narrow(0, 0, 0)));
     if rows == 0 || learns.requires_grad() {
         return Ok(logits(hidden).to_kind(Kind::Float).cross_entropy_for_logits(labels));
     }
@@ -73,7 +73,8 @@ fn into_gradient(logits: &Tensor, labels: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libtorch::random::Generator;
+    use crate::libtorch::random::{seed_globally, Generator};
+    use tch::Device;
 
     /// Loss and gradients of the hidden states and of the projection, where it learns.
     fn learnt(trained: bool, loss: impl Fn(&Tensor, &Tensor, &dyn Fn(&Tensor) -> Tensor) -> Tensor) -> Vec<Tensor> {
@@ -100,6 +101,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_projection_with_dropout_draws_once() {
+        let seeded = || seed_globally(Device::Cpu, 9).unwrap();
+        let whole = learnt(true, |hidden, labels, logits| {
+            seeded();
+            logits(&hidden.dropout(0.5, true)).cross_entropy_for_logits(labels)
+        });
+        let parts = learnt(true, |hidden, labels, logits| {
+            seeded();
+            in_parts(hidden, labels, 40, |rows| logits(&rows.dropout(0.5, true))).unwrap()
+        });
+        assert_eq!(parts, whole);
     }
 
     #[test]
