@@ -9,7 +9,7 @@ mod jobs;
 mod support;
 
 use complaints::{words, Complaints};
-use jobs::{bert, gpt2, lines, t5, Job};
+use jobs::{bert, gpt2, lines, llama, t5, Job};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -208,6 +208,28 @@ fn texts_over_a_models_positions_are_refused_and_cut_where_that_is_asked_for() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     complaints.check(&format!("cut without a warning: {said}"), said.contains("1 of 1 rows are longer than"));
     complaints.check("no training", output.status.success() && lines(&out.join("metrics.jsonl")).len() == 1);
+    // Positions that are computed have no end: a text may be longer than those that the model was made for.
+    let llama = Own::of(llama());
+    let output = lorabooth(&llama.job.train(&llama.path("out"), &[&file[..], &["--max-train-steps", "1"]].concat()));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    complaints.check("no training of a LLaMA", output.status.success());
+    complaints.check(&said, said.contains("the model was made for 32") && said.contains("--max-seq-length"));
+}
+
+#[test]
+fn what_a_run_reads_it_does_not_replace() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    let (out, records) = (own.path("out"), own.path("out/predictions.csv"));
+    lorabooth_ok(&own.job.train(&out, &["--max-train-steps", "1"]));
+    fs::write(&records, "text,label\nred green,short\n").unwrap();
+    let adapter = fs::read(out.join("adapter_model.safetensors")).unwrap();
+    for (flag, path) in [("--train-file", &records), ("--validation-file", &records), ("--init-adapter", &out)] {
+        let again = own.job.train(&out, &["--overwrite", flag, path.to_str().unwrap()]);
+        complaints.refused(flag, &again, 1, &[flag, "give another --output-dir"]);
+    }
+    complaints.check("the records are others", fs::read(&records).unwrap().starts_with(b"text,label\nred"));
+    complaints.check("the adapter is another", fs::read(out.join("adapter_model.safetensors")).unwrap() == adapter);
 }
 
 #[test]
@@ -224,6 +246,7 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
         ("--eval-steps 5", &["--eval-steps", "--validation-file"]),
         ("--best-by accuracy", &["--best-by accuracy", "--validation-file"]),
         ("--lora-r 0", &["--lora-r"]),
+        ("--int8-threshold 4", &["--int8-threshold needs --load-in-8bit"]),
         ("--revision main", &["--revision", "hub id"]),
     ] {
         let more = words(flags);

@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use support::{lorabooth_ok, model, photos};
+use support::{lorabooth_ok, model, photos, read_json};
 use tempfile::TempDir;
 
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
@@ -167,6 +167,9 @@ fn weights_that_are_no_numbers_stop_the_run() {
     let mut complaints = Complaints::default();
     complaints.refused("NaN", &train(folder.path(), &photos(3, 0), &out, &[]), 1, &["not a number", "step 1"]);
     complaints.check("an adapter of no numbers", !out.join("unet").exists());
+    let run = read_json(out.join("run.json"));
+    let says_why = run["error"].as_str().is_some_and(|error| error.contains("not a number"));
+    complaints.check(&format!("run.json says {run}"), run["status"] == "failed" && says_why);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use jobs::{bert, gpt2, lines, t5, Job};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use support::{lorabooth_ok, read_json};
+use support::{lorabooth, lorabooth_ok, read_json};
 
 fn evaluate(job: &Job, records: &Path, more: &[&str]) -> Vec<String> {
     let words = "evaluate --device cpu --threads 1 --mixed-precision no --eval-max-new-tokens 6 --json --task";
@@ -72,6 +72,23 @@ fn numbers_and_answers_are_those_of_a_run_of_no_steps() {
             check(&job, &before, &[]);
             assert_ne!(lines(&before.join("evaluations.jsonl")), lines(&after.join("evaluations.jsonl")));
         }
+    }
+}
+
+#[test]
+fn other_texts_than_an_adapter_learned_from_are_told() {
+    let (job, folder) = (gpt2(true), tempfile::tempdir().unwrap());
+    let (adapter, records) = (folder.path().join("adapter"), job.folder.join("validation.jsonl"));
+    let template = ["--prompt-template", "{text} is "];
+    lorabooth_ok(&job.train(&adapter, &[&template[..], &["--max-train-steps", "1"]].concat()));
+    let given = ["--adapter", adapter.to_str().unwrap()];
+    for (more, expected) in [(&[][..], true), (&template[..], false), (&["--prompt-template", "{text}"], true)] {
+        let mut args = evaluate(&job, &records, &[&given[..], more].concat());
+        args.retain(|arg| arg != "--json");
+        let output = lorabooth(&args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.contains("learned with --prompt-template \"{text} is \""), expected, "{more:?}: {said}");
     }
 }
 

@@ -101,6 +101,16 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     let dropout = ["--lora-dropout", "0.1"];
     lorabooth_ok(&job.train(&whole, &dropout));
     lorabooth_ok(&job.train(&parts, &[dropout.as_slice(), &["--max-train-steps", "4"]].concat()));
+    for (change, words) in [
+        (&["--max-seq-length", "4"][..], "--max-seq-length was 512 and is 4 now"),
+        (&["--prompt-template", "{text} is"], "--prompt-template was not given and is {text} is now"),
+        (&["--lora-r", "4", "--use-dora"], "--lora-r was 8 and is 4 now, --use-dora was not given and is given now"),
+        (&["--train-file", job.folder.join("validation.jsonl").to_str().unwrap()], "learned from other records"),
+    ] {
+        let output = lorabooth(&job.train(&parts, &[dropout.as_slice(), &["--resume"], change].concat()));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(words), "{said}");
+    }
     lorabooth_ok(&job.train(&parts, &[dropout.as_slice(), &["--resume"]].concat()));
     let file = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     assert!(file(&whole) == file(&parts));

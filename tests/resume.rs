@@ -359,28 +359,28 @@ fn options_that_would_change_the_numbers_are_refused_by_name_when_resuming() {
     copy(&photos(5, 0), &prompted);
     fs::write(prompted.join("00.txt"), "a caption").unwrap();
     let changes: [(&[&str], &str); 15] = [
-        (&["--lora-rank-pattern", "to_q=4"], "lora-rank-pattern"),
-        (&["--lora-alpha-pattern", "to_q=4"], "lora-alpha-pattern"),
-        (&["--lora-exclude-modules", "mid_block.*"], "lora-exclude-modules"),
-        (&["--lora-modules-to-save", "conv_in"], "lora-modules-to-save"),
-        (&["--lora-init", "gaussian"], "lora-init"),
-        (&["--learning-rate", "2e-3"], "learning-rate"),
-        (&["--lora-r", "4"], "lora-r"),
-        (&["--lora-dropout", "0.5"], "lora-dropout"),
-        (&["--seed", "1"], "seed"),
-        (&["--train-batch-size", "2"], "train-batch-size"),
-        (&["--gradient-accumulation-steps", "2"], "gradient-accumulation-steps"),
-        (&["--max-train-steps", "8"], "max-train-steps"),
-        (&["--use-8bit-adam"], "use-8bit-adam"),
-        (&["--instance-data-dir", other_photos.to_str().unwrap()], "photos"),
-        (&["--instance-data-dir", prompted.to_str().unwrap()], "photos"),
+        (&["--lora-rank-pattern", "to_q=4"], "--lora-rank-pattern was not given and is {\"to_q\":4} now"),
+        (&["--lora-alpha-pattern", "to_q=4"], "--lora-alpha-pattern was not given"),
+        (&["--lora-exclude-modules", "mid_block.*"], "--lora-exclude-modules was not given and is mid_block.* now"),
+        (&["--lora-modules-to-save", "conv_in"], "--lora-modules-to-save was not given and is conv_in now"),
+        (&["--lora-init", "gaussian"], "--lora-init was true and is gaussian now"),
+        (&["--learning-rate", "2e-3"], "--learning-rate was 0.001 and is 0.002 now"),
+        (&["--lora-r", "4"], "--lora-r was 8 and is 4 now"),
+        (&["--lora-dropout", "0.5"], "--lora-dropout was 0 and is 0.5 now"),
+        (&["--seed", "1"], "--seed was 0 and is 1 now"),
+        (&["--train-batch-size", "2"], "--train-batch-size was 1 and is 2 now"),
+        (&["--gradient-accumulation-steps", "2"], "--gradient-accumulation-steps was 1 and is 2 now"),
+        (&["--max-train-steps", "8"], "--max-train-steps was 4 and is 8 now"),
+        (&["--use-8bit-adam"], "--use-8bit-adam was not given and is given now"),
+        (&["--instance-data-dir", other_photos.to_str().unwrap()], "learned from other photos"),
+        (&["--instance-data-dir", prompted.to_str().unwrap()], "learned from other photos"),
     ];
-    for (change, name) in changes {
+    for (change, words) in changes {
         let more = [&schedule[..], &["--max-train-steps", "4", "--resume"], change].concat();
         let output = lorabooth(&with(&args, &more, &out));
         let error = error_of(&output);
         assert_eq!(output.status.code(), Some(1), "{change:?}: {error}");
-        assert!(error.contains(&format!("{name} was ")) && error.contains("--output-dir"), "{change:?}: {error}");
+        assert!(error.contains(words) && error.contains("--output-dir"), "{change:?}: {error}");
         assert_eq!(error.trim().lines().count(), 1, "{error}");
     }
     assert!(bits(&out) == before, "a refused resume changed the run");
@@ -424,4 +424,13 @@ fn a_torn_checkpoint_is_passed_over_for_the_one_before_it() {
     let output = lorabooth(&with(&args, &["--resume"], &torn));
     assert_eq!(output.status.code(), Some(1));
     assert!(error_of(&output).contains("checkpoint-8"), "{}", error_of(&output));
+    // Where no other is left the run does not begin anew by itself.
+    for older in ["checkpoint-4", "checkpoint-8"] {
+        fs::remove_dir_all(torn.join(older)).unwrap();
+    }
+    fs::write(torn.join("checkpoint-12/state.json"), "{").unwrap();
+    let (output, log) = (lorabooth(&with(&args, &["--resume"], &torn)), torn.join("metrics.jsonl"));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error_of(&output).contains("checkpoint-12: this checkpoint is damaged"), "{}", error_of(&output));
+    assert_eq!(fs::read(log).unwrap(), fs::read(whole.join("metrics.jsonl")).unwrap());
 }

@@ -91,9 +91,9 @@ fn mean_loss(data: &LanguageDataset, loss: impl Fn(&LanguageDataset, &[usize]) -
     Ok(sum / count.max(1) as f64)
 }
 
-/// Every tensor of a T5 v1.1 (gated feed-forward, an output of its own) as T5 starts: norms 1, embeddings standard normal, matrices
-/// normal with deviation 1/√inputs, queries smaller by √d_kv because scores are not scaled. Source: transformers'
-/// `T5PreTrainedModel`; but here the output is a matrix like the others.
+/// Every tensor of a T5 with a gated feed-forward as T5 starts: norms 1, embeddings standard normal, matrices normal with
+/// deviation 1/√inputs, queries smaller by √d_kv because scores are not scaled. Source: transformers' `T5PreTrainedModel`; but
+/// an output of its own is a matrix like the others.
 fn random_weights(config: &Value, generator: &mut Generator) -> BTreeMap<String, Tensor> {
     let size = |name: &str| config[name].as_i64().unwrap_or(0);
     let (width, hidden) = (size("d_model"), size("d_ff"));
@@ -104,7 +104,9 @@ fn random_weights(config: &Value, generator: &mut Generator) -> BTreeMap<String,
     };
     let by_inputs = |inputs: i64| (inputs as f64).powf(-0.5);
     matrix("shared".to_owned(), size("vocab_size"), width, 1.0);
-    matrix("lm_head".to_owned(), size("vocab_size"), width, by_inputs(width));
+    if config["tie_word_embeddings"] == false {
+        matrix("lm_head".to_owned(), size("vocab_size"), width, by_inputs(width));
+    }
     let mut norms = Vec::new();
     for (stack, layers, attentions) in [
         ("encoder", size("num_layers"), &["SelfAttention"][..]),

@@ -49,14 +49,14 @@ impl Param {
 }
 
 /// What is true of some projections beside their path and weight.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteTraits {
     /// The checkpoint keeps the weight as `[in, out]`: GPT-2's Conv1D, PEFT's `fan_in_fan_out`.
     pub transposed: bool,
     /// It gives a language model's logits; PEFT leaves it out of `all-linear`.
     pub output: bool,
-    /// The weight is another embedding's, and counted there.
-    pub tied: bool,
+    /// Path of the embedding whose weight it has, which is counted there.
+    pub tied_to: Option<String>,
 }
 
 struct OnSite {
@@ -91,8 +91,8 @@ impl Site {
     }
 
     /// What is true of it beside that.
-    pub fn traits(&self) -> SiteTraits {
-        self.traits
+    pub fn traits(&self) -> &SiteTraits {
+        &self.traits
     }
 
     /// `[out, in]` as the checkpoint keeps it, or the other way round.
@@ -248,7 +248,7 @@ impl Sites {
         bias: Option<Rc<Param>>,
         traits: SiteTraits,
     ) -> Rc<Site> {
-        if !traits.tied {
+        if traits.tied_to.is_none() {
             self.elements.set(self.elements.get() + weight.shape().iter().product::<i64>());
         }
         let site = Rc::new(Site {
@@ -304,14 +304,17 @@ impl Sites {
     }
 
     /// Trains the model itself: a float32 leaf in place of each weight, bias, norm and embedding whose checkpoint key
-    /// `which` accepts, by that key.
+    /// `which` accepts, by that key. Layers that share an embedding share its leaf.
     pub fn train_weights(&self, which: impl Fn(&str) -> bool) -> BTreeMap<String, Tensor> {
         let mut leaves = BTreeMap::new();
-        for site in self.all() {
-            let key = format!("{}.weight", site.path());
-            if which(&key) {
-                leaves.insert(key, site.train_weight(None));
-            }
+        let key = |path: &str| format!("{path}.weight");
+        let (tied, own): (Vec<_>, Vec<_>) = self.all().into_iter().partition(|site| site.traits.tied_to.is_some());
+        for site in own.iter().filter(|site| which(&key(site.path()))) {
+            leaves.insert(key(site.path()), site.train_weight(None));
+        }
+        for site in tied {
+            let leaf = site.traits.tied_to.as_deref().and_then(|path| leaves.get(&key(path)));
+            *site.trained_weight.borrow_mut() = leaf.map(Tensor::shallow_clone);
         }
         for param in self.params().iter().filter(|param| which(param.key())) {
             leaves.insert(param.key().to_owned(), param.train(None));

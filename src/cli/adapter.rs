@@ -6,7 +6,7 @@ use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::merge::into_new_folder;
 use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
-use crate::recipes::given_adapters::path_and_scale;
+use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::merged_pipeline;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};

@@ -116,7 +116,7 @@ impl LanguageDataOptions {
         }
         let (file, rows) = (records.path(), records.len());
         if examples.is_empty() {
-            return Err(Error::file(file, "has no row with a text to learn from"));
+            return Err(Error::file(file, "has no row with a text"));
         }
         let of = |count: usize| format!("{}: {count} of {rows} rows", file.display());
         let mut warnings = Vec::new();
@@ -128,7 +128,7 @@ impl LanguageDataOptions {
             ));
         }
         if empty > 0 {
-            warnings.push(format!("{} have nothing to learn from and are left out", of(empty)));
+            warnings.push(format!("{} have no text, or a single token, and are left out", of(empty)));
         }
         let (pad, pads_left) = (tokenizer.pad()?, tokenizer.pads_left());
         Ok(LanguageDataset {

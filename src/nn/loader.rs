@@ -120,7 +120,8 @@ impl Loader {
             (_, BaseWeight::Streamed(table)) => Ok(BaseWeight::Streamed(table.clone())),
             _ => Ok(BaseWeight::Dense(table.dense(table.kind()))),
         })?;
-        Ok(self.sites.register_with(&self.path, op, weight, None, SiteTraits { tied: true, ..traits }))
+        let traits = SiteTraits { tied_to: Some(shared.path().to_owned()), ..traits };
+        Ok(self.sites.register_with(&self.path, op, weight, None, traits))
     }
 
     /// The projection at this path: `weight` of `shape`, as the checkpoint has it, and a bias of as many numbers as it has outputs.
@@ -131,7 +132,7 @@ impl Loader {
             _ if traits.transposed => Layout::Transposed,
             _ => Layout::AsStored,
         };
-        let weight = self.kept(op, shape, layout, traits)?;
+        let weight = self.kept(op, shape, layout, &traits)?;
         let bias = match bias {
             Bias::Yes => Some(self.param("bias", &weight.shape()[..1])?),
             Bias::No => None,
@@ -141,7 +142,7 @@ impl Loader {
 
     /// The weight of the projection at this path as it is to be kept. Classifiers' heads stay as they are, as in bitsandbytes: they
     /// are small, and trained whole.
-    fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: SiteTraits) -> Result<BaseWeight> {
+    fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: &SiteTraits) -> Result<BaseWeight> {
         let key = self.key("weight");
         match self.weights.storage() {
             Storage::Streamed if op == Op::Embedding => self.table(&key, shape),

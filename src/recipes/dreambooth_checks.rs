@@ -3,13 +3,10 @@
 use super::dreambooth_config::{DreamBoothConfig, MAX_RESOLUTION};
 use super::option_checks::{self, counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
+use super::training_args::TrainingArgs;
 use crate::data::photos::count_images;
 use crate::error::Result;
 use crate::sample::text_to_image::check_guidance_scale;
-
-/// What a run writes in its output folder, beside checkpoints and TensorBoard's events.
-const OWN_NAMES: &[&str] =
-    &["unet", "text_encoder", "samples", "run.json", "metrics.jsonl", "loss.png", "pytorch_lora_weights.safetensors"];
 
 impl DreamBoothConfig {
     /// Refuses options that cannot be meant, each by its flag and with what to give instead.
@@ -18,7 +15,10 @@ impl DreamBoothConfig {
         self.check_counts()?;
         self.check_numbers()?;
         self.check_adapter()?;
-        self.training.check_logging_dir(&self.output_dir, OWN_NAMES)?;
+        self.training.check_logging_dir(&self.output_dir)?;
+        self.init_adapter
+            .as_ref()
+            .map_or(Ok(()), |adapter| TrainingArgs::check_stays("--init-adapter", adapter, &self.output_dir))?;
         self.check_class_images()?;
         if self.accepted.push_to_hub {
             return refuse("--push-to-hub is not supported; upload the output folder with the hub's own tool".into());

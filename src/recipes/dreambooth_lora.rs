@@ -3,7 +3,7 @@
 
 use super::dreambooth_adapters::{check_init_adapter, Adapters};
 use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_options::options_that_matter;
+use super::dreambooth_options::free_options;
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::outlook;
 use super::observer::{Event, Observer};
@@ -41,7 +41,6 @@ pub fn train(
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
     config.training.weights.tell(device, observer);
-    let folder = run.folder.clone();
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         let adapters = Adapters::attach(config, &job.networks, seed)?;
         let photos = ("photos", job.dataset.fingerprint());
@@ -56,7 +55,7 @@ pub fn train(
         // 4. The adapter files.
         run.finish(observer, |folder, observer| adapters.write(folder, observer))
     });
-    outcome.inspect_err(|_| folder.remove_if_unused())
+    outcome.inspect_err(|error| run.fail(error))
 }
 
 /// Opens the model, which must take images of the resolution.
@@ -82,7 +81,7 @@ fn start(config: &DreamBoothConfig, device: Device, seed: i64) -> Result<Run> {
         batch_size: config.train_batch_size,
         output_dir: &config.output_dir,
         all: serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?,
-        that_matter: options_that_matter(config, config.training.precision(device).compute_kind(), seed),
+        free: &free_options(config),
     };
     Run::start(options, device, seed)
 }

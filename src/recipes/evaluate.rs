@@ -69,6 +69,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     config.data.check()?;
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
+    adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
     let classes = match config.data.task {
         TaskChoice::SeqCls => classes(&adapters)?,
         TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
@@ -83,6 +84,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     if config.output.is_some() && !data.has_answers() {
         return Err(Error::invalid("--output takes answers to labels, which there are none of; give --label-column"));
     }
+    check_positions(&files.outline()?, adapters.prompt(), data.longest(), observer)?;
     config.output.as_deref().map(|path| check_output(path, &config.validation_file)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
@@ -92,7 +94,6 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
     let prompt = adapters.put_on(&loaded, device)?;
-    check_positions(&loaded.model, prompt.as_ref(), data.longest())?;
     let evaluator = Evaluator {
         model: &loaded.model,
         prompt: prompt.as_ref(),
@@ -147,6 +148,18 @@ fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> 
             Err(Error::invalid(format!("--task is {}, and --adapter is of an adapter for {other}", task.flag())))
         }
         None => Ok(()),
+    }
+}
+
+/// Warns where the adapter in `folder` learned with another template, as the run.json beside it tells.
+fn warn_of_other_texts(config: &EvaluateConfig, folder: &Path, observer: &mut dyn Observer) {
+    let Ok(text) = std::fs::read(folder.join("run.json")) else { return };
+    let run: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    let learned = &run["options"]["prompt_template"];
+    if *learned != serde_json::json!(config.data.prompt_template) && !run["options"].is_null() {
+        let with =
+            learned.as_str().map_or("no --prompt-template".to_owned(), |text| format!("--prompt-template {text:?}"));
+        observer.warning(format!("{} learned with {with}, and other texts are measured here", folder.display()));
     }
 }
 

@@ -1,12 +1,13 @@
 //! The adapters that a command is told to use on a language model.
 
+use super::adapter_argument::path_and_scale;
 use super::language_adapter::fitted;
 use crate::adapters::prompt_folder::{self, PromptFiles};
-use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptMethod};
+use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConfig, PromptMethod};
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModel;
 use crate::models::Loaded;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::Device;
 
 /// What `--adapter` names.
@@ -45,6 +46,11 @@ impl GivenAdapters {
         &self.folders
     }
 
+    /// The prompt among them.
+    pub fn prompt(&self) -> Option<&PromptConfig> {
+        self.prompt.as_ref().map(|prompt| &prompt.config)
+    }
+
     /// PEFT's `task_type` of each that tells it.
     pub fn tasks(&self) -> impl Iterator<Item = &str> {
         let on_weights = self.on_weights.iter().map(|(_, adapter, _)| &adapter.config.task_type);
@@ -62,19 +68,5 @@ impl GivenAdapters {
             Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
         });
         prompt.transpose()
-    }
-}
-
-/// `PATH` or `PATH=SCALE`. A path that exists is never taken apart.
-pub fn path_and_scale(text: &str) -> Result<(PathBuf, f64)> {
-    if Path::new(text).exists() {
-        return Ok((PathBuf::from(text), 1.0));
-    }
-    match text.rsplit_once('=') {
-        None => Ok((PathBuf::from(text), 1.0)),
-        Some((path, scale)) => match scale.parse::<f64>() {
-            Ok(scale) if scale.is_finite() => Ok((PathBuf::from(path), scale)),
-            _ => Err(Error::invalid(format!("the strength `{scale}` of {path} is no number"))),
-        },
     }
 }

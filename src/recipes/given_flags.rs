@@ -109,7 +109,8 @@ fn plain(value: Value) -> Value {
     }
 }
 
-fn in_words(value: &Value) -> String {
+/// An option's value as a user writes it.
+pub(super) fn in_words(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),

@@ -57,11 +57,11 @@ impl WantedAdapter {
         }
     }
 
-    /// All of it in one line: a resumed run must have the same.
-    pub fn fingerprint(&self) -> String {
+    /// The prompt, where it is one.
+    pub fn prompt(&self) -> Option<&PromptConfig> {
         match self {
-            Self::Lora(config) => format!("{config:?}"),
-            Self::Prompt(config) => format!("{config:?}"),
+            Self::Lora(_) => None,
+            Self::Prompt(prompt) => Some(prompt),
         }
     }
 

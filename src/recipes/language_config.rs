@@ -2,7 +2,6 @@
 
 use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
 use super::given_flags::GivenFlags;
-use super::language_adapter::WantedAdapter;
 use super::language_data_args::{LanguageDataArgs, TaskChoice};
 use super::option_checks::{self, counted, in_range, refuse, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
@@ -13,22 +12,11 @@ use crate::error::Result;
 use crate::models::language::Architecture;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
-use tch::Kind;
 
-/// What a run writes in its output folder, beside checkpoints and TensorBoard's events.
-const OWN_NAMES: &[&str] = &[
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "prompt_encoder.safetensors",
-    "best",
-    "evaluations.jsonl",
-    "predictions.csv",
-    "run.json",
-    "metrics.jsonl",
-    "loss.png",
-];
+/// Options that change none of a run's numbers: what records come to is weighed as such, and `classes` are theirs.
+pub(super) const FREE_OPTIONS: &[&str] =
+    &["train_file", "validation_file", "eval_steps", "eval_max_new_tokens", "classes"];
 
 /// `--best-by`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -156,7 +144,14 @@ impl LanguageConfig {
         option_checks::alpha("--lora-alpha", self.lora_alpha)?;
         option_checks::dropout("--lora-dropout", self.lora_dropout)?;
         self.prompt.check(self.peft_method)?;
-        self.training.check_logging_dir(&self.output_dir, OWN_NAMES)?;
+        self.training.check_logging_dir(&self.output_dir)?;
+        for (flag, path) in [
+            ("--train-file", Some(&self.train_file)),
+            ("--validation-file", self.validation_file.as_ref()),
+            ("--init-adapter", self.init_adapter.as_ref()),
+        ] {
+            path.map_or(Ok(()), |path| TrainingArgs::check_stays(flag, path, &self.output_dir))?;
+        }
         if self.eval_steps.is_some() && self.validation_file.is_none() {
             return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
         }
@@ -189,23 +184,5 @@ impl LanguageConfig {
             task_type: Some(self.data.task.peft_name().to_owned()),
             ..LoraConfig::default()
         }
-    }
-
-    /// The options on which a run's numbers depend: a resumed run must have the same.
-    pub fn options_that_matter(&self, kind: Kind, seed: i64, adapter: &WantedAdapter) -> BTreeMap<String, String> {
-        let own = [
-            ("model", self.model.display().to_string()),
-            ("revision", format!("{:?}", self.revision)),
-            ("task", self.data.task.peft_name().to_owned()),
-            ("init-adapter", format!("{:?}", self.init_adapter)),
-            ("no-shuffle", self.no_shuffle.to_string()),
-            ("train-batch-size", self.train_batch_size.to_string()),
-            ("learning-rate", self.learning_rate.to_string()),
-            ("adapter", adapter.fingerprint()),
-        ];
-        let training = self.training.options_that_matter(kind, seed);
-        // A checkpoint of a run by the loss does not name it.
-        let best = (self.best_by != BestBy::Loss).then(|| ("best-by", "accuracy".to_owned()));
-        own.into_iter().chain(best).chain(training).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }

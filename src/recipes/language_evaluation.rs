@@ -1,12 +1,13 @@
 //! What a language model makes of records that it does not learn from.
 
 use super::language_loss::{language_loss, LossOptions};
+use super::observer::Observer;
 use super::prompted_text::PromptedText;
-use crate::adapters::Prompt;
+use crate::adapters::{Prompt, PromptConfig};
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
-use crate::models::language::{ClassifierInputs, LanguageModel};
+use crate::models::language::{ClassifierInputs, LanguageModel, Outline};
 use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
@@ -44,18 +45,30 @@ impl Evaluation {
     }
 }
 
-/// A text that is longer than the model's table of positions has no place to stand; the `longest` has so many tokens.
-pub fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, longest: usize) -> Result<()> {
-    let Some(most) = model.shape().longest else { return Ok(()) };
-    let virtual_tokens = prompt.map_or(0, Prompt::length);
-    let room = most - virtual_tokens;
-    if longest as i64 <= room {
-        return Ok(());
-    }
+/// Refuses texts, the `longest` of so many tokens, that are longer than the model's table of positions: they have no place to stand.
+/// Warns of those that are longer than any that the model has learned from.
+pub fn check_positions(
+    model: &Outline,
+    prompt: Option<&PromptConfig>,
+    longest: usize,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let virtual_tokens = prompt.map_or(0, |prompt| prompt.num_virtual_tokens);
     let behind = match virtual_tokens {
         0 => String::new(),
         count => format!(" behind {count} virtual ones"),
     };
+    if let Some(most) = model.made_for.filter(|most| longest as i64 + virtual_tokens > *most) {
+        observer.warning(format!(
+            "a text has {longest} tokens{behind}, and the model was made for {most}: of what lies behind it knows little; \
+             --max-seq-length cuts texts"
+        ));
+    }
+    let Some(most) = model.longest else { return Ok(()) };
+    let room = most - virtual_tokens;
+    if longest as i64 <= room {
+        return Ok(());
+    }
     let cure = match room {
         2.. => format!("give --max-seq-length {room} or less"),
         _ => format!("give --num-virtual-tokens less than {most}"),

@@ -3,7 +3,7 @@
 
 use super::language_adapter::{LanguageAdapter, WantedAdapter};
 use super::language_base::{LanguageBase, WantedModel};
-use super::language_config::{BestBy, LanguageConfig};
+use super::language_config::{BestBy, LanguageConfig, FREE_OPTIONS};
 use super::language_data_args::TaskChoice;
 use super::language_evaluation::{check_positions, Evaluation, Evaluator};
 use super::language_loss::{language_loss, LossOptions};
@@ -55,26 +55,25 @@ pub fn train(
             "--best-by accuracy needs answers to measure: give --validation-file and --label-column, or leave it out",
         ));
     }
+    let mut longest = 0;
     for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
+        longest = longest.max(data.longest());
     }
+    check_positions(&files.outline()?, adapter.prompt(), longest, observer)?;
     let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let planned = PlannedModel::of(&files, &adapter, labels)?;
     let records = RecordLengths::of(&data, validation.as_ref());
     let outlook = |budget: u64| planned.outlook(config, records, device, budget);
-    let mut run = start(config, &adapter, data.classes(), device, seed)?;
+    let mut run = start(config, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
     config.training.weights.tell(device, observer);
     tell_memory(outlook, device, observer)?;
-    let folder = run.folder.clone();
 
     // 2. The model with its adapter.
     let outcome =
         prepare(config, &files, adapter, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
-            let longest =
-                [Some(&job.data), job.validation.as_ref()].into_iter().flatten().map(LanguageDataset::longest);
-            check_positions(&job.loaded.model, job.adapter.prompt(), longest.max().unwrap_or(0))?;
             let trained = job.trained();
             let records = ("records", job.data.fingerprint());
             run.prepare(trained, job.batches_per_epoch(), records, observer)?;
@@ -92,17 +91,10 @@ pub fn train(
             let finished = run.finish(observer, |folder, observer| job.write_adapter(folder, observer))?;
             Ok(Finished { sample: job.sample()?, ..finished })
         });
-    outcome.inspect_err(|_| folder.remove_if_unused())
+    outcome.inspect_err(|error| run.fail(error))
 }
 
-fn start(
-    config: &LanguageConfig,
-    adapter: &WantedAdapter,
-    classes: &[String],
-    device: Device,
-    seed: i64,
-) -> Result<Run> {
-    let kind = config.training.precision(device).compute_kind();
+fn start(config: &LanguageConfig, classes: &[String], device: Device, seed: i64) -> Result<Run> {
     let mut all = serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?;
     if !classes.is_empty() {
         all["classes"] = classes.into();
@@ -113,7 +105,7 @@ fn start(
         batch_size: config.train_batch_size,
         output_dir: &config.output_dir,
         all,
-        that_matter: config.options_that_matter(kind, seed, adapter),
+        free: FREE_OPTIONS,
     };
     Run::start(options, device, seed)
 }

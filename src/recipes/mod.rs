@@ -1,5 +1,6 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
+pub mod adapter_argument;
 pub mod demo;
 mod dreambooth_adapters;
 mod dreambooth_checks;
@@ -27,6 +28,7 @@ mod outlook;
 pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompted_text;
+mod resumed_options;
 pub mod run;
 mod shell_word;
 pub mod storage_args;

@@ -1,6 +1,7 @@
 //! The state of a training run, whatever it trains: where it stands, and what it leaves on disk.
 
 use super::observer::{Event, Observer};
+use super::resumed_options::options_that_matter;
 use super::training_args::TrainingArgs;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
@@ -59,8 +60,8 @@ pub struct RunOptions<'a> {
     pub output_dir: &'a Path,
     /// All options, for `run.json`.
     pub all: Value,
-    /// Those on which the numbers depend: a resumed run must have the same.
-    pub that_matter: BTreeMap<String, String>,
+    /// Names of those that may change when the run resumes, beside those that every training has.
+    pub free: &'a [&'a str],
 }
 
 /// What is trained.
@@ -107,7 +108,7 @@ pub struct Run {
     skipped: u64,
     skipped_in_a_row: u32,
     began: Instant,
-    training_began: Instant,
+    training_began: Option<Instant>,
     host_start: u64,
 }
 
@@ -119,6 +120,9 @@ impl Run {
         schedule.check()?;
         let optimizer = Optimizer::new(training.adamw(), training.use_8bit_adam)?;
         let precision = training.precision(device);
+        let mut that_matter = options_that_matter(&options.all, options.free);
+        that_matter.insert("--seed".into(), seed.to_string());
+        that_matter.insert("--mixed-precision".into(), precision.flag().into());
         Ok(Self {
             device,
             kind: precision.compute_kind(),
@@ -135,12 +139,12 @@ impl Run {
             metrics: None,
             events: None,
             all_options: options.all,
-            options: options.that_matter,
+            options: that_matter,
             resumed_at: 0,
             skipped: 0,
             skipped_in_a_row: 0,
             began: Instant::now(),
-            training_began: Instant::now(),
+            training_began: None,
             host_start: memory::host_now(),
         })
     }
@@ -160,7 +164,7 @@ impl Run {
         self.schedule.total_steps = self.total_steps;
         self.options.insert(data.0.to_owned(), data.1);
         if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
-            self.options.insert("max-train-steps".into(), self.total_steps.to_string());
+            self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
         }
         let resumed = self.resume(observer)?;
         let logs = self.folder.join(&self.training.logging_dir);
@@ -176,8 +180,8 @@ impl Run {
 
     /// The training begins.
     pub fn begin(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        self.write_run_json("running")?;
-        self.training_began = Instant::now();
+        self.training_began = Some(Instant::now());
+        self.write_run_json("running", None)?;
         observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
         Ok(())
     }
@@ -200,7 +204,14 @@ impl Run {
         let folder = match which.as_str() {
             "latest" => {
                 let latest = checkpoint::latest(self.folder.path())?;
-                for damaged in checkpoint::damaged_behind(self.folder.path(), latest.as_deref())? {
+                let damaged = checkpoint::damaged_behind(self.folder.path(), latest.as_deref())?;
+                if let (None, Some(damaged)) = (&latest, damaged.last()) {
+                    return Err(Error::file(
+                        damaged,
+                        "this checkpoint is damaged, and there is no whole one to resume from; start anew with --overwrite",
+                    ));
+                }
+                for damaged in damaged {
                     observer.warning(format!("{} is damaged and left out", damaged.display()));
                 }
                 latest
@@ -329,7 +340,7 @@ impl Run {
 
     /// Has `write` write the adapters, then writes run.json and the loss curve.
     pub fn finish(
-        mut self,
+        &mut self,
         observer: &mut dyn Observer,
         write: impl FnOnce(&RunFolder, &mut dyn Observer) -> Result<()>,
     ) -> Result<Finished> {
@@ -340,7 +351,7 @@ impl Run {
         write(&self.folder, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines)?;
-        self.write_run_json("finished")?;
+        self.write_run_json("finished", None)?;
         let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();
         Ok(Finished {
             output_dir: self.folder.path().to_owned(),
@@ -351,10 +362,22 @@ impl Run {
         })
     }
 
+    /// Leaves word in `run.json` of why the run ended, or takes the folder away again if nothing came into it.
+    pub fn fail(&self, error: &Error) {
+        if self.training_began.is_none() {
+            return self.folder.remove_if_unused();
+        }
+        let status = if matches!(error, Error::Interrupted(_)) { "interrupted" } else { "failed" };
+        // Where it cannot be written, the error itself says why.
+        drop(self.write_run_json(status, Some(error)));
+    }
+
     /// Writes `run.json` as far as the run is.
-    pub fn write_run_json(&self, status: &str) -> Result<()> {
+    fn write_run_json(&self, status: &str, error: Option<&Error>) -> Result<()> {
+        let training_began = self.training_began.unwrap_or_else(Instant::now);
         let run = json!({
             "status": status,
+            "error": error.map(Error::to_string),
             "lorabooth": env!("CARGO_PKG_VERSION"),
             "libtorch": "2.11",
             "options": self.all_options,
@@ -366,8 +389,8 @@ impl Run {
             "trainable_parameters": self.trained.trainable,
             "total_parameters": self.trained.frozen + self.trained.trainable,
             "seconds": {
-                "before_training": (self.training_began - self.began).as_secs_f64(),
-                "training": self.training_began.elapsed().as_secs_f64(),
+                "before_training": (training_began - self.began).as_secs_f64(),
+                "training": training_began.elapsed().as_secs_f64(),
             },
             "peak_memory_bytes": {
                 "host": memory::host_peak(),

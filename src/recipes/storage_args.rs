@@ -24,9 +24,9 @@ pub struct StorageArgs {
     /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
     #[arg(long, help_heading = "Memory")]
     pub load_in_8bit: bool,
-    /// Inputs of at least this size are computed in 16 bits, not in 8
-    #[arg(long, default_value_t = DEFAULT_THRESHOLD, help_heading = "Memory")]
-    pub int8_threshold: f64,
+    /// With --load-in-8bit inputs of at least this size are computed in 16 bits, not in 8; 6 where not given
+    #[arg(long, help_heading = "Memory")]
+    pub int8_threshold: Option<f64>,
     /// cpu: keep the frozen weights in host memory, where the device is the CPU in their files, and bring each block for its use
     #[arg(long, value_enum, default_value_t = Offload::None, help_heading = "Memory")]
     pub offload: Offload,
@@ -35,7 +35,10 @@ pub struct StorageArgs {
 impl StorageArgs {
     /// Refuses what cannot be meant, by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
-        in_range("--int8-threshold", self.int8_threshold, MAX_FACTOR)?;
+        in_range("--int8-threshold", self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD), MAX_FACTOR)?;
+        if self.int8_threshold.is_some() && !self.load_in_8bit {
+            return refuse("--int8-threshold needs --load-in-8bit, without which nothing is computed in 8 bits".into());
+        }
         match (self.load_in_8bit, self.offload) {
             (true, Offload::Cpu) => refuse(
                 "--load-in-8bit and --offload cpu exclude each other; the first computes faster, the second takes less memory"
@@ -48,7 +51,7 @@ impl StorageArgs {
     /// How the weights of projections are kept.
     pub fn storage(&self) -> Storage {
         match (self.load_in_8bit, self.offload) {
-            (true, _) => Storage::Int8 { threshold: self.int8_threshold },
+            (true, _) => Storage::Int8 { threshold: self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD) },
             (false, Offload::Cpu) => Storage::Streamed,
             (false, Offload::None) => Storage::Dense,
         }
@@ -74,14 +77,6 @@ impl StorageArgs {
             Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
             Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
             Storage::Streamed => " --offload cpu".to_owned(),
-        }
-    }
-
-    /// On what of it a run's numbers depend: not on where weights wait.
-    pub fn that_matters(&self) -> Storage {
-        match self.storage() {
-            Storage::Streamed => Storage::Dense,
-            storage => storage,
         }
     }
 }

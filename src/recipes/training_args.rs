@@ -6,11 +6,11 @@ use crate::error::Result;
 use crate::train::adamw::AdamWConfig;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::precision::Precision;
-use crate::train::run_folder::ExistingRun;
+use crate::train::run_folder::{is_written_by_a_run, ExistingRun};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Component, Path};
-use tch::{Device, Kind};
+use tch::Device;
 
 /// More steps than any run has.
 const MAX_STEPS: u64 = 1_000_000_000;
@@ -174,9 +174,8 @@ impl TrainingArgs {
         Ok(())
     }
 
-    /// `--logging-dir` is a folder inside `output`, or an absolute path: PEFT's script joins the two as paths. `taken` are
-    /// names inside that have another use.
-    pub fn check_logging_dir(&self, output: &Path, taken: &[&str]) -> Result<()> {
+    /// `--logging-dir` is a folder inside `output`, or an absolute path: PEFT's script joins the two as paths.
+    pub fn check_logging_dir(&self, output: &Path) -> Result<()> {
         let (given, path) = (&self.logging_dir, Path::new(&self.logging_dir));
         let inside = |part: Component| matches!(part, Component::Normal(_) | Component::RootDir);
         if path.file_name().is_none() || !path.components().all(inside) {
@@ -187,12 +186,25 @@ impl TrainingArgs {
         let logs = output.join(path);
         let inside = logs.strip_prefix(output).unwrap_or(path);
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
-        let first = first.unwrap_or_default();
-        let taken = taken.contains(&first.as_str()) || first.starts_with("checkpoint-");
-        if taken || logs.is_file() {
+        if is_written_by_a_run(&first.unwrap_or_default()) || logs.is_file() {
             return refuse(format!("--logging-dir `{given}` has another use in the output folder; take another name"));
         }
         Ok(())
+    }
+
+    /// Refuses to read, as `flag` says, what the run itself writes to `output`: it would be replaced.
+    pub fn check_stays(flag: &str, path: &Path, output: &Path) -> Result<()> {
+        let (Ok(real), Ok(real_output)) = (path.canonicalize(), output.canonicalize()) else { return Ok(()) };
+        let Ok(inside) = real.strip_prefix(&real_output) else { return Ok(()) };
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        match first.is_none_or(|first| is_written_by_a_run(&first)) {
+            true => refuse(format!(
+                "{flag} {} is what a run writes to --output-dir {}, which this one would replace; give another --output-dir",
+                path.display(),
+                output.display()
+            )),
+            false => Ok(()),
+        }
     }
 
     /// The dtype of the computation on `device`.
@@ -229,24 +241,5 @@ impl TrainingArgs {
             (None, true) => ExistingRun::Overwrite,
             (None, false) => ExistingRun::Refuse,
         }
-    }
-
-    /// The options on which a run's numbers depend: a resumed run must have the same.
-    pub fn options_that_matter(&self, kind: Kind, seed: i64) -> Vec<(&'static str, String)> {
-        let adam = (self.adam_beta1, self.adam_beta2, self.adam_weight_decay, self.adam_epsilon);
-        vec![
-            ("precision", format!("{kind:?}")),
-            ("seed", seed.to_string()),
-            ("gradient-accumulation-steps", self.gradient_accumulation_steps.to_string()),
-            ("lr-scheduler", format!("{:?}", self.lr_scheduler)),
-            ("lr-warmup-steps", self.lr_warmup_steps.to_string()),
-            ("lr-num-cycles", self.lr_num_cycles.to_string()),
-            ("lr-power", self.lr_power.to_string()),
-            ("scale-lr", self.scale_lr.to_string()),
-            ("use-8bit-adam", self.use_8bit_adam.to_string()),
-            ("adam", format!("{adam:?}")),
-            ("max-grad-norm", self.max_grad_norm.to_string()),
-            ("storage", format!("{:?}", self.weights.that_matters())),
-        ]
     }
 }

@@ -87,7 +87,6 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
         if stop || last || run.step.is_multiple_of(run.training.checkpointing_steps) {
             let folder = run.save_checkpoint(job.position(run.micro_step).0)?;
             if stop && !last {
-                run.write_run_json("interrupted")?;
                 return Err(Error::Interrupted(format!(
                     "step {} is saved in {}; go on with the same command and --resume",
                     run.step,

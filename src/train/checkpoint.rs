@@ -9,7 +9,7 @@ use crate::weights::tensor_file;
 use crate::whole_file::write_json;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
@@ -39,29 +39,30 @@ pub struct TrainingState {
     pub scaler: Option<ScalerState>,
     /// Length of metrics.jsonl: what lies behind is of steps that will be done again.
     pub metrics_bytes: u64,
-    /// The options on which the numbers depend, name → value.
+    /// What the numbers depend on: options, flag → value in words, and the data by its name → fingerprint.
     pub options: BTreeMap<String, String>,
 }
 
 impl TrainingState {
-    /// Refuses to go on with options that would end in other numbers than the run began with.
+    /// Refuses to go on with options, or data, that would end in other numbers than the run began with.
     pub fn check_options(&self, now: &BTreeMap<String, String>) -> Result<()> {
-        let names: std::collections::BTreeSet<&String> = self.options.keys().chain(now.keys()).collect();
+        let names: BTreeSet<&String> = self.options.keys().chain(now.keys()).collect();
+        let changed = names.into_iter().filter(|name| self.options.get(*name) != now.get(*name));
+        let (flags, contents): (Vec<&String>, Vec<&String>) = changed.partition(|name| name.starts_with("--"));
         let value = |options: &BTreeMap<String, String>, name: &String| {
-            options.get(name).map_or_else(|| "not set".to_owned(), |value| format!("{value:?}"))
+            options.get(name).map_or("not given".into(), String::clone)
         };
-        let changes: Vec<String> = names
-            .into_iter()
-            .filter(|name| self.options.get(*name) != now.get(*name))
-            .map(|name| format!("{name} was {} and is {} now", value(&self.options, name), value(now, name)))
-            .collect();
-        match changes.is_empty() {
-            true => Ok(()),
-            false => Err(Error::invalid(format!(
-                "the run to resume had other options: {}; give the same ones, or start anew in another --output-dir",
-                changes.join(", ")
-            ))),
-        }
+        let was = |name: &String| format!("{name} was {} and is {} now", value(&self.options, name), value(now, name));
+        let what = match (flags.as_slice(), contents.as_slice()) {
+            ([], []) => return Ok(()),
+            // Other options, such as a shorter text, make other contents: they are the cause.
+            ([], [content, ..]) => format!("learned from other {content}; give the same ones"),
+            _ => {
+                let changes: Vec<String> = flags.into_iter().map(was).collect();
+                format!("had other options: {}; give the same ones", changes.join(", "))
+            }
+        };
+        Err(Error::invalid(format!("the run to resume {what}, or start anew in another --output-dir")))
     }
 }
 
@@ -244,8 +245,16 @@ mod tests {
     use tch::Kind;
 
     fn state(step: u64) -> TrainingState {
-        let options = BTreeMap::from([("rank".to_owned(), "8".to_owned())]);
-        TrainingState { step, micro_step: 2 * step, epoch: 1, seed: 3, scaler: None, metrics_bytes: 77, options }
+        let options = [("--rank", "8"), ("records", "these")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        TrainingState {
+            step,
+            micro_step: 2 * step,
+            epoch: 1,
+            seed: 3,
+            scaler: None,
+            metrics_bytes: 77,
+            options: options.into(),
+        }
     }
 
     fn params(value: f64) -> Parameters {
@@ -314,10 +323,18 @@ mod tests {
     }
 
     #[test]
-    fn other_options_are_named() {
-        let now = BTreeMap::from([("rank".to_owned(), "16".to_owned())]);
-        let message = state(1).check_options(&now).unwrap_err().to_string();
-        assert!(message.contains("rank was \"8\" and is \"16\" now"), "{message}");
+    fn other_options_are_named_and_other_data_where_no_option_explains_it() {
+        let refused = |now: [(&str, &str); 2]| {
+            let now = now.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+            state(1).check_options(&now).unwrap_err().to_string()
+        };
+        let message = refused([("--rank", "16"), ("records", "other")]);
+        assert!(message.contains("had other options: --rank was 8 and is 16 now; give"), "{message}");
+        assert!(!message.contains("records"), "{message}");
+        let message = refused([("--rank", "8"), ("--use-dora", "given")]);
+        assert!(message.contains("--use-dora was not given and is given now"), "{message}");
+        let message = refused([("--rank", "8"), ("records", "other")]);
+        assert!(message.contains("learned from other records; give the same ones"), "{message}");
         state(1).check_options(&state(2).options).unwrap();
     }
 }

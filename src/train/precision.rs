@@ -29,6 +29,15 @@ impl Precision {
         }
     }
 
+    /// As `--mixed-precision` names it.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Fp32 => "no",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        }
+    }
+
     /// Whether gradients can underflow, so that the loss must be scaled.
     pub fn needs_loss_scale(self) -> bool {
         self == Self::Fp16

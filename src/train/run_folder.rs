@@ -91,6 +91,29 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Files that runs write, in the order in which they go.
+const FILES: &[&str] = &[
+    "pytorch_lora_weights.safetensors",
+    "run.json",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "predictions.csv",
+    "loss.png",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "prompt_encoder.safetensors",
+    "classes.json",
+];
+/// Folders with an adapter: of the UNet, of the text encoder, of a language model's best evaluation.
+const ADAPTER_FOLDERS: &[&str] = &["unet", "text_encoder", "best"];
+const SAMPLES: &str = "samples";
+
+/// Whether a run has a use for the `name` in its output folder.
+pub fn is_written_by_a_run(name: &str) -> bool {
+    let is_checkpoint = name.starts_with("checkpoint-");
+    is_checkpoint || name == SAMPLES || FILES.contains(&name) || ADAPTER_FOLDERS.contains(&name)
+}
+
 /// What to do with a run that is already in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExistingRun {
@@ -198,7 +221,7 @@ impl RunFolder {
         if self.existing != ExistingRun::Overwrite {
             return Ok(());
         }
-        for name in ["pytorch_lora_weights.safetensors", "run.json", "metrics.jsonl", "loss.png"] {
+        for name in FILES {
             remove_file(&self.join(name))?;
         }
         if logs.starts_with(&self.path) && logs.is_dir() {
@@ -206,8 +229,8 @@ impl RunFolder {
         }
         for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
             match name_of(entry).as_str() {
-                "unet" | "text_encoder" => remove_own(entry, &["adapter_config.json", "adapter_model.safetensors"])?,
-                "samples" => remove_where(entry, |name| name.starts_with("step-") && name.ends_with(".png"))?,
+                name if ADAPTER_FOLDERS.contains(&name) => remove_own(entry, FILES)?,
+                SAMPLES => remove_where(entry, |name| name.starts_with("step-") && name.ends_with(".png"))?,
                 name if super::checkpoint::step_of(name).is_some() => remove_own(entry, super::checkpoint::FILES)?,
                 _ => {}
             }
@@ -302,8 +325,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let theirs =
             ["photo.jpg", "unet/diffusion_pytorch_model.safetensors", "checkpoint-9/pytorch_model.bin", "logs/my.txt"];
-        let ours =
-            ["run.json", "metrics.jsonl", "loss.png", "pytorch_lora_weights.safetensors", "unet/adapter_config.json"];
+        let ours = [
+            "run.json",
+            "metrics.jsonl",
+            "loss.png",
+            "pytorch_lora_weights.safetensors",
+            "unet/adapter_config.json",
+            "adapter_model.safetensors",
+            "predictions.csv",
+            "best/classes.json",
+        ];
         let in_folders = ["logs/events.out.tfevents.1.x", "samples/step-000100-0.png", "checkpoint-10/state.json"];
         let half = [".checkpoint-20.lorabooth-tmp/state.safetensors", ".run.json.lorabooth-tmp"];
         for name in theirs.iter().chain(&ours).chain(&in_folders).chain(&half) {

@@ -49,6 +49,13 @@ pub fn t5() -> Job {
     job("t5", "T5ForConditionalGeneration", "seq2seq-lm", true, config)
 }
 
+/// Its later form.
+pub fn t5_gated() -> Job {
+    let config = json!({ "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3,
+        "dropout_rate": 0.0, "decoder_start_token_id": 0, "feed_forward_proj": "gated-gelu" });
+    job("gated t5", "T5ForConditionalGeneration", "seq2seq-lm", true, config)
+}
+
 pub fn bert() -> Job {
     let config = json!({ "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40,
         "max_position_embeddings": 32, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "num_labels": 3 });

@@ -66,7 +66,7 @@ impl Records {
             }
         };
         match rows.is_empty() {
-            true => Err(Error::file(path, "has no rows; there is nothing to learn from")),
+            true => Err(Error::file(path, "has no rows")),
             false => Ok(Self { path: path.to_owned(), columns, rows }),
         }
     }

@@ -92,6 +92,7 @@ pub(super) fn outline(value: &Value, family: Family) -> std::result::Result<Outl
             Projection::new(out_proj, labels(value), true),
         ]),
         longest: Some(config.longest()),
+        made_for: None,
     })
 }
 

@@ -120,6 +120,7 @@ pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
         stacks: vec![Rc::new(stack)],
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
         longest: None,
+        made_for: None,
     })
 }
 

@@ -148,6 +148,7 @@ pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
         stacks: vec![Rc::new(stack)],
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
         longest: Some(config.n_positions),
+        made_for: None,
     })
 }
 

@@ -92,6 +92,7 @@ pub(super) fn outline(config: &Value, family: Family) -> std::result::Result<Out
         stacks: vec![Rc::new(stack)],
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
         longest: None,
+        made_for: Some(config.max_position_embeddings),
     })
 }
 

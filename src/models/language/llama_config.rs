@@ -43,7 +43,7 @@ pub(super) struct LlamaConfig {
     num_key_value_heads: Option<i64>,
     head_dim: Option<i64>,
     pub(super) hidden_act: Activation,
-    max_position_embeddings: i64,
+    pub(super) max_position_embeddings: i64,
     pub(super) rms_norm_eps: f64,
     pub(super) tie_word_embeddings: bool,
     attention_bias: bool,

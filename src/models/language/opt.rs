@@ -165,6 +165,7 @@ pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
         stacks: vec![Rc::new(stack)],
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
         longest: Some(config.max_position_embeddings),
+        made_for: None,
     })
 }
 

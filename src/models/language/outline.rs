@@ -16,6 +16,8 @@ pub struct Outline {
     pub head: HeadOutline,
     /// Most tokens that there are positions for; none: as many as memory holds.
     pub longest: Option<i64>,
+    /// Tokens of the longest texts that it was made for, where it can number more.
+    pub made_for: Option<i64>,
 }
 
 impl Outline {

@@ -57,6 +57,7 @@ fn outline(config: &T5Config) -> std::result::Result<Outline, String> {
         stacks: vec![Rc::new(stack_outline(config, false)?), Rc::new(stack_outline(config, true)?)],
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.ties_embeddings() },
         longest: None,
+        made_for: None,
     })
 }
 

@@ -1,0 +1,18 @@
+//! What `--adapter` and `--lora` take.
+
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// `PATH` or `PATH=SCALE`. A path that exists is never taken apart.
+pub fn path_and_scale(text: &str) -> Result<(PathBuf, f64)> {
+    if Path::new(text).exists() {
+        return Ok((PathBuf::from(text), 1.0));
+    }
+    match text.rsplit_once('=') {
+        None => Ok((PathBuf::from(text), 1.0)),
+        Some((path, scale)) => match scale.parse::<f64>() {
+            Ok(scale) if scale.is_finite() => Ok((PathBuf::from(path), scale)),
+            _ => Err(Error::invalid(format!("the strength `{scale}` of {path} is no number"))),
+        },
+    }
+}
