@@ -185,6 +185,33 @@ fn the_adapter_that_is_kept_is_the_best_by_the_measure_asked_for() {
     }
 }
 
+/// What a stopped run found behind its last checkpoint is in the folder of the best adapter, and is no adapter of a step before.
+#[test]
+fn a_run_that_goes_on_keeps_no_adapter_of_a_step_that_it_has_not_reached() {
+    let (job, folder) = (bert(), tempfile::tempdir().unwrap());
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    let validation = job.folder.join("validation.jsonl");
+    let evaluated = ["--validation-file", validation.to_str().unwrap(), "--checkpointing-steps", "4", "--eval-steps"];
+    lorabooth_ok(&job.train(&whole, &[&evaluated[..], &["10"]].concat()));
+    lorabooth_ok(&job.train(&parts, &[&evaluated[..], &["3", "--max-train-steps", "6"]].concat()));
+    assert_eq!(lines(&parts.join("best/evaluation.json"))[0]["step"], 6);
+    // Nothing later is as good as the evaluation of step 3, whose adapter is gone.
+    let changed: String = lines(&parts.join("evaluations.jsonl")).into_iter().fold(String::new(), |text, mut line| {
+        if line["step"] == 3 {
+            line["loss"] = json!(0.0);
+        }
+        text + &line.to_string() + "\n"
+    });
+    std::fs::write(parts.join("evaluations.jsonl"), changed).unwrap();
+    lorabooth_ok(&job.train(&parts, &[&evaluated[..], &["10", "--resume", "checkpoint-4"]].concat()));
+    let file = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    assert!(file(&whole) == file(&parts));
+    assert_eq!(
+        lines(&parts.join("evaluations.jsonl")).iter().map(|line| &line["step"]).collect::<Vec<_>>(),
+        [0, 3, 10]
+    );
+}
+
 #[test]
 fn greedy_and_beam_texts_are_those_of_transformers() {
     let prompts = ["red house", "river stone cloud bread", "music"];

@@ -25,11 +25,14 @@ use crate::train::run_folder::RunFolder;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
 use std::cmp::Ordering;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// Where the adapter of the best evaluation is kept during a run.
 const BEST: &str = "best";
+/// Which evaluation that is: written last and removed first, so that it never speaks of another adapter.
+const BEST_EVALUATION: &str = "evaluation.json";
 
 /// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
 pub fn train(
@@ -128,7 +131,7 @@ fn prepare<'a>(
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
     let adapter = adapter.attach(config, &loaded, &tokenizer, run.device, run.seed)?;
     let order = data.order(config.train_batch_size, run.seed, !config.no_shuffle)?;
-    Ok(LanguageJob { config, loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new() })
+    Ok(LanguageJob { config, loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new(), best: None })
 }
 
 /// Records and the model, as the loop asks for them.
@@ -141,6 +144,8 @@ struct LanguageJob<'a> {
     validation: Option<LanguageDataset>,
     order: EpochOrder,
     evaluations: Vec<Evaluation>,
+    /// The one whose adapter is kept.
+    best: Option<Evaluation>,
 }
 
 impl LanguageJob<'_> {
@@ -178,23 +183,25 @@ impl LanguageJob<'_> {
         }
     }
 
-    /// The evaluations up to the run's present step, where it goes on.
+    /// The evaluations up to the run's present step, where it goes on. The best is known if its adapter is there still: a run that
+    /// was stopped may have found a better one behind its last checkpoint, and finds it again.
     fn recall(&mut self, run: &Run) -> Result<()> {
-        let path = run.folder.join("evaluations.jsonl");
-        if run.step == 0 || !path.exists() {
-            return Ok(());
-        }
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
-        let lines = text.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
-        self.evaluations = lines.filter(|evaluation| evaluation.step <= run.step).collect();
+        let done = |path: PathBuf| -> Result<Vec<Evaluation>> {
+            if run.step == 0 || !path.exists() {
+                return Ok(Vec::new());
+            }
+            let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+            let lines = text.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
+            Ok(lines.filter(|evaluation| evaluation.step <= run.step).collect())
+        };
+        self.evaluations = done(run.folder.join("evaluations.jsonl"))?;
+        self.best = done(run.folder.join(BEST).join(BEST_EVALUATION))?.pop();
         Ok(())
     }
 
     fn write_evaluations(&self, folder: &RunFolder) -> Result<()> {
-        let line = |evaluation: &Evaluation| serde_json::to_string(evaluation).map(|line| line + "\n");
-        let lines: std::result::Result<String, _> = self.evaluations.iter().map(line).collect();
-        let text = lines.map_err(|error| Error::invalid(error.to_string()))?;
-        write_whole(&folder.join("evaluations.jsonl"), text.as_bytes())
+        let lines: String = self.evaluations.iter().map(line).collect::<Result<_>>()?;
+        write_whole(&folder.join("evaluations.jsonl"), lines.as_bytes())
     }
 
     /// Writes the adapter as it is now.
@@ -206,9 +213,21 @@ impl LanguageJob<'_> {
         }
     }
 
+    /// Keeps the present adapter as that of the best evaluation.
+    fn keep(&mut self, best: Evaluation, folder: &Path) -> Result<()> {
+        let path = folder.join(BEST_EVALUATION);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("replace", &path, error)),
+            _ => self.write_present(folder)?,
+        }
+        write_whole(&path, line(&best)?.as_bytes())?;
+        self.best = Some(best);
+        Ok(())
+    }
+
     /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
     fn restore_best(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
-        let Some(best) = self.best() else { return Ok(()) };
+        let Some(best) = &self.best else { return Ok(()) };
         observer.fact("kept", format!("the adapter of step {}, loss {:.4}", best.step, best.loss));
         if best.step == 0 && self.evaluations.len() > 1 {
             observer.warning("no evaluation was better than the one before training: what is kept has learned nothing");
@@ -220,11 +239,6 @@ impl LanguageJob<'_> {
         self.write_present(folder.path())?;
         observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
         Ok(())
-    }
-
-    /// The first of the best evaluations.
-    fn best(&self) -> Option<&Evaluation> {
-        self.evaluations.iter().min_by(|a, b| self.compare(a, b))
     }
 
     /// The better evaluation is less; of those that have as many right answers, the one of the lower loss.
@@ -264,6 +278,11 @@ impl LanguageJob<'_> {
     }
 }
 
+/// An evaluation as its line in a file.
+fn line(evaluation: &Evaluation) -> Result<String> {
+    serde_json::to_string(evaluation).map(|line| line + "\n").map_err(|error| Error::Internal(error.to_string()))
+}
+
 impl Job for LanguageJob<'_> {
     fn parts(&self) -> &'static [&'static str] {
         &[]
@@ -300,10 +319,9 @@ impl Job for LanguageJob<'_> {
         let Some(data) = &self.validation else { return Ok(()) };
         let evaluation = self.evaluator(run).evaluate(data, run.step, &mut |_| ())?.0;
         observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
-        let is_best = self.best().is_none_or(|best| self.compare(&evaluation, best).is_lt());
-        self.evaluations.push(evaluation);
-        if is_best {
-            self.write_present(&run.folder.join(BEST))?;
+        self.evaluations.push(evaluation.clone());
+        if self.best.as_ref().is_none_or(|best| self.compare(&evaluation, best).is_lt()) {
+            self.keep(evaluation, &run.folder.join(BEST))?;
         }
         self.write_evaluations(&run.folder)
     }

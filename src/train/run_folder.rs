@@ -103,6 +103,7 @@ const FILES: &[&str] = &[
     "adapter_model.safetensors",
     "prompt_encoder.safetensors",
     "classes.json",
+    "evaluation.json",
 ];
 /// Folders with an adapter: of the UNet, of the text encoder, of a language model's best evaluation.
 const ADAPTER_FOLDERS: &[&str] = &["unet", "text_encoder", "best"];
@@ -334,6 +335,7 @@ mod tests {
             "adapter_model.safetensors",
             "predictions.csv",
             "best/classes.json",
+            "best/evaluation.json",
         ];
         let in_folders = ["logs/events.out.tfevents.1.x", "samples/step-000100-0.png", "checkpoint-10/state.json"];
         let half = [".checkpoint-20.lorabooth-tmp/state.safetensors", ".run.json.lorabooth-tmp"];
