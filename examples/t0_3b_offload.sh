@@ -3,10 +3,10 @@
 # with its numbers.
 # Memory: the card holds two blocks, one batch's activations and the adapter; the host 6 GB of bf16 weights as they lie in their files
 # (PEFT reports 9.8 GB of GPU memory and 17.8 GB of the host's). Time: 25 steps of 8 tweets, each the whole model forward and backward.
-# MODEL: a folder in the transformers layout with safetensors; small ones take seconds. LORABOOTH, RECORDS, DEVICE, OUT: as below.
+# MODEL: a folder in the transformers layout with safetensors, which as_safetensors.py makes of the hub's pickles; small ones take seconds. LORABOOTH, RECORDS, DEVICE, OUT: as below.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-lorabooth=${LORABOOTH:-target/release/lorabooth} model=${MODEL:-bigscience/T0_3B} device=${DEVICE:-auto} out=${OUT:-runs/t0-3b}
+lorabooth=${LORABOOTH:-target/release/lorabooth} model=${MODEL:-models/t0-3b} device=${DEVICE:-auto} out=${OUT:-runs/t0-3b}
 "$lorabooth" train llm --model "$model" --task seq2seq-lm --offload cpu --device "$device" --seed 42 \
   --train-file "${RECORDS:-examples/data/complaints.jsonl}" --text-column "Tweet text" --label-column text_label \
   --lora-r 8 --lora-alpha 32 --lora-dropout 0.1 --train-batch-size 8 --num-train-epochs 5 --learning-rate 3e-3 --lr-scheduler linear \

@@ -92,8 +92,13 @@ fn models_that_cannot_be_read_are_refused_by_what_is_wrong_with_them() {
     own.refused(&mut complaints, "no such folder", &["--model", "/nowhere/at/all"], &["/nowhere/at/all", "no such"]);
     own.refused(&mut complaints, "not fetched", &["--model", "some/model"], &["`some/model`", "HF_HUB_OFFLINE"]);
     let encodings = made("gguf_files.py", "gguf", &json!({}));
-    let quantised = encodings.join("refused-Q4_K.gguf");
-    own.refused(&mut complaints, "a K-quant", &["--model", quantised.to_str().unwrap()], &["Q4_K", "Q8_0"]);
+    let quantised = encodings.join("refused-IQ4_NL.gguf");
+    own.refused(
+        &mut complaints,
+        "an encoding that is not read",
+        &["--model", quantised.to_str().unwrap()],
+        &["IQ4_NL", "Q8_0"],
+    );
 }
 
 fn set_head(config: &mut Value) {

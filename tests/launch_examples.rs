@@ -6,7 +6,7 @@ mod support;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use support::{made, model, read, read_json};
+use support::{complete, lorabooth_ok, made, model, python, read, read_json};
 use tch::Tensor;
 use tempfile::tempdir;
 
@@ -111,4 +111,20 @@ fn stable_diffusion_learns_six_photos_and_draws_what_it_learned() {
     }
     let picture = image::open(out.join("bird.png")).unwrap();
     assert_eq!((picture.width(), picture.height()), (32, 32));
+}
+
+#[test]
+fn a_models_pickle_is_written_anew_as_safetensors() {
+    let config = json!({ "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 64, "num_attention_heads": 4 });
+    let model = language_model("OPTForCausalLM", config, "quotes.jsonl");
+    let folder = tempdir().unwrap();
+    let [pickled, anew] = ["pickled", "anew"].map(|name| folder.path().join(name));
+    python("pickled.py", &[pickled.to_str().unwrap(), &json!({ "model": model }).to_string()]);
+    python("../../examples/as_safetensors.py", &[pickled.to_str().unwrap(), anew.to_str().unwrap()]);
+    let [before, after] = [&model, &anew].map(|folder| {
+        lorabooth_ok(&complete(folder.to_str().unwrap(), "Two things are", &["--max-new-tokens", "5", "--quiet"]))
+    });
+    let text = |said: &str| serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["text"].clone();
+    assert_eq!(text(&before), text(&after));
+    assert!(!text(&after).as_str().unwrap().is_empty());
 }

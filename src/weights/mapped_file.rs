@@ -24,7 +24,7 @@ impl MappedFile {
             return Err(Error::file(
                 path,
                 format!(
-                    "a .{kind} file is a Python pickle, which can run code when it is read; convert it to .safetensors"
+                    "a .{kind} file is a Python pickle, which can run code when it is read; write the model anew as .safetensors, with `save_pretrained` of Python's libraries"
                 ),
             ));
         }

@@ -3,7 +3,7 @@ read in them.
 
 usage: gguf_files.py OUT
 OUT/encodings.gguf, OUT/encodings.safetensors: the dequantised tensors (float32)
-OUT/refused-Q5_0.gguf, …: a tensor in an encoding that is not read
+OUT/refused-IQ4_NL.gguf, …: a tensor in an encoding that is not read
 OUT/metadata.gguf, OUT/metadata.json: {key: [type, value]}
 OUT/<model>.gguf, OUT/<model>.safetensors, OUT/<model>.json: weights by transformers' keys, and the configuration
 """
@@ -21,7 +21,10 @@ from gguf import quants
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-READ = [Encoding.F32, Encoding.F16, Encoding.BF16, Encoding.Q4_0, Encoding.Q4_1, Encoding.Q8_0]
+MADE = [Encoding.F32, Encoding.F16, Encoding.BF16, Encoding.Q4_0, Encoding.Q4_1, Encoding.Q5_0, Encoding.Q5_1, Encoding.Q8_0]
+# gguf reads these and does not make them. The bytes at which their scales lie.
+K_QUANTS = {Encoding.Q2_K: (80, 82), Encoding.Q3_K: (108,), Encoding.Q4_K: (0, 2), Encoding.Q5_K: (0, 2), Encoding.Q6_K: (208,)}
+SCALES = {Encoding.Q4_0: (0,), Encoding.Q4_1: (0, 2), Encoding.Q5_0: (0,), Encoding.Q5_1: (0, 2), Encoding.Q8_0: (0,), **K_QUANTS}
 
 
 def random_blocks(draw, encoding, shape):
@@ -32,7 +35,7 @@ def random_blocks(draw, encoding, shape):
     if encoding in (Encoding.F32, Encoding.F16, Encoding.BF16):
         values = draw.standard_normal(shape).astype(np.float32) * 10.0 ** draw.integers(-6, 4, shape).astype(np.float32)
         return quants.quantize(values.astype(np.float32), encoding)
-    for at in (0, 2) if encoding == Encoding.Q4_1 else (0,):
+    for at in SCALES[encoding]:
         halves = draw.integers(0, 1 << 16, count).astype(np.uint16)
         halves = np.where((halves & 0x7C00) == 0x7C00, halves & 0x83FF, halves).astype("<u2")  # infinite: made subnormal
         blocks[:, at : at + 2] = halves.view(np.uint8).reshape(count, 2)
@@ -57,20 +60,23 @@ def write(writer):
 def encodings(out):
     draw, expected = np.random.default_rng(0), {}
     writer = gguf.GGUFWriter(out / "encodings.gguf", "llama")
-    for encoding in READ:
+    for encoding in [*MADE, *K_QUANTS]:
         # The last is longer than what is decoded at once.
-        for index, shape in enumerate([(64,), (5, 96), (2, 3, 4, 32), (1300, 1024)]):
+        times = 8 if encoding in K_QUANTS else 1
+        for index, shape in enumerate([(64 * times,), (5, 96 * times), (2, 3, 4, 32 * times), (1300, 1024)]):
             name = f"{encoding.name}.{index}"
             data = random_blocks(draw, encoding, shape)
             add(writer, name, data, encoding)
             expected[name] = dequantised(data, encoding).reshape(shape)
+        if encoding in K_QUANTS:
+            continue
         values = draw.standard_normal((7, 64)).astype(np.float32)
         data = quants.quantize(values, encoding)
         add(writer, f"{encoding.name}.quantised", data, encoding)
         expected[f"{encoding.name}.quantised"] = dequantised(data, encoding).reshape(7, 64)
     write(writer)
     save_file(expected, out / "encodings.safetensors")
-    for encoding in (Encoding.Q5_0, Encoding.Q4_K, Encoding.Q6_K, Encoding.IQ4_NL):
+    for encoding in (Encoding.IQ4_NL, Encoding.IQ2_XXS, Encoding.TQ1_0):
         block, size = gguf.GGML_QUANT_SIZES[encoding]
         writer = gguf.GGUFWriter(out / f"refused-{encoding.name}.gguf", "llama")
         add(writer, "w", np.zeros((2, size), dtype=np.uint8), encoding)
@@ -158,7 +164,7 @@ def language_models(out):
     llama = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False, **biased))
     for weight in llama.parameters():
         torch.nn.init.normal_(weight)
-    for encoding in READ:
+    for encoding in MADE:
         language_model(out, f"llama-{encoding.name}", llama, encoding, permuted=True)
     scaled = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 8192}

@@ -1,6 +1,5 @@
 //! A mapped GGUF file.
 
-use super::encoding::Encoding;
 use super::header::{self, Header, TensorInfo};
 use super::metadata::Metadata;
 use crate::error::{Error, Result};
@@ -14,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 /// Values that are decoded at once: they are copied into the tensor from a buffer of this size.
 const DECODED_AT_ONCE: usize = 1 << 20;
 
-/// A mapped GGUF file (version 2 or 3, little-endian) of tensors in F32, F16, BF16, Q4_0, Q4_1 and Q8_0.
+/// A mapped GGUF file (version 2 or 3, little-endian) of tensors in floats, or in blocks of 2 to 8 bits.
 pub struct GgufFile {
     path: PathBuf,
     map: Arc<memmap2::Mmap>,
@@ -54,11 +53,9 @@ impl GgufFile {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self.header.tensors.get(name);
         let info = info.ok_or_else(|| Error::MissingWeight { path: self.path.clone(), key: name.to_owned() })?;
-        match info.encoding {
-            Encoding::F32 | Encoding::F16 | Encoding::Bf16 => {
-                mapped_tensor::over(&self.map, info.start, &info.shape, kind(info.encoding))
-            }
-            Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => self.dequantised(info),
+        match info.encoding.is_float() {
+            true => mapped_tensor::over(&self.map, info.start, &info.shape, info.encoding.kind()),
+            false => self.dequantised(info),
         }
     }
 
@@ -80,22 +77,13 @@ impl GgufFile {
     }
 }
 
-/// The dtype of a decoded tensor.
-fn kind(encoding: Encoding) -> Kind {
-    match encoding {
-        Encoding::F16 => Kind::Half,
-        Encoding::Bf16 => Kind::BFloat16,
-        Encoding::F32 | Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => Kind::Float,
-    }
-}
-
 impl TensorSource for GgufFile {
     fn path(&self) -> &Path {
         self.path()
     }
 
     fn info(&self, name: &str) -> Option<(Vec<i64>, Result<Kind>)> {
-        self.header.tensors.get(name).map(|tensor| (tensor.shape.clone(), Ok(kind(tensor.encoding))))
+        self.header.tensors.get(name).map(|tensor| (tensor.shape.clone(), Ok(tensor.encoding.kind())))
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor> {

@@ -253,7 +253,8 @@ mod tests {
             (vec![8, 2], 0, u64::MAX - 31, "after its file"),
             (vec![8, 2], 0, 8, "multiple of the alignment"),
             (vec![8, 4], 8, 0, "whole blocks"),
-            (vec![32], 10, 0, "Q2_K"),
+            (vec![32], 10, 0, "whole blocks"),
+            (vec![32], 20, 0, "IQ4_NL"),
         ] {
             assert!(refusal(&file(TRUE, &dimensions, encoding, offset)).contains(says), "{says}");
         }

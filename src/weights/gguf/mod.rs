@@ -4,6 +4,7 @@
 mod encoding;
 mod file;
 mod header;
+mod k_quants;
 mod llama;
 mod metadata;
 mod rope;
