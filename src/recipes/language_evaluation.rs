@@ -60,7 +60,7 @@ pub fn check_positions(
     };
     if let Some(most) = model.made_for.filter(|most| longest as i64 + virtual_tokens > *most) {
         observer.warning(format!(
-            "a text has {longest} tokens{behind}, and the model was made for {most}: of what lies behind it knows little; \
+            "a text has {longest} tokens{behind}, and the model was made for {most}: it knows little of what lies behind; \
              --max-seq-length cuts texts"
         ));
     }
