@@ -279,7 +279,7 @@ fn complete_refuses_what_writes_no_text() {
     let adapter = adapter.to_str().unwrap();
     for (what, own, more, expected) in [
         ("a classifier", &classifier, &[][..], &["classifier", "no text"][..]),
-        ("another model's adapter", &decoder, &["--adapter", adapter], &["query,value", "c_attn"]),
+        ("a classifier's adapter", &decoder, &["--adapter", adapter], &["classifier", "evaluate --output"]),
         ("no adapter", &decoder, &["--adapter", "/nowhere"], &["/nowhere"]),
         ("a strength of no number", &decoder, &["--adapter", "a=much"], &["much"]),
         ("no end", &decoder, &["--max-new-tokens", "40"], &["positions end at 32", "--max-new-tokens"]),

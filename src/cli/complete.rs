@@ -77,6 +77,11 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     };
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
+    if adapters.tasks().any(|task| task == "SEQ_CLS") {
+        return Err(Error::invalid(
+            "--adapter is of a classifier, which writes no text; `lorabooth evaluate --output` writes the classes of records",
+        ));
+    }
     let observer: &mut dyn Observer = reporter;
     observer.fact("model", format!("{}, {}", args.model.display(), files.architecture().model_type));
     observer.fact("device", crate::recipes::device_name(device, kind));
@@ -93,6 +98,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         LanguageModel::Causal(_) => without_end(&ids, tokenizer.special_ids().eos),
         _ => &ids,
     };
+    if ids.is_empty() {
+        return Err(Error::invalid("--prompt is empty, and the model needs a token to go on from; give it a text"));
+    }
     let virtual_tokens = prompt.as_ref().map_or(0, Prompt::length) as usize;
     let longest = loaded.model.shape().longest;
     if let Some(most) = longest.filter(|&most| (virtual_tokens + ids.len() + args.max_new_tokens) as i64 > most) {

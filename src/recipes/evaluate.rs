@@ -101,9 +101,8 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         device,
         max_new_tokens: config.data.eval_max_new_tokens,
     };
-    // Each record is read for its loss, and again for its answer.
-    let (passes, mut done) = (1 + u64::from(data.has_answers()), 0);
-    observer.begin("evaluating", passes * data.len() as u64);
+    let mut done = 0;
+    observer.begin("evaluating", evaluator.units(&data));
     let mut progress = |records| {
         done += records;
         observer.on(Event::Progress { done });

@@ -92,6 +92,11 @@ pub struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
+    /// What `progress` is told in the end: each record is read for its loss, and again for its answer.
+    pub fn units(&self, data: &LanguageDataset) -> u64 {
+        (1 + u64::from(data.has_answers())) * data.len() as u64
+    }
+
     /// Mean loss of a label over all of `data`. `progress` is told of records as they are done, here and below.
     pub fn loss(&self, data: &LanguageDataset, progress: &mut dyn FnMut(u64)) -> Result<f64> {
         let _no_grad = tch::no_grad_guard();

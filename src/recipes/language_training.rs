@@ -315,9 +315,23 @@ impl Job for LanguageJob<'_> {
         self.loaded.sites.set_training(training);
     }
 
-    fn look(&mut self, run: &mut Run, _: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+    fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
-        let evaluation = self.evaluator(run).evaluate(data, run.step, &mut |_| ())?.0;
+        let evaluator = self.evaluator(run);
+        observer.begin("evaluating", evaluator.units(data));
+        let (mut done, mut told) = (0, false);
+        let mut progress = |records| {
+            done += records;
+            observer.on(Event::Progress { done });
+            if interrupt.requested() && !told {
+                told = true;
+                observer
+                    .warning("stopping after this evaluation; a second Ctrl-C stops at once, at the last checkpoint");
+            }
+        };
+        let evaluation = evaluator.evaluate(data, run.step, &mut progress);
+        observer.on(Event::End);
+        let evaluation = evaluation?.0;
         observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
         self.evaluations.push(evaluation.clone());
         if self.best.as_ref().is_none_or(|best| self.compare(&evaluation, best).is_lt()) {

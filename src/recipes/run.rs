@@ -182,8 +182,13 @@ impl Run {
     pub fn begin(&mut self, observer: &mut dyn Observer) -> Result<()> {
         self.training_began = Some(Instant::now());
         self.write_run_json("running", None)?;
-        observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
+        self.tell_training(observer);
         Ok(())
+    }
+
+    /// The training goes on where it stands: time that was spent on anything else is none of a step's.
+    pub fn tell_training(&self, observer: &mut dyn Observer) {
+        observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
     }
 
     /// Optimizer steps of an epoch: its last batch ends the addition.

@@ -59,6 +59,7 @@ impl Run {
 pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
     if run.step == 0 {
         job.look(run, interrupt, observer)?;
+        run.tell_training(observer);
     }
     job.set_training(true);
     while run.step < run.total_steps {
@@ -81,6 +82,7 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
         if job.look_is_due(run) {
             job.set_training(false);
             job.look(run, interrupt, observer)?;
+            run.tell_training(observer);
             job.set_training(true);
         }
         let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
