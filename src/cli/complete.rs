@@ -7,6 +7,7 @@ use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel};
 use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
+use crate::recipes::language_data_args::TaskChoice;
 use crate::recipes::observer::Observer;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
@@ -77,7 +78,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     };
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
-    if adapters.tasks().any(|task| task == "SEQ_CLS") {
+    if adapters.tasks().any(|task| task == TaskChoice::SeqCls.peft_name()) {
         return Err(Error::invalid(
             "--adapter is of a classifier, which writes no text; `lorabooth evaluate --output` writes the classes of records",
         ));

@@ -21,7 +21,7 @@ use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::RunFolder;
+use crate::train::run_folder::{RunFolder, BEST_EVALUATION};
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
 use std::cmp::Ordering;
@@ -31,8 +31,6 @@ use tch::Device;
 
 /// Where the adapter of the best evaluation is kept during a run.
 const BEST: &str = "best";
-/// Which evaluation that is: written last and removed first, so that it never speaks of another adapter.
-const BEST_EVALUATION: &str = "evaluation.json";
 
 /// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
 pub fn train(
@@ -213,7 +211,8 @@ impl LanguageJob<'_> {
         }
     }
 
-    /// Keeps the present adapter as that of the best evaluation.
+    /// Keeps the present adapter as that of the best evaluation, which is written last and removed first: it never speaks of
+    /// another adapter.
     fn keep(&mut self, best: Evaluation, folder: &Path) -> Result<()> {
         let path = folder.join(BEST_EVALUATION);
         match std::fs::remove_file(&path) {

@@ -99,12 +99,12 @@ const FILES: &[&str] = &[
     "evaluations.jsonl",
     "predictions.csv",
     "loss.png",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "prompt_encoder.safetensors",
-    "classes.json",
-    "evaluation.json",
 ];
+/// Files of a trained adapter.
+const ADAPTER_FILES: &[&str] =
+    &["adapter_config.json", "adapter_model.safetensors", "prompt_encoder.safetensors", "classes.json"];
+/// Beside the best one, what it was chosen by.
+pub const BEST_EVALUATION: &str = "evaluation.json";
 /// Folders with an adapter: of the UNet, of the text encoder, of a language model's best evaluation.
 const ADAPTER_FOLDERS: &[&str] = &["unet", "text_encoder", "best"];
 const SAMPLES: &str = "samples";
@@ -112,7 +112,9 @@ const SAMPLES: &str = "samples";
 /// Whether a run has a use for the `name` in its output folder.
 pub fn is_written_by_a_run(name: &str) -> bool {
     let is_checkpoint = name.starts_with("checkpoint-");
-    is_checkpoint || name == SAMPLES || FILES.contains(&name) || ADAPTER_FOLDERS.contains(&name)
+    is_checkpoint
+        || name == SAMPLES
+        || [FILES, ADAPTER_FILES, ADAPTER_FOLDERS].iter().any(|names| names.contains(&name))
 }
 
 /// What to do with a run that is already in the folder.
@@ -222,7 +224,7 @@ impl RunFolder {
         if self.existing != ExistingRun::Overwrite {
             return Ok(());
         }
-        for name in FILES {
+        for name in FILES.iter().chain(ADAPTER_FILES) {
             remove_file(&self.join(name))?;
         }
         if logs.starts_with(&self.path) && logs.is_dir() {
@@ -230,7 +232,9 @@ impl RunFolder {
         }
         for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
             match name_of(entry).as_str() {
-                name if ADAPTER_FOLDERS.contains(&name) => remove_own(entry, FILES)?,
+                name if ADAPTER_FOLDERS.contains(&name) => {
+                    remove_own(entry, &[ADAPTER_FILES, &[BEST_EVALUATION]].concat())?;
+                }
                 SAMPLES => remove_where(entry, |name| name.starts_with("step-") && name.ends_with(".png"))?,
                 name if super::checkpoint::step_of(name).is_some() => remove_own(entry, super::checkpoint::FILES)?,
                 _ => {}
@@ -324,8 +328,14 @@ mod tests {
     #[test]
     fn overwriting_removes_what_a_run_writes_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let theirs =
-            ["photo.jpg", "unet/diffusion_pytorch_model.safetensors", "checkpoint-9/pytorch_model.bin", "logs/my.txt"];
+        let theirs = [
+            "photo.jpg",
+            "unet/diffusion_pytorch_model.safetensors",
+            "checkpoint-9/pytorch_model.bin",
+            "logs/my.txt",
+            "evaluation.json",
+            "unet/loss.png",
+        ];
         let ours = [
             "run.json",
             "metrics.jsonl",
