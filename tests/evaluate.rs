@@ -112,8 +112,8 @@ fn what_cannot_be_evaluated_is_refused() {
     for (what, job, records, more, words) in [
         ("no such file", &writer, Path::new("/nowhere.jsonl"), &[][..], &["/nowhere.jsonl"][..]),
         ("no such adapter", &writer, &records, &["--adapter", "/nowhere"], &["/nowhere"]),
-        ("a classifier without an adapter", &classifier, &records, &[], &["--adapter", "classes.json"]),
-        ("an adapter without classes", &classifier, &records, &["--adapter", &bare], &["bare", "classes.json"]),
+        ("a classifier of other classes", &classifier, &records, &[], &["line 1", "LABEL_0, LABEL_1, LABEL_2"]),
+        ("an adapter without classes", &classifier, &records, &["--adapter", &bare], &["LABEL_0, LABEL_1, LABEL_2"]),
         ("another model's task", &writer, &records, &["--task", "seq2seq-lm"], &["--task seq2seq-lm", "causal-lm"]),
         ("another adapter's task", &writer, &records, &with_adapter, &["--task is causal-lm", "for seq-cls"]),
         ("an unknown label", &classifier, &unknown, &with_adapter, &["line 1", "`endless`", "long, short, tiny"]),

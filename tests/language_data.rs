@@ -13,7 +13,7 @@ use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use support::{made, read_json};
+use support::{made, python, read_json};
 use tch::Tensor;
 
 fn file(name: &str) -> PathBuf {
@@ -110,6 +110,31 @@ fn a_tokenizer_that_is_missing_broken_or_of_another_model_is_refused() {
         fs::write(&path, changed).unwrap();
         let error = LanguageTokenizer::from_gguf(&GgufFile::open(&path).unwrap()).err().unwrap().to_string();
         assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_tokenizer_of_a_gguf_file_is_written_as_transformers_and_we_read_it() {
+    let texts: Vec<String> = serde_json::from_value(read_json(file("texts.json"))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let expected = read_json(file("tokenized.json"));
+    let names = expected.as_object().unwrap().keys().filter(|name| name.starts_with("gguf_"));
+    for name in names.clone() {
+        let written = folder.path().join(name);
+        tokenizer(name).unwrap().write(&written).unwrap();
+        let again = LanguageTokenizer::from_folder(&written).unwrap();
+        for (text, expected) in texts.iter().zip(expected[name]["ids"].as_array().unwrap()) {
+            assert_eq!(again.encode(text, 100_000).unwrap().ids, ids(expected), "{name}: {text:?}");
+        }
+        assert_eq!(again.special_ids(), tokenizer(name).unwrap().special_ids(), "{name}");
+    }
+    let out = folder.path().join("tokenized.json");
+    let samples = file("texts.json");
+    let given = [out.as_path(), folder.path(), &samples].map(|path| path.to_str().unwrap());
+    python("tokenized.py", &given);
+    let theirs = read_json(&out);
+    for name in names {
+        assert_eq!(theirs[name], expected[name]["ids"], "{name}");
     }
 }
 

@@ -3,6 +3,7 @@
 use super::adapter_set::{AdapterSet, Part};
 use super::kohya_file::ModuleNames;
 use super::peft_folder::{TextEncoderSpelling, CONFIG_FILE, MODEL_FILE};
+use super::prompt::PromptMethod;
 use super::{diffusers_file, kohya_file, peft_folder};
 use crate::error::{Error, Result};
 use crate::weights::MappedFile;
@@ -45,8 +46,7 @@ pub fn read_with_format(path: &Path, names: Option<&ModuleNames>) -> Result<(Ada
     if !path.exists() {
         return Err(Error::file(path, "no such adapter"));
     }
-    let folder = path.parent().unwrap_or(Path::new("."));
-    if path.file_name().is_some_and(|name| name == MODEL_FILE) && folder.join(CONFIG_FILE).exists() {
+    if let Some(folder) = peft_folder_of(path) {
         return read_folder(folder, names);
     }
     let file = MappedFile::open(path)?;
@@ -64,11 +64,34 @@ pub fn read_with_format(path: &Path, names: Option<&ModuleNames>) -> Result<(Ada
     Err(Error::file(path, hint))
 }
 
+/// The folder of PEFT's that `path` is, or whose tensors' file it is.
+fn peft_folder_of(path: &Path) -> Option<&Path> {
+    let folder = match path.is_dir() {
+        true => path,
+        false => path.parent().filter(|_| path.file_name().is_some_and(|name| name == MODEL_FILE))?,
+    };
+    folder.join(CONFIG_FILE).exists().then_some(folder)
+}
+
+/// The folder of PEFT's at `path`, if what it holds is for a language model.
+pub fn language_adapter_at(path: &Path) -> Result<Option<&Path>> {
+    let Some(folder) = peft_folder_of(path) else { return Ok(None) };
+    let is_prompt = PromptMethod::of(&peft_folder::peft_type(folder)?).is_some();
+    let is_of_language_model = is_prompt || peft_folder::part_of(&peft_folder::read(folder)?).is_none();
+    Ok(is_of_language_model.then_some(folder))
+}
+
 fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet, Format)> {
     let mut set = AdapterSet::default();
     if folder.join(CONFIG_FILE).exists() {
+        if language_adapter_at(folder)?.is_some() {
+            return Err(Error::file(
+                folder,
+                "is an adapter of a language model, and one of Stable Diffusion is needed here",
+            ));
+        }
         let adapter = peft_folder::read(folder)?;
-        set.set(peft_folder::part_of(&adapter), adapter);
+        set.set(peft_folder::part_of(&adapter).unwrap_or(Part::UNet), adapter);
         return Ok((set, Format::Peft));
     }
     for part in Part::ALL {

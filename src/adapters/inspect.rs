@@ -1,9 +1,9 @@
 //! What an adapter is, told without its model.
 
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
-use super::formats::{read_with_format, Format};
+use super::formats::{language_adapter_at, read_with_format, Format};
 use super::lora::{A, B, EMBEDDING_A, EMBEDDING_B};
-use super::peft_folder::{peft_type, CONFIG_FILE, MODEL_FILE};
+use super::peft_folder::{self, peft_type};
 use super::prompt::PromptMethod;
 use super::prompt_folder::{self, PromptFiles};
 use crate::error::Result;
@@ -58,7 +58,7 @@ pub struct PromptSummary {
 pub struct Summary {
     /// "PEFT", "diffusers" or "kohya".
     pub format: String,
-    /// The parts that have an adapter: `unet`, `text_encoder`.
+    /// The parts that have an adapter: `unet`, `text_encoder`; or `language_model`.
     pub parts: BTreeMap<String, PartSummary>,
 }
 
@@ -69,6 +69,9 @@ pub struct PartSummary {
     pub base_model: Option<String>,
     /// `LORA`.
     pub peft_type: String,
+    /// `CAUSAL_LM` and so on, of language models' adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_type: Option<String>,
     /// Whether rows' norms are trained beside.
     pub use_dora: bool,
     /// The ranks of its modules, without repeats.
@@ -87,22 +90,25 @@ pub struct PartSummary {
     pub bytes: i64,
     /// Their dtypes.
     pub dtypes: Vec<String>,
-    /// Frobenius norm of `scaling · B A` over all modules of a block, such as `up_blocks.1` or `encoder.layers.3`.
+    /// Frobenius norm of `scaling · B A` over all modules of a block, such as `up_blocks.1` or
+    /// `model.layers.3`.
     pub change_norms: BTreeMap<String, f64>,
 }
 
 /// Tells what the adapter at `path` is.
 pub fn inspect(path: &Path) -> Result<Inspected> {
-    // A file of a folder stands for it, as in [`read_with_format`].
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
-    let is_folders = path.is_dir() || path.file_name().is_some_and(|name| name == MODEL_FILE);
-    if is_folders && folder.join(CONFIG_FILE).exists() {
-        if let Some(method) = PromptMethod::of(&peft_type(folder)?) {
-            return Ok(Inspected::Prompt(prompt_summary(&prompt_folder::read(folder)?, method)));
+    let Some(folder) = language_adapter_at(path)? else {
+        let (set, format) = read_with_format(path, None)?;
+        return Ok(Inspected::Adapters(summary(&set, format)));
+    };
+    Ok(match PromptMethod::of(&peft_type(folder)?) {
+        Some(method) => Inspected::Prompt(prompt_summary(&prompt_folder::read(folder)?, method)),
+        None => {
+            let adapter = part_summary(None, &peft_folder::read(folder)?);
+            let parts = BTreeMap::from([("language_model".to_owned(), adapter)]);
+            Inspected::Adapters(Summary { format: Format::Peft.to_string(), parts })
         }
-    }
-    let (set, format) = read_with_format(path, None)?;
-    Ok(Inspected::Adapters(summary(&set, format)))
+    })
 }
 
 fn prompt_summary(files: &PromptFiles, method: &PromptMethod) -> PromptSummary {
@@ -139,11 +145,12 @@ fn dtypes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
 
 /// Tells what `set` is.
 pub fn summary(set: &AdapterSet, format: Format) -> Summary {
-    let parts = set.parts().map(|(part, adapter)| (part.name().to_owned(), part_summary(part, adapter))).collect();
+    let parts =
+        set.parts().map(|(part, adapter)| (part.name().to_owned(), part_summary(Some(part), adapter))).collect();
     Summary { format: format.to_string(), parts }
 }
 
-fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
+fn part_summary(part: Option<Part>, adapter: &PartAdapter) -> PartSummary {
     let config = &adapter.config;
     let modules = [adapter.modules(), adapter.embeddings()].concat();
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
@@ -161,6 +168,7 @@ fn part_summary(part: Part, adapter: &PartAdapter) -> PartSummary {
     PartSummary {
         base_model: config.base_model_name_or_path.clone(),
         peft_type: config.peft_type.clone(),
+        task_type: config.task_type.clone(),
         use_dora: config.use_dora,
         ranks: distinct(&|module| config.rank_of(module) as f64).into_iter().map(|rank| rank as i64).collect(),
         alphas: distinct(&|module| config.alpha_of(module)),
@@ -196,11 +204,14 @@ fn last_name(module: &str) -> &str {
     }
 }
 
-fn block(part: Part, module: &str) -> String {
+/// The block of a network that `module` is in: of a language model up to the first number in its path.
+fn block(part: Option<Part>, module: &str) -> String {
+    let is_number = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
     let depth = match (part, module.starts_with("mid_block")) {
-        (Part::UNet, true) => 1,
-        (Part::UNet, false) => 2,
-        (Part::TextEncoder, _) => 3,
+        (Some(Part::UNet), true) => 1,
+        (Some(Part::UNet), false) => 2,
+        (Some(Part::TextEncoder), _) => 3,
+        (None, _) => module.split('.').position(is_number).map_or(usize::MAX, |place| place + 1),
     };
     module.split('.').take(depth).collect::<Vec<_>>().join(".")
 }

@@ -27,11 +27,11 @@ pub struct Merge<'a> {
 impl Merge<'_> {
     /// Writes the merged pipeline to the folder `out`, which must not exist or be empty.
     pub fn write(&self, out: &Path) -> Result<()> {
-        into_new_folder(out, |partial| self.write_parts(partial))
+        into_new_folder(out, |partial| self.write_parts(partial, &mut |_, _| ()))
     }
 
-    /// Writes all parts into the folder `out`.
-    pub(crate) fn write_parts(&self, out: &Path) -> Result<()> {
+    /// Writes all parts into the folder `out`; `progress` is that of [`Folding::write`].
+    pub(crate) fn write_parts(&self, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         create(out)?;
         for entry in sorted(self.model)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -39,19 +39,14 @@ impl Merge<'_> {
                 copy(&entry, &out.join(&name))?;
             }
             if entry.is_dir() && !name.starts_with('.') {
-                self.write_part(&name, &entry, &out.join(&name))?;
+                self.write_part(&name, &entry, &out.join(&name), progress)?;
             }
         }
         Ok(())
     }
 
-    fn write_part(&self, name: &str, from: &Path, to: &Path) -> Result<()> {
+    fn write_part(&self, name: &str, from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         create(to)?;
-        let is_weights = |path: &Path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            [".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx"].iter().any(|end| name.ends_with(end))
-                || name.contains(".index.")
-        };
         let files: Vec<PathBuf> = sorted(from)?.into_iter().filter(|path| path.is_file()).collect();
         for file in files.iter().filter(|file| !is_weights(file)) {
             copy(file, &to.join(file.file_name().unwrap_or_default()))?;
@@ -69,8 +64,16 @@ impl Merge<'_> {
             Err(error) => return Err(error),
         };
         let stem = if name == "unet" || name == "vae" { "diffusion_pytorch_model" } else { "model" };
-        write_weights(&weights, &to.join(format!("{stem}.safetensors")), part, self.adapters, Shapes::AsTheyAre)
+        let path = to.join(format!("{stem}.safetensors"));
+        Folding::of_part(&weights, part, self.adapters).write(&path, progress)
     }
+}
+
+/// Whether the file `path` of a model's folder holds weights, or is the index of such.
+pub(crate) fn is_weights(path: &Path) -> bool {
+    const ENDS: [&str; 9] = [".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx", ".ot", ".gguf"];
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    ENDS.iter().any(|end| name.ends_with(end)) || name.contains(".index.")
 }
 
 /// The folder `out`, which must not exist or be empty, filled by `write`: whole or not at all.
@@ -101,10 +104,10 @@ pub(crate) fn into_new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()
     })
 }
 
-/// Copies the files of the folder `from` into the folder `to`, over those of the same names.
-pub(crate) fn copy_files(from: &Path, to: &Path) -> Result<()> {
+/// Copies the files of the folder `from` that are `wanted` into the folder `to`, over those of the same names.
+pub(crate) fn copy_files(from: &Path, to: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
     create(to)?;
-    let files = sorted(from)?.into_iter().filter(|path| path.is_file());
+    let files = sorted(from)?.into_iter().filter(|path| path.is_file() && wanted(path));
     files.into_iter().try_for_each(|file| copy(&file, &to.join(file.file_name().unwrap_or_default())))
 }
 
@@ -141,52 +144,83 @@ impl Shapes {
     }
 }
 
-/// Writes `weights`, which are of `part` where an adapter can be for them, with the adapters folded in.
-pub(crate) fn write_weights(
-    weights: &WeightSet,
-    path: &Path,
-    part: Option<Part>,
-    adapters: &[(AdapterSet, f64)],
-    shapes: Shapes,
-) -> Result<()> {
-    let adapters: Vec<(&PartAdapter, f64)> =
-        adapters.iter().filter_map(|(set, scale)| Some((set.part(part?)?, *scale))).collect();
-    let plain = |key: &str| match part {
-        Some(Part::TextEncoder) => spelling::clip_text(key).unwrap_or_else(|| key.to_owned()),
-        _ => key.to_owned(),
-    };
-    let keys: BTreeSet<String> = weights.keys().map(plain).collect();
-    for (adapter, _) in &adapters {
-        if let Some(name) = adapter.tensors.keys().find(|name| !keys.contains(&weight_of(name))) {
-            return Err(Error::invalid(format!(
-                "the adapter does not fit this model, which has no `{}`",
-                weight_of(name)
-            )));
+/// The weights of a network, and what to fold into them.
+pub(crate) struct Folding<'a> {
+    /// The weights.
+    pub weights: &'a WeightSet,
+    /// The adapters and their strengths.
+    pub adapters: Vec<(&'a PartAdapter, f64)>,
+    /// Weights that the network gets beside, under keys that there are no weights of: a head that its files lack.
+    pub added: BTreeMap<String, Tensor>,
+    /// The name in adapters of a weight's key.
+    pub spell: fn(&str) -> String,
+    /// How the weights are shaped.
+    pub shapes: Shapes,
+}
+
+impl<'a> Folding<'a> {
+    /// The weights of `part`, where an adapter can be for them, of a pipeline.
+    pub(crate) fn of_part(weights: &'a WeightSet, part: Option<Part>, adapters: &'a [(AdapterSet, f64)]) -> Self {
+        let of_part = |(set, scale): &'a (AdapterSet, f64)| Some((set.part(part?)?, *scale));
+        let spell = match part {
+            Some(Part::TextEncoder) => |key: &str| spelling::clip_text(key).unwrap_or_else(|| key.to_owned()),
+            _ => str::to_owned,
+        };
+        let adapters = adapters.iter().filter_map(of_part).collect();
+        Self { weights, adapters, added: BTreeMap::new(), spell, shapes: Shapes::AsTheyAre }
+    }
+
+    /// Writes the file `path`, one tensor after another; `progress` hears of each how many are done, of how many.
+    pub(crate) fn write(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        self.check()?;
+        let (weights, mut planned) = (self.weights, Vec::new());
+        for key in weights.keys() {
+            let shape = self.shapes.of(key, weights.shape(key).unwrap_or_default());
+            planned.push(Planned { name: key.to_owned(), shape, kind: weights.kind(key)? });
+        }
+        for (name, tensor) in &self.added {
+            planned.push(Planned { name: name.clone(), shape: tensor.size(), kind: tensor.kind() });
+        }
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let (mut done, total) = (0, planned.len() as u64);
+        TensorFileWriter::create(path, planned, &metadata)?.write_all(|planned| {
+            progress(done, total);
+            done += 1;
+            self.folded(planned)
+        })
+    }
+
+    /// Refuses adapters for weights that there are none of.
+    fn check(&self) -> Result<()> {
+        let keys: BTreeSet<String> = self.weights.keys().map(self.spell).collect();
+        let has = |key: String| keys.contains(&key) || self.added.contains_key(&key);
+        let mut names = self.adapters.iter().flat_map(|(adapter, _)| adapter.tensors.keys());
+        match names.find(|name| !has(weight_of(name))) {
+            None => Ok(()),
+            Some(name) => {
+                Err(Error::invalid(format!("the adapter does not fit this model, which has no `{}`", weight_of(name))))
+            }
         }
     }
-    let planned = weights
-        .keys()
-        .map(|key| {
-            let shape = shapes.of(key, weights.shape(key).unwrap_or_default());
-            Ok(Planned { name: key.to_owned(), shape, kind: weights.kind(key)? })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    TensorFileWriter::create(path, planned, &metadata)?.write_all(|planned| {
+
+    fn folded(&self, planned: &Planned) -> Result<Tensor> {
+        if let Some(added) = self.added.get(&planned.name) {
+            return Ok(added.shallow_clone());
+        }
         let placement = Placement { device: Device::Cpu, kind: planned.kind };
-        let weight = weights.load(&planned.name, &planned.shape, placement)?;
-        let key = plain(&planned.name);
-        let merged = adapters.iter().try_fold(None, |so_far: Option<Tensor>, &(adapter, scale)| {
+        let weight = self.weights.load(&planned.name, &planned.shape, placement)?;
+        let key = (self.spell)(&planned.name);
+        let merged = self.adapters.iter().try_fold(None, |so_far: Option<Tensor>, &(adapter, scale)| {
             let start = || so_far.as_ref().map_or_else(|| weight.to_kind(Kind::Float), Tensor::shallow_clone);
             Ok::<_, Error>(merged(&key, start(), adapter, scale)?.or(so_far))
         })?;
-        weights.let_go(&planned.name);
+        self.weights.let_go(&planned.name);
         Ok(merged.map_or(weight, |merged| merged.to_kind(planned.kind)))
-    })
+    }
 }
 
 /// The key of the weight that an adapter's tensor changes.
-fn weight_of(name: &str) -> String {
+pub(crate) fn weight_of(name: &str) -> String {
     match name.find(".lora_") {
         Some(end) => format!("{}.weight", &name[..end]),
         None => name.replace(".base_layer.", "."),
@@ -197,8 +231,9 @@ fn weight_of(name: &str) -> String {
 fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Result<Option<Tensor>> {
     let _no_grad = tch::no_grad_guard();
     let (module, what) = key.rsplit_once('.').unwrap_or(("", key));
-    let whole = [key.to_owned(), format!("{module}.base_layer.{what}")];
-    if let Some(trained) = whole.iter().find_map(|name| adapter.tensors.get(name)) {
+    // PEFT keeps a copy of a table beside the pair that is trained on it.
+    let of_target = || adapter.tensors.get(&format!("{module}.base_layer.{what}")).filter(|_| what != "weight");
+    if let Some(trained) = adapter.tensors.get(key).or_else(of_target) {
         return Ok(Some(&weight + (trained.to_kind(Kind::Float) - &weight) * scale));
     }
     if what != "weight" || !adapter.tensors.keys().any(|name| weight_of(name) == key) {

@@ -79,17 +79,26 @@ pub fn read(folder: &Path) -> Result<PartAdapter> {
     PartAdapter { config, tensors }.checked().map_err(|error| Error::file(folder, error.to_string()))
 }
 
-/// The part that a folder's adapter is for.
-pub fn part_of(adapter: &PartAdapter) -> Part {
+/// The part of Stable Diffusion that a folder's adapter is for; none: it is a language model's.
+pub fn part_of(adapter: &PartAdapter) -> Option<Part> {
     let class = adapter.config.auto_mapping.as_ref().and_then(|mapping| mapping.get("base_model_class"));
-    let is_clip = |name: &String| name.starts_with("encoder.layers.") || name.starts_with("embeddings.");
+    let has = |starts: &[&str]| adapter.tensors.keys().any(|name| starts.iter().any(|start| name.starts_with(start)));
     match class.and_then(Value::as_str) {
-        Some("UNet2DConditionModel") => Part::UNet,
-        Some("CLIPTextModel") => Part::TextEncoder,
-        _ if adapter.tensors.keys().any(is_clip) => Part::TextEncoder,
-        _ => Part::UNet,
+        Some("UNet2DConditionModel") => Some(Part::UNet),
+        Some("CLIPTextModel") => Some(Part::TextEncoder),
+        _ if adapter.config.task_type.is_some() => None,
+        _ if has(UNET_MODULES) => Some(Part::UNet),
+        _ if has(CLIP_MODULES) => Some(Part::TextEncoder),
+        _ => None,
     }
 }
+
+/// What paths of modules in a UNet start with.
+const UNET_MODULES: &[&str] =
+    &["down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "class_embedding."];
+/// What those of CLIP's text encoder start with.
+const CLIP_MODULES: &[&str] =
+    &["encoder.layers.", "embeddings.token_embedding.", "embeddings.position_embedding.", "final_layer_norm."];
 
 fn read_config(path: &Path) -> Result<LoraConfig> {
     config_from(read_json(path)?).map_err(|error| Error::file(path, error.to_string()))

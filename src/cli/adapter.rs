@@ -2,14 +2,17 @@
 
 use super::Reporter;
 use crate::adapters::diffusers_file::FILE_NAME;
+use crate::adapters::formats::language_adapter_at;
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::merge::into_new_folder;
 use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
 use crate::recipes::adapter_argument::path_and_scale;
-use crate::recipes::merged_pipeline;
+use crate::recipes::given_adapters::GivenAdapters;
+use crate::recipes::language_base::WantedModel;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
+use crate::recipes::{merged_language_model, merged_pipeline};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -24,7 +27,7 @@ pub enum AdapterCommand {
         /// Adapter folder or file, in any format
         adapter: PathBuf,
     },
-    /// Fold adapters into a model: a whole pipeline folder
+    /// Fold adapters into a model: a whole pipeline, or language model, in a folder of its own
     #[command(args_override_self = true)]
     Merge(MergeArgs),
     /// Write an adapter in another format
@@ -38,7 +41,7 @@ pub struct MergeArgs {
     /// Adapter, with a strength after an equals sign; any number of times
     #[arg(long, required = true, value_name = "PATH[=SCALE]")]
     lora: Vec<String>,
-    /// Folder for the merged pipeline
+    /// Folder for the merged model
     #[arg(long)]
     output_dir: PathBuf,
     // Last: its heading holds for what follows.
@@ -142,6 +145,9 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
             if part.use_dora { ", DoRA" } else { "" }
         ));
         lines.push(format!("{:>13}  {}", "modules", modules.join(", ")));
+        if let Some(task) = &part.task_type {
+            lines.push(format!("{:>13}  {task}", "task"));
+        }
         if let Some(model) = &part.base_model {
             lines.push(format!("{:>13}  {model}", "trained on"));
         }
@@ -157,19 +163,33 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
 }
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
-    let mut adapters = Vec::new();
-    for text in &args.lora {
-        let (path, scale) = path_and_scale(text)?;
-        adapters.push((read_any(&path, None)?, scale));
+    let given = args.lora.iter().map(|text| path_and_scale(text)).collect::<Result<Vec<_>>>()?;
+    // What cannot be read is told where it is read for good.
+    match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
+        true => {
+            args.model.check_for_language_model()?;
+            let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
+            merged_language_model::write(&model, &GivenAdapters::read(&args.lora)?, &args.output_dir, reporter)?;
+        }
+        false => {
+            let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
+            let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+            let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
+            merged_pipeline::write(&files, &args.model, &adapters, &args.output_dir, reporter)?;
+        }
     }
-    let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
-    merged_pipeline::write(&files, &args.model, &adapters, &args.output_dir)?;
-    let text = format!("the merged pipeline is in {}", args.output_dir.display());
+    let text = format!("the merged model is in {}", args.output_dir.display());
     reporter.result(json!({ "event": "wrote", "path": args.output_dir.display().to_string() }), &text);
     Ok(())
 }
 
 fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
+    if language_adapter_at(&args.adapter)?.is_some() {
+        return Err(Error::file(
+            &args.adapter,
+            "is an adapter of a language model, for which PEFT's folder, as it is, is the one format",
+        ));
+    }
     let set = read_any(&args.adapter, None)?;
     let path = match args.to {
         OutputFormat::Diffusers => args.output.join(FILE_NAME),

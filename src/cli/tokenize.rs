@@ -2,15 +2,19 @@
 
 use super::Reporter;
 use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
+use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::ModelOptions;
+use crate::recipes::language_base::WantedModel;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct TokenizeArgs {
-    /// Model whose tokenizer is used: a diffusers folder, a hub id, or a folder that holds a tokenizer
+    /// Model whose tokenizer is used: of Stable Diffusion a diffusers folder, a hub id, or a folder that holds a tokenizer; a
+    /// language model's folder or .gguf file
     #[arg(long)]
     model: String,
     /// Prompts; each gives one line, a JSON list of ids
@@ -21,20 +25,49 @@ pub struct TokenizeArgs {
     json_lines: Option<PathBuf>,
 }
 
+/// A tokenizer of either kind of model.
+enum ModelTokenizer {
+    /// Of Stable Diffusion: padded and cut as for training.
+    Clip(ClipTokenizer),
+    /// Of a language model: a text's own length.
+    Language(Box<LanguageTokenizer>),
+}
+
+impl ModelTokenizer {
+    fn open(name: &str, reporter: &mut Reporter) -> Result<Self> {
+        let model = Path::new(name);
+        let folder = model.join("tokenizer");
+        if folder.is_dir() {
+            return Ok(Self::Clip(ClipTokenizer::from_folder(&folder)?));
+        }
+        if is_language_model(model) {
+            return Ok(Self::Language(Box::new(WantedModel::new(model, None).open(reporter)?.tokenizer)));
+        }
+        if model.is_dir() {
+            return Ok(Self::Clip(ClipTokenizer::from_folder(model)?));
+        }
+        // A hub id, of which no weights are fetched; or a file, which is refused with what to give instead.
+        let options = ModelOptions { configs_only: true, ..ModelOptions::default() };
+        let folder = crate::recipes::open_model(name, &options, reporter)?.tokenizer_folder()?;
+        Ok(Self::Clip(ClipTokenizer::from_folder(&folder)?))
+    }
+
+    fn ids(&self, prompt: &str) -> Result<Vec<i64>> {
+        match self {
+            Self::Clip(tokenizer) => tokenizer.encode(prompt),
+            Self::Language(tokenizer) => Ok(tokenizer.encode(prompt, usize::MAX)?.ids),
+        }
+    }
+}
+
+/// Whether a language model is at `path`: a GGUF file, or a folder with a configuration of one.
+fn is_language_model(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "gguf") || LanguageModelFiles::open(path).is_ok()
+}
+
 /// Runs the command.
 pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
-    let model = Path::new(&args.model);
-    let folder = model.join("tokenizer");
-    let folder = match (folder.is_dir(), model.is_dir()) {
-        (true, _) => folder,
-        (_, true) => model.to_owned(),
-        // A hub id, of which no weights are fetched; or a file, which is refused with what to give instead.
-        _ => {
-            let options = ModelOptions { configs_only: true, ..ModelOptions::default() };
-            crate::recipes::open_model(&args.model, &options, reporter)?.tokenizer_folder()?
-        }
-    };
-    let tokenizer = ClipTokenizer::from_folder(&folder)?;
+    let tokenizer = ModelTokenizer::open(&args.model, reporter)?;
     let mut prompts = args.prompts;
     if let Some(file) = args.json_lines {
         let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, e))?;
@@ -45,7 +78,7 @@ pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
         }
     }
     for prompt in prompts {
-        let ids = serde_json::json!(tokenizer.encode(&prompt)?);
+        let ids = serde_json::json!(tokenizer.ids(&prompt)?);
         reporter.result(ids.clone(), &ids.to_string());
     }
     Ok(())

@@ -9,7 +9,7 @@ use super::observer::{Event, Observer};
 use super::storage_args::StorageArgs;
 use super::training_args::MixedPrecision;
 use crate::error::{Error, Result};
-use crate::models::language::HeadOptions;
+use crate::models::language::{HeadOptions, LanguageModelFiles};
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
 use clap::{Args, ValueEnum};
@@ -70,14 +70,14 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
     adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
-    let classes = match config.data.task {
-        TaskChoice::SeqCls => classes(&adapters)?,
-        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
-    };
     let LanguageBase { mut files, tokenizer } =
         WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
     files.store_in(config.weights.storage());
     config.data.task.check(&files)?;
+    let classes = match config.data.task {
+        TaskChoice::SeqCls => adapters.classes(&files)?.ok_or_else(|| without_classes(&adapters, &files))?,
+        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
+    };
     let labels = (!classes.is_empty()).then_some(classes.len() as i64);
     let data = config.data.options()?.evaluation(&config.validation_file, &tokenizer, classes)?;
     data.warnings().iter().for_each(|text| observer.warning(text.clone()));
@@ -125,6 +125,16 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     Ok(Evaluated { records: data.len(), evaluation })
 }
 
+fn without_classes(adapters: &GivenAdapters, files: &LanguageModelFiles) -> Error {
+    match adapters.folders().first() {
+        Some(folder) => Error::file(folder, "has no classes.json, which `train llm` writes for seq-cls"),
+        None => Error::file(
+            files.root(),
+            "is no classifier whose classes have names (`id2label`); give --adapter, one of `train llm --task seq-cls`",
+        ),
+    }
+}
+
 /// Answers go to a CSV file of their own.
 fn check_output(path: &Path, records: &Path) -> Result<()> {
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("csv")) {
@@ -159,25 +169,5 @@ fn warn_of_other_texts(config: &EvaluateConfig, folder: &Path, observer: &mut dy
         let with =
             learned.as_str().map_or("no --prompt-template".to_owned(), |text| format!("--prompt-template {text:?}"));
         observer.warning(format!("{} learned with {with}, and other texts are measured here", folder.display()));
-    }
-}
-
-/// The classes that an adapter has learned.
-fn classes(adapters: &GivenAdapters) -> Result<Vec<String>> {
-    let files: Vec<PathBuf> = adapters.folders().iter().map(|folder| folder.join("classes.json")).collect();
-    match files.iter().rev().find(|file| file.exists()) {
-        Some(file) => read_classes(file),
-        None if files.is_empty() => Err(Error::invalid(
-            "--task seq-cls needs --adapter, an adapter of `train llm`: its classes.json tells which classes there are",
-        )),
-        None => Err(Error::file(&adapters.folders()[0], "has no classes.json, which `train llm` writes for seq-cls")),
-    }
-}
-
-fn read_classes(file: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).map_err(|error| Error::io("read", file, error))?;
-    match serde_json::from_str::<Vec<String>>(&text) {
-        Ok(classes) if classes.len() > 1 => Ok(classes),
-        _ => Err(Error::file(file, "is no list of two or more classes' names")),
     }
 }

@@ -5,9 +5,9 @@ use super::language_adapter::fitted;
 use crate::adapters::prompt_folder::{self, PromptFiles};
 use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConfig, PromptMethod};
 use crate::error::{Error, Result};
-use crate::models::language::LanguageModel;
+use crate::models::language::{LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tch::Device;
 
 /// What `--adapter` names.
@@ -51,6 +51,20 @@ impl GivenAdapters {
         self.prompt.as_ref().map(|prompt| &prompt.config)
     }
 
+    /// Those on projections, with their strengths.
+    pub fn on_weights(&self) -> impl Iterator<Item = (&PartAdapter, f64)> {
+        self.on_weights.iter().map(|(_, adapter, scale)| (adapter, *scale))
+    }
+
+    /// Names of the classes that the last of them has learned, where a file beside it tells; else those of the model behind `files`.
+    pub fn classes(&self, files: &LanguageModelFiles) -> Result<Option<Vec<String>>> {
+        let mut told = self.folders.iter().rev().map(|folder| folder.join("classes.json"));
+        match told.find(|file| file.exists()) {
+            Some(file) => read_classes(&file).map(Some),
+            None => Ok(files.classes()),
+        }
+    }
+
     /// PEFT's `task_type` of each that tells it.
     pub fn tasks(&self) -> impl Iterator<Item = &str> {
         let on_weights = self.on_weights.iter().map(|(_, adapter, _)| &adapter.config.task_type);
@@ -68,5 +82,13 @@ impl GivenAdapters {
             Prompt::finished(&loaded.sites, device, config, &embeddings, &whole)
         });
         prompt.transpose()
+    }
+}
+
+fn read_classes(file: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(file).map_err(|error| Error::io("read", file, error))?;
+    match serde_json::from_str::<Vec<String>>(&text) {
+        Ok(classes) if classes.len() > 1 => Ok(classes),
+        _ => Err(Error::file(file, "is no list of two or more classes' names")),
     }
 }

@@ -2,7 +2,8 @@
 //! checkpoint, whose configurations and key names become diffusers'.
 
 use super::model_args::ModelArgs;
-use crate::adapters::merge::{self, Merge, Shapes};
+use super::observer::{Event, Observer};
+use crate::adapters::merge::{self, Folding, Merge, Shapes};
 use crate::adapters::{AdapterSet, Part};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
@@ -13,26 +14,41 @@ use std::path::Path;
 
 /// Writes `files`, opened as `model` says, with `adapters`, each at its strength, folded in to the folder `out`, which must
 /// not exist or be empty.
-pub fn write(files: &PipelineFiles, model: &ModelArgs, adapters: &[(AdapterSet, f64)], out: &Path) -> Result<()> {
+pub fn write(
+    files: &PipelineFiles,
+    model: &ModelArgs,
+    adapters: &[(AdapterSet, f64)],
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     let single = files.is_single_file();
     // What can be refused is refused before gigabytes are written.
     let tokenizer = match single || model.tokenizer_name.is_some() {
         true => Some(files.tokenizer_folder()?),
         false => None,
     };
-    merge::into_new_folder(out, |partial| {
+    let mut progress = |done, total| observer.merging(done, total);
+    let written = merge::into_new_folder(out, |partial| {
         match single {
-            true => write_single_file(files, adapters, partial)?,
-            false => Merge { model: files.root(), variant: model.variant.as_deref(), adapters }.write_parts(partial)?,
+            true => write_single_file(files, adapters, partial, &mut progress)?,
+            false => Merge { model: files.root(), variant: model.variant.as_deref(), adapters }
+                .write_parts(partial, &mut progress)?,
         }
         if single || model.prediction_type.is_some() {
             write_json(&partial.join("scheduler/scheduler_config.json"), &files.scheduler_config_json()?)?;
         }
-        tokenizer.iter().try_for_each(|folder| merge::copy_files(folder, &partial.join("tokenizer")))
-    })
+        tokenizer.iter().try_for_each(|folder| merge::copy_files(folder, &partial.join("tokenizer"), |_| true))
+    });
+    observer.on(Event::End);
+    written
 }
 
-fn write_single_file(files: &PipelineFiles, adapters: &[(AdapterSet, f64)], out: &Path) -> Result<()> {
+fn write_single_file(
+    files: &PipelineFiles,
+    adapters: &[(AdapterSet, f64)],
+    out: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<()> {
     let layers = files.text_encoder_config()?.num_hidden_layers;
     // Stable Diffusion 2 is conditioned on a layer before the last ones of its file.
     let is_used = |key: &str| {
@@ -49,7 +65,8 @@ fn write_single_file(files: &PipelineFiles, adapters: &[(AdapterSet, f64)], out:
         let folder = out.join(name);
         write_json(&folder.join("config.json"), &files.config_json(name)?)?;
         let shapes = if name == "vae" { Shapes::LinearAttention } else { Shapes::AsTheyAre };
-        merge::write_weights(&weights, &folder.join(format!("{stem}.safetensors")), part, adapters, shapes)?;
+        let folding = Folding { shapes, ..Folding::of_part(&weights, part, adapters) };
+        folding.write(&folder.join(format!("{stem}.safetensors")), progress)?;
     }
     let scheduler = files.scheduler_config_json()?;
     let class = scheduler.get("_class_name").and_then(|name| name.as_str());

@@ -20,6 +20,7 @@ pub mod language_evaluation;
 pub mod language_loss;
 pub mod language_plan;
 pub mod language_training;
+pub mod merged_language_model;
 pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;

@@ -1,5 +1,6 @@
 //! Which model a command works on: the same flags for training, generating, planning and merging.
 
+use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
 use clap::Args;
 use serde::Serialize;
@@ -31,6 +32,23 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// Refuses what only says something of a pipeline.
+    pub fn check_for_language_model(&self) -> Result<()> {
+        for (flag, given) in [
+            ("--variant", self.variant.is_some()),
+            ("--tokenizer-name", self.tokenizer_name.is_some()),
+            ("--config-folder", self.config_folder.is_some()),
+            ("--prediction-type", self.prediction_type.is_some()),
+        ] {
+            if given {
+                return Err(Error::Usage(format!(
+                    "{flag} is for Stable Diffusion, and the adapter is a language model's; leave it out"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// How the model is looked for.
     pub fn options(&self) -> ModelOptions {
         ModelOptions {

@@ -77,6 +77,14 @@ impl dyn Observer + '_ {
         self.on(Event::Warning { text: text.into() });
     }
 
+    /// So many of a file's weights have adapters folded in.
+    pub(super) fn merging(&mut self, done: u64, total: u64) {
+        self.on(match done {
+            0 => Event::Begin { phase: "merging".to_owned(), total, done },
+            _ => Event::Progress { done },
+        });
+    }
+
     /// [`Event::Begin`] from nothing.
     pub fn begin(&mut self, phase: &str, total: u64) {
         self.on(Event::Begin { phase: phase.to_owned(), total, done: 0 });

@@ -143,6 +143,14 @@ impl WeightSet {
         Self { origin: self.origin, entries, storage: self.storage }
     }
 
+    /// The same weights, that of `key` under the key `other` too.
+    pub fn with_copy(mut self, key: &str, other: &str) -> Result<Self> {
+        let Entry { file, name, part } = self.entry(key)?;
+        let copy = Entry { file: file.clone(), name: name.clone(), part: *part };
+        self.entries.insert(other.to_owned(), copy);
+        Ok(self)
+    }
+
     /// Like [`WeightSet::respelled`], where one stored tensor can be several weights.
     pub(super) fn taken_apart(&self, spell: impl Fn(&str) -> Vec<(String, Part)>) -> Self {
         let mut entries = BTreeMap::new();
@@ -201,7 +209,7 @@ impl WeightSet {
     /// A trailing `1, 1` more or less is the same weight: old VAEs keep their linear layers as 1×1 convolutions.
     pub fn check(&self, key: &str, shape: &[i64]) -> Result<()> {
         let kind = self.kind(key)?;
-        if !matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double) {
+        if !is_float(kind) {
             let message = format!("weight `{key}` is {kind:?}; a model's weights must be f32, f16 or bf16");
             return Err(Error::file(&self.origin, message));
         }
@@ -221,7 +229,7 @@ impl WeightSet {
     /// The weight `key` as `shape` at `placement`. Where dtype and device are the file's, the tensor lies over the
     /// mapped file and must not be written to; else it is converted and the file's pages are let go.
     pub fn load(&self, key: &str, shape: &[i64], placement: Placement) -> Result<Tensor> {
-        if placement.kind != Kind::Int64 {
+        if is_float(placement.kind) {
             self.check(key, shape)?;
         }
         let entry = self.entry(key)?;
@@ -257,6 +265,10 @@ impl WeightSet {
             entry.file.let_go(&entry.name);
         }
     }
+}
+
+fn is_float(kind: Kind) -> bool {
+    matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
 }
 
 impl Part {

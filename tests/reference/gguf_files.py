@@ -124,6 +124,12 @@ def language_model(out, name, model, encoding, permuted, rope_factors=None):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
+    letters = [*map(chr, range(33, 33 + config.vocab_size - 4)), "!\""]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *letters])
+    writer.add_token_types([3, 3, 3, *[1] * len(letters)])
+    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     if rope_factors is not None:

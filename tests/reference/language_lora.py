@@ -6,7 +6,7 @@ lora      arguments of LoraConfig; without target_modules peft's defaults for th
           bias that is trained is moved.
 dropout   the probabilities of the configuration hold (model.train()); the generator is seeded with 7 just before the forward
 side      where texts are padded, "right" or "left"
-adapter   a folder with an adapter of ours instead: only OUT/outputs.safetensors is written, with its logits
+adapter   a folder with an adapter of ours instead, or "" for the model alone: only OUT/outputs.safetensors is written, with its logits
 
 OUT/adapter                 as peft saves it
 OUT/outputs.safetensors     input_ids, attention_mask, [decoder_input_ids], labels, logits, loss, and gradient.NAME of each trained tensor,
@@ -59,9 +59,10 @@ def main(out, model, lora=None, dropout=False, side="right", adapter=None, **opt
     network = getattr(transformers, options["class"]).from_pretrained(model, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(3)
     inputs, labels = batch_of(network, generator, side)
-    if adapter:
+    if adapter is not None:
         with refused(), torch.no_grad():
-            logits = PeftModel.from_pretrained(network, adapter).eval()(**inputs).logits
+            network = PeftModel.from_pretrained(network, adapter).eval() if adapter else network
+            logits = network(**inputs).logits
         save_file(inputs | {"logits": logits.contiguous()}, out / "outputs.safetensors")
         return
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ use super::special_tokens::SpecialTokens;
 use super::{gguf, vocabulary_files, TextStream};
 use crate::error::{Error, Result};
 use crate::weights::gguf::GgufFile;
+use crate::whole_file::{write_json, write_whole};
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
 use std::fs;
@@ -168,6 +169,22 @@ impl LanguageTokenizer {
         let text = self.tokenizer.decode(&ids, true);
         let text = text.map_err(|error| Error::invalid(format!("cannot decode {} ids: {error}", ids.len())))?;
         Ok(if self.cleans_up { cleaned_up(&text) } else { text })
+    }
+
+    /// Writes it to `folder` as transformers' fast classes are saved: `tokenizer.json` and `tokenizer_config.json`.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("tokenizer.json");
+        let text = self.tokenizer.to_string(false).map_err(|error| broken(&path, &error))?;
+        write_whole(&path, text.as_bytes())?;
+        let SpecialIds { bos, eos, pad, unk, .. } = self.ids;
+        let mut config =
+            json!({ "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": self.cleans_up });
+        for (role, id) in [("bos_token", bos), ("eos_token", eos), ("pad_token", pad), ("unk_token", unk)] {
+            if let Some(token) = id.and_then(|id| self.tokenizer.id_to_token(u32::try_from(id).ok()?)) {
+                config[role] = json!(token);
+            }
+        }
+        write_json(&folder.join("tokenizer_config.json"), &config)
     }
 
     /// Decodes ids as they come.

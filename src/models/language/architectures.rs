@@ -268,6 +268,11 @@ impl Architecture {
         }
     }
 
+    /// Whether `key`, as the model with its head has it, is of a head.
+    pub fn is_of_head(&self, key: &str) -> bool {
+        self.heads.iter().any(|head| key.starts_with(head))
+    }
+
     /// A key as the model with its head has it.
     pub(super) fn spell(&self, key: &str) -> String {
         // BERT's first files name norms as TensorFlow did.
@@ -276,7 +281,7 @@ impl Architecture {
             Some((module, "beta")) => format!("{module}.bias"),
             _ => key.to_owned(),
         };
-        let is_whole = key.starts_with(self.prefix) || self.heads.iter().any(|head| key.starts_with(head));
+        let is_whole = key.starts_with(self.prefix) || self.is_of_head(&key);
         match key.as_str() {
             // T5 has one table under three names.
             "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight" if self.prefix.is_empty() => {

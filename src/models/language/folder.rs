@@ -40,6 +40,9 @@ impl LanguageModelFiles {
         if gguf.is_none() && !root.is_dir() {
             return Err(Error::file(root, "no such model folder"));
         }
+        if root.join("model_index.json").exists() {
+            return Err(Error::file(root, "is a pipeline of Stable Diffusion, and a language model is needed here"));
+        }
         let (path, config) = match &gguf {
             Some(model) => (root.to_owned(), model.config().clone()),
             None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
@@ -83,6 +86,13 @@ impl LanguageModelFiles {
             Some(_) => self.root.clone(),
             None => self.root.join("config.json"),
         }
+    }
+
+    /// Names of the classes of a classifier, where its configuration has them (`id2label`).
+    pub fn classes(&self) -> Option<Vec<String>> {
+        let names = self.config.get("id2label").filter(|_| architectures::is_classifier(&self.config))?;
+        let name = |id: usize| names.get(id.to_string())?.as_str().map(str::to_owned);
+        (0..names.as_object()?.len()).map(name).collect()
     }
 
     /// What the model is made of, from its configuration alone.

@@ -1,0 +1,133 @@
+//! A language model with adapters folded into its weights, as transformers saves one: for tools that know no adapters.
+
+use super::given_adapters::GivenAdapters;
+use super::language_base::WantedModel;
+use super::language_data_args::TaskChoice;
+use super::observer::{Event, Observer};
+use crate::adapters::merge::{self, Folding, Shapes};
+use crate::adapters::peft_folder;
+use crate::data::tokenizers::LanguageTokenizer;
+use crate::error::{Error, Result};
+use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
+use crate::weights::WeightSet;
+use crate::whole_file::write_json;
+use serde_json::{json, Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Tensor;
+
+/// Writes the model with the adapters, each at its strength, folded in to the folder `out`, which must not exist or be empty. Dtypes
+/// are those of the model's files; of a quantised GGUF file's weights it is float32.
+pub fn write(model: &WantedModel, adapters: &GivenAdapters, out: &Path, observer: &mut dyn Observer) -> Result<()> {
+    if adapters.prompt().is_some() {
+        return Err(Error::invalid(
+            "a prompt stands before a text and changes no weights, so it cannot be folded in; `lorabooth complete --adapter` puts it there",
+        ));
+    }
+    let files = model.open_files(observer)?;
+    let merged = Merged::new(&files, adapters)?;
+    merge::into_new_folder(out, |partial| {
+        match files.gguf() {
+            Some(model) => LanguageTokenizer::from_gguf(model.file())?.write(partial)?,
+            // An adapter's configuration would make transformers look for its tensors.
+            None => merge::copy_files(files.root(), partial, |path| {
+                !merge::is_weights(path) && !path.ends_with(peft_folder::CONFIG_FILE)
+            })?,
+        }
+        write_json(&partial.join("config.json"), &merged.config)?;
+        let mut progress = |done, total| observer.merging(done, total);
+        let written = merged.folding(adapters).write(&partial.join("model.safetensors"), &mut progress);
+        observer.on(Event::End);
+        written
+    })
+}
+
+/// What the merged model's files say.
+struct Merged {
+    config: Value,
+    weights: WeightSet,
+    added: BTreeMap<String, Tensor>,
+}
+
+impl Merged {
+    fn new(files: &LanguageModelFiles, adapters: &GivenAdapters) -> Result<Self> {
+        let (weights, config) = (files.weights()?, files.config().clone());
+        let merged = Self { config, weights, added: BTreeMap::new() };
+        let merged = match adapters.tasks().any(|task| task == TaskChoice::SeqCls.peft_name()) {
+            true => merged.with_classes(files, adapters)?,
+            false => merged,
+        };
+        merged.untied(&files.outline()?, adapters)
+    }
+
+    fn folding<'a>(&'a self, adapters: &'a GivenAdapters) -> Folding<'a> {
+        Folding {
+            weights: &self.weights,
+            adapters: adapters.on_weights().collect(),
+            added: self.added.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
+            spell: str::to_owned,
+            shapes: Shapes::AsTheyAre,
+        }
+    }
+
+    /// As a classifier, with the head that the adapters have trained.
+    fn with_classes(mut self, files: &LanguageModelFiles, adapters: &GivenAdapters) -> Result<Self> {
+        let architecture = files.architecture();
+        let head = format!("{}.", architecture.classifier_head());
+        let tensors = adapters.on_weights().flat_map(|(adapter, _)| &adapter.tensors);
+        let of_head = tensors.filter(|(name, _)| name.starts_with(&head) && !name.contains(".lora_"));
+        self.added.extend(of_head.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
+        let added = &self.added;
+        self.weights = self.weights.respelled(|key| {
+            let of_other_head = architecture.is_of_head(key) && !key.starts_with(&head);
+            (!of_other_head && !added.contains_key(key)).then(|| key.to_owned())
+        });
+        let HeadOutline::Classes(projections) = files.outline()?.head.with_labels(0) else { return Ok(self) };
+        let keys: Vec<String> = projections.iter().map(|projection| format!("{}.weight", projection.path)).collect();
+        if let Some(key) = keys.iter().find(|key| !self.weights.contains(key) && !self.added.contains_key(*key)) {
+            return Err(Error::file(
+                files.root(),
+                format!("has no `{key}`: it was drawn for the adapter, whose files lack it too, so nothing whole can be merged"),
+            ));
+        }
+        let labels = keys.last().and_then(|key| self.added.get(key)).map_or(2, |weight| weight.size()[0]);
+        // Without names as transformers calls them.
+        let unnamed = || (0..labels).map(|id| format!("LABEL_{id}")).collect();
+        let classes = adapters.classes(files)?.unwrap_or_else(unnamed);
+        let class = architecture.classes.iter().find(|class| class.ends_with("ForSequenceClassification"));
+        let numbered = || classes.iter().enumerate();
+        let names: Map<String, Value> = numbered().map(|(id, name)| (id.to_string(), json!(name))).collect();
+        let ids: Map<String, Value> = numbered().map(|(id, name)| (name.clone(), json!(id))).collect();
+        self.config["architectures"] = json!([class]);
+        self.config["id2label"] = names.into();
+        self.config["label2id"] = ids.into();
+        Ok(self)
+    }
+
+    /// Where adapters change a table of embeddings, or the output, and the model has one tensor for both: with two, as an adapter
+    /// changes the one that it is on alone.
+    fn untied(mut self, outline: &Outline, adapters: &GivenAdapters) -> Result<Self> {
+        let changes = |path: &str| {
+            let key = format!("{path}.weight");
+            adapters.on_weights().any(|(adapter, _)| adapter.tensors.keys().any(|name| merge::weight_of(name) == key))
+        };
+        let table = &outline.tables[0].0;
+        let of_stacks = outline.stacks.iter().map(|stack| &stack.embeddings);
+        let shared = of_stacks.filter(|path| *path != table).any(|path| changes(path));
+        let output = match &outline.head {
+            HeadOutline::Tokens { path, tied: true } if changes(path) || changes(table) => Some(path),
+            _ => None,
+        };
+        if shared || (output.is_some() && outline.encoder_blocks().is_some()) {
+            return Err(Error::invalid(
+                "the adapter changes a table of embeddings, of which this model has one for encoder, decoder and output: folded in, \
+                 it would change all of them; use the adapter beside the model",
+            ));
+        }
+        if let Some(path) = output {
+            self.weights = self.weights.with_copy(&format!("{table}.weight"), &format!("{path}.weight"))?;
+            self.config["tie_word_embeddings"] = json!(false);
+        }
+        Ok(self)
+    }
+}
