@@ -9,10 +9,12 @@ mod support;
 
 use complaints::Complaints;
 use jobs::{bert, gpt2, lines, t5, Job};
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use support::{lorabooth, lorabooth_ok, read_json};
+use std::process::Stdio;
+use support::{complete, lorabooth, lorabooth_command, lorabooth_ok, read_json};
 
 fn evaluate(job: &Job, records: &Path, more: &[&str]) -> Vec<String> {
     let words = "evaluate --device cpu --threads 1 --mixed-precision no --eval-max-new-tokens 6 --json --task";
@@ -75,6 +77,69 @@ fn numbers_and_answers_are_those_of_a_run_of_no_steps() {
     }
 }
 
+/// Texts without labels get the answers that they get with labels, and `complete` finds the same class.
+#[test]
+fn texts_without_labels_are_answered() {
+    for job in [bert(), t5(), gpt2(true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let [adapter, bare, known, found] =
+            ["adapter", "bare.jsonl", "known.csv", "found.csv"].map(|name| folder.path().join(name));
+        lorabooth_ok(&job.train(&adapter, &["--learning-rate", "0.02"]));
+        let records = job.folder.join("validation.jsonl");
+        let texts: Vec<Value> = lines(&records).iter().map(|row| json!({ "text": row["text"] })).collect();
+        fs::write(&bare, texts.iter().map(|row| format!("{row}\n")).collect::<String>()).unwrap();
+        let adapter = ["--adapter", adapter.to_str().unwrap()];
+        let to = |path: &Path| ["--output".to_owned(), path.display().to_string()];
+        lorabooth_ok(&[evaluate(&job, &records, &adapter), to(&known).to_vec()].concat());
+        let mut args = [evaluate(&job, &bare, &adapter), to(&found).to_vec()].concat();
+        let label = args.iter().position(|arg| arg == "--label-column").unwrap();
+        args.drain(label..label + 2);
+        let said: Value = serde_json::from_str(lorabooth_ok(&args).lines().last().unwrap()).unwrap();
+        assert_eq!((&said["records"], &said["loss"]), (&json!(10), &Value::Null), "{}", job.name);
+        let column = |path: &Path, name: &str| -> Vec<String> {
+            let mut reader = csv::Reader::from_path(path).unwrap();
+            let at = reader.headers().unwrap().iter().position(|header| header == name).unwrap();
+            reader.records().map(|row| row.unwrap()[at].to_owned()).collect()
+        };
+        for name in ["text", "prediction"] {
+            assert_eq!(column(&found, name), column(&known, name), "{}", job.name);
+        }
+        let model = job.folder.join("model").display().to_string();
+        let text = texts[0]["text"].as_str().unwrap();
+        let said = lorabooth_ok(&complete(&model, text, &[&adapter[..], &["--max-new-tokens", "6"]].concat()));
+        let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        let name = if job.task == "seq-cls" { "class" } else { "text" };
+        assert_eq!(said[name], json!(column(&found, "prediction")[0]), "{}", job.name);
+        if job.task == "seq-cls" {
+            let shares = said["probabilities"].as_object().unwrap();
+            let sum: f64 = shares.values().map(|share| share.as_f64().unwrap()).sum();
+            assert!((sum - 1.0).abs() < 1e-6 && shares.len() == 3, "{said}");
+            assert_eq!(shares[said["class"].as_str().unwrap()], said["probability"]);
+            let without_output = lorabooth(&args[..args.len() - 2]);
+            let said = String::from_utf8_lossy(&without_output.stdout).into_owned();
+            assert_eq!(without_output.status.code(), Some(2), "{said}");
+            assert!(said.contains("--label-column") && said.contains("--output"), "{said}");
+        }
+    }
+}
+
+/// The text is for programs, and everything else is beside it.
+#[test]
+fn a_completion_is_alone_on_standard_output() {
+    let job = gpt2(true);
+    let model = job.folder.join("model").display().to_string();
+    let args = ["complete", "--device", "cpu", "--model", &model, "--max-new-tokens", "6", "--prompt"];
+    let given = lorabooth(&[&args[..], &["red green"]].concat());
+    let told = String::from_utf8_lossy(&given.stderr).into_owned();
+    assert!(given.status.success() && told.contains("gpt2") && told.contains("CPU"), "{told}");
+    let said = String::from_utf8_lossy(&given.stdout).into_owned();
+    assert!(!said.contains("gpt2") && said.ends_with('\n') && said.trim().len() > 1, "{said}");
+    let mut piped = lorabooth_command(&[&args[..], &["-"]].concat());
+    let mut child = piped.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"red green\n").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().stdout, given.stdout);
+}
+
 #[test]
 fn other_texts_than_an_adapter_learned_from_are_told() {
     let (job, folder) = (gpt2(true), tempfile::tempdir().unwrap());
@@ -118,7 +183,6 @@ fn what_cannot_be_evaluated_is_refused() {
         ("another adapter's task", &writer, &records, &with_adapter, &["--task is causal-lm", "for seq-cls"]),
         ("an unknown label", &classifier, &unknown, &with_adapter, &["line 1", "`endless`", "long, short, tiny"]),
         ("no column", &writer, &records, &["--text-column", "tweet"], &["tweet"]),
-        ("nothing to write", &gpt2(false), &records, &["--output", "/x.csv"], &["--output", "--label-column"]),
         ("no place to write", &writer, &records, &["--output", "/dev/null/x.csv"], &["/dev/null"]),
         ("no tokens", &writer, &records, &["--eval-max-new-tokens", "0"], &["--eval-max-new-tokens"]),
     ] {

@@ -84,7 +84,7 @@ pub fn run(args: &Seq2SeqArgs) -> Result<()> {
 fn mean_loss(data: &LanguageDataset, loss: impl Fn(&LanguageDataset, &[usize]) -> Result<LanguageLoss>) -> Result<f64> {
     let (mut sum, mut count) = (0.0, 0);
     for places in (0..data.len()).collect::<Vec<_>>().chunks(WATCHED_BATCH) {
-        let LanguageLoss { mean, labels } = loss(data, places)?;
+        let LanguageLoss { mean, labels, .. } = loss(data, places)?;
         sum += mean.double_value(&[]) * labels as f64;
         count += labels;
     }

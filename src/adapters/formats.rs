@@ -109,15 +109,28 @@ fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet
     }
     match &safetensors_in(folder)?[..] {
         [one] => read_with_format(one, names),
-        [] if folder.join("metrics.jsonl").exists() => {
-            Err(Error::file(folder, "holds a run that is not finished: go on with its command and --resume"))
-        }
-        [] => Err(Error::file(
-            folder,
-            format!("holds no adapter: neither {CONFIG_FILE} nor unet/ nor {}", diffusers_file::FILE_NAME),
-        )),
+        [] => Err(of_unfinished_run(folder).unwrap_or_else(|| {
+            Error::file(
+                folder,
+                format!("holds no adapter: neither {CONFIG_FILE} nor unet/ nor {}", diffusers_file::FILE_NAME),
+            )
+        })),
         _ => Err(Error::file(folder, "holds several .safetensors files; name one of them")),
     }
+}
+
+/// The error for the folder of a run that is not finished, whose adapter so far is in its checkpoints.
+pub fn of_unfinished_run(folder: &Path) -> Option<Error> {
+    let is_run = folder.join("metrics.jsonl").exists() && !folder.join(CONFIG_FILE).exists();
+    let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let steps = names.filter_map(|name| name.strip_prefix("checkpoint-")?.parse::<u64>().ok());
+    let so_far = match steps.max() {
+        Some(step) => format!("; its adapter so far is in {}", folder.join(format!("checkpoint-{step}")).display()),
+        None => String::new(),
+    };
+    is_run.then(|| {
+        Error::file(folder, format!("holds a run that is not finished: go on with its command and --resume{so_far}"))
+    })
 }
 
 fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>> {

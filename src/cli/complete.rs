@@ -1,10 +1,12 @@
-//! `lorabooth complete`: text from a language model, with any number of adapters.
+//! `lorabooth complete`: text from a language model, or the class that it finds for one, with any number of adapters.
 
 use super::{Common, Dtype, Reporter};
 use crate::adapters::Prompt;
+use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
+use crate::libtorch::failure::catching;
 use crate::libtorch::random::seed_globally;
-use crate::models::language::{HeadOptions, LanguageModel};
+use crate::models::language::{ClassifierInputs, HeadOptions, LanguageModel, SequenceClassifier};
 use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_data_args::TaskChoice;
@@ -14,10 +16,10 @@ use crate::recipes::storage_args::StorageArgs;
 use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
-use serde_json::json;
+use serde_json::{json, Map, Value};
 use std::path::PathBuf;
 use std::time::Instant;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 /// Tokens to write at most where no number is given.
 pub const MAX_NEW_TOKENS: usize = 50;
@@ -34,7 +36,7 @@ pub struct CompleteArgs {
     /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
     #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     adapter: Vec<String>,
-    /// The text to go on with, or to answer
+    /// The text to go on with, to answer, or to sort into a classifier's classes; - reads it from standard input
     #[arg(long)]
     prompt: String,
     /// Tokens to write at most
@@ -65,59 +67,120 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     args.weights.check()?;
     let device = common.device()?;
     let kind = args.dtype.kind(device);
+    reporter.result_is_for_programs();
     let mut base = WantedModel::new(&args.model, args.revision.as_deref()).open(reporter)?;
     base.files.store_in(args.weights.storage());
-    let (files, tokenizer) = (&base.files, &base.tokenizer);
-    let sampling = TextSampling {
-        max_new_tokens: args.max_new_tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        num_beams: args.num_beams,
-        ends: base.ends(),
-    };
+    let sampling = args.sampling(base.ends());
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
-    if adapters.tasks().any(|task| task == TaskChoice::SeqCls.peft_name()) {
-        return Err(Error::invalid(
-            "--adapter is of a classifier, which writes no text; `lorabooth evaluate --output` writes the classes of records",
-        ));
-    }
+    let classes = match base.files.is_classifier() || adapters.are_for(TaskChoice::SeqCls) {
+        true => Some(adapters.classes(&base.files)?.ok_or_else(|| adapters.without_classes(&base.files))?),
+        false => None,
+    };
+    let text = args.text()?;
     let observer: &mut dyn Observer = reporter;
-    observer.fact("model", format!("{}, {}", args.model.display(), files.architecture().model_type));
+    observer.fact("model", format!("{}, {}", args.model.display(), base.files.architecture().model_type));
     observer.fact("device", crate::recipes::device_name(device, kind));
     args.weights.tell(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
-    let loaded = files.load(Placement { device, kind }, HeadOptions::default())?;
-    let writer = TextWriter::of(&loaded.model)?;
+    let labels = classes.as_ref().map(|classes| classes.len() as i64);
+    let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed: common.seed })?;
     let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
 
-    let ids = tokenizer.encode(&args.prompt, usize::MAX)?.ids;
+    let ids = base.tokenizer.encode(&text, usize::MAX)?.ids;
     let ids = match loaded.model {
         // What ends a text is nothing to go on with.
-        LanguageModel::Causal(_) => without_end(&ids, tokenizer.special_ids().eos),
+        LanguageModel::Causal(_) => without_end(&ids, base.tokenizer.special_ids().eos),
         _ => &ids,
     };
     if ids.is_empty() {
         return Err(Error::invalid("--prompt is empty, and the model needs a token to go on from; give it a text"));
     }
-    let virtual_tokens = prompt.as_ref().map_or(0, Prompt::length) as usize;
-    let longest = loaded.model.shape().longest;
-    if let Some(most) = longest.filter(|&most| (virtual_tokens + ids.len() + args.max_new_tokens) as i64 > most) {
-        let behind = if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual ones") } else { String::new() };
-        return Err(Error::invalid(format!(
-            "the prompt has {} tokens{behind}, and with --max-new-tokens {} the model's positions end at {most}; lower one of them",
-            ids.len(),
-            args.max_new_tokens
-        )));
-    }
-    let no_grad = tch::no_grad_guard();
-    let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(device);
-    let mut read = PromptedText::new(&loaded.model, prompt.as_ref(), ids, None)?;
-    let cache = read.cache.take().unwrap_or_default();
-    drop(no_grad);
+    let most = if classes.is_some() { 0 } else { args.max_new_tokens };
+    check_positions(&loaded.model, prompt.as_ref(), ids.len(), most)?;
     seed_globally(device, common.seed)?;
+    let read = tch::no_grad(|| {
+        let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(device);
+        PromptedText::new(&loaded.model, prompt.as_ref(), ids, None)
+    })?;
+    match (&loaded.model, &classes) {
+        (LanguageModel::Classifier(model), Some(classes)) => classify(model.as_ref(), read, classes, reporter),
+        (model, _) => write(TextWriter::of(model)?, read, &sampling, &base.tokenizer, device, reporter),
+    }
+}
+
+impl CompleteArgs {
+    fn sampling(&self, ends: Vec<i64>) -> TextSampling {
+        TextSampling {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            num_beams: self.num_beams,
+            ends,
+        }
+    }
+
+    /// The prompt, which may come from standard input.
+    fn text(&self) -> Result<String> {
+        if self.prompt != "-" {
+            return Ok(self.prompt.clone());
+        }
+        let text = std::io::read_to_string(std::io::stdin());
+        let text = text.map_err(|error| Error::io("read", "standard input", error))?;
+        Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+    }
+}
+
+fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize, most_new: usize) -> Result<()> {
+    let virtual_tokens = prompt.map_or(0, Prompt::length) as usize;
+    let Some(most) = model.shape().longest.filter(|&most| (virtual_tokens + tokens + most_new) as i64 > most) else {
+        return Ok(());
+    };
+    let behind = if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual ones") } else { String::new() };
+    Err(Error::invalid(match most_new {
+        0 => format!("the prompt has {tokens} tokens{behind}, and the model's positions end at {most}; shorten it"),
+        _ => format!(
+            "the prompt has {tokens} tokens{behind}, and with --max-new-tokens {most_new} the model's positions end at {most}; lower one of them"
+        ),
+    }))
+}
+
+/// Tells how likely each class is, the likeliest first.
+fn classify(
+    model: &dyn SequenceClassifier,
+    mut read: PromptedText,
+    classes: &[String],
+    reporter: &mut Reporter,
+) -> Result<()> {
+    let mut cache = read.cache.take();
+    let logits = catching(|| {
+        let inputs = ClassifierInputs { cache: cache.as_mut(), ..ClassifierInputs::new(read.tokens()) };
+        Ok(tch::no_grad(|| model.classify(inputs)))
+    })?;
+    let probabilities = Vec::<f64>::try_from(logits.get(0).softmax(0, Kind::Double))?;
+    let mut ranked: Vec<(&str, f64)> = classes.iter().map(String::as_str).zip(probabilities).collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0);
+    let lines: Vec<String> = ranked.iter().map(|(class, share)| format!("{class:<width$}  {share:.4}")).collect();
+    let shares: Map<String, Value> = ranked.iter().map(|&(class, share)| (class.to_owned(), json!(share))).collect();
+    let (class, probability) = ranked[0];
+    let json = json!({ "class": class, "probability": probability, "probabilities": shares });
+    reporter.result(json, &lines.join("\n"));
+    Ok(())
+}
+
+/// Writes a text, as it comes.
+fn write(
+    writer: TextWriter,
+    mut read: PromptedText,
+    sampling: &TextSampling,
+    tokenizer: &LanguageTokenizer,
+    device: Device,
+    reporter: &mut Reporter,
+) -> Result<()> {
+    let cache = read.cache.take().unwrap_or_default();
     let began = Instant::now();
     let (mut stream, mut text) = (tokenizer.stream(), String::new());
     let mut show = |piece: String| {
@@ -131,7 +194,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         }
         Ok(())
     };
-    let made = writer.write(read.tokens(), cache, device, &sampling, &mut on_token)?;
+    let made = writer.write(read.tokens(), cache, device, sampling, &mut on_token)?;
     show(stream.finish()?);
     let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
     reporter.end_text(json!({ "text": text, "tokens": made.len(), "tokens_per_s": tokens_per_s }));

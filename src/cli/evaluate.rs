@@ -8,19 +8,21 @@ use serde_json::json;
 /// Runs the command.
 pub fn run(config: &EvaluateConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let evaluated = evaluate::evaluate(config, common.device()?, common.seed, reporter)?;
-    let (records, numbers) = (evaluated.records, &evaluated.evaluation);
-    let mut object = json!({ "event": "evaluation", "records": records, "loss": numbers.loss });
-    let mut lines = vec![line("records", records.to_string()), line("loss", format!("{:.4}", numbers.loss))];
-    // The share of right answers is of classes, or of texts that are the same.
-    let right = if numbers.f1.is_some() { "accuracy" } else { "exact match" };
-    for (key, name, value) in [
-        ("perplexity", "perplexity", numbers.perplexity),
-        ("accuracy", right, numbers.accuracy),
-        ("f1", "F1", numbers.f1),
-    ] {
-        if let Some(value) = value {
-            object[key] = json!(value);
-            lines.push(line(name, format!("{value:.4}")));
+    let mut object = json!({ "event": "evaluation", "records": evaluated.records });
+    let mut lines = vec![line("records", evaluated.records.to_string())];
+    if let Some(numbers) = &evaluated.evaluation {
+        // The share of right answers is of classes, or of texts that are the same.
+        let right = if numbers.f1.is_some() { "accuracy" } else { "exact match" };
+        for (key, name, value) in [
+            ("loss", "loss", Some(numbers.loss)),
+            ("perplexity", "perplexity", numbers.perplexity),
+            ("accuracy", right, numbers.accuracy),
+            ("f1", "F1", numbers.f1),
+        ] {
+            if let Some(value) = value {
+                object[key] = json!(value);
+                lines.push(line(name, format!("{value:.4}")));
+            }
         }
     }
     reporter.result(object, &lines.join("\n"));

@@ -26,10 +26,19 @@ pub struct Voice {
     pub verbose: bool,
 }
 
+/// Where something is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Out,
+    Err,
+}
+
 /// Prints events.
 pub struct Reporter {
     voice: Voice,
     terminal: bool,
+    /// Where everything goes that is not a result.
+    aside: Stream,
     bar: Option<ProgressBar>,
     phase: Phase,
     last_line: Instant,
@@ -66,7 +75,15 @@ impl Reporter {
     pub fn new(voice: Voice) -> Self {
         let phase = Phase::new(String::new(), 0, 0, false);
         let terminal = std::io::stdout().is_terminal();
-        Self { voice, terminal, bar: None, phase, last_line: Instant::now(), write_error: None }
+        Self { voice, terminal, aside: Stream::Out, bar: None, phase, last_line: Instant::now(), write_error: None }
+    }
+
+    /// The result is a text that another program may read: what else is said in prose goes to standard error.
+    pub fn result_is_for_programs(&mut self) {
+        if !self.voice.json {
+            self.aside = Stream::Err;
+            self.terminal = std::io::stderr().is_terminal();
+        }
     }
 
     /// One JSON object in `--json`, one line of prose otherwise.
@@ -86,12 +103,19 @@ impl Reporter {
 
     fn say(&mut self, text: &str) {
         if !self.voice.quiet {
-            self.line(text);
+            self.print(self.aside, text);
         }
     }
 
     fn line(&mut self, text: &str) {
-        let write = || writeln!(std::io::stdout(), "{text}");
+        self.print(Stream::Out, text);
+    }
+
+    fn print(&mut self, stream: Stream, text: &str) {
+        let write = || match stream {
+            Stream::Out => writeln!(std::io::stdout(), "{text}"),
+            Stream::Err => writeln!(std::io::stderr(), "{text}"),
+        };
         let written = match &self.bar {
             Some(bar) => bar.suspend(write),
             None => write(),
@@ -150,7 +174,11 @@ impl Reporter {
                 _ = write!(text, " · {} left", duration(state.eta().as_secs_f64()));
             }
         });
-        let bar = ProgressBar::with_draw_target(Some(phase.total), ProgressDrawTarget::stdout()).with_style(style);
+        let target = match self.aside {
+            Stream::Out => ProgressDrawTarget::stdout(),
+            Stream::Err => ProgressDrawTarget::stderr(),
+        };
+        let bar = ProgressBar::with_draw_target(Some(phase.total), target).with_style(style);
         bar.set_message(phase.name.clone());
         bar.set_position(phase.before);
         bar.reset_eta();

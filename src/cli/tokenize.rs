@@ -30,7 +30,7 @@ enum ModelTokenizer {
     /// Of Stable Diffusion: padded and cut as for training.
     Clip(ClipTokenizer),
     /// Of a language model: a text's own length.
-    Language(Box<LanguageTokenizer>),
+    Language(LanguageTokenizer),
 }
 
 impl ModelTokenizer {
@@ -41,7 +41,7 @@ impl ModelTokenizer {
             return Ok(Self::Clip(ClipTokenizer::from_folder(&folder)?));
         }
         if is_language_model(model) {
-            return Ok(Self::Language(Box::new(WantedModel::new(model, None).open(reporter)?.tokenizer)));
+            return Ok(Self::Language(WantedModel::new(model, None).open(reporter)?.tokenizer));
         }
         if model.is_dir() {
             return Ok(Self::Clip(ClipTokenizer::from_folder(model)?));

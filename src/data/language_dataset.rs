@@ -5,6 +5,7 @@ use super::language_batch::{filled, LanguageBatch, IGNORED};
 use super::language_example::{Example, Target};
 use super::prompt_template::PromptTemplate;
 use super::records::{Record, Records};
+use super::tokenizers::language::Encoded;
 use super::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -55,12 +56,12 @@ const SAMPLE: usize = 100;
 impl LanguageDataOptions {
     /// The examples of a training file; classes are its sorted distinct labels.
     pub fn training(&self, file: &Path, tokenizer: &LanguageTokenizer) -> Result<LanguageDataset> {
-        let records = self.read(file)?;
+        let records = self.labelled(file)?;
         let classes = match (self.task, &self.label_column) {
             (LanguageTask::SeqCls, Some(column)) => classes(&records, column)?,
             _ => Vec::new(),
         };
-        self.dataset(&records, tokenizer, classes)
+        self.dataset(&records, tokenizer, classes, true)
     }
 
     /// The examples of a validation file; a label that is no class of `training` is an error.
@@ -80,15 +81,30 @@ impl LanguageDataOptions {
         tokenizer: &LanguageTokenizer,
         classes: Vec<String>,
     ) -> Result<LanguageDataset> {
-        self.dataset(&self.read(file)?, tokenizer, classes)
+        self.dataset(&self.labelled(file)?, tokenizer, classes, true)
+    }
+
+    /// The texts of a file alone, which a model of these `classes` is to answer.
+    pub fn unlabelled(
+        &self,
+        file: &Path,
+        tokenizer: &LanguageTokenizer,
+        classes: Vec<String>,
+    ) -> Result<LanguageDataset> {
+        self.dataset(&self.read(file)?, tokenizer, classes, false)
+    }
+
+    /// The rows of a file, which tell what is to be learnt of them.
+    fn labelled(&self, file: &Path) -> Result<Records> {
+        match self.label_column.is_none() && self.task != LanguageTask::CausalLm {
+            true => Err(Error::invalid("this task needs --label-column, the column of what shall be answered")),
+            false => self.read(file),
+        }
     }
 
     fn read(&self, file: &Path) -> Result<Records> {
         if self.max_length < 2 {
             return Err(Error::invalid(format!("--max-seq-length is {}; it must be at least 2", self.max_length)));
-        }
-        if self.label_column.is_none() && self.task != LanguageTask::CausalLm {
-            return Err(Error::invalid("this task needs --label-column, the column of what shall be answered"));
         }
         let columns: Vec<&str> = self.prompt.columns().into_iter().chain(self.label_column.as_deref()).collect();
         Records::read(file, &columns)
@@ -99,11 +115,15 @@ impl LanguageDataOptions {
         records: &Records,
         tokenizer: &LanguageTokenizer,
         classes: Vec<String>,
+        is_known: bool,
     ) -> Result<LanguageDataset> {
         let (mut examples, mut cut, mut empty) = (Vec::new(), 0, 0);
         let mut sample = None;
         for record in records.iter() {
-            let (example, is_cut) = self.example(records, &record, tokenizer, &classes)?;
+            let (example, is_cut) = match is_known {
+                true => self.example(records, &record, tokenizer, &classes)?,
+                false => self.text(&record, tokenizer)?,
+            };
             if example.learns() {
                 cut += usize::from(is_cut);
                 if sample.is_none() {
@@ -149,6 +169,15 @@ impl LanguageDataOptions {
             (LanguageTask::CausalLm, None) => opening(&text, text.chars().count() / 2).to_owned(),
             _ => text,
         })
+    }
+
+    /// A row's text, to be answered, and whether something of it was cut off.
+    fn text(&self, record: &Record, tokenizer: &LanguageTokenizer) -> Result<(Example, bool)> {
+        let Encoded { mut ids, cut } = tokenizer.encode(&self.prompt.render(record)?, self.max_length)?;
+        if self.task == LanguageTask::CausalLm && ids.len() > 1 && ids.last() == Some(&tokenizer.eos()?) {
+            ids.pop();
+        }
+        Ok((Example { ids, target: Target::Unknown, answer: String::new() }, cut > 0))
     }
 
     /// A row's example, and whether something of it was cut off.
@@ -242,9 +271,22 @@ impl LanguageDataset {
         self.examples[place].prompt()
     }
 
+    /// The prompts of `places` filled up on one side, int64 `[b, t]`, and which of it are tokens, on the CPU.
+    pub fn prompts(&self, places: &[usize], on_the_left: bool) -> Result<(Tensor, Tensor)> {
+        let prompts = places.iter().map(|&place| self.prompt(place));
+        let ones: Vec<Vec<i64>> = prompts.clone().map(|prompt| vec![1; prompt.len()]).collect();
+        let mask = filled(ones.iter().map(Vec::as_slice), 0, on_the_left)?;
+        Ok((filled(prompts, self.pad, on_the_left)?, mask))
+    }
+
     /// What an example's label column says.
     pub fn answer(&self, place: usize) -> &str {
         &self.examples[place].answer
+    }
+
+    /// Whether it is known what is to be answered.
+    pub fn is_labelled(&self) -> bool {
+        self.examples.iter().all(|example| !matches!(example.target, Target::Unknown))
     }
 
     /// Whether there is something to answer to each text.
@@ -263,6 +305,7 @@ impl LanguageDataset {
                 Target::Own { unlearnt } => add(*unlearnt as i64),
                 Target::Text(ids) => ids.iter().for_each(|&id| add(id)),
                 Target::Class(class) => add(*class),
+                Target::Unknown => {}
             }
         }
         let hash: String = digest.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();

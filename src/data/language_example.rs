@@ -19,14 +19,16 @@ pub(super) enum Target {
     /// Another text.
     Text(Vec<i64>),
     Class(i64),
+    /// Not known: the text is to be answered.
+    Unknown,
 }
 
 impl Example {
-    /// Whether there is anything to learn from: a first token alone has nothing before it.
+    /// Whether there is anything to learn from, or to answer: a first token alone has nothing before it.
     pub(super) fn learns(&self) -> bool {
         match &self.target {
             Target::Own { .. } => self.targets() > 0,
-            Target::Text(_) | Target::Class(_) => !self.ids.is_empty(),
+            Target::Text(_) | Target::Class(_) | Target::Unknown => !self.ids.is_empty(),
         }
     }
 
@@ -36,6 +38,7 @@ impl Example {
             Target::Own { unlearnt } => self.ids.len().saturating_sub(*unlearnt.max(&1)),
             Target::Text(ids) => ids.len(),
             Target::Class(_) => 1,
+            Target::Unknown => 0,
         }
     }
 
@@ -48,7 +51,7 @@ impl Example {
                 ignored.chain(self.ids.iter().skip(unlearnt).copied()).collect()
             }
             Target::Text(ids) => ids.clone(),
-            Target::Class(_) => Vec::new(),
+            Target::Class(_) | Target::Unknown => Vec::new(),
         }
     }
 
@@ -56,7 +59,7 @@ impl Example {
     pub(super) fn prompt(&self) -> &[i64] {
         match self.target {
             Target::Own { unlearnt } => &self.ids[..unlearnt.min(self.ids.len())],
-            Target::Text(_) | Target::Class(_) => &self.ids,
+            Target::Text(_) | Target::Class(_) | Target::Unknown => &self.ids,
         }
     }
 

@@ -61,13 +61,23 @@ impl Adapters {
             .for_each(|(part, adapter)| super::tell_adapter(&part.name().replace('_', " "), adapter, observer));
     }
 
-    /// Writes them; each file is read back. Tells of what was written, and of what a format has no place for.
-    pub fn write(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
+    fn set(&self) -> AdapterSet {
         let mut set = AdapterSet::default();
         for (part, adapter) in &self.0 {
             set.set(*part, PartAdapter::of(adapter));
         }
-        write_peft(folder.path(), &set, TextEncoderSpelling::Today)?;
+        set
+    }
+
+    /// Writes them to `folder` as PEFT has them; each file is read back.
+    pub fn write_peft(&self, folder: &Path) -> Result<()> {
+        write_peft(folder, &self.set(), TextEncoderSpelling::Today)
+    }
+
+    /// Writes them in all formats. Tells of what was written, and of what a format has no place for.
+    pub fn write(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
+        let set = self.set();
+        self.write_peft(folder.path())?;
         set.parts().for_each(|(part, _)| observer.on(Event::Wrote { path: folder.join(part.name()) }));
         let path = write_diffusers(folder.path(), &set)?;
         if let Some(text) = set.left_out_warning(&path) {

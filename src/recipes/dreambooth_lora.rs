@@ -21,6 +21,7 @@ use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
 use crate::weights::Placement;
+use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -42,10 +43,9 @@ pub fn train(
     observer.fact("device", super::device_name(device, run.kind));
     config.training.weights.tell(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
-        let adapters = Adapters::attach(config, &job.networks, seed)?;
         let photos = ("photos", job.dataset.fingerprint());
-        run.prepare(adapters.trained(), job.batches_per_epoch(), photos, observer)?;
-        job.tell_first_screen(&run, &adapters, observer);
+        run.prepare(job.adapters.trained(), job.batches_per_epoch(), photos, observer)?;
+        job.tell_first_screen(&run, observer);
         run.begin(observer)?;
         // 3. The loop.
         training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
@@ -53,7 +53,7 @@ pub fn train(
             with_advice(error, |budget| outlook(config, &files, device, budget))
         })?;
         // 4. The adapter files.
-        run.finish(observer, |folder, observer| adapters.write(folder, observer))
+        run.finish(observer, |folder, observer| job.adapters.write(folder, observer))
     });
     outcome.inspect_err(|error| run.fail(error))
 }
@@ -107,10 +107,12 @@ fn prepare<'a>(
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
+    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device };
     Ok(DreamBoothJob {
         config,
         files,
-        networks: Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device },
+        adapters: Adapters::attach(config, &networks, seed)?,
+        networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
         embeddings,
@@ -127,6 +129,7 @@ struct DreamBoothJob<'a> {
     config: &'a DreamBoothConfig,
     files: &'a PipelineFiles,
     networks: Networks,
+    adapters: Adapters,
     dataset: Arc<DreamBoothDataset>,
     cache: LatentCache,
     order: BatchOrder,
@@ -139,7 +142,7 @@ struct DreamBoothJob<'a> {
 
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
-    fn tell_first_screen(&self, run: &Run, adapters: &Adapters, observer: &mut dyn Observer) {
+    fn tell_first_screen(&self, run: &Run, observer: &mut dyn Observer) {
         let (config, instances) = (self.config, self.dataset.instance_count());
         let class = match self.dataset.class_count() {
             0 => String::new(),
@@ -148,7 +151,7 @@ impl DreamBoothJob<'_> {
         observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
         let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
-        adapters.tell(observer);
+        self.adapters.tell(observer);
         observer.fact("output", run.folder.path().display().to_string());
     }
 
@@ -237,5 +240,8 @@ impl Job for DreamBoothJob<'_> {
     fn look_is_due(&self, run: &Run) -> bool {
         let last = run.step == run.total_steps;
         self.config.validation_prompt.is_some() && (run.step.is_multiple_of(self.config.validation_steps) || last)
+    }
+    fn write_adapter(&self, folder: &Path) -> Result<()> {
+        self.adapters.write_peft(folder)
     }
 }

@@ -251,7 +251,7 @@ pub fn encode_prompts(
     Ok((embeddings, None))
 }
 
-/// Makes the sample images of the run's present step, if it has a prompt for them. A run that is asked to stop makes no more.
+/// Makes the sample images of the run's present step, if it has a prompt for them, until `interrupt` is set.
 /// The VAE's decoder is in memory only meanwhile.
 pub fn write_samples(
     config: &DreamBoothConfig,
@@ -282,15 +282,8 @@ pub fn write_samples(
     };
     for i in 0..config.num_validation_images {
         let seeds = [run.seed.wrapping_add(i as i64)];
-        let mut go_on = |_, _| match interrupt.requested() {
-            true => Err(Error::Interrupted(String::new())),
-            false => Ok(()),
-        };
-        let latents =
-            match sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut go_on) {
-                Err(Error::Interrupted(_)) => return Ok(()),
-                latents => latents?,
-            };
+        let mut go_on = |_, _| interrupt.check();
+        let latents = sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut go_on)?;
         for image in decode(&vae.model, &latents, networks.vae_kind)? {
             let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
             let text = format!(

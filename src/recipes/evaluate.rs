@@ -9,7 +9,8 @@ use super::observer::{Event, Observer};
 use super::storage_args::StorageArgs;
 use super::training_args::MixedPrecision;
 use crate::error::{Error, Result};
-use crate::models::language::{HeadOptions, LanguageModelFiles};
+use crate::models::language::HeadOptions;
+use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
 use clap::{Args, ValueEnum};
@@ -41,7 +42,7 @@ pub struct EvaluateConfig {
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub validation_file: PathBuf,
-    /// CSV file for the answers, beside what is right
+    /// CSV file for the answers, beside what is right where --label-column tells it
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     #[serde(serialize_with = "optional_path_text")]
     pub output: Option<PathBuf>,
@@ -59,14 +60,22 @@ pub struct EvaluateConfig {
 pub struct Evaluated {
     /// Records that it was measured on.
     pub records: usize,
-    /// The numbers.
-    pub evaluation: Evaluation,
+    /// The numbers; none where nothing tells what is right.
+    pub evaluation: Option<Evaluation>,
 }
 
 /// Evaluates on `device` as `config` says; `seed` draws a new head where the model has none for its classes.
 pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Evaluated> {
     config.weights.check()?;
     config.data.check()?;
+    // Without labels a text can be its own, or is answered.
+    let answers_alone = config.data.label_column.is_none() && config.output.is_some();
+    if !answers_alone {
+        config
+            .data
+            .check_labels()
+            .map_err(|error| Error::Usage(format!("{error}; or give --output FILE.csv for the answers alone")))?;
+    }
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
     adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
@@ -75,15 +84,16 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     files.store_in(config.weights.storage());
     config.data.task.check(&files)?;
     let classes = match config.data.task {
-        TaskChoice::SeqCls => adapters.classes(&files)?.ok_or_else(|| without_classes(&adapters, &files))?,
+        TaskChoice::SeqCls => adapters.classes(&files)?.ok_or_else(|| adapters.without_classes(&files))?,
         TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
     };
     let labels = (!classes.is_empty()).then_some(classes.len() as i64);
-    let data = config.data.options()?.evaluation(&config.validation_file, &tokenizer, classes)?;
+    let (options, records) = (config.data.options()?, &config.validation_file);
+    let data = match answers_alone {
+        true => options.unlabelled(records, &tokenizer, classes)?,
+        false => options.evaluation(records, &tokenizer, classes)?,
+    };
     data.warnings().iter().for_each(|text| observer.warning(text.clone()));
-    if config.output.is_some() && !data.has_answers() {
-        return Err(Error::invalid("--output takes answers to labels, which there are none of; give --label-column"));
-    }
     check_positions(&files.outline()?, adapters.prompt(), data.longest(), observer)?;
     config.output.as_deref().map(|path| check_output(path, &config.validation_file)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
@@ -101,20 +111,18 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         device,
         max_new_tokens: config.data.eval_max_new_tokens,
     };
-    let mut done = 0;
-    observer.begin("evaluating", evaluator.units(&data));
-    let mut progress = |records| {
-        done += records;
-        observer.on(Event::Progress { done });
+    let interrupt = Interrupt::new();
+    let measured = match answers_alone {
+        true => evaluator.answers(&data, &interrupt, observer).map(|answers| (None, answers)),
+        false => {
+            evaluator.evaluate(&data, 0, &interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
+        }
     };
-    let measured = evaluator.evaluate(&data, 0, &mut progress);
-    observer.on(Event::End);
     let (evaluation, answers) = measured.map_err(|error| error.advising(EVALUATE_IN_LESS))?;
-    if !evaluation.loss.is_finite() {
+    if let Some(loss) = evaluation.as_ref().map(|measured| measured.loss).filter(|loss| !loss.is_finite()) {
         return Err(Error::invalid(format!(
-            "the loss is {}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \
+            "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \
              compute with --mixed-precision no",
-            evaluation.loss,
             super::device_name(device, kind)
         )));
     }
@@ -123,16 +131,6 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         observer.on(Event::Wrote { path: path.clone() });
     }
     Ok(Evaluated { records: data.len(), evaluation })
-}
-
-fn without_classes(adapters: &GivenAdapters, files: &LanguageModelFiles) -> Error {
-    match adapters.folders().first() {
-        Some(folder) => Error::file(folder, "has no classes.json, which `train llm` writes for seq-cls"),
-        None => Error::file(
-            files.root(),
-            "is no classifier whose classes have names (`id2label`); give --adapter, one of `train llm --task seq-cls`",
-        ),
-    }
 }
 
 /// Answers go to a CSV file of their own.

@@ -2,6 +2,8 @@
 
 use super::adapter_argument::path_and_scale;
 use super::language_adapter::fitted;
+use super::language_data_args::TaskChoice;
+use crate::adapters::formats::of_unfinished_run;
 use crate::adapters::prompt_folder::{self, PromptFiles};
 use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConfig, PromptMethod};
 use crate::error::{Error, Result};
@@ -25,6 +27,7 @@ impl GivenAdapters {
         let mut adapters = Self::default();
         for (index, text) in given.iter().enumerate() {
             let (path, scale) = path_and_scale(text)?;
+            of_unfinished_run(&path).map_or(Ok(()), Err)?;
             match PromptMethod::of(&peft_folder::peft_type(&path)?) {
                 // Numbered: the same adapter twice is twice its change.
                 None => adapters.on_weights.push((format!("{index} {text}"), peft_folder::read(&path)?, scale)),
@@ -63,6 +66,22 @@ impl GivenAdapters {
             Some(file) => read_classes(&file).map(Some),
             None => Ok(files.classes()),
         }
+    }
+
+    /// The error where [`GivenAdapters::classes`] finds none.
+    pub fn without_classes(&self, files: &LanguageModelFiles) -> Error {
+        match self.folders.first() {
+            Some(folder) => Error::file(folder, "has no classes.json, which `train llm` writes for seq-cls"),
+            None => Error::file(
+                files.root(),
+                "is no classifier whose classes have names (`id2label`); give --adapter, one of `train llm --task seq-cls`",
+            ),
+        }
+    }
+
+    /// Whether one of them says that it is for `task`.
+    pub fn are_for(&self, task: TaskChoice) -> bool {
+        self.tasks().any(|name| name == task.peft_name())
     }
 
     /// PEFT's `task_type` of each that tells it.

@@ -137,6 +137,7 @@ impl LanguageConfig {
         self.peft_method.check_given(self.given.names())?;
         self.training.check()?;
         self.data.check()?;
+        self.data.check_labels()?;
         counted("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES)?;
         counted("--eval-steps", self.eval_steps.unwrap_or(1), 1, u64::MAX)?;
         in_range("--learning-rate", self.learning_rate, 1e3)?;

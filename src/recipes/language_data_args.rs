@@ -92,7 +92,11 @@ impl LanguageDataArgs {
     /// Refuses what cannot be meant, by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
         counted("--max-seq-length", self.max_seq_length as u64, 2, MAX_PLACES)?;
-        counted("--eval-max-new-tokens", self.eval_max_new_tokens as u64, 1, MAX_PLACES)?;
+        counted("--eval-max-new-tokens", self.eval_max_new_tokens as u64, 1, MAX_PLACES)
+    }
+
+    /// The same of what is to be learnt, which records must tell.
+    pub fn check_labels(&self) -> Result<()> {
         match self.label_column.is_none() && self.task != TaskChoice::CausalLm {
             true => refuse("--label-column is missing: the column of what shall be answered, or of the class".into()),
             false => Ok(()),

@@ -3,12 +3,14 @@
 use super::language_loss::{language_loss, LossOptions};
 use super::observer::Observer;
 use super::prompted_text::PromptedText;
+use super::watched::Watched;
 use crate::adapters::{Prompt, PromptConfig};
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
-use crate::models::language::{ClassifierInputs, LanguageModel, Outline};
-use crate::sample::text_generation::{TextSampling, TextWriter};
+use crate::models::language::{LanguageModel, Outline};
+use crate::sample::text_generation::{Prompts, TextWriter};
+use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -91,98 +93,136 @@ pub struct Evaluator<'a> {
     pub max_new_tokens: usize,
 }
 
+/// What a pass over records gives.
+struct Pass {
+    /// Mean loss of a label.
+    loss: f64,
+    /// The class that each record is taken for, by a classifier.
+    classes: Vec<String>,
+}
+
 impl Evaluator<'_> {
-    /// What `progress` is told in the end: each record is read for its loss, and again for its answer.
-    pub fn units(&self, data: &LanguageDataset) -> u64 {
-        (1 + u64::from(data.has_answers())) * data.len() as u64
-    }
-
-    /// Mean loss of a label over all of `data`. `progress` is told of records as they are done, here and below.
-    pub fn loss(&self, data: &LanguageDataset, progress: &mut dyn FnMut(u64)) -> Result<f64> {
-        let _no_grad = tch::no_grad_guard();
-        let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
-        let options = LossOptions { prompt, pad, device, checkpointing: false };
-        let (mut sum, mut count) = (0.0, 0);
-        for places in (0..data.len()).collect::<Vec<_>>().chunks(BATCH) {
-            let loss = language_loss(self.model, &data.batch(places)?, options)?;
-            sum += loss.mean.double_value(&[]) * loss.labels as f64;
-            count += loss.labels;
-            progress(places.len() as u64);
-        }
-        Ok(sum / count.max(1) as f64)
-    }
-
-    /// The answer to each example of `data`: a class's name, or the text that the model writes.
-    pub fn answers(&self, data: &LanguageDataset, progress: &mut dyn FnMut(u64)) -> Result<Vec<String>> {
-        let _no_grad = tch::no_grad_guard();
-        let mut answer = |place: usize| self.answer(data, place).inspect(|_| progress(1));
-        (0..data.len()).map(&mut answer).collect()
-    }
-
-    /// Writes the texts of `data`, what is right and what was answered.
-    pub fn write_predictions(&self, data: &LanguageDataset, answers: &[String], path: &Path) -> Result<()> {
-        let failed = |error: csv::Error| Error::file(path, error.to_string());
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(["text", "label", "prediction"]).map_err(failed)?;
-        for (place, answer) in answers.iter().enumerate() {
-            let prompt = self.tokenizer.decode(data.prompt(place))?;
-            writer.write_record([prompt.as_str(), data.answer(place), answer]).map_err(failed)?;
-        }
-        let bytes = writer.into_inner().map_err(|error| Error::file(path, error.to_string()))?;
-        write_whole(path, &bytes)
-    }
-
-    fn answer(&self, data: &LanguageDataset, place: usize) -> Result<String> {
-        let ids = Tensor::from_slice(data.prompt(place)).unsqueeze(0).to_device(self.device);
-        let most = self.most_new_tokens(data.prompt(place).len());
-        let mut text = PromptedText::new(self.model, self.prompt, ids, None)?;
-        let mut cache = text.cache.take();
-        let tokens = text.tokens();
-        let sampling = TextSampling::greedy(most, self.tokenizer.eos().into_iter().collect());
-        let ids = match self.model {
-            LanguageModel::Classifier(model) => {
-                let inputs = ClassifierInputs { cache: cache.as_mut(), ..ClassifierInputs::new(tokens) };
-                let class = model.classify(inputs).argmax(-1, false).int64_value(&[0]);
-                return Ok(data.classes().get(class as usize).cloned().unwrap_or_default());
-            }
-            LanguageModel::Causal(_) if most == 0 => Vec::new(),
-            model => {
-                let cache = cache.unwrap_or_default();
-                TextWriter::of(model)?.write(tokens, cache, self.device, &sampling, &mut |_| Ok(()))?
-            }
-        };
-        self.tokenizer.decode(&ids)
-    }
-
-    /// The tokens of an answer to a prompt of `length` at most: a decoder's end where its positions do.
-    fn most_new_tokens(&self, length: usize) -> usize {
-        let before = length as i64 + self.prompt.map_or(0, Prompt::length);
-        let room = self.model.shape().longest.map_or(i64::MAX, |most| (most - before).max(0));
-        self.max_new_tokens.min(room as usize)
-    }
-
     /// All that can be said of `data` after `step`, and the answers to it, where there is something to answer.
     pub fn evaluate(
         &self,
         data: &LanguageDataset,
         step: u64,
-        progress: &mut dyn FnMut(u64),
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
     ) -> Result<(Evaluation, Vec<String>)> {
-        let loss = self.loss(data, progress)?;
-        let classes = matches!(self.model, LanguageModel::Classifier(_));
+        let Pass { loss, classes } = self.pass(data, interrupt, observer)?;
+        let classifies = self.classifies();
         let mut evaluation =
-            Evaluation { step, loss, perplexity: (!classes).then(|| loss.exp()), accuracy: None, f1: None };
+            Evaluation { step, loss, perplexity: (!classifies).then(|| loss.exp()), accuracy: None, f1: None };
         if !data.has_answers() {
             return Ok((evaluation, Vec::new()));
         }
-        let answers = self.answers(data, progress)?;
+        let answers = if classifies { classes } else { self.texts(data, interrupt, observer)? };
         let pairs: Vec<(&str, &str)> =
             (0..data.len()).map(|place| (data.answer(place).trim(), answers[place].trim())).collect();
         let right = pairs.iter().filter(|(expected, answer)| expected == answer).count();
         evaluation.accuracy = Some(right as f64 / pairs.len() as f64);
-        evaluation.f1 = classes.then(|| macro_f1(&pairs));
+        evaluation.f1 = classifies.then(|| macro_f1(&pairs));
         Ok((evaluation, answers))
     }
+
+    /// The answer to each example of `data`: a class's name, or the text that the model writes.
+    pub fn answers(
+        &self,
+        data: &LanguageDataset,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<String>> {
+        match self.classifies() {
+            true => self.pass(data, interrupt, observer).map(|pass| pass.classes),
+            false => self.texts(data, interrupt, observer),
+        }
+    }
+
+    /// Writes the texts of `data`, what is right where that is known, and what was answered.
+    pub fn write_predictions(&self, data: &LanguageDataset, answers: &[String], path: &Path) -> Result<()> {
+        let failed = |error: csv::Error| Error::file(path, error.to_string());
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let labelled = data.is_labelled();
+        let columns: &[&str] = if labelled { &["text", "label", "prediction"] } else { &["text", "prediction"] };
+        writer.write_record(columns).map_err(failed)?;
+        for (place, answer) in answers.iter().enumerate() {
+            let prompt = self.tokenizer.decode(data.prompt(place))?;
+            let label = labelled.then(|| data.answer(place));
+            let fields = [Some(prompt.as_str()), label, Some(answer)];
+            writer.write_record(fields.into_iter().flatten()).map_err(failed)?;
+        }
+        let bytes = writer.into_inner().map_err(|error| Error::file(path, error.to_string()))?;
+        write_whole(path, &bytes)
+    }
+
+    fn classifies(&self) -> bool {
+        matches!(self.model, LanguageModel::Classifier(_))
+    }
+
+    /// Reads all of `data` once.
+    fn pass(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Pass> {
+        let _no_grad = tch::no_grad_guard();
+        let mut work = Watched::begin("evaluating", data.len(), interrupt, observer);
+        let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
+        let options = LossOptions { prompt, pad, device, checkpointing: false };
+        let (mut sum, mut count, mut classes) = (0.0, 0, Vec::new());
+        for places in (0..data.len()).collect::<Vec<_>>().chunks(BATCH) {
+            work.check()?;
+            let loss = language_loss(self.model, &data.batch(places)?, options)?;
+            sum += loss.mean.double_value(&[]) * loss.labels as f64;
+            count += loss.labels;
+            for class in loss.classes.iter().flat_map(|logits| numbers(&logits.argmax(-1, false))) {
+                classes.push(data.classes().get(class as usize).cloned().unwrap_or_default());
+            }
+            work.add(places.len());
+        }
+        Ok(Pass { loss: sum / count.max(1) as f64, classes })
+    }
+
+    /// The text that the model writes for each example of `data`, several at a time: what reads weights reads them for all of them.
+    fn texts(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Vec<String>> {
+        let mut work = Watched::begin("answering", data.len(), interrupt, observer);
+        let mut answers = vec![String::new(); data.len()];
+        // Texts of like lengths together, so that few places are filled up; the longest first, where memory ends soonest.
+        let mut places: Vec<usize> = (0..data.len()).collect();
+        places.sort_by_key(|&place| std::cmp::Reverse(data.prompt(place).len()));
+        for places in places.chunks(BATCH) {
+            for (&place, ids) in places.iter().zip(self.written(data, places, &work)?) {
+                answers[place] = self.tokenizer.decode(&ids)?;
+            }
+            work.add(places.len());
+        }
+        Ok(answers)
+    }
+
+    /// The tokens that follow, or answer, the prompts of `places`.
+    fn written(&self, data: &LanguageDataset, places: &[usize], work: &Watched) -> Result<Vec<Vec<i64>>> {
+        let _no_grad = tch::no_grad_guard();
+        let most: Vec<usize> = places.iter().map(|&place| self.most_new_tokens(data.prompt(place).len())).collect();
+        let (ids, mask) = data.prompts(places, true)?;
+        let is_filled_up = mask.min().int64_value(&[]) == 0;
+        let mask = is_filled_up.then(|| mask.to_device(self.device));
+        let mut text = PromptedText::new(self.model, self.prompt, ids.to_device(self.device), mask)?;
+        let cache = text.cache.take().unwrap_or_default();
+        let prompts = Prompts { tokens: text.tokens(), attention_mask: text.attention_mask.as_ref(), cache };
+        let ends: Vec<i64> = self.tokenizer.eos().into_iter().collect();
+        TextWriter::of(self.model)?.write_all(prompts, self.device, &most, &ends, &mut || work.check())
+    }
+
+    /// The tokens of an answer to a prompt of `length` at most: a decoder's end where its positions do.
+    fn most_new_tokens(&self, length: usize) -> usize {
+        if matches!(self.model, LanguageModel::EncoderDecoder(_)) {
+            return self.max_new_tokens;
+        }
+        let before = length as i64 + self.prompt.map_or(0, Prompt::length);
+        let room = self.model.shape().longest.map_or(i64::MAX, |most| (most - before).max(0));
+        self.max_new_tokens.min(room as usize)
+    }
+}
+
+fn numbers(tensor: &Tensor) -> Vec<i64> {
+    (0..tensor.size()[0]).map(|place| tensor.int64_value(&[place])).collect()
 }
 
 /// Of pairs of what is right and what was answered; classes that occur in neither do not count.

@@ -29,6 +29,8 @@ pub struct LanguageLoss {
     pub mean: Tensor,
     /// The number of labels.
     pub labels: i64,
+    /// A classifier's logits, float32 `[b, classes]`.
+    pub classes: Option<Tensor>,
 }
 
 /// The loss of a batch's labels. Logits, the largest tensor of all, are made for learnt labels alone.
@@ -59,7 +61,8 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
         LanguageModel::Classifier(model) => {
             let inputs = ClassifierInputs { attention_mask, checkpointing, cache, ..ClassifierInputs::new(tokens) };
             let logits = model.classify(inputs).to_kind(Kind::Float);
-            LanguageLoss { mean: logits.cross_entropy_for_logits(&labels), labels: labels.size()[0] }
+            let mean = logits.cross_entropy_for_logits(&labels);
+            LanguageLoss { mean, labels: labels.size()[0], classes: Some(logits.detach()) }
         }
     })
 }
@@ -71,5 +74,5 @@ fn cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> T
     let learnt = labels.ne(IGNORED).nonzero().squeeze_dim(1);
     let rows = hidden.reshape([-1, width]).index_select(0, &learnt);
     let mean = mean_cross_entropy(&rows, &labels.index_select(0, &learnt), logits)?;
-    Ok(LanguageLoss { mean, labels: learnt.size()[0] })
+    Ok(LanguageLoss { mean, labels: learnt.size()[0], classes: None })
 }

@@ -21,16 +21,13 @@ use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::{RunFolder, BEST_EVALUATION};
+use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
 use std::cmp::Ordering;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Device;
-
-/// Where the adapter of the best evaluation is kept during a run.
-const BEST: &str = "best";
 
 /// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
 pub fn train(
@@ -88,8 +85,12 @@ pub fn train(
             })?;
             // 4. The adapter files.
             job.restore_best(&run.folder, observer)?;
-            job.write_predictions(&run, observer)?;
-            let finished = run.finish(observer, |folder, observer| job.write_adapter(folder, observer))?;
+            job.write_predictions(&run, interrupt, observer)?;
+            let finished = run.finish(observer, |folder, observer| {
+                job.write_adapter(folder.path())?;
+                observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
+                Ok(())
+            })?;
             Ok(Finished { sample: job.sample()?, ..finished })
         });
     outcome.inspect_err(|error| run.fail(error))
@@ -202,22 +203,13 @@ impl LanguageJob<'_> {
         write_whole(&folder.join("evaluations.jsonl"), lines.as_bytes())
     }
 
-    /// Writes the adapter as it is now.
-    fn write_present(&self, folder: &Path) -> Result<()> {
-        self.adapter.write(folder)?;
-        match self.data.classes() {
-            [] => Ok(()),
-            classes => write_json(&folder.join("classes.json"), &classes),
-        }
-    }
-
     /// Keeps the present adapter as that of the best evaluation, which is written last and removed first: it never speaks of
     /// another adapter.
     fn keep(&mut self, best: Evaluation, folder: &Path) -> Result<()> {
         let path = folder.join(BEST_EVALUATION);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io("replace", &path, error)),
-            _ => self.write_present(folder)?,
+            _ => self.write_adapter(folder)?,
         }
         write_whole(&path, line(&best)?.as_bytes())?;
         self.best = Some(best);
@@ -232,12 +224,6 @@ impl LanguageJob<'_> {
             observer.warning("no evaluation was better than the one before training: what is kept has learned nothing");
         }
         self.adapter.restore(&folder.join(BEST))
-    }
-
-    fn write_adapter(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
-        self.write_present(folder.path())?;
-        observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
-        Ok(())
     }
 
     /// The better evaluation is less; of those that have as many right answers, the one of the lower loss.
@@ -267,11 +253,15 @@ impl LanguageJob<'_> {
     }
 
     /// `predictions.csv`: what the adapter answers to the validation records.
-    fn write_predictions(&self, run: &Run, observer: &mut dyn Observer) -> Result<()> {
+    fn write_predictions(&self, run: &Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = self.validation.as_ref().filter(|data| data.has_answers()) else { return Ok(()) };
         let evaluator = self.evaluator(run);
         let path = run.folder.join("predictions.csv");
-        evaluator.write_predictions(data, &evaluator.answers(data, &mut |_| ())?, &path)?;
+        let answers = evaluator.answers(data, interrupt, observer).map_err(|error| match error {
+            Error::Interrupted(_) => run.interrupted(),
+            other => other,
+        })?;
+        evaluator.write_predictions(data, &answers, &path)?;
         observer.on(Event::Wrote { path });
         Ok(())
     }
@@ -316,21 +306,7 @@ impl Job for LanguageJob<'_> {
 
     fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
-        let evaluator = self.evaluator(run);
-        observer.begin("evaluating", evaluator.units(data));
-        let (mut done, mut told) = (0, false);
-        let mut progress = |records| {
-            done += records;
-            observer.on(Event::Progress { done });
-            if interrupt.requested() && !told {
-                told = true;
-                observer
-                    .warning("stopping after this evaluation; a second Ctrl-C stops at once, at the last checkpoint");
-            }
-        };
-        let evaluation = evaluator.evaluate(data, run.step, &mut progress);
-        observer.on(Event::End);
-        let evaluation = evaluation?.0;
+        let evaluation = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?.0;
         observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
         self.evaluations.push(evaluation.clone());
         if self.best.as_ref().is_none_or(|best| self.compare(&evaluation, best).is_lt()) {
@@ -343,5 +319,13 @@ impl Job for LanguageJob<'_> {
         let epoch_ends = self.order.position(run.micro_step as usize).1 == 0;
         let due = self.config.eval_steps.map_or(epoch_ends, |steps| run.step.is_multiple_of(steps));
         self.validation.is_some() && (due || run.step == run.total_steps)
+    }
+
+    fn write_adapter(&self, folder: &Path) -> Result<()> {
+        self.adapter.write(folder)?;
+        match self.data.classes() {
+            [] => Ok(()),
+            classes => write_json(&folder.join("classes.json"), &classes),
+        }
     }
 }

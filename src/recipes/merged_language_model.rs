@@ -53,7 +53,7 @@ impl Merged {
     fn new(files: &LanguageModelFiles, adapters: &GivenAdapters) -> Result<Self> {
         let (weights, config) = (files.weights()?, files.config().clone());
         let merged = Self { config, weights, added: BTreeMap::new() };
-        let merged = match adapters.tasks().any(|task| task == TaskChoice::SeqCls.peft_name()) {
+        let merged = match adapters.are_for(TaskChoice::SeqCls) {
             true => merged.with_classes(files, adapters)?,
             false => merged,
         };

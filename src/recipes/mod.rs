@@ -35,6 +35,7 @@ mod shell_word;
 pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
+mod watched;
 
 use crate::adapters::{short_name, Attached};
 use crate::error::Result;

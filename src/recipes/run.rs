@@ -92,6 +92,8 @@ pub struct Run {
     pub micro_step: u64,
     /// Optimizer steps of the whole run.
     pub total_steps: u64,
+    /// What was to be looked at after the present step was not, as the run was stopped meanwhile.
+    pub look_is_owed: bool,
     /// Everything that trains.
     pub trained: Trained,
     /// Its optimizer.
@@ -132,6 +134,7 @@ impl Run {
             step: 0,
             micro_step: 0,
             total_steps: 0,
+            look_is_owed: false,
             trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0 },
             optimizer,
             schedule,
@@ -238,6 +241,7 @@ impl Run {
         self.step = saved.state.step;
         self.resumed_at = self.step;
         self.micro_step = saved.state.micro_step;
+        self.look_is_owed = saved.state.look_is_owed;
         if let Some(state) = saved.state.scaler {
             self.scaler = Some(LossScaler::from_state(state)?);
             self.skipped = state.skipped_steps;
@@ -323,8 +327,8 @@ impl Run {
         }
     }
 
-    /// Writes `checkpoint-N` and removes those that need not be kept.
-    pub fn save_checkpoint(&mut self, epoch: usize) -> Result<PathBuf> {
+    /// Writes `checkpoint-N`, with the adapter that `write_adapter` writes, and removes those that need not be kept.
+    pub fn save_checkpoint(&mut self, epoch: usize, write_adapter: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         self.check_weights()?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
@@ -334,13 +338,27 @@ impl Run {
             seed: self.seed,
             scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
+            look_is_owed: self.look_is_owed,
             options: self.options.clone(),
         };
-        let folder = checkpoint::save(self.folder.path(), &state, &self.trained.params, &self.optimizer.state())?;
-        if let Some(keep) = self.training.keep_checkpoints {
-            checkpoint::prune(self.folder.path(), keep)?;
+        let optimizer = self.optimizer.state();
+        checkpoint::save(self.folder.path(), &state, &self.trained.params, &optimizer, write_adapter)?;
+        match self.training.keep_checkpoints {
+            Some(keep) => checkpoint::prune(self.folder.path(), keep),
+            None => Ok(()),
         }
-        Ok(folder)
+    }
+
+    /// The error of a run that was asked to stop, which says where it goes on from.
+    pub fn interrupted(&self) -> Error {
+        Error::Interrupted(match checkpoint::latest(self.folder.path()) {
+            Ok(Some(folder)) => format!(
+                "step {} is saved in {}, with its adapter; go on with the same command and --resume",
+                self.step,
+                folder.display()
+            ),
+            _ => "stopped before anything was saved; start anew with --overwrite".to_owned(),
+        })
     }
 
     /// Has `write` write the adapters, then writes run.json and the loss curve.

@@ -8,6 +8,7 @@ use crate::train::gradients;
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics::StepMetrics;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
@@ -37,11 +38,14 @@ pub trait Job {
     fn set_training(&self, training: bool);
 
     /// Looks at what was learned, where it is time for that: before the first step and after each one. Training is off
-    /// meanwhile.
+    /// meanwhile. Broken off with [`Error::Interrupted`] once `interrupt` is set.
     fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()>;
 
     /// Whether [`Job::look`] has something to do after the present step.
     fn look_is_due(&self, run: &Run) -> bool;
+
+    /// Writes what is trained, as it is now, to `folder` as PEFT has it.
+    fn write_adapter(&self, folder: &Path) -> Result<()>;
 }
 
 impl Run {
@@ -57,9 +61,8 @@ impl Run {
 
 /// Optimizer steps until the run's last one, or until `interrupt` is set, with the state saved.
 pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-    if run.step == 0 {
-        job.look(run, interrupt, observer)?;
-        run.tell_training(observer);
+    if run.step == 0 || run.look_is_owed {
+        look(job, run, interrupt, observer)?;
     }
     job.set_training(true);
     while run.step < run.total_steps {
@@ -81,25 +84,37 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
         run.note(StepMetrics { epoch, ..metrics }, observer)?;
         if job.look_is_due(run) {
             job.set_training(false);
-            job.look(run, interrupt, observer)?;
-            run.tell_training(observer);
+            look(job, run, interrupt, observer)?;
             job.set_training(true);
         }
         let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
         if stop || last || run.step.is_multiple_of(run.training.checkpointing_steps) {
-            let folder = run.save_checkpoint(job.position(run.micro_step).0)?;
+            save(job, run)?;
             if stop && !last {
-                return Err(Error::Interrupted(format!(
-                    "step {} is saved in {}; go on with the same command and --resume",
-                    run.step,
-                    folder.display()
-                )));
+                return Err(run.interrupted());
             }
         }
     }
     job.set_training(false);
     observer.on(Event::End);
     Ok(())
+}
+
+/// [`Job::look`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
+fn look(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+    let looked = job.look(run, interrupt, observer);
+    run.look_is_owed = matches!(looked, Err(Error::Interrupted(_)));
+    if run.look_is_owed {
+        save(job, run)?;
+        return Err(run.interrupted());
+    }
+    run.tell_training(observer);
+    looked
+}
+
+fn save(job: &dyn Job, run: &mut Run) -> Result<()> {
+    let (epoch, _) = job.position(run.micro_step);
+    run.save_checkpoint(epoch, |folder| job.write_adapter(folder))
 }
 
 /// Clips, steps and reports. The numbers of a step come to the host here, in one go.

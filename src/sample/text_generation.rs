@@ -98,12 +98,25 @@ trait Texts {
 struct Continuation<'a> {
     model: &'a dyn CausalLm,
     cache: KeyValueCache,
+    /// int64 over the texts so far: 1 at tokens; none: all are.
+    attention_mask: Option<Tensor>,
     device: Device,
 }
 
 impl Continuation<'_> {
+    /// Reads more of the texts, which the mask speaks of already.
     fn read(&mut self, tokens: Tokens) -> Tensor {
-        let inputs = DecoderInputs { cache: Some(&mut self.cache), ..DecoderInputs::new(tokens) };
+        let attention_mask = self.attention_mask.as_ref();
+        let position_ids = attention_mask.map(|mask| {
+            let counted = (mask.cumsum(1, Kind::Int64) - 1).clamp_min(0);
+            counted.narrow(1, counted.size()[1] - tokens.length(), tokens.length())
+        });
+        let inputs = DecoderInputs {
+            attention_mask,
+            position_ids: position_ids.as_ref(),
+            cache: Some(&mut self.cache),
+            ..DecoderInputs::new(tokens)
+        };
         let hidden = self.model.forward(inputs);
         self.model.logits(&hidden.select(1, -1))
     }
@@ -111,11 +124,15 @@ impl Continuation<'_> {
 
 impl Texts for Continuation<'_> {
     fn add(&mut self, tokens: &Tensor) -> Tensor {
+        if let Some(mask) = &mut self.attention_mask {
+            *mask = Tensor::cat(&[&*mask, &tokens.ones_like()], 1);
+        }
         self.read(Tokens::Ids(tokens))
     }
 
     fn select(&mut self, rows: &Tensor) {
         self.cache.select(rows);
+        self.attention_mask = self.attention_mask.as_ref().map(|mask| mask.index_select(0, rows));
     }
 
     fn device(&self) -> Device {
@@ -126,25 +143,38 @@ impl Texts for Continuation<'_> {
 struct Answer<'a> {
     model: &'a dyn EncoderDecoder,
     hidden: Tensor,
+    /// int64 over what was read: 1 at tokens; none: all are.
+    attention_mask: Option<Tensor>,
     cache: KeyValueCache,
 }
 
 impl Texts for Answer<'_> {
     fn add(&mut self, tokens: &Tensor) -> Tensor {
         let inputs = DecoderInputs { cache: Some(&mut self.cache), ..DecoderInputs::new(Tokens::Ids(tokens)) };
-        let encoded = Encoded { hidden: &self.hidden, attention_mask: None };
+        let encoded = Encoded { hidden: &self.hidden, attention_mask: self.attention_mask.as_ref() };
         let hidden = self.model.decode(inputs, encoded);
         self.model.logits(&hidden.select(1, -1))
     }
 
     fn select(&mut self, rows: &Tensor) {
         self.hidden = self.hidden.index_select(0, rows);
+        self.attention_mask = self.attention_mask.as_ref().map(|mask| mask.index_select(0, rows));
         self.cache.select(rows);
     }
 
     fn device(&self) -> Device {
         self.hidden.device()
     }
+}
+
+/// Texts that are gone on with, or answered, together.
+pub struct Prompts<'a> {
+    /// They, filled up on the left where they are not of one length.
+    pub tokens: Tokens<'a>,
+    /// int64 over the cache and them: 1 at tokens; none: all are. Of an encoder-decoder over them alone.
+    pub attention_mask: Option<&'a Tensor>,
+    /// Trained keys and values that they stand behind.
+    pub cache: KeyValueCache,
 }
 
 /// A model that writes.
@@ -178,20 +208,71 @@ impl<'a> TextWriter<'a> {
         on_token: &mut dyn FnMut(i64) -> Result<()>,
     ) -> Result<Vec<i64>> {
         let _no_grad = tch::no_grad_guard();
-        match self {
+        let prompts = Prompts { tokens: prompt, attention_mask: None, cache };
+        let (mut texts, logits) = self.begin(prompts, device)?;
+        generate(texts.as_mut(), logits, sampling, on_token)
+    }
+
+    /// The likeliest tokens after each of several texts, until one of `ends`, and at most as many as `most` says of it. `on_token` is
+    /// told of each token that all have got, and may stop the work with an error.
+    pub fn write_all(
+        self,
+        prompts: Prompts,
+        device: Device,
+        most: &[usize],
+        ends: &[i64],
+        on_token: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<i64>>> {
+        let _no_grad = tch::no_grad_guard();
+        let (mut texts, mut logits) = self.begin(prompts, device)?;
+        let mut made = vec![Vec::new(); most.len()];
+        // The texts that the model is still at.
+        let mut present: Vec<usize> = (0..most.len()).collect();
+        loop {
+            let tokens = catching(|| Ok(Vec::<i64>::try_from(logits.to_kind(Kind::Float).argmax(-1, false))?))?;
+            let mut going = Vec::new();
+            for (row, (&text, &token)) in present.iter().zip(&tokens).enumerate() {
+                if made[text].len() < most[text] {
+                    made[text].push(token);
+                }
+                if made[text].len() < most[text] && !ends.contains(&token) {
+                    going.push(row);
+                }
+            }
+            on_token()?;
+            if going.is_empty() {
+                return Ok(made);
+            }
+            let next: Vec<i64> = going.iter().map(|&row| tokens[row]).collect();
+            let rows: Vec<i64> = going.iter().map(|&row| row as i64).collect();
+            logits = catching(|| {
+                if rows.len() < present.len() {
+                    texts.select(&Tensor::from_slice(&rows).to_device(texts.device()));
+                }
+                Ok(texts.add(&Tensor::from_slice(&next).view([-1, 1]).to_device(texts.device())))
+            })?;
+            present = going.iter().map(|&row| present[row]).collect();
+        }
+    }
+
+    /// Reads the prompts: the texts so far, and logits of the next tokens.
+    fn begin(self, prompts: Prompts, device: Device) -> Result<(Box<dyn Texts + 'a>, Tensor)> {
+        let Prompts { tokens, attention_mask, cache } = prompts;
+        let mask = attention_mask.map(Tensor::shallow_clone);
+        catching(|| match self {
             Self::Causal(model) => {
-                let mut texts = Continuation { model, cache, device };
-                let logits = catching(|| Ok(texts.read(prompt)))?;
-                generate(&mut texts, logits, sampling, on_token)
+                let mut texts = Continuation { model, cache, attention_mask: mask, device };
+                let logits = texts.read(tokens);
+                Ok((Box::new(texts) as Box<dyn Texts>, logits))
             }
             Self::EncoderDecoder(model) => {
-                let hidden = catching(|| Ok(model.encode(prompt, None, false)))?;
-                let start = one_token(model.decoder_start_token_id(), device);
-                let mut texts = Answer { model, hidden, cache };
-                let logits = catching(|| Ok(texts.add(&start)))?;
-                generate(&mut texts, logits, sampling, on_token)
+                let hidden = model.encode(tokens, attention_mask, false);
+                let mut texts = Answer { model, hidden, attention_mask: mask, cache };
+                let start = Tensor::full([tokens.batch(), 1], model.decoder_start_token_id(), (Kind::Int64, device));
+                let logits = texts.add(&start);
+                Ok((Box::new(texts) as Box<dyn Texts>, logits))
             }
-        }
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //! content is durable, so that a run killed at any moment leaves its previous checkpoint as it was.
 
 use super::precision::ScalerState;
-use super::run_folder::{entries, remove_own, restore_replaced, write_folder_atomically};
+use super::run_folder::{entries, remove_own, restore_replaced, write_folder_atomically, ADAPTER_FILES, PART_FOLDERS};
 use super::Parameters;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file;
@@ -18,8 +18,13 @@ use tch::{Device, Tensor};
 const STATE: &str = "state.json";
 /// The tensors.
 const TENSORS: &str = "state.safetensors";
-/// All files of a checkpoint: whatever else is in its folder is a user's.
-pub(super) const FILES: &[&str] = &[STATE, TENSORS];
+/// All files of a checkpoint, those that make it one first; whatever else is in its folder is a user's.
+pub(super) fn files() -> Vec<String> {
+    let adapters = ADAPTER_FILES.iter().map(|file| (*file).to_owned());
+    let in_folders =
+        PART_FOLDERS.iter().flat_map(|part| ADAPTER_FILES.iter().map(move |file| format!("{part}/{file}")));
+    [STATE, TENSORS].into_iter().map(str::to_owned).chain(adapters).chain(in_folders).collect()
+}
 const PARAMETER: &str = "param/";
 const OPTIMIZER: &str = "optimizer/";
 
@@ -39,6 +44,9 @@ pub struct TrainingState {
     pub scaler: Option<ScalerState>,
     /// Length of metrics.jsonl: what lies behind is of steps that will be done again.
     pub metrics_bytes: u64,
+    /// The run was stopped while it looked at what it had learned: it does so again first.
+    #[serde(default)]
+    pub look_is_owed: bool,
     /// What the numbers depend on: options, flag → value in words, and the data by its name → fingerprint.
     pub options: BTreeMap<String, String>,
 }
@@ -110,26 +118,27 @@ fn step_of_folder(path: &Path) -> Option<u64> {
     path.file_name().and_then(|name| step_of(&name.to_string_lossy()))
 }
 
-/// Writes `output_dir/checkpoint-N` for step N of `state` and returns it.
+/// Writes `output_dir/checkpoint-N` for step N of `state`, and with `write_adapter` beside it the adapter as other programs read it.
 pub fn save(
     output_dir: &Path,
     state: &TrainingState,
     params: &Parameters,
     optimizer: &BTreeMap<String, Tensor>,
-) -> Result<PathBuf> {
+    write_adapter: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     let folder = output_dir.join(format!("checkpoint-{}", state.step));
     let on_host = |prefix: &str, (name, tensor): (&String, &Tensor)| {
         (format!("{prefix}{name}"), tensor.detach().to_device(Device::Cpu).contiguous())
     };
     let mut tensors: BTreeMap<String, Tensor> = params.iter().map(|entry| on_host(PARAMETER, entry)).collect();
     tensors.extend(optimizer.iter().map(|entry| on_host(OPTIMIZER, entry)));
-    write_folder_atomically(&folder, FILES, |temporary| {
+    write_folder_atomically(&folder, &files(), |temporary| {
+        write_adapter(temporary)?;
         let path = temporary.join(TENSORS);
         tensor_file::save(&path, &tensors, &BTreeMap::new())?;
         let file = StateFile { state: state.clone(), tensors: Fingerprint::of(&path)? };
         write_json(&temporary.join(STATE), &file)
-    })?;
-    Ok(folder)
+    })
 }
 
 /// Reads a checkpoint onto `device`. A damaged one is refused, with the name of the one to take instead.
@@ -193,7 +202,7 @@ pub fn latest(output_dir: &Path) -> Result<Option<PathBuf>> {
     if !output_dir.is_dir() {
         return Ok(None);
     }
-    restore_replaced(output_dir, FILES)?;
+    restore_replaced(output_dir, &files())?;
     Ok(complete(output_dir)?.pop().map(|(_, path)| path))
 }
 
@@ -212,8 +221,8 @@ pub fn damaged_behind(output_dir: &Path, latest: Option<&Path>) -> Result<Vec<Pa
 pub fn prune(output_dir: &Path, keep: usize) -> Result<()> {
     let all = complete(output_dir)?;
     for (_, path) in &all[..all.len().saturating_sub(keep.max(1))] {
-        // First, as in FILES, what makes it count as complete: a half removed one must not be taken for a checkpoint.
-        remove_own(path, FILES)?;
+        // What makes it count as complete goes first: a half removed one must not be taken for a checkpoint.
+        remove_own(path, &files())?;
     }
     Ok(())
 }
@@ -253,6 +262,7 @@ mod tests {
             seed: 3,
             scaler: None,
             metrics_bytes: 77,
+            look_is_owed: true,
             options: options.into(),
         }
     }
@@ -265,7 +275,7 @@ mod tests {
     fn saved(folder: &Path, steps: &[u64]) {
         for &step in steps {
             let optimizer = BTreeMap::from([("unet.a.step".to_owned(), Tensor::from(step as f32))]);
-            save(folder, &state(step), &params(step as f64), &optimizer).unwrap();
+            save(folder, &state(step), &params(step as f64), &optimizer, |_| Ok(())).unwrap();
         }
     }
 

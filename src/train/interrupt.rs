@@ -38,6 +38,14 @@ impl Interrupt {
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
+
+    /// [`Error::Interrupted`], for the caller to say where it goes on, once the run was asked to stop.
+    pub fn check(&self) -> Result<()> {
+        match self.requested() {
+            true => Err(Error::Interrupted(String::new())),
+            false => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::whole_file::{beside, sync, sync_parent, TEMPORARY};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use std::sync::Arc;
 const REPLACED: &str = ".lorabooth-old";
 
 /// The folder `path`, whole or not at all: `write` fills an empty folder with the files `ours`, which are made durable
-/// before the folder takes the name `path`. A folder that has the name waits beside it until then, and what a user put
-/// into it, which is whatever is not called as one of `ours`, moves into the new one; [`restore_replaced`] brings all
+/// before the folder takes the name `path`; some may be in folders of it. A folder that has the name waits beside it until then, and
+/// what a user put into it, which is whatever is not called as one of `ours`, moves into the new one; [`restore_replaced`] brings all
 /// of it back if the process ended in between.
-pub fn write_folder_atomically(path: &Path, ours: &[&str], write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub fn write_folder_atomically(path: &Path, ours: &[String], write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (temporary, replaced) = (beside(path, TEMPORARY), beside(path, REPLACED));
     if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
         return Err(Error::file(path, "is a file or a link where a folder is to be written; move it away"));
@@ -23,10 +23,7 @@ pub fn write_folder_atomically(path: &Path, ours: &[&str], write: impl FnOnce(&P
         drop(fs::remove_dir_all(&temporary));
         fs::create_dir_all(&temporary).map_err(|error| Error::io("create", path, error))?;
         write(&temporary)?;
-        for file in entries(&temporary)? {
-            sync(&file)?;
-        }
-        sync(&temporary)?;
+        sync_whole(&temporary)?;
         if path.exists() {
             fs::rename(path, &replaced).map_err(|error| Error::io("replace", path, error))?;
         }
@@ -37,16 +34,26 @@ pub fn write_folder_atomically(path: &Path, ours: &[&str], write: impl FnOnce(&P
     empty_into(&replaced, path, ours)
 }
 
+/// Brings a folder with all that is in it to the disk.
+fn sync_whole(folder: &Path) -> Result<()> {
+    for entry in entries(folder)? {
+        if entry.is_dir() { sync_whole(&entry) } else { sync(&entry) }?;
+    }
+    sync(folder)
+}
+
 /// Takes the folder `replaced` away, if it is there: the files `ours` go, everything else moves into `successor`.
-fn empty_into(replaced: &Path, successor: &Path, ours: &[&str]) -> Result<()> {
+fn empty_into(replaced: &Path, successor: &Path, ours: &[String]) -> Result<()> {
     if !fs::symlink_metadata(replaced).is_ok_and(|metadata| metadata.is_dir()) {
+        return Ok(());
+    }
+    remove_own(replaced, ours)?;
+    if !replaced.exists() {
         return Ok(());
     }
     for entry in entries(replaced)? {
         let place = successor.join(entry.file_name().unwrap_or_default());
-        if ours.contains(&name_of(&entry).as_str()) {
-            remove_file(&entry)?;
-        } else if !place.exists() {
+        if !place.exists() {
             fs::rename(&entry, &place).map_err(|error| Error::io("move", &entry, error))?;
         }
     }
@@ -55,9 +62,12 @@ fn empty_into(replaced: &Path, successor: &Path, ours: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Removes the files `ours` of the folder `path`, and itself where a user put nothing else into it.
-pub(super) fn remove_own(path: &Path, ours: &[&str]) -> Result<()> {
+/// Removes the files `ours` of the folder `path`, the folders that they are in, and itself, where a user put nothing else into them.
+pub(super) fn remove_own(path: &Path, ours: &[impl AsRef<Path>]) -> Result<()> {
     ours.iter().try_for_each(|name| remove_file(&path.join(name)))?;
+    for folder in ours.iter().filter_map(|name| name.as_ref().parent()).filter(|folder| *folder != Path::new("")) {
+        drop(fs::remove_dir(path.join(folder)));
+    }
     // Fails, rightly, where something else is left in it.
     drop(fs::remove_dir(path));
     Ok(())
@@ -65,7 +75,7 @@ pub(super) fn remove_own(path: &Path, ours: &[&str]) -> Result<()> {
 
 /// Finishes the replacing of folders in `parent` that a process began and did not end: a folder whose successor is not
 /// there gets its name back; of another what is not called as one of `ours` moves into the successor.
-pub fn restore_replaced(parent: &Path, ours: &[&str]) -> Result<()> {
+pub fn restore_replaced(parent: &Path, ours: &[String]) -> Result<()> {
     for entry in entries(parent)? {
         if let Some(name) = name_of(&entry).strip_prefix('.').and_then(|name| name.strip_suffix(REPLACED)) {
             let place = parent.join(name);
@@ -101,12 +111,14 @@ const FILES: &[&str] = &[
     "loss.png",
 ];
 /// Files of a trained adapter.
-const ADAPTER_FILES: &[&str] =
+pub(super) const ADAPTER_FILES: &[&str] =
     &["adapter_config.json", "adapter_model.safetensors", "prompt_encoder.safetensors", "classes.json"];
 /// Beside the best one, what it was chosen by.
 pub const BEST_EVALUATION: &str = "evaluation.json";
-/// Folders with an adapter: of the UNet, of the text encoder, of a language model's best evaluation.
-const ADAPTER_FOLDERS: &[&str] = &["unet", "text_encoder", "best"];
+/// Folders with the adapters of a pipeline's parts.
+pub(super) const PART_FOLDERS: &[&str] = &["unet", "text_encoder"];
+/// The one with the adapter of a language model's best evaluation.
+pub const BEST: &str = "best";
 const SAMPLES: &str = "samples";
 
 /// Whether a run has a use for the `name` in its output folder.
@@ -114,7 +126,8 @@ pub fn is_written_by_a_run(name: &str) -> bool {
     let is_checkpoint = name.starts_with("checkpoint-");
     is_checkpoint
         || name == SAMPLES
-        || [FILES, ADAPTER_FILES, ADAPTER_FOLDERS].iter().any(|names| names.contains(&name))
+        || name == BEST
+        || [FILES, ADAPTER_FILES, PART_FOLDERS].iter().any(|names| names.contains(&name))
 }
 
 /// What to do with a run that is already in the folder.
@@ -176,7 +189,7 @@ impl RunFolder {
         let written = file.write_all(&[0; 4096]).and_then(|()| file.sync_all());
         drop(fs::remove_file(&probe));
         written.map_err(|error| Error::io("write to", path, error))?;
-        restore_replaced(path, super::checkpoint::FILES)?;
+        restore_replaced(path, &super::checkpoint::files())?;
         folder.remove_left_overs()?;
         Ok(folder)
     }
@@ -232,11 +245,11 @@ impl RunFolder {
         }
         for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
             match name_of(entry).as_str() {
-                name if ADAPTER_FOLDERS.contains(&name) => {
+                name if name == BEST || PART_FOLDERS.contains(&name) => {
                     remove_own(entry, &[ADAPTER_FILES, &[BEST_EVALUATION]].concat())?;
                 }
                 SAMPLES => remove_where(entry, |name| name.starts_with("step-") && name.ends_with(".png"))?,
-                name if super::checkpoint::step_of(name).is_some() => remove_own(entry, super::checkpoint::FILES)?,
+                name if super::checkpoint::step_of(name).is_some() => remove_own(entry, &super::checkpoint::files())?,
                 _ => {}
             }
         }
@@ -253,7 +266,9 @@ fn remove_where(folder: &Path, written: impl Fn(&str) -> bool) -> Result<()> {
 
 fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, error)),
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(Error::io("remove", path, error))
+        }
         _ => Ok(()),
     }
 }
@@ -273,7 +288,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("checkpoint-1");
         for name in ["first", "second"] {
-            write_folder_atomically(&path, &["first", "second"], |temporary| {
+            write_folder_atomically(&path, &["first", "second"].map(str::to_owned), |temporary| {
                 touch(temporary, name);
                 Ok(())
             })
@@ -290,7 +305,7 @@ mod tests {
         for name in ["state.json", "notes.txt", "deep/er.txt"] {
             touch(&path, name);
         }
-        write_folder_atomically(&path, super::super::checkpoint::FILES, |temporary| {
+        write_folder_atomically(&path, &super::super::checkpoint::files(), |temporary| {
             touch(temporary, "state.json");
             Ok(())
         })

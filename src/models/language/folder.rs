@@ -88,9 +88,14 @@ impl LanguageModelFiles {
         }
     }
 
+    /// Whether it is one that sorts texts into classes.
+    pub fn is_classifier(&self) -> bool {
+        architectures::is_classifier(&self.config)
+    }
+
     /// Names of the classes of a classifier, where its configuration has them (`id2label`).
     pub fn classes(&self) -> Option<Vec<String>> {
-        let names = self.config.get("id2label").filter(|_| architectures::is_classifier(&self.config))?;
+        let names = self.config.get("id2label").filter(|_| self.is_classifier())?;
         let name = |id: usize| names.get(id.to_string())?.as_str().map(str::to_owned);
         (0..names.as_object()?.len()).map(name).collect()
     }
@@ -99,7 +104,7 @@ impl LanguageModelFiles {
     pub fn outline(&self) -> Result<Outline> {
         let outline = (self.architecture.outline)(&self.config);
         let outline = outline.map_err(|message| Error::file(self.config_path(), message))?;
-        Ok(match architectures::is_classifier(&self.config) {
+        Ok(match self.is_classifier() {
             true => Outline { head: outline.head.with_labels(architectures::labels(&self.config)), ..outline },
             false => outline,
         })

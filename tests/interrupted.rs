@@ -1,0 +1,199 @@
+//! A run that is stopped while it evaluates, or draws sample images, makes up for that when it goes on, and ends as one that was
+//! never stopped.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+#[path = "support/jobs.rs"]
+mod jobs;
+mod support;
+
+use clap::Parser;
+use jobs::{bert, gpt2, t5, Job};
+use lorabooth::error::Error;
+use lorabooth::recipes::dreambooth_config::DreamBoothConfig;
+use lorabooth::recipes::language_config::LanguageConfig;
+use lorabooth::recipes::observer::{Event, Observer, Silent};
+use lorabooth::recipes::{dreambooth_lora, language_training};
+use lorabooth::train::interrupt::Interrupt;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use support::{lorabooth, lorabooth_ok, model, photos};
+use tch::Device;
+
+#[derive(Parser)]
+#[command(args_override_self = true)]
+struct Language {
+    #[command(flatten)]
+    config: LanguageConfig,
+}
+
+#[derive(Parser)]
+#[command(args_override_self = true)]
+struct DreamBooth {
+    #[command(flatten)]
+    config: DreamBoothConfig,
+}
+
+/// Asks the run to stop at the event number `at` of those that are `meant`.
+struct Stop<'a> {
+    meant: &'a dyn Fn(&Event) -> bool,
+    at: usize,
+    seen: usize,
+    interrupt: Interrupt,
+}
+
+impl Observer for Stop<'_> {
+    fn on(&mut self, event: Event) {
+        if (self.meant)(&event) {
+            if self.seen == self.at {
+                self.interrupt.request();
+            }
+            self.seen += 1;
+        }
+    }
+}
+
+/// Stops a run at each of the events that are `meant`, goes on with it, and compares with one that was never stopped.
+fn check(
+    meant: &dyn Fn(&Event) -> bool,
+    expected_stops: usize,
+    run: &dyn Fn(&Path, &[&str], &Interrupt, &mut dyn Observer) -> Result<(), Error>,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let mut count = Stop { meant, at: usize::MAX, seen: 0, interrupt: Interrupt::new() };
+    run(&whole, &[], &Interrupt::new(), &mut count).unwrap();
+    assert_eq!(count.seen, expected_stops);
+    for at in 0..expected_stops {
+        let out = folder.path().join(format!("stopped-{at}"));
+        let mut stop = Stop { meant, at, seen: 0, interrupt: Interrupt::new() };
+        let stopped = run(&out, &[], &stop.interrupt.clone(), &mut stop);
+        let Err(Error::Interrupted(message)) = stopped else { panic!("{at}: {stopped:?}") };
+        assert!(message.contains("is saved in") && message.contains("--resume"), "{message}");
+        run(&out, &["--resume", "latest"], &Interrupt::new(), &mut Silent).unwrap();
+        let (found, wanted) = (left(&out), left(&whole));
+        assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{at}");
+        for (name, bytes) in &wanted {
+            assert!(found[name] == *bytes, "stop {at}: {name} is another");
+        }
+    }
+}
+
+/// All that a run leaves that does not tell of time and memory.
+fn left(out: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut left = BTreeMap::new();
+    let mut folders = vec![out.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = entry.strip_prefix(out).unwrap().display().to_string();
+            match name.as_str() {
+                "run.json" | "logs" | "loss.png" => {}
+                // Checkpoints are where runs were stopped too.
+                _ if name.starts_with("checkpoint-") => {}
+                "metrics.jsonl" => {
+                    let steps =
+                        jobs::lines(&entry).into_iter().map(|line| (line["step"].clone(), line["loss"].clone()));
+                    left.insert(name, format!("{:?}", steps.collect::<Vec<(Value, Value)>>()).into_bytes());
+                }
+                _ if entry.is_dir() => folders.push(entry),
+                _ => drop(left.insert(name, fs::read(&entry).unwrap())),
+            }
+        }
+    }
+    left
+}
+
+fn language(job: &Job, stops: usize) {
+    let validation = job.folder.join("validation.jsonl").display().to_string();
+    let run = |out: &Path, more: &[&str], interrupt: &Interrupt, observer: &mut dyn Observer| {
+        let words =
+            ["--max-train-steps", "4", "--eval-steps", "2", "--eval-max-new-tokens", "3", "--learning-rate", "0.05"];
+        let mut args = job.train(out, &[&words[..], &["--validation-file", &validation], more].concat());
+        // The command's name is the parser's first word; these are of the whole command line.
+        args.drain(..1);
+        for flag in ["--device", "--threads"] {
+            let at = args.iter().position(|arg| arg == flag).unwrap();
+            args.drain(at..at + 2);
+        }
+        args.retain(|arg| arg != "--quiet");
+        let config = Language::parse_from(args).config;
+        language_training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+    };
+    check(
+        &|event| matches!(event, Event::Begin { phase, .. } if phase == "evaluating" || phase == "answering"),
+        stops,
+        &run,
+    );
+}
+
+#[test]
+fn evaluations_of_language_models_are_made_up_for() {
+    // Before the first step, after the second and the fourth: the loss, then answers; and the answers at the end.
+    language(&gpt2(true), 3 * 2 + 1);
+    language(&t5(), 3 * 2 + 1);
+    // A classifier's answers come with its loss.
+    language(&bert(), 3 + 1);
+}
+
+#[test]
+fn sample_images_are_made_up_for() {
+    let (model, photos) = (model("tiny"), photos(3, 0));
+    let run = |out: &Path, more: &[&str], interrupt: &Interrupt, observer: &mut dyn Observer| {
+        let words = format!(
+            "dreambooth --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --learning-rate 1e-3 \
+             --max-train-steps 4 --mixed-precision no --validation-prompt sks --validation-steps 2 --num-validation-images 2 \
+             --output-dir {}",
+            model.display(),
+            photos.display(),
+            out.display()
+        );
+        let config = DreamBooth::parse_from(words.split_whitespace().chain(more.iter().copied())).config;
+        dreambooth_lora::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+    };
+    // The first of the two images of each look is there, the second is not.
+    let first = |event: &Event| matches!(event, Event::Wrote { path } if path.to_string_lossy().ends_with("-0.png"));
+    check(&first, 3, &run);
+}
+
+#[test]
+fn the_adapter_of_an_unfinished_run_is_in_its_checkpoint() {
+    let (job, folder) = (bert(), tempfile::tempdir().unwrap());
+    let (out, text) = (folder.path().join("out"), |path: &Path| path.display().to_string());
+    lorabooth_ok(&job.train(&out, &["--max-train-steps", "3", "--save-every", "3"]));
+    let complete = |adapter: &Path| {
+        let model = text(&job.folder.join("model"));
+        lorabooth(&["complete", "--model", &model, "--adapter", &text(adapter), "--prompt", "red", "--json"])
+    };
+    let finished = complete(&out);
+    assert!(finished.status.success());
+    let class = |output: &[u8]| {
+        let said = String::from_utf8_lossy(output).into_owned();
+        serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["probabilities"].clone()
+    };
+    let checkpoint = out.join("checkpoint-3");
+    assert_eq!(class(&complete(&checkpoint).stdout), class(&finished.stdout));
+    // As one that was killed after its last checkpoint.
+    for name in ["adapter_config.json", "adapter_model.safetensors", "classes.json", "run.json"] {
+        fs::remove_file(out.join(name)).unwrap();
+    }
+    let said = String::from_utf8_lossy(&complete(&out).stdout).into_owned();
+    assert!(said.contains("not finished") && said.contains(&text(&checkpoint)), "{said}");
+    let inspected = lorabooth(&["adapter", "inspect", &text(&out)]);
+    assert!(String::from_utf8_lossy(&inspected.stderr).contains(&text(&checkpoint)));
+    let (model, photos, out) = (model("tiny"), photos(3, 0), folder.path().join("dreambooth"));
+    let words = format!(
+        "train dreambooth --device cpu --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --max-train-steps 1 \
+         --train-text-encoder --output-dir {}",
+        model.display(),
+        photos.display(),
+        out.display()
+    );
+    lorabooth_ok(&words.split_whitespace().collect::<Vec<_>>());
+    for part in ["unet", "text_encoder"] {
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            let of = |folder: &Path| fs::read(folder.join(part).join(file)).unwrap();
+            assert_eq!(of(&out.join("checkpoint-1")), of(&out), "{part}/{file}");
+        }
+    }
+}
