@@ -3,12 +3,21 @@
 
 #[path = "support/jobs.rs"]
 mod jobs;
+#[path = "support/language.rs"]
+mod language;
 mod support;
 
 use jobs::{gpt2, llama, t5};
-use lorabooth::sample::text_generation::TextSampling;
+use language::{bloom, load, opt, saved, FLOAT32};
+use lorabooth::adapters::{Init, Prompt, PromptConfig};
+use lorabooth::libtorch::random::Generator;
+use lorabooth::models::language::LanguageModel;
+use lorabooth::recipes::language_adapter::fitted;
+use lorabooth::recipes::prompted_text::PromptedText;
+use lorabooth::sample::text_generation::{Prompts, TextSampling, TextWriter};
 use serde_json::{json, Value};
 use support::{complete, lorabooth_ok, made, read, read_json};
+use tch::{Device, Kind, Tensor};
 
 #[test]
 fn probabilities_are_those_of_transformers_logits_processors() {
@@ -63,6 +72,69 @@ fn the_same_seed_draws_the_same_text_as_transformers_generate() {
                 let ours: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
                 assert_eq!(&ours["text"], text, "{} after {prompt:?} with {how}", job.name);
             }
+        }
+    }
+}
+
+/// What follows each of the texts, written one by one: at most as many tokens as `most` says of it.
+fn one_by_one(
+    model: &LanguageModel,
+    prompt: Option<&Prompt>,
+    texts: &[Tensor],
+    most: &[usize],
+    ends: &[i64],
+) -> Vec<Vec<i64>> {
+    let write = |(text, &most): (&Tensor, &usize)| {
+        let mut read = PromptedText::new(model, prompt, text.unsqueeze(0), None).unwrap();
+        let cache = read.cache.take().unwrap_or_default();
+        let greedy = TextSampling::greedy(most, ends.to_vec());
+        let writer = TextWriter::of(model).unwrap();
+        writer.write(read.tokens(), cache, Device::Cpu, &greedy, &mut |_| Ok(())).unwrap()
+    };
+    texts.iter().zip(most).map(write).collect()
+}
+
+#[test]
+fn texts_that_are_written_together_are_those_that_are_written_one_by_one() {
+    let decoders = [
+        ("gpt2", language::gpt2(json!({}))),
+        ("opt", opt(json!({}))),
+        ("bloom", bloom(json!({}))),
+        ("llama", language::llama("LlamaForCausalLM", json!({}))),
+        ("qwen2", language::llama("Qwen2ForCausalLM", json!({}))),
+        ("t5", language::t5("T5ForConditionalGeneration", json!({}))),
+    ];
+    let _no_grad = tch::no_grad_guard();
+    for (name, model) in decoders {
+        let loaded = load(&saved(&model, json!({})), FLOAT32);
+        let model = &loaded.model;
+        let mut generator = Generator::new(7);
+        let texts = [5, 2, 9, 9, 3, 1].map(|length| generator.randint(3, 61, &[length]));
+        let most = [8, 1, 6, 8, 7, 8];
+        let filled = |gap: i64| if name == "t5" { [0, gap] } else { [gap, 0] };
+        let padded: Vec<Tensor> = texts.iter().map(|ids| ids.constant_pad_nd(filled(9 - ids.size()[0]))).collect();
+        let (ids, mask) = (Tensor::stack(&padded, 0), Tensor::stack(&padded, 0).ne(0).to_kind(Kind::Int64));
+        for method in [None, Some("PROMPT_TUNING"), Some("PREFIX_TUNING")] {
+            if name == "t5" && method == Some("PREFIX_TUNING") {
+                // Its encoder and decoder are of different depths.
+                continue;
+            }
+            let prompt = method.map(|method| {
+                let config = json!({ "peft_type": method, "num_virtual_tokens": 3, "task_type": "CAUSAL_LM" });
+                let config = fitted(PromptConfig::from_json(&config).unwrap(), model, Device::Cpu).unwrap();
+                Prompt::attach(&loaded.sites, Device::Cpu, config, Init::Draw(&mut generator)).unwrap()
+            });
+            let prompt = prompt.as_ref();
+            let endless = one_by_one(model, prompt, &texts, &most, &[]);
+            let ends = [endless[0][2], endless[3][4]];
+            let expected = one_by_one(model, prompt, &texts, &most, &ends);
+            assert!(expected.iter().zip(&endless).any(|(ended, endless)| ended.len() < endless.len()), "{name}");
+            let mut read = PromptedText::new(model, prompt, ids.shallow_clone(), Some(mask.shallow_clone())).unwrap();
+            let cache = read.cache.take().unwrap_or_default();
+            let prompts = Prompts { tokens: read.tokens(), attention_mask: read.attention_mask.as_ref(), cache };
+            let writer = TextWriter::of(model).unwrap();
+            let made = writer.write_all(prompts, Device::Cpu, &most, &ends, &mut || Ok(())).unwrap();
+            assert_eq!(made, expected, "{name} behind {method:?}");
         }
     }
 }

@@ -66,7 +66,7 @@ impl PromptConfig {
     }
 
     /// A configuration from JSON.
-    pub(super) fn from_json(value: &Value) -> Result<Self> {
+    pub fn from_json(value: &Value) -> Result<Self> {
         let config: Self = json_fields::parse(value)
             .map_err(|error| Error::invalid(format!("not a prompt's configuration: {error}")))?;
         config.method()?;

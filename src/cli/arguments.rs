@@ -43,9 +43,12 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
             out.push(kebab(&arg));
         }
     }
-    name_what_is_planned(&mut out);
-    let Some(file) = file.map(PathBuf::from) else { return Ok(Expanded { args: out, config: None }) };
+    let Some(file) = file.map(PathBuf::from) else {
+        name_what_is_planned(&mut out, &[]);
+        return Ok(Expanded { args: out, config: None });
+    };
     let flags = flags_of(&file)?;
+    name_what_is_planned(&mut out, &flags);
     // Behind the words of the subcommand, before its flags.
     let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
     let place = out.iter().skip(1).position(is_flag).map_or(out.len(), |i| i + 1);
@@ -53,15 +56,17 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
     Ok(Expanded { args: out, config: Some((file, flags)) })
 }
 
-/// `plan` with nothing but flags behind it plans DreamBooth.
-fn name_what_is_planned(args: &mut Vec<OsString>) {
+/// `plan` with nothing but flags behind it plans DreamBooth, or a language model where a task is among them or in the `file`.
+fn name_what_is_planned(args: &mut Vec<OsString>, file: &[String]) {
     let Some(place) = args.iter().position(|arg| arg == "plan") else { return };
     let is_flag = |arg: &OsStr| arg.as_encoded_bytes().starts_with(b"-");
     // Before a command there are flags and their values alone.
     let is_command = (1..place).all(|i| is_flag(&args[i]) || takes_value(&args[i - 1]));
     let flags = args.get(place + 1).filter(|next| is_flag(next) && !matches!(next.to_str(), Some("-h" | "--help")));
     if is_command && flags.is_some() {
-        args.insert(place + 1, "dreambooth".into());
+        let is_task = |flag: &str| flag == "--task" || flag.starts_with("--task=");
+        let has_task = args.iter().filter_map(|arg| arg.to_str()).chain(file.iter().map(String::as_str)).any(is_task);
+        args.insert(place + 1, if has_task { "llm" } else { "dreambooth" }.into());
     }
 }
 
@@ -146,6 +151,7 @@ mod tests {
             of("lorabooth --threads 2 plan --fit 8GB"),
             words("lorabooth --threads 2 plan dreambooth --fit 8GB")
         );
+        assert_eq!(of("lorabooth plan --task=seq-cls"), words("lorabooth plan llm --task=seq-cls"));
         for text in
             ["lorabooth plan llm --fit 8GB", "lorabooth plan --help", "lorabooth complete --prompt plan --seed=1"]
         {

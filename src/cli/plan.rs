@@ -58,6 +58,9 @@ struct FitFlag {
     fit: Option<String>,
 }
 
+/// Less than this is told in MiB.
+const SMALL: u64 = 100 << 20;
+
 const ASSUMED_PHOTOS: &str =
     "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
     give --instance-data-dir to have yours looked at";
@@ -110,7 +113,7 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
             let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
-            (base.files, Some(RecordLengths::of(&data, validation.as_ref())), labels)
+            (base.files, Some(RecordLengths::of(&data, validation.as_ref(), config.train_batch_size)), labels)
         }
         false => (model.open_files(reporter)?, None, None),
     };
@@ -118,7 +121,7 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
     let lengths = records.unwrap_or_else(|| RecordLengths::longest(config, model.longest()));
     let input = model.input(config, lengths, device);
     let assumed = || {
-        let longest = input.texts.length;
+        let longest = input.texts.most.length;
         format!("planned for texts of {longest} tokens (--max-seq-length); give --train-file to have yours looked at")
     };
     let usual = files.architecture().lora_targets.join(",");
@@ -153,7 +156,7 @@ fn tell(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut R
     let fitted = bytes.map(|bytes| fit(bytes, input)).transpose()?;
     let mut lines: Vec<String> = said.assumed.clone().into_iter().collect();
     lines.extend(phase_lines(&plan, &rates));
-    lines.extend(summary_lines(&plan, said.steps, &rates));
+    lines.extend(summary_lines(&plan, &said, &rates));
     if let (Some(budget), Some(fitted)) = (budget, &fitted) {
         lines.extend(fit_lines(budget, fitted));
     }
@@ -172,7 +175,7 @@ fn tell(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut R
         .collect();
     let report = json!({
         "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
-        "steps": said.steps, "seconds": seconds_in_all(&plan, &rates), "assumed": said.assumed,
+        "steps": said.steps, "seconds": (said.steps > 0).then(|| seconds_in_all(&plan, &rates)), "assumed": said.assumed,
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
         "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
         "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
@@ -182,7 +185,10 @@ fn tell(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut R
 }
 
 fn gib(bytes: u64) -> String {
-    format!("{:.2} GiB", memory::gib(bytes))
+    match bytes {
+        0..SMALL => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", memory::gib(bytes)),
+    }
 }
 
 /// A time as people say it; nothing for no time.
@@ -211,16 +217,20 @@ fn phase_lines(plan: &MemoryPlan, rates: &Rates) -> Vec<String> {
     lines
 }
 
-fn summary_lines(plan: &MemoryPlan, steps: u64, rates: &Rates) -> Vec<String> {
+fn summary_lines(plan: &MemoryPlan, said: &Said, rates: &Rates) -> Vec<String> {
+    let beside = match said.device {
+        Device::Cpu => format!(", beside {} of the program itself", gib(memory::host_now())),
+        _ => String::new(),
+    };
     let step = about(rates.seconds(&plan.step_work));
     let mut lines = vec![
-        format!("{:>10}  peak of the run, above what the process starts with", gib(plan.peak_bytes)),
+        format!("{:>10}  peak of the run{beside}", gib(plan.peak_bytes)),
         format!("{:>10}  trained parameters", plan.trained_parameters),
         format!("a step takes {step}, by a quick measure of this machine"),
     ];
-    if steps > 0 {
+    if said.steps > 0 {
         let all = about(seconds_in_all(plan, rates));
-        lines.push(format!("the run of {steps} steps takes {all}"));
+        lines.push(format!("the run of {} steps takes {all}", said.steps));
     }
     lines
 }

@@ -266,6 +266,16 @@ impl LanguageDataset {
         self.examples.iter().map(Example::targets).max().unwrap_or(0)
     }
 
+    /// Tokens of the longest text, and labels to learn of the longest label, of a batch of `size` on average.
+    pub fn usual_batch(&self, size: usize) -> (usize, usize) {
+        let batches = self.examples.chunks(size.max(1));
+        let mean = |of: &dyn Fn(&Example) -> usize| {
+            let longest = batches.clone().map(|batch| batch.iter().map(of).max().unwrap_or(0));
+            longest.sum::<usize>().div_ceil(batches.len().max(1))
+        };
+        (mean(&|example| example.ids.len()), mean(&Example::targets))
+    }
+
     /// The ids of an example's text, without what is to be answered.
     pub fn prompt(&self, place: usize) -> &[i64] {
         self.examples[place].prompt()

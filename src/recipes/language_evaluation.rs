@@ -200,7 +200,8 @@ impl Evaluator<'_> {
     fn written(&self, data: &LanguageDataset, places: &[usize], work: &Watched) -> Result<Vec<Vec<i64>>> {
         let _no_grad = tch::no_grad_guard();
         let most: Vec<usize> = places.iter().map(|&place| self.most_new_tokens(data.prompt(place).len())).collect();
-        let (ids, mask) = data.prompts(places, true)?;
+        // A decoder goes on behind all of them; an encoder counts the tokens between virtual ones and a text's.
+        let (ids, mask) = data.prompts(places, matches!(self.model, LanguageModel::Causal(_)))?;
         let is_filled_up = mask.min().int64_value(&[]) == 0;
         let mask = is_filled_up.then(|| mask.to_device(self.device));
         let mut text = PromptedText::new(self.model, self.prompt, ids.to_device(self.device), mask)?;

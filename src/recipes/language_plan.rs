@@ -2,6 +2,7 @@
 
 use super::language_adapter::{fitted_to, WantedAdapter};
 use super::language_config::LanguageConfig;
+use super::language_data_args::TaskChoice;
 use super::language_evaluation::BATCH;
 use super::outlook;
 use crate::adapters::{Init, LoraConfig, Prompt, PromptConfig, Sites};
@@ -9,24 +10,40 @@ use crate::data::language_dataset::{LanguageDataset, LanguageTask};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::language::{LanguageModelFiles, Outline};
-use crate::train::memory_plan::{LanguagePlanInput, PlannedPrompt, Texts};
+use crate::train::memory_plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 use tch::{Device, Kind};
 
-/// The lengths of a run's records.
+/// The sizes of a run's records.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordLengths {
-    training: Texts,
-    validation: Option<Texts>,
-    /// Records to learn from; 0: not known.
+    training: Records,
+    validation: Option<Records>,
+}
+
+/// Those of one file.
+#[derive(Debug, Clone, Copy)]
+struct Records {
+    lengths: Lengths,
+    /// How many; 0: not known.
     count: u64,
+    /// Answers to them are compared.
+    are_answered: bool,
+}
+
+impl Records {
+    fn of(data: &LanguageDataset, batch: usize) -> Self {
+        let most = Texts { length: data.longest() as i64, learnt: data.most_targets() as i64 };
+        let (length, learnt) = data.usual_batch(batch);
+        let lengths = Lengths { most, usual: Texts { length: length as i64, learnt: learnt as i64 } };
+        Self { lengths, count: data.len() as u64, are_answered: data.has_answers() }
+    }
 }
 
 impl RecordLengths {
-    /// Those of records that have been read.
-    pub fn of(training: &LanguageDataset, validation: Option<&LanguageDataset>) -> Self {
-        let texts =
-            |data: &LanguageDataset| Texts { length: data.longest() as i64, learnt: data.most_targets() as i64 };
-        Self { training: texts(training), validation: validation.map(texts), count: training.len() as u64 }
+    /// Those of records that have been read, and are learned from `batch` at a time.
+    pub fn of(training: &LanguageDataset, validation: Option<&LanguageDataset>, batch: usize) -> Self {
+        let validation = validation.map(|data| Records::of(data, BATCH));
+        Self { training: Records::of(training, batch), validation }
     }
 
     /// As long as the options let records be, on a model of positions up to `longest`.
@@ -37,8 +54,10 @@ impl RecordLengths {
             LanguageTask::CausalLm => length - 1,
             LanguageTask::Seq2SeqLm => length,
         };
-        let training = Texts { length, learnt };
-        Self { training, validation: config.validation_file.as_ref().map(|_| training), count: 0 }
+        let texts = Texts { length, learnt };
+        let lengths = Lengths { most: texts, usual: texts };
+        let training = Records { lengths, count: 0, are_answered: config.data.label_column.is_some() };
+        Self { training, validation: config.validation_file.as_ref().map(|_| training) }
     }
 }
 
@@ -73,8 +92,19 @@ impl PlannedModel {
     /// What the plan of a run depends on.
     pub fn input(&self, config: &LanguageConfig, records: RecordLengths, device: Device) -> LanguagePlanInput<'_> {
         let training = &config.training;
-        let batches = records.count.div_ceil(config.train_batch_size as u64);
+        let batches = records.training.count.div_ceil(config.train_batch_size as u64);
         let updates = batches.div_ceil(training.gradient_accumulation_steps);
+        let steps = training.max_train_steps.unwrap_or(training.num_train_epochs.saturating_mul(updates));
+        let between = config.eval_steps.unwrap_or(updates).max(1);
+        let writes = config.data.task != TaskChoice::SeqCls;
+        let evaluations = records.validation.map(|records| Evaluations {
+            batch: BATCH as i64,
+            lengths: records.lengths,
+            records: records.count,
+            // Before the first step too, and after the last.
+            times: 1 + steps.div_ceil(between),
+            written: (writes && records.are_answered).then_some(config.data.eval_max_new_tokens as i64),
+        });
         LanguagePlanInput {
             outline: &self.outline,
             stored: self.stored,
@@ -85,10 +115,10 @@ impl PlannedModel {
             gradient_checkpointing: training.gradient_checkpointing,
             optimizer_8bit: training.use_8bit_adam,
             batch: config.train_batch_size as i64,
-            texts: records.training,
-            evaluated: records.validation.map(|texts| (BATCH as i64, texts)),
+            texts: records.training.lengths,
+            evaluations,
             accumulation: training.gradient_accumulation_steps,
-            steps: training.max_train_steps.unwrap_or(training.num_train_epochs.saturating_mul(updates)),
+            steps,
             device,
         }
     }

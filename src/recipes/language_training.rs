@@ -61,7 +61,7 @@ pub fn train(
     check_positions(&files.outline()?, adapter.prompt(), longest, observer)?;
     let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let planned = PlannedModel::of(&files, &adapter, labels)?;
-    let records = RecordLengths::of(&data, validation.as_ref());
+    let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let outlook = |budget: u64| planned.outlook(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
@@ -243,7 +243,7 @@ impl LanguageJob<'_> {
         let data = self.validation.as_ref().unwrap_or(&self.data);
         let prompt = data.sample().to_owned();
         let before = match self.loaded.model {
-            LanguageModel::Classifier(_) => return Ok(None),
+            LanguageModel::Classifier(_) => return Ok(Some(TextSample { prompt, room: None })),
             LanguageModel::Causal(_) => self.tokenizer.encode(&prompt, usize::MAX)?.ids.len(),
             LanguageModel::EncoderDecoder(_) => 0,
         };

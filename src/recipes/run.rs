@@ -35,7 +35,7 @@ pub struct Finished {
     pub resumed_at: u64,
     /// Mean loss of the last tenth of the steps.
     pub final_loss: Option<f64>,
-    /// What to try it on, where it is a language model's that writes.
+    /// What to try it on, where it is a language model's.
     pub sample: Option<TextSample>,
 }
 
@@ -44,7 +44,7 @@ pub struct Finished {
 pub struct TextSample {
     /// The text.
     pub prompt: String,
-    /// Tokens that the model's positions leave for an answer; none: as many as memory holds.
+    /// Tokens that the model's positions leave for an answer; none: as many as are wanted.
     pub room: Option<i64>,
 }
 

@@ -169,7 +169,7 @@ impl Texts for Answer<'_> {
 
 /// Texts that are gone on with, or answered, together.
 pub struct Prompts<'a> {
-    /// They, filled up on the left where they are not of one length.
+    /// They; where they are not of one length, those that are gone on with are filled up on the left.
     pub tokens: Tokens<'a>,
     /// int64 over the cache and them: 1 at tokens; none: all are. Of an encoder-decoder over them alone.
     pub attention_mask: Option<&'a Tensor>,

@@ -10,7 +10,7 @@ mod speed;
 mod tape;
 
 pub use fit::{fit, parse_size, Fit, Planned, Suggestion};
-pub use language::{LanguagePlanInput, PlannedPrompt, Texts};
+pub use language::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 pub use speed::Rates;
 pub use tape::Work;
 

@@ -174,8 +174,11 @@ impl PlanInput<'_> {
     }
 }
 
+/// A saving of less than this part of the peak is none.
+const NEXT_TO_NOTHING: u64 = 500;
+
 /// What to turn on for `input` to stay within `budget_bytes`, one option after another until it does. Options that
-/// save nothing are left out.
+/// save next to nothing are left out.
 pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
     let mut now = input.clone();
     let asked_bytes = now.plan()?.peak_bytes;
@@ -187,7 +190,7 @@ pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
         }
         let Some(Changed { input, mut what, costs }) = choice(&now) else { continue };
         let with = input.plan()?.peak_bytes;
-        if with < peak_bytes {
+        if with + asked_bytes / NEXT_TO_NOTHING < peak_bytes {
             let mut saves_bytes = peak_bytes - with;
             let int8 = suggestions.iter().position(|before: &Suggestion| before.what == INT8);
             if let (OFFLOAD_NOT_INT8, Some(int8)) = (what.as_str(), int8) {

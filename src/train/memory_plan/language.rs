@@ -16,13 +16,37 @@ use tch::{Device, Kind};
 /// before they are rounded and after (`weights::int8`).
 const QUANTISING: u64 = 13;
 
-/// What the records of a run are.
+/// The lengths of a batch's texts.
 #[derive(Debug, Clone, Copy)]
 pub struct Texts {
-    /// Tokens of the longest text that is read.
+    /// Tokens of the longest that is read.
     pub length: i64,
     /// Tokens that are learnt of it, or written for it, at most.
     pub learnt: i64,
+}
+
+/// What the records of a run are.
+#[derive(Debug, Clone, Copy)]
+pub struct Lengths {
+    /// Of the longest batch: what memory must hold.
+    pub most: Texts,
+    /// Of a usual one: what takes the time.
+    pub usual: Texts,
+}
+
+/// How a run is evaluated.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluations {
+    /// Records at a time.
+    pub batch: i64,
+    /// Their lengths.
+    pub lengths: Lengths,
+    /// Records.
+    pub records: u64,
+    /// How often.
+    pub times: u64,
+    /// Tokens that are written for a record at most; none: no answers are compared.
+    pub written: Option<i64>,
 }
 
 /// A trained prompt.
@@ -56,9 +80,9 @@ pub struct LanguagePlanInput<'a> {
     /// Texts a micro-step.
     pub batch: i64,
     /// Their lengths.
-    pub texts: Texts,
-    /// Texts at a time, and their lengths, where the run is evaluated.
-    pub evaluated: Option<(i64, Texts)>,
+    pub texts: Lengths,
+    /// How the run is evaluated, where it is.
+    pub evaluations: Option<Evaluations>,
     /// Batches that one optimizer step adds up.
     pub accumulation: u64,
     /// Optimizer steps of the run.
@@ -98,6 +122,39 @@ impl LanguagePlanInput<'_> {
         drop(loss(&tape, &network.root(), self.outline, self.batch(texts, lengths, false)));
         Ok((tape.meter().peak(), tape.meter().work()))
     }
+
+    /// Bytes of the keys and values that `batch` texts of these lengths leave while answers to them are written: their buffers grow
+    /// twofold (`nn::KeyValueCache`).
+    fn keys_and_values(&self, batch: i64, lengths: Texts, written: i64) -> u64 {
+        let shape = self.outline.shape();
+        let before = lengths.length + self.prompt.map_or(0, |prompt| prompt.tokens);
+        let tokens = match self.outline.encoder_blocks() {
+            Some(_) => before + 2 * written,
+            None => (2 * before).max(before + written),
+        };
+        let numbers = batch * tokens * 2 * shape.blocks * shape.key_value_heads * shape.head_width;
+        numbers as u64 * width(self.kind)
+    }
+
+    /// The work of all evaluations: the loss, and the answers, which the last pass writes once more.
+    fn evaluating(&self, how: &Evaluations) -> Result<Work> {
+        let batches = how.records.div_ceil(how.batch as u64) as f64;
+        let (_, read) = self.inference(how.batch, how.lengths.usual)?;
+        let Some(most) = how.written else {
+            // A classifier's answers are those of one more pass.
+            let classifies = matches!(self.outline.head, HeadOutline::Classes(_));
+            return Ok(read.times(batches * (how.times + u64::from(classifies)) as f64));
+        };
+        let (_, one) = self.inference(how.batch, Texts { length: 1, learnt: 1 })?;
+        // An answer's tokens go through the decoder alone.
+        let token = if self.outline.encoder_blocks().is_some() { one.times(0.5) } else { one };
+        // What has learned nothing yet writes as much as it may; later answers are as long as those that are right.
+        let learned = how.lengths.usual.learnt.min(most) as u64;
+        let tokens = (most as u64 + how.times * learned) as f64;
+        let (_, prompts) = self.inference(how.batch, Texts { learnt: 1, ..how.lengths.usual })?;
+        let passes = read.times(how.times as f64).plus(prompts.times((how.times + 1) as f64));
+        Ok(passes.plus(token.times(tokens)).times(batches))
+    }
 }
 
 /// A micro-step of training.
@@ -110,10 +167,10 @@ struct Step {
 }
 
 impl Step {
-    fn of(input: &LanguagePlanInput) -> Result<Self> {
+    fn of(input: &LanguagePlanInput, texts: Texts) -> Result<Self> {
         let network = Network::new(input.lora.as_ref(), input.storage)?;
         let tape = Tape::new(width(input.kind), true);
-        let loss = loss(&tape, &network.root(), input.outline, input.batch(input.batch, input.texts, true));
+        let loss = loss(&tape, &network.root(), input.outline, input.batch(input.batch, texts, true));
         let (kept, kept_small) = (tape.meter().live(), tape.meter().small());
         tape.backward(loss);
         let (on_top, work) = (tape.meter().peak().saturating_sub(kept), tape.meter().work());
@@ -123,7 +180,8 @@ impl Step {
 
 impl Planned for LanguagePlanInput<'_> {
     fn plan(&self) -> Result<MemoryPlan> {
-        let step = Step::of(self)?;
+        let step = Step::of(self, self.texts.most)?;
+        let usual = Step::of(self, self.texts.usual)?.work;
         let kept = step.network.kept_bytes(width(self.kind), self.storage, self.device);
         let weights = ("weights".to_owned(), kept - self.unread_embeddings());
         let runtime = runtime(self.device, self.kind, false);
@@ -136,20 +194,22 @@ impl Planned for LanguagePlanInput<'_> {
         let trained = step.network.trained_elements() + self.prompt.map_or(0, |prompt| prompt.trained);
         let mut resident = vec![weights];
         resident.extend(adapter_parts(trained, self.optimizer_8bit));
-        if let Some((texts, lengths)) = self.evaluated {
-            let (peak, _) = self.inference(texts, lengths)?;
-            let parts = [("activations".to_owned(), peak), runtime.clone()];
-            phases.push(Phase {
-                name: "evaluation",
-                parts: resident.iter().cloned().chain(parts).collect(),
-                work: Work::default(),
-            });
+        if let Some(how) = &self.evaluations {
+            let (peak, _) = self.inference(how.batch, how.lengths.most)?;
+            let mut parts = resident.clone();
+            parts.push(("activations".to_owned(), peak));
+            if let Some(written) = how.written {
+                let bytes = self.keys_and_values(how.batch, how.lengths.most, written);
+                parts.push(("keys and values of answers".to_owned(), bytes));
+            }
+            parts.push(runtime.clone());
+            phases.push(Phase { name: "evaluation", parts, work: self.evaluating(how)? });
         }
         resident.push(("activations kept for backward".to_owned(), step.kept));
         resident.push(("largest step of forward or backward".to_owned(), step.on_top));
         resident.extend(gaps(self.device, step.kept_small));
         resident.push(runtime);
-        let step_work = step.work.times(self.accumulation as f64);
+        let step_work = usual.times(self.accumulation as f64);
         phases.push(Phase { name: "training", parts: resident, work: step_work.times(self.steps as f64) });
         Ok(MemoryPlan::of(phases, trained, step_work))
     }
@@ -160,11 +220,13 @@ impl Planned for LanguagePlanInput<'_> {
     }
 
     fn smaller(&self) -> Option<Changed<Self>> {
-        let texts = Texts { length: self.texts.length / 2, learnt: (self.texts.learnt / 2).max(1) };
-        let changed = Self { texts, ..self.clone() };
-        (texts.length >= 16).then(|| Changed {
+        let most = Texts { length: self.texts.most.length / 2, learnt: (self.texts.most.learnt / 2).max(1) };
+        let Texts { length, learnt } = self.texts.usual;
+        let usual = Texts { length: length.min(most.length), learnt: learnt.min(most.learnt) };
+        let changed = Self { texts: Lengths { most, usual }, ..self.clone() };
+        (most.length >= 16).then(|| Changed {
             input: changed,
-            what: format!("--max-seq-length {}", texts.length),
+            what: format!("--max-seq-length {}", most.length),
             costs: "longer texts are cut",
         })
     }

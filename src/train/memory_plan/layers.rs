@@ -183,6 +183,12 @@ impl At {
         self.rank(Op::Embedding, &shape);
     }
 
+    /// The work of reading a weight of so many bytes. A streamed one is made from its file each time: read, written and read.
+    fn read_weight(&self, bytes: u64) -> Work {
+        let passes = if self.network.storage == weights::Storage::Streamed { 3.0 } else { 1.0 };
+        Work { bytes: passes * bytes as f64, ..Work::default() }
+    }
+
     /// The rank of the adapter here, on a weight `[out, in, ..]`; 0 where there is none.
     fn rank(&self, op: Op, shape: &[i64]) -> i64 {
         let Some(config) = &self.network.lora else { return 0 };
@@ -251,10 +257,11 @@ impl Tape {
         out_shape.push(outputs);
         let product =
             |inner: i64, outer: i64| Work { matmul: 2.0 * (rows * inner) as f64 * outer as f64, ..Work::default() };
-        self.count(product(inputs, outputs));
+        let whole = product(inputs, outputs).plus(at.read_weight(self.width() * (inputs * outputs) as u64));
+        self.count(whole);
         let rank = at.rank(Op::Linear, &shape);
         // A frozen weight needs nothing of the input.
-        let mut record = Record { work: product(inputs, outputs), ..Record::default() };
+        let mut record = Record { work: whole, ..Record::default() };
         if int8 {
             drop(self.bytes(self.int8_forward(rows, inputs, outputs)));
             record.scratch = self.int8_backward(rows, inputs, outputs);
