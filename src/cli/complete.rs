@@ -184,8 +184,11 @@ fn write(
     let began = Instant::now();
     let (mut stream, mut text) = (tokenizer.stream(), String::new());
     let mut show = |piece: String| {
-        reporter.text(&piece);
-        text.push_str(&piece);
+        // A character can take several tokens.
+        if !piece.is_empty() {
+            reporter.text(&piece);
+            text.push_str(&piece);
+        }
     };
     let mut on_token = |token: i64| {
         // The end has no text.

@@ -27,7 +27,7 @@ use tch::Device;
 /// More threads than any machine has cores only fill memory with stacks.
 const MAX_THREADS: i32 = 1024;
 
-/// DreamBooth LoRA for Stable Diffusion, without Python
+/// DreamBooth LoRA for Stable Diffusion, and LoRA for language models, without Python
 #[derive(Parser)]
 #[command(name = "lorabooth", version, args_override_self = true, infer_subcommands = false)]
 struct Cli {
@@ -45,10 +45,10 @@ enum Command {
     /// Make images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
     Generate(generate::GenerateArgs),
-    /// Go on with a text, or answer it, with a language model
+    /// Go on with a text, answer it, or name its class, with a language model
     #[command(args_override_self = true)]
     Complete(complete::CompleteArgs),
-    /// Measure a language model, with any number of adapters, on records
+    /// Measure a language model, with any number of adapters, on records, or have it answer them
     #[command(args_override_self = true)]
     Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
     /// Look at an adapter, fold it into a model, convert it
@@ -60,7 +60,7 @@ enum Command {
     /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
-    /// Print a prompt's token ids
+    /// Print a text's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
     /// Say what was found on this machine, with the cure for each problem

@@ -118,7 +118,7 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
         false => (model.open_files(reporter)?, None, None),
     };
     let model = PlannedModel::of(&files, &WantedAdapter::new(config, files.architecture())?, labels)?;
-    let lengths = records.unwrap_or_else(|| RecordLengths::longest(config, model.longest()));
+    let lengths = records.unwrap_or_else(|| RecordLengths::longest(config, model.outline().longest));
     let input = model.input(config, lengths, device);
     let assumed = || {
         let longest = input.texts.most.length;

@@ -141,15 +141,16 @@ impl Reporter {
         }
     }
 
-    /// A piece of a text as it is written, without a line's end.
+    /// A piece of a text as it is written, without a line's end; in `--json` a line of its own.
     pub fn text(&mut self, piece: &str) {
-        if !self.voice.json {
-            let written = write!(std::io::stdout(), "{piece}").and_then(|()| std::io::stdout().flush());
-            self.note_failure(written);
+        if self.voice.json {
+            return self.line(&serde_json::json!({ "event": "text", "text": piece }).to_string());
         }
+        let written = write!(std::io::stdout(), "{piece}").and_then(|()| std::io::stdout().flush());
+        self.note_failure(written);
     }
 
-    /// The end of a text that came in pieces; in `--json`, the line `json` in their place.
+    /// The end of a text that came in pieces; in `--json`, the line `json` with all of it.
     pub fn end_text(&mut self, json: serde_json::Value) {
         self.result(json, "");
     }

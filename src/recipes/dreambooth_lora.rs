@@ -53,7 +53,7 @@ pub fn train(
             with_advice(error, |budget| outlook(config, &files, device, budget))
         })?;
         // 4. The adapter files.
-        run.finish(observer, |folder, observer| job.adapters.write(folder, observer))
+        run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))
     });
     outcome.inspect_err(|error| run.fail(error))
 }

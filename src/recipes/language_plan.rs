@@ -84,9 +84,9 @@ impl PlannedModel {
         Ok(Self { outline, stored: files.stored_kind()?, lora, prompt })
     }
 
-    /// Most tokens that it has positions for.
-    pub fn longest(&self) -> Option<i64> {
-        self.outline.longest
+    /// What it is made of.
+    pub fn outline(&self) -> &Outline {
+        &self.outline
     }
 
     /// What the plan of a run depends on.

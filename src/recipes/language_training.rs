@@ -58,9 +58,9 @@ pub fn train(
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
         longest = longest.max(data.longest());
     }
-    check_positions(&files.outline()?, adapter.prompt(), longest, observer)?;
     let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let planned = PlannedModel::of(&files, &adapter, labels)?;
+    check_positions(planned.outline(), adapter.prompt(), longest, observer)?;
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let outlook = |budget: u64| planned.outlook(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
@@ -86,7 +86,8 @@ pub fn train(
             // 4. The adapter files.
             job.restore_best(&run.folder, observer)?;
             job.write_predictions(&run, interrupt, observer)?;
-            let finished = run.finish(observer, |folder, observer| {
+            let losses: Vec<(u64, f64)> = job.evaluations.iter().map(|done| (done.step, done.loss)).collect();
+            let finished = run.finish(&losses, observer, |folder, observer| {
                 job.write_adapter(folder.path())?;
                 observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
                 Ok(())

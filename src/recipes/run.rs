@@ -361,9 +361,10 @@ impl Run {
         })
     }
 
-    /// Has `write` write the adapters, then writes run.json and the loss curve.
+    /// Has `write` write the adapters, then writes run.json and the loss curve, with the losses of `evaluations` by their steps.
     pub fn finish(
         &mut self,
+        evaluations: &[(u64, f64)],
         observer: &mut dyn Observer,
         write: impl FnOnce(&RunFolder, &mut dyn Observer) -> Result<()>,
     ) -> Result<Finished> {
@@ -373,7 +374,7 @@ impl Run {
         }
         write(&self.folder, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
-        loss_curve::draw(&self.folder.join("loss.png"), &lines)?;
+        loss_curve::draw(&self.folder.join("loss.png"), &lines, evaluations)?;
         self.write_run_json("finished", None)?;
         let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();
         Ok(Finished {

@@ -102,7 +102,7 @@ pub(super) fn write_sheet(
     let photos = (1..=PHOTOS)
         .map(|number| Ok(open(folder.photos().join(format!("{number}.png")))?.to_rgb8()))
         .collect::<Result<Vec<_>>>()?;
-    let curve = loss_curve::picture(&metrics::read(&folder.adapter().join("metrics.jsonl"))?, CURVE)?;
+    let curve = loss_curve::picture(&metrics::read(&folder.adapter().join("metrics.jsonl"))?, &[], CURVE)?;
     let per_prompt = SEEDS as usize;
     let prompts = gallery.subject(&gallery.prompts).chunks(per_prompt).map(|group| group[0].as_str()).collect();
     let title = format!("DreamBooth: “sks bird” from {PHOTOS} photos in {:.0} seconds", report.training_seconds);
