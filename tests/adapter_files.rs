@@ -211,7 +211,7 @@ fn a_merged_pipeline_computes_the_same_in_diffusers() {
         let set = read_any(&made.join("peft"), None).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let merged = dir.path().join("merged");
-        Merge { model: &model("tiny"), variant: None, adapters: &[(set, 1.0)] }.write(&merged).unwrap();
+        Merge { model: &model("tiny"), variant: None, adapters: &[(set, 1.0)], kind: None }.write(&merged).unwrap();
         let out = dir.path().join("out.safetensors");
         let outputs = made.join("outputs.safetensors");
         assert_same_outputs(&in_python(&made, &out, ("merged", &merged)), &outputs, "merged", "merged");
@@ -261,7 +261,8 @@ fn an_adapter_of_another_model_is_refused_with_the_key_at_fault() {
     assert!(error.to_string().contains(odd), "{error}");
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("merged");
-    let error = Merge { model: &model("tiny"), variant: None, adapters: &[(set, 1.0)] }.write(&out).unwrap_err();
+    let error =
+        Merge { model: &model("tiny"), variant: None, adapters: &[(set, 1.0)], kind: None }.write(&out).unwrap_err();
     assert!(error.to_string().contains(odd), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something half-written was left");
 }

@@ -14,7 +14,7 @@ use language::{Given, Model, Tensors, CLOSE, FLOAT32};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use support::{complete, lorabooth, lorabooth_ok, made, python, read, read_json, relative_error};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tempfile::TempDir;
 
 fn text(path: &Path) -> &str {
@@ -191,6 +191,25 @@ fn a_strength_scales_the_change_and_several_add_up() {
     let written = |said: &str| serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["text"].clone();
     assert_eq!(written(&beside), written(&within));
     assert_ne!(written(&beside), written(&lorabooth_ok(&complete(text(&model), "red", &few))));
+}
+
+#[test]
+fn a_dtype_can_be_asked_for() {
+    let lora = json!({ "r": 3, "lora_alpha": 5 });
+    let (folder, theirs) = with_adapter(&gpt2(json!({})), &lora, json!({ "keys": "hub" }));
+    let scratch = tempfile::tempdir().unwrap();
+    let [whole, half] = ["whole", "half"].map(|name| scratch.path().join(name));
+    let adapter = theirs.join("adapter");
+    lorabooth_ok(&merge_words(&folder, text(&adapter), &whole));
+    lorabooth_ok(&[&merge_words(&folder, text(&adapter), &half)[..], &["--dtype", "bf16"]].concat());
+    let [whole, halved] = [&whole, &half].map(|folder| read(folder.join("model.safetensors")));
+    for (name, tensor) in &whole {
+        let expected = if tensor.kind() == Kind::Float { tensor.to_kind(Kind::BFloat16) } else { tensor.copy() };
+        assert!(halved[name].kind() == expected.kind() && halved[name] == expected, "{name}");
+    }
+    // GPT-2's masks are no floating-point numbers.
+    assert!(halved.values().any(|tensor| tensor.kind() == Kind::Uint8));
+    assert_eq!(read_json(half.join("config.json"))["dtype"], "bfloat16");
 }
 
 /// A folder of transformers comes of a GGUF file: configuration and tokenizer too.

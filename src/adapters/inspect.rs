@@ -182,7 +182,8 @@ fn part_summary(part: Option<Part>, adapter: &PartAdapter) -> PartSummary {
     }
 }
 
-fn dtype(kind: Kind) -> String {
+/// A dtype as PyTorch calls it.
+pub fn dtype(kind: Kind) -> String {
     match kind {
         Kind::Float => "float32".into(),
         Kind::Half => "float16".into(),

@@ -8,7 +8,7 @@ use super::lora::EMBEDDING_A;
 use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
-use crate::weights::{spelling, BaseWeight, Op, Placement, Stride, WeightSet};
+use crate::weights::{is_float, spelling, BaseWeight, Op, Placement, Stride, WeightSet};
 use crate::whole_file::{beside, TEMPORARY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ pub struct Merge<'a> {
     pub variant: Option<&'a str>,
     /// The adapters and their strengths (1 is as trained), folded in in this order.
     pub adapters: &'a [(AdapterSet, f64)],
+    /// The dtype to write; none: each weight's own.
+    pub kind: Option<Kind>,
 }
 
 impl Merge<'_> {
@@ -65,7 +67,7 @@ impl Merge<'_> {
         };
         let stem = if name == "unet" || name == "vae" { "diffusion_pytorch_model" } else { "model" };
         let path = to.join(format!("{stem}.safetensors"));
-        Folding::of_part(&weights, part, self.adapters).write(&path, progress)
+        Folding { kind: self.kind, ..Folding::of_part(&weights, part, self.adapters) }.write(&path, progress)
     }
 }
 
@@ -156,6 +158,8 @@ pub(crate) struct Folding<'a> {
     pub spell: fn(&str) -> String,
     /// How the weights are shaped.
     pub shapes: Shapes,
+    /// The dtype of what is written; none: each weight's own.
+    pub kind: Option<Kind>,
 }
 
 impl<'a> Folding<'a> {
@@ -167,7 +171,7 @@ impl<'a> Folding<'a> {
             _ => str::to_owned,
         };
         let adapters = adapters.iter().filter_map(of_part).collect();
-        Self { weights, adapters, added: BTreeMap::new(), spell, shapes: Shapes::AsTheyAre }
+        Self { weights, adapters, added: BTreeMap::new(), spell, shapes: Shapes::AsTheyAre, kind: None }
     }
 
     /// Writes the file `path`, one tensor after another; `progress` hears of each how many are done, of how many.
@@ -176,10 +180,10 @@ impl<'a> Folding<'a> {
         let (weights, mut planned) = (self.weights, Vec::new());
         for key in weights.keys() {
             let shape = self.shapes.of(key, weights.shape(key).unwrap_or_default());
-            planned.push(Planned { name: key.to_owned(), shape, kind: weights.kind(key)? });
+            planned.push(Planned { name: key.to_owned(), shape, kind: self.written(weights.kind(key)?) });
         }
         for (name, tensor) in &self.added {
-            planned.push(Planned { name: name.clone(), shape: tensor.size(), kind: tensor.kind() });
+            planned.push(Planned { name: name.clone(), shape: tensor.size(), kind: self.written(tensor.kind()) });
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let (mut done, total) = (0, planned.len() as u64);
@@ -188,6 +192,11 @@ impl<'a> Folding<'a> {
             done += 1;
             self.folded(planned)
         })
+    }
+
+    /// The dtype in which a tensor of `kind` is written: what is no floating-point number stays what it is.
+    fn written(&self, kind: Kind) -> Kind {
+        self.kind.filter(|_| is_float(kind)).unwrap_or(kind)
     }
 
     /// Refuses adapters for weights that there are none of.
@@ -205,9 +214,10 @@ impl<'a> Folding<'a> {
 
     fn folded(&self, planned: &Planned) -> Result<Tensor> {
         if let Some(added) = self.added.get(&planned.name) {
-            return Ok(added.shallow_clone());
+            return Ok(added.to_kind(planned.kind));
         }
-        let placement = Placement { device: Device::Cpu, kind: planned.kind };
+        // Folded in in the weight's own dtype, which may be wider than the one that is written.
+        let placement = Placement { device: Device::Cpu, kind: self.weights.kind(&planned.name)? };
         let weight = self.weights.load(&planned.name, &planned.shape, placement)?;
         let key = (self.spell)(&planned.name);
         let merged = self.adapters.iter().try_fold(None, |so_far: Option<Tensor>, &(adapter, scale)| {
@@ -215,7 +225,7 @@ impl<'a> Folding<'a> {
             Ok::<_, Error>(merged(&key, start(), adapter, scale)?.or(so_far))
         })?;
         self.weights.let_go(&planned.name);
-        Ok(merged.map_or(weight, |merged| merged.to_kind(planned.kind)))
+        Ok(merged.unwrap_or(weight).to_kind(planned.kind))
     }
 }
 

@@ -44,10 +44,34 @@ pub struct MergeArgs {
     /// Folder for the merged model
     #[arg(long)]
     output_dir: PathBuf,
+    /// Dtype to write; that of the model's files where not given
+    #[arg(long, value_enum)]
+    dtype: Option<WrittenDtype>,
     // Last: its heading holds for what follows.
     /// The model to fold into.
     #[command(flatten)]
     model: ModelArgs,
+}
+
+/// A dtype of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WrittenDtype {
+    /// float32.
+    Fp32,
+    /// float16.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<WrittenDtype> for Kind {
+    fn from(dtype: WrittenDtype) -> Self {
+        match dtype {
+            WrittenDtype::Fp32 => Self::Float,
+            WrittenDtype::Fp16 => Self::Half,
+            WrittenDtype::Bf16 => Self::BFloat16,
+        }
+    }
 }
 
 /// A file format.
@@ -163,19 +187,21 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
 }
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
+    let kind = args.dtype.map(Kind::from);
     let given = args.lora.iter().map(|text| path_and_scale(text)).collect::<Result<Vec<_>>>()?;
     // What cannot be read is told where it is read for good.
     match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
         true => {
             args.model.check_for_language_model()?;
             let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
-            merged_language_model::write(&model, &GivenAdapters::read(&args.lora)?, &args.output_dir, reporter)?;
+            let adapters = GivenAdapters::read(&args.lora)?;
+            merged_language_model::write(&model, &adapters, kind, &args.output_dir, reporter)?;
         }
         false => {
             let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
             let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
             let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
-            merged_pipeline::write(&files, &args.model, &adapters, &args.output_dir, reporter)?;
+            merged_pipeline::write(&files, &args.model, &adapters, kind, &args.output_dir, reporter)?;
         }
     }
     let text = format!("the merged model is in {}", args.output_dir.display());

@@ -5,7 +5,7 @@ use super::language_base::WantedModel;
 use super::language_data_args::TaskChoice;
 use super::observer::{Event, Observer};
 use crate::adapters::merge::{self, Folding, Shapes};
-use crate::adapters::peft_folder;
+use crate::adapters::{inspect::dtype, peft_folder};
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
@@ -14,18 +14,32 @@ use crate::whole_file::write_json;
 use serde_json::{json, Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Writes the model with the adapters, each at its strength, folded in to the folder `out`, which must not exist or be empty. Dtypes
-/// are those of the model's files; of a quantised GGUF file's weights it is float32.
-pub fn write(model: &WantedModel, adapters: &GivenAdapters, out: &Path, observer: &mut dyn Observer) -> Result<()> {
+/// are those of the model's files, float32 where a GGUF file's are quantised, or `kind` where it is given.
+pub fn write(
+    model: &WantedModel,
+    adapters: &GivenAdapters,
+    kind: Option<Kind>,
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<()> {
     if adapters.prompt().is_some() {
         return Err(Error::invalid(
             "a prompt stands before a text and changes no weights, so it cannot be folded in; `lorabooth complete --adapter` puts it there",
         ));
     }
     let files = model.open_files(observer)?;
-    let merged = Merged::new(&files, adapters)?;
+    let mut merged = Merged::new(&files, adapters)?;
+    if let Some(kind) = kind {
+        merged.kind = Some(kind);
+        for name in ["dtype", "torch_dtype"] {
+            if let Some(said) = merged.config.get_mut(name) {
+                *said = json!(dtype(kind));
+            }
+        }
+    }
     merge::into_new_folder(out, |partial| {
         match files.gguf() {
             Some(model) => LanguageTokenizer::from_gguf(model.file())?.write(partial)?,
@@ -47,12 +61,13 @@ struct Merged {
     config: Value,
     weights: WeightSet,
     added: BTreeMap<String, Tensor>,
+    kind: Option<Kind>,
 }
 
 impl Merged {
     fn new(files: &LanguageModelFiles, adapters: &GivenAdapters) -> Result<Self> {
         let (weights, config) = (files.weights()?, files.config().clone());
-        let merged = Self { config, weights, added: BTreeMap::new() };
+        let merged = Self { config, weights, added: BTreeMap::new(), kind: None };
         let merged = match adapters.are_for(TaskChoice::SeqCls) {
             true => merged.with_classes(files, adapters)?,
             false => merged,
@@ -67,6 +82,7 @@ impl Merged {
             added: self.added.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
             spell: str::to_owned,
             shapes: Shapes::AsTheyAre,
+            kind: self.kind,
         }
     }
 

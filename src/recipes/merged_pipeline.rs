@@ -11,13 +11,15 @@ use crate::weights::WeightSet;
 use crate::whole_file::write_json;
 use serde_json::json;
 use std::path::Path;
+use tch::Kind;
 
 /// Writes `files`, opened as `model` says, with `adapters`, each at its strength, folded in to the folder `out`, which must
-/// not exist or be empty.
+/// not exist or be empty. Dtypes are those of the files where no `kind` is given.
 pub fn write(
     files: &PipelineFiles,
     model: &ModelArgs,
     adapters: &[(AdapterSet, f64)],
+    kind: Option<Kind>,
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<()> {
@@ -30,8 +32,8 @@ pub fn write(
     let mut progress = |done, total| observer.merging(done, total);
     let written = merge::into_new_folder(out, |partial| {
         match single {
-            true => write_single_file(files, adapters, partial, &mut progress)?,
-            false => Merge { model: files.root(), variant: model.variant.as_deref(), adapters }
+            true => write_single_file(files, adapters, kind, partial, &mut progress)?,
+            false => Merge { model: files.root(), variant: model.variant.as_deref(), adapters, kind }
                 .write_parts(partial, &mut progress)?,
         }
         if single || model.prediction_type.is_some() {
@@ -46,6 +48,7 @@ pub fn write(
 fn write_single_file(
     files: &PipelineFiles,
     adapters: &[(AdapterSet, f64)],
+    kind: Option<Kind>,
     out: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<()> {
@@ -65,7 +68,7 @@ fn write_single_file(
         let folder = out.join(name);
         write_json(&folder.join("config.json"), &files.config_json(name)?)?;
         let shapes = if name == "vae" { Shapes::LinearAttention } else { Shapes::AsTheyAre };
-        let folding = Folding { shapes, ..Folding::of_part(&weights, part, adapters) };
+        let folding = Folding { shapes, kind, ..Folding::of_part(&weights, part, adapters) };
         folding.write(&folder.join(format!("{stem}.safetensors")), progress)?;
     }
     let scheduler = files.scheduler_config_json()?;

@@ -23,4 +23,4 @@ pub use int8::{Int8Weight, DEFAULT_THRESHOLD, DENSE_AT_ONCE};
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};
 pub use streamed::{Layout, StreamedWeight};
-pub use weight_set::{Placement, WeightSet};
+pub use weight_set::{is_float, Placement, WeightSet};

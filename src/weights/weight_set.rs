@@ -267,7 +267,8 @@ impl WeightSet {
     }
 }
 
-fn is_float(kind: Kind) -> bool {
+/// Whether numbers of `kind` are floating-point numbers that models have.
+pub fn is_float(kind: Kind) -> bool {
     matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
 }
 
