@@ -54,12 +54,11 @@ impl Observer for Stop<'_> {
     }
 }
 
+/// A run in a folder, with more flags.
+type Run<'a> = &'a dyn Fn(&Path, &[&str], &Interrupt, &mut dyn Observer) -> Result<(), Error>;
+
 /// Stops a run at each of the events that are `meant`, goes on with it, and compares with one that was never stopped.
-fn check(
-    meant: &dyn Fn(&Event) -> bool,
-    expected_stops: usize,
-    run: &dyn Fn(&Path, &[&str], &Interrupt, &mut dyn Observer) -> Result<(), Error>,
-) {
+fn check(meant: &dyn Fn(&Event) -> bool, expected_stops: usize, run: Run) {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole");
     let mut count = Stop { meant, at: usize::MAX, seen: 0, interrupt: Interrupt::new() };

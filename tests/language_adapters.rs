@@ -6,7 +6,7 @@ mod language;
 mod support;
 
 use language::{assert_close, bert, bloom, gpt2, llama, load, opt, saved, t5, with};
-use language::{Given, Model, Tensors, CLOSE, FLOAT32};
+use language::{every_architecture, Given, Model, Tensors, CLOSE, FLOAT32};
 use lorabooth::adapters::{attach, peft_folder, Attached, Init, InitWeights, LoraConfig, PartAdapter, Sites};
 use lorabooth::adapters::{TargetModules, TextEncoderSpelling};
 use lorabooth::libtorch::random::Generator;
@@ -65,21 +65,6 @@ impl Theirs {
     }
 }
 
-fn models_for_lora() -> Vec<(&'static str, Model)> {
-    vec![
-        ("gpt2", gpt2(json!({}))),
-        ("opt", opt(json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 }))),
-        ("bloom", bloom(json!({}))),
-        ("llama", llama("LlamaForCausalLM", json!({}))),
-        ("mistral", llama("MistralForCausalLM", json!({ "sliding_window": 3 }))),
-        ("qwen2", llama("Qwen2ForCausalLM", json!({}))),
-        ("t5", t5("T5ForConditionalGeneration", json!({}))),
-        ("mt5", t5("MT5ForConditionalGeneration", json!({}))),
-        ("bert", bert("BertForSequenceClassification", json!({}))),
-        ("roberta", bert("RobertaForSequenceClassification", json!({}))),
-    ]
-}
-
 fn check_gradients(name: &str, theirs: &Theirs) {
     let (loaded, attached) = theirs.load();
     let given = Given::of(&theirs.outputs, "");
@@ -124,7 +109,7 @@ fn flat(tensors: &[Tensor]) -> Vec<Tensor> {
 
 #[test]
 fn lora_has_pefts_outputs_and_gradients_with_and_without_checkpointing() {
-    for (name, model) in models_for_lora() {
+    for (name, model) in every_architecture() {
         check_gradients(name, &Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5 })));
     }
 }
@@ -173,7 +158,7 @@ fn lora_on_decoders_that_classify_has_pefts_outputs_and_gradients() {
 
 #[test]
 fn padding_on_the_left_hides_nothing_else() {
-    for (name, model) in models_for_lora() {
+    for (name, model) in every_architecture() {
         check_gradients(name, &Theirs::new(&model, json!({ "r": 3 }), json!({ "side": "left" })));
     }
 }
@@ -181,7 +166,7 @@ fn padding_on_the_left_hides_nothing_else() {
 #[test]
 fn lora_on_every_projection_and_biases_equals_pefts() {
     let lora = json!({ "r": 2, "lora_alpha": 3, "target_modules": "all-linear", "bias": "all" });
-    for (name, model) in models_for_lora() {
+    for (name, model) in every_architecture() {
         check_gradients(name, &Theirs::of(&model, lora.clone()));
     }
     check_gradients("gpt2 with DoRA", &Theirs::of(&gpt2(json!({})), json!({ "r": 2, "use_dora": true })));
@@ -209,7 +194,7 @@ fn modules_that_are_trained_whole_have_pefts_gradients() {
 /// The models that have dropout in their configuration draw it where and as transformers does.
 #[test]
 fn dropout_of_a_model_that_trains_is_drawn_as_transformers_draws_it() {
-    for (name, model) in models_for_lora() {
+    for (name, model) in every_architecture() {
         let lora = json!({ "r": 3, "lora_dropout": 0.2 });
         check_gradients(&format!("{name} in training"), &Theirs::new(&model, lora, json!({ "dropout": true })));
     }
@@ -236,7 +221,7 @@ fn attach_fresh(sites: &Sites, folder: &Path, targets: Option<&str>) -> Attached
 
 #[test]
 fn default_targets_and_numbers_of_parameters_are_pefts() {
-    for (name, model) in models_for_lora() {
+    for (name, model) in every_architecture() {
         let theirs = Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5 }));
         let attached = attach_fresh(&load(&theirs.folder, FLOAT32).sites, &theirs.folder, None);
         let shapes = |tensors: &Tensors| -> Vec<(String, Vec<i64>)> {
@@ -252,7 +237,7 @@ fn default_targets_and_numbers_of_parameters_are_pefts() {
 
 #[test]
 fn adapters_that_are_made_here_compute_the_same_in_peft() {
-    let by_default = models_for_lora().into_iter().map(|(name, model)| (name, model, None));
+    let by_default = every_architecture().into_iter().map(|(name, model)| (name, model, None));
     // PEFT warns of a table that the head shares, where it is called `embed_tokens`.
     let warned_of = ["opt", "qwen2, tied", "t5"];
     let on_tables = models_with_tables().into_iter().filter(|(name, ..)| !warned_of.contains(name));

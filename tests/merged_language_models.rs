@@ -9,8 +9,8 @@ mod language;
 mod support;
 
 use jobs::{bert as bert_job, gpt2 as gpt2_job, t5 as t5_job};
-use language::{assert_close, bert, bloom, gpt2, llama, load, opt, saved, t5, with};
-use language::{Given, Model, Tensors, CLOSE, FLOAT32};
+use language::{assert_close, bloom, gpt2, llama, load, opt, saved, t5, with};
+use language::{every_architecture, Given, Model, Tensors, CLOSE, FLOAT32};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use support::{complete, lorabooth, lorabooth_ok, made, python, read, read_json, relative_error};
@@ -62,18 +62,7 @@ fn check(name: &str, model: &Model, lora: Value, files: Value) -> (TempDir, Path
 #[test]
 fn every_architecture_computes_the_same_with_the_adapter_in_its_weights() {
     let lora = json!({ "r": 3, "lora_alpha": 5 });
-    for (name, model) in [
-        ("gpt2", gpt2(json!({}))),
-        ("opt", opt(json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 }))),
-        ("bloom", bloom(json!({}))),
-        ("llama", llama("LlamaForCausalLM", json!({}))),
-        ("mistral", llama("MistralForCausalLM", json!({ "sliding_window": 3 }))),
-        ("qwen2", llama("Qwen2ForCausalLM", json!({}))),
-        ("t5", t5("T5ForConditionalGeneration", json!({}))),
-        ("mt5", t5("MT5ForConditionalGeneration", json!({}))),
-        ("bert", bert("BertForSequenceClassification", json!({}))),
-        ("roberta", bert("RobertaForSequenceClassification", json!({}))),
-    ] {
+    for (name, model) in every_architecture() {
         check(name, &model, lora.clone(), json!({}));
     }
 }

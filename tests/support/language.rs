@@ -69,6 +69,22 @@ pub fn bert(class: &'static str, more: Value) -> Model {
     (class, with(config, more))
 }
 
+/// One of each architecture.
+pub fn every_architecture() -> Vec<(&'static str, Model)> {
+    vec![
+        ("gpt2", gpt2(json!({}))),
+        ("opt", opt(json!({ "do_layer_norm_before": false, "word_embed_proj_dim": 16 }))),
+        ("bloom", bloom(json!({}))),
+        ("llama", llama("LlamaForCausalLM", json!({}))),
+        ("mistral", llama("MistralForCausalLM", json!({ "sliding_window": 3 }))),
+        ("qwen2", llama("Qwen2ForCausalLM", json!({}))),
+        ("t5", t5("T5ForConditionalGeneration", json!({}))),
+        ("mt5", t5("MT5ForConditionalGeneration", json!({}))),
+        ("bert", bert("BertForSequenceClassification", json!({}))),
+        ("roberta", bert("RobertaForSequenceClassification", json!({}))),
+    ]
+}
+
 /// The model's folder; `options` are those of `language_models.py` beside class and configuration.
 pub fn saved((class, config): &Model, options: Value) -> PathBuf {
     made("language_models.py", "model", &with(json!({ "class": class, "config": config }), options))
