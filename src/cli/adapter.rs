@@ -178,12 +178,19 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
         if part.whole_tensors > 0 {
             lines.push(format!("{:>13}  {} biases and whole weights", "also trained", part.whole_tensors));
         }
-        for (i, (block, norm)) in part.change_norms.iter().enumerate() {
+        let mut change_norms: Vec<(&String, &f64)> = part.change_norms.iter().collect();
+        change_norms.sort_by_key(|(block, _)| by_number(block));
+        for (i, (block, norm)) in change_norms.into_iter().enumerate() {
             let (name, what) = if i == 0 { ("change", ": norm of what it adds to the weights") } else { ("", "") };
             lines.push(format!("{name:>13}  {norm:<10.4} {block}{what}"));
         }
     }
     lines
+}
+
+/// Orders paths by the numbers in them: block 2 before block 10.
+fn by_number(path: &str) -> Vec<(u64, &str)> {
+    path.split('.').map(|name| name.parse().map_or((0, name), |number| (number, ""))).collect()
 }
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
