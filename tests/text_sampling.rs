@@ -16,7 +16,8 @@ use lorabooth::recipes::language_adapter::fitted;
 use lorabooth::recipes::prompted_text::PromptedText;
 use lorabooth::sample::text_generation::{Prompts, TextSampling, TextWriter};
 use serde_json::{json, Value};
-use support::{complete, lorabooth_ok, made, read, read_json};
+use std::fs;
+use support::{complete, lorabooth_ok, made, python, read, read_json};
 use tch::{Device, Kind, Tensor};
 
 #[test]
@@ -136,5 +137,50 @@ fn texts_that_are_written_together_are_those_that_are_written_one_by_one() {
             let made = writer.write_all(prompts, Device::Cpu, &most, &ends, &mut || Ok(())).unwrap();
             assert_eq!(made, expected, "{name} behind {method:?}");
         }
+    }
+}
+
+/// The tokens that end a text are those of `generation_config.json`, as for transformers' `generate`.
+#[test]
+fn a_text_ends_where_the_generation_configuration_says() {
+    let folder = tempfile::tempdir().unwrap();
+    for job in [gpt2(true), t5()] {
+        let copy = folder.path().join(job.name);
+        let model = copy.join("model");
+        fs::create_dir_all(&model).unwrap();
+        for file in fs::read_dir(job.folder.join("model")).unwrap().map(|entry| entry.unwrap().path()) {
+            fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
+        }
+        let model = model.to_str().unwrap();
+        let written = || {
+            let said = lorabooth_ok(&complete(model, "red house", &["--max-new-tokens", "12"]));
+            let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+            said["text"].as_str().unwrap().to_owned()
+        };
+        let endless = written();
+        let third = endless.split(' ').nth(2).unwrap();
+        let ids: Vec<i64> = serde_json::from_str(lorabooth_ok(&["tokenize", "--model", model, third]).trim()).unwrap();
+        let path = copy.join("model/generation_config.json");
+        let mut config = read_json(&path);
+        config["eos_token_id"] = json!([1, ids[0]]);
+        fs::write(&path, config.to_string()).unwrap();
+        let out = copy.join("texts.json");
+        let options =
+            json!({ "job": copy, "class": job.class, "prompts": ["red house"], "beams": [1], "max_new_tokens": 12 });
+        python("language_generate.py", &[out.to_str().unwrap(), &options.to_string()]);
+        // transformers gives the end too, where it is no special token.
+        let theirs = read_json(&out)["1"][0].as_str().unwrap().to_owned();
+        let ours = written();
+        assert_eq!(theirs.trim_end_matches(third).trim_end(), ours.trim_end(), "{}", job.name);
+        assert!(ours.len() < endless.len(), "{}: {ours}", job.name);
+        let records = copy.join("records.jsonl");
+        fs::write(&records, "{\"text\": \"red house\"}\n").unwrap();
+        let answers = copy.join("answers.csv");
+        let words =
+            ["evaluate", "--json", "--mixed-precision", "no", "--eval-max-new-tokens", "12", "--task", job.task];
+        let files = ["--validation-file", records.to_str().unwrap(), "--output", answers.to_str().unwrap()];
+        lorabooth_ok(&[&words[..], &["--model", model], &files].concat());
+        let table = fs::read_to_string(&answers).unwrap();
+        assert_eq!(table.lines().last().unwrap().trim_end(), format!("red house,{}", ours.trim_end()), "{}", job.name);
     }
 }

@@ -70,7 +70,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     reporter.result_is_for_programs();
     let mut base = WantedModel::new(&args.model, args.revision.as_deref()).open(reporter)?;
     base.files.store_in(args.weights.storage());
-    let sampling = args.sampling(base.ends());
+    let sampling = args.sampling(base.ends()?);
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
     let classes = match base.files.is_classifier() || adapters.are_for(TaskChoice::SeqCls) {

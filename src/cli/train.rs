@@ -88,7 +88,7 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
     format!("{command} --lora {lora} --prompt {} --output try.png", shell_word(&config.instance_prompt))
 }
 
-/// The command that writes with the adapter; none where it is a classifier's.
+/// The command that tries the adapter; none where the model's positions leave no room for an answer.
 fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<String> {
     let TextSample { prompt, room } = finished.sample.as_ref()?;
     let mut command = format!("lorabooth complete --model {}", shell_path(&config.model));

@@ -79,8 +79,9 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
     adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
-    let LanguageBase { mut files, tokenizer } =
-        WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let ends = base.ends()?;
+    let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.weights.storage());
     config.data.task.check(&files)?;
     let classes = match config.data.task {
@@ -110,6 +111,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         tokenizer: &tokenizer,
         device,
         max_new_tokens: config.data.eval_max_new_tokens,
+        ends: &ends,
     };
     let interrupt = Interrupt::new();
     let measured = match answers_alone {

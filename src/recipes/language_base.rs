@@ -1,11 +1,11 @@
 //! A language model on disk with its tokenizer.
 
 use super::observer::Observer;
-use crate::data::tokenizers::LanguageTokenizer;
+use crate::data::tokenizers::{json_files, LanguageTokenizer};
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::weights::hub::{self, Hub};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// A model's files and its tokenizer.
@@ -74,16 +74,21 @@ fn is_gguf(name: &Path) -> bool {
 }
 
 impl LanguageBase {
-    /// Tokens that end a text: the tokenizer's, and those of the model's configuration.
-    pub fn ends(&self) -> Vec<i64> {
-        let of_config = match self.files.config().get("eos_token_id") {
-            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
-            Some(id) => id.as_i64().into_iter().collect(),
-            None => Vec::new(),
+    /// Tokens that end a text: the tokenizer's, and those of `generation_config.json`, or where it has none of the model's
+    /// configuration.
+    pub fn ends(&self) -> Result<Vec<i64>> {
+        let of_generation = match self.files.gguf() {
+            Some(_) => Map::new(),
+            None => json_files::optional_object(&self.files.root().join("generation_config.json"))?,
         };
-        let mut ends: Vec<i64> = self.tokenizer.special_ids().eos.into_iter().chain(of_config).collect();
+        let told = of_generation.get("eos_token_id").or_else(|| self.files.config().get("eos_token_id"));
+        let ids: Vec<i64> = match told {
+            Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
+            id => id.and_then(Value::as_i64).into_iter().collect(),
+        };
+        let mut ends: Vec<i64> = self.tokenizer.special_ids().eos.into_iter().chain(ids).collect();
         ends.sort_unstable();
         ends.dedup();
-        ends
+        Ok(ends)
     }
 }

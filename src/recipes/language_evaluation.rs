@@ -91,6 +91,8 @@ pub struct Evaluator<'a> {
     pub device: Device,
     /// Tokens of an answer at most.
     pub max_new_tokens: usize,
+    /// Tokens that end one.
+    pub ends: &'a [i64],
 }
 
 /// What a pass over records gives.
@@ -189,7 +191,10 @@ impl Evaluator<'_> {
         places.sort_by_key(|&place| std::cmp::Reverse(data.prompt(place).len()));
         for places in places.chunks(BATCH) {
             for (&place, ids) in places.iter().zip(self.written(data, places, &work)?) {
-                answers[place] = self.tokenizer.decode(&ids)?;
+                // The end has no text.
+                let text =
+                    ids.split_last().filter(|(last, _)| self.ends.contains(last)).map_or(&ids[..], |(_, text)| text);
+                answers[place] = self.tokenizer.decode(text)?;
             }
             work.add(places.len());
         }
@@ -207,8 +212,7 @@ impl Evaluator<'_> {
         let mut text = PromptedText::new(self.model, self.prompt, ids.to_device(self.device), mask)?;
         let cache = text.cache.take().unwrap_or_default();
         let prompts = Prompts { tokens: text.tokens(), attention_mask: text.attention_mask.as_ref(), cache };
-        let ends: Vec<i64> = self.tokenizer.eos().into_iter().collect();
-        TextWriter::of(self.model)?.write_all(prompts, self.device, &most, &ends, &mut || work.check())
+        TextWriter::of(self.model)?.write_all(prompts, self.device, &most, self.ends, &mut || work.check())
     }
 
     /// The tokens of an answer to a prompt of `length` at most: a decoder's end where its positions do.

@@ -39,8 +39,9 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     config.check()?;
-    let LanguageBase { mut files, tokenizer } =
-        WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let ends = base.ends()?;
+    let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.training.weights.storage());
     config.data.task.check(&files)?;
     let adapter = WantedAdapter::new(config, files.architecture())?;
@@ -71,7 +72,7 @@ pub fn train(
 
     // 2. The model with its adapter.
     let outcome =
-        prepare(config, &files, adapter, (data, validation), tokenizer, &run, observer).and_then(|mut job| {
+        prepare(config, &files, adapter, (data, validation), (tokenizer, ends), &run, observer).and_then(|mut job| {
             let trained = job.trained();
             let records = ("records", job.data.fingerprint());
             run.prepare(trained, job.batches_per_epoch(), records, observer)?;
@@ -119,7 +120,7 @@ fn prepare<'a>(
     files: &LanguageModelFiles,
     adapter: WantedAdapter,
     (data, validation): (LanguageDataset, Option<LanguageDataset>),
-    tokenizer: LanguageTokenizer,
+    (tokenizer, ends): (LanguageTokenizer, Vec<i64>),
     run: &Run,
     observer: &mut dyn Observer,
 ) -> Result<LanguageJob<'a>> {
@@ -131,7 +132,18 @@ fn prepare<'a>(
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
     let adapter = adapter.attach(config, &loaded, &tokenizer, run.device, run.seed)?;
     let order = data.order(config.train_batch_size, run.seed, !config.no_shuffle)?;
-    Ok(LanguageJob { config, loaded, adapter, tokenizer, data, validation, order, evaluations: Vec::new(), best: None })
+    Ok(LanguageJob {
+        config,
+        loaded,
+        adapter,
+        tokenizer,
+        ends,
+        data,
+        validation,
+        order,
+        evaluations: Vec::new(),
+        best: None,
+    })
 }
 
 /// Records and the model, as the loop asks for them.
@@ -140,6 +152,8 @@ struct LanguageJob<'a> {
     loaded: Loaded<LanguageModel>,
     adapter: LanguageAdapter,
     tokenizer: LanguageTokenizer,
+    /// Tokens that end an answer.
+    ends: Vec<i64>,
     data: LanguageDataset,
     validation: Option<LanguageDataset>,
     order: EpochOrder,
@@ -180,6 +194,7 @@ impl LanguageJob<'_> {
             tokenizer: &self.tokenizer,
             device: run.device,
             max_new_tokens: self.config.data.eval_max_new_tokens,
+            ends: &self.ends,
         }
     }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 /// The fields of a JSON file; none where there is no such file.
-pub(super) fn optional_object(path: &Path) -> Result<Map<String, Value>> {
+pub(crate) fn optional_object(path: &Path) -> Result<Map<String, Value>> {
     match optional_json(path)? {
         None => Ok(Map::new()),
         Some(Value::Object(fields)) => Ok(fields),

@@ -3,7 +3,7 @@
 mod bpe_files;
 pub mod clip;
 mod gguf;
-mod json_files;
+pub(crate) mod json_files;
 pub mod language;
 mod special_tokens;
 mod text_stream;
