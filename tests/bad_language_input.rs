@@ -269,7 +269,7 @@ fn complete_refuses_what_writes_no_text() {
     let mut complaints = Complaints::default();
     let (decoder, classifier) = (Own::of(gpt2(true)), Own::of(bert()));
     let complete = |own: &Own, more: &[&str]| {
-        let mut args = words("complete --device cpu --dtype fp32 --prompt red --model");
+        let mut args = words("complete --quiet --device cpu --dtype fp32 --prompt red --model");
         args.push(own.path("model").display().to_string());
         args.extend(more.iter().map(|&arg| arg.to_owned()));
         args
@@ -277,15 +277,30 @@ fn complete_refuses_what_writes_no_text() {
     let adapter = classifier.path("adapter");
     lorabooth_ok(&classifier.job.train(&adapter, &["--max-train-steps", "0"]));
     let adapter = adapter.to_str().unwrap();
+    let writes = decoder.path("adapter");
+    lorabooth_ok(&decoder.job.train(&writes, &["--max-train-steps", "0"]));
+    let writes = writes.to_str().unwrap();
+    let headless = Own::of(bert());
+    let config = headless.path("model/config.json");
+    let mut named = support::read_json(&config);
+    named["id2label"] = serde_json::json!({ "0": "a", "1": "b" });
+    std::fs::write(&config, named.to_string()).unwrap();
     for (what, own, more, expected) in [
-        ("a classifier", &classifier, &[][..], &["classifier", "no text"][..]),
-        ("a classifier's adapter", &decoder, &["--adapter", adapter], &["classifier", "evaluate --output"]),
+        (
+            "a classifier's adapter",
+            &decoder,
+            &["--adapter", adapter][..],
+            &["no module matches", "it was trained on"][..],
+        ),
+        ("a writer's adapter", &classifier, &["--adapter", writes], &["is for causal-lm", "a bert model", "seq-cls"]),
+        ("other names than the head has", &headless, &[], &["classifier.weight", "[3, 24]"]),
+        ("a draw without a temperature", &decoder, &["--top-p", "0.5"], &["--top-p", "--temperature"]),
         ("no adapter", &decoder, &["--adapter", "/nowhere"], &["/nowhere"]),
         ("a strength of no number", &decoder, &["--adapter", "a=much"], &["much"]),
-        ("no end", &decoder, &["--max-new-tokens", "40"], &["positions end at 32", "--max-new-tokens"]),
+        ("no room", &decoder, &["--max-new-tokens", "40"], &["positions end at 32", "--max-new-tokens"]),
         ("no tokens", &decoder, &["--max-new-tokens", "0"], &["--max-new-tokens"]),
-        ("a probability over 1", &decoder, &["--top-p", "1.5"], &["--top-p"]),
-        ("no likely tokens", &decoder, &["--top-k", "0"], &["--top-k"]),
+        ("a probability over 1", &decoder, &["--top-p", "1.5", "--temperature", "1"], &["--top-p"]),
+        ("no likely tokens", &decoder, &["--top-k", "0", "--temperature", "1"], &["--top-k"]),
         ("a temperature below 0", &decoder, &["--temperature=-1"], &["--temperature"]),
         ("beams that are drawn", &decoder, &["--num-beams", "2", "--temperature", "1"], &["--num-beams"]),
     ] {

@@ -136,7 +136,7 @@ fn a_completion_is_alone_on_standard_output() {
     assert!(!said.contains("gpt2") && said.ends_with('\n') && said.trim().len() > 1, "{said}");
     let mut piped = lorabooth_command(&[&args[..], &["-"]].concat());
     let mut child = piped.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"red green\n").unwrap();
+    child.stdin.take().unwrap().write_all(b"red green").unwrap();
     assert_eq!(child.wait_with_output().unwrap().stdout, given.stdout);
 }
 
@@ -180,7 +180,7 @@ fn what_cannot_be_evaluated_is_refused() {
         ("a classifier of other classes", &classifier, &records, &[], &["line 1", "LABEL_0, LABEL_1, LABEL_2"]),
         ("an adapter without classes", &classifier, &records, &["--adapter", &bare], &["LABEL_0, LABEL_1, LABEL_2"]),
         ("another model's task", &writer, &records, &["--task", "seq2seq-lm"], &["--task seq2seq-lm", "causal-lm"]),
-        ("another adapter's task", &writer, &records, &with_adapter, &["--task is causal-lm", "for seq-cls"]),
+        ("another adapter's task", &writer, &records, &with_adapter, &["--task is causal-lm", "is for seq-cls"]),
         ("an unknown label", &classifier, &unknown, &with_adapter, &["line 1", "`endless`", "long, short, tiny"]),
         ("no column", &writer, &records, &["--text-column", "tweet"], &["tweet"]),
         ("no place to write", &writer, &records, &["--output", "/dev/null/x.csv"], &["/dev/null"]),

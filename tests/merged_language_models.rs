@@ -72,6 +72,9 @@ fn every_kind_of_adapter_is_merged() {
     let everywhere = json!({ "r": 2, "target_modules": "all-linear", "bias": "all" });
     check("gpt2 on all projections", &gpt2(json!({})), everywhere.clone(), json!({}));
     check("opt on all projections", &opt(json!({})), everywhere, json!({}));
+    // Its configuration says of all modules what is true of the last.
+    let mixed = json!({ "r": 2, "target_modules": r".*(attn\.c_proj|lm_head)" });
+    check("gpt2 on transposed and other weights", &gpt2(json!({})), mixed, json!({}));
     check("gpt2 with DoRA", &gpt2(json!({})), json!({ "r": 2, "use_dora": true }), json!({}));
     let norm = json!({ "r": 2, "use_rslora": true, "modules_to_save": ["input_layernorm"] });
     check("llama with a norm", &llama("LlamaForCausalLM", json!({})), norm, json!({}));
@@ -180,6 +183,19 @@ fn a_strength_scales_the_change_and_several_add_up() {
     let written = |said: &str| serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["text"].clone();
     assert_eq!(written(&beside), written(&within));
     assert_ne!(written(&beside), written(&lorabooth_ok(&complete(text(&model), "red", &few))));
+    // What is trained whole counts in full at any strength, beside the model and within.
+    let whole = ["--learning-rate", "0.05", "--lora-bias", "all", "--lora-modules-to-save", "lm_head"];
+    lorabooth_ok(&job.train(&path("whole"), &whole));
+    let (none, out) = (format!("{}=0", text(&path("whole"))), path("merged whole"));
+    lorabooth_ok(&merge_words(&model, &none, &out));
+    let records = job.folder.join("validation.jsonl");
+    let loss = |model: &Path, more: &[&str]| {
+        let words = ["evaluate", "--json", "--task", "causal-lm", "--mixed-precision", "no", "--model", text(model)];
+        let said = lorabooth_ok(&[&words[..], &["--validation-file", text(&records)], more].concat());
+        serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["loss"].as_f64().unwrap()
+    };
+    let [beside, within, before] = [loss(&model, &["--adapter", &none]), loss(&out, &[]), loss(&model, &[])];
+    assert!((beside - within).abs() < 1e-5 && (beside - before).abs() > 1e-2, "{beside} {within} {before}");
 }
 
 #[test]
@@ -238,10 +254,12 @@ fn what_cannot_be_merged_is_refused_in_plain_words() {
     let model = job.folder.join("model");
     lorabooth_ok(&job.train(&path("prompt"), &["--peft-method", "prompt-tuning", "--max-train-steps", "1"]));
     lorabooth_ok(&other.train(&path("t5"), &["--max-train-steps", "1"]));
+    lorabooth_ok(&jobs::llama().train(&path("other"), &["--max-train-steps", "3", "--learning-rate", "0.05"]));
     let pipeline = support::model("tiny");
     for (lora, model, more, words) in [
         ("prompt", &model, &[][..], &["a prompt", "cannot be folded in"][..]),
-        ("t5", &model, &[], &["does not fit this model", "decoder.block.0"]),
+        ("t5", &model, &[], &["is for seq2seq-lm", "a gpt2 model", "causal-lm and seq-cls"]),
+        ("other", &model, &[], &["does not fit this model", "it was trained on"]),
         ("t5", &pipeline, &[], &["is a pipeline of Stable Diffusion"]),
         ("t5", &other.folder.join("model"), &["--variant", "fp16"], &["--variant is for Stable Diffusion"]),
     ] {
@@ -251,6 +269,20 @@ fn what_cannot_be_merged_is_refused_in_plain_words() {
         assert!(!refused.status.success() && words.iter().all(|word| said.contains(word)), "{words:?}: {said}");
         assert!(!out.exists(), "{said}");
     }
+    let classes = path("classes");
+    lorabooth_ok(&bert_job().train(&classes, &["--max-train-steps", "1"]));
+    let bert_model = bert_job().folder.join("model");
+    for (names, word) in [(r#"["a", "b"]"#, "names 2 classes"), (r#"["a", "a", "b"]"#, "different classes")] {
+        std::fs::write(classes.join("classes.json"), names).unwrap();
+        let refused = lorabooth(&merge_words(&bert_model, text(&classes), &path("out")));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains("classes.json") && said.contains(word), "{said}");
+    }
+    let huge = format!("{}=1e8", text(&path("other")));
+    let llama_model = jobs::llama().folder.join("model");
+    let refused = lorabooth(&[&merge_words(&llama_model, &huge, &path("out"))[..], &["--dtype", "fp16"]].concat());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("not a number in places"), "{said}");
     let t5 = path("t5");
     for words in [
         &["adapter", "convert", text(&t5), "--to", "kohya", "--output", "/nowhere/x.safetensors"][..],

@@ -29,11 +29,11 @@ pub struct Merge<'a> {
 impl Merge<'_> {
     /// Writes the merged pipeline to the folder `out`, which must not exist or be empty.
     pub fn write(&self, out: &Path) -> Result<()> {
-        into_new_folder(out, |partial| self.write_parts(partial, &mut |_, _| ()))
+        into_new_folder(out, |partial| self.write_parts(partial, &mut |_, _| Ok(())))
     }
 
     /// Writes all parts into the folder `out`; `progress` is that of [`Folding::write`].
-    pub(crate) fn write_parts(&self, out: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    pub(crate) fn write_parts(&self, out: &Path, progress: Progress) -> Result<()> {
         create(out)?;
         for entry in sorted(self.model)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -47,7 +47,7 @@ impl Merge<'_> {
         Ok(())
     }
 
-    fn write_part(&self, name: &str, from: &Path, to: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    fn write_part(&self, name: &str, from: &Path, to: &Path, progress: Progress) -> Result<()> {
         create(to)?;
         let files: Vec<PathBuf> = sorted(from)?.into_iter().filter(|path| path.is_file()).collect();
         for file in files.iter().filter(|file| !is_weights(file)) {
@@ -146,6 +146,9 @@ impl Shapes {
     }
 }
 
+/// Hears before each tensor of a file how many are done, of how many, and may stop the work with an error.
+pub(crate) type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
 /// The weights of a network, and what to fold into them.
 pub(crate) struct Folding<'a> {
     /// The weights.
@@ -156,6 +159,8 @@ pub(crate) struct Folding<'a> {
     pub added: BTreeMap<String, Tensor>,
     /// The name in adapters of a weight's key.
     pub spell: fn(&str) -> String,
+    /// Last names of modules whose weights are kept transposed, as [in, out]: an adapter's `fan_in_fan_out` tells of one of its modules.
+    pub transposed: &'a [&'a str],
     /// How the weights are shaped.
     pub shapes: Shapes,
     /// The dtype of what is written; none: each weight's own.
@@ -171,11 +176,19 @@ impl<'a> Folding<'a> {
             _ => str::to_owned,
         };
         let adapters = adapters.iter().filter_map(of_part).collect();
-        Self { weights, adapters, added: BTreeMap::new(), spell, shapes: Shapes::AsTheyAre, kind: None }
+        Self {
+            weights,
+            adapters,
+            added: BTreeMap::new(),
+            spell,
+            transposed: &[],
+            shapes: Shapes::AsTheyAre,
+            kind: None,
+        }
     }
 
-    /// Writes the file `path`, one tensor after another; `progress` hears of each how many are done, of how many.
-    pub(crate) fn write(&self, path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    /// Writes the file `path`, one tensor after another.
+    pub(crate) fn write(&self, path: &Path, progress: Progress) -> Result<()> {
         self.check()?;
         let (weights, mut planned) = (self.weights, Vec::new());
         for key in weights.keys() {
@@ -188,7 +201,7 @@ impl<'a> Folding<'a> {
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
         let (mut done, total) = (0, planned.len() as u64);
         TensorFileWriter::create(path, planned, &metadata)?.write_all(|planned| {
-            progress(done, total);
+            progress(done, total)?;
             done += 1;
             self.folded(planned)
         })
@@ -200,7 +213,7 @@ impl<'a> Folding<'a> {
     }
 
     /// Refuses adapters for weights that there are none of.
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let keys: BTreeSet<String> = self.weights.keys().map(self.spell).collect();
         let has = |key: String| keys.contains(&key) || self.added.contains_key(&key);
         let mut names = self.adapters.iter().flat_map(|(adapter, _)| adapter.tensors.keys());
@@ -222,10 +235,22 @@ impl<'a> Folding<'a> {
         let key = (self.spell)(&planned.name);
         let merged = self.adapters.iter().try_fold(None, |so_far: Option<Tensor>, &(adapter, scale)| {
             let start = || so_far.as_ref().map_or_else(|| weight.to_kind(Kind::Float), Tensor::shallow_clone);
-            Ok::<_, Error>(merged(&key, start(), adapter, scale)?.or(so_far))
+            Ok::<_, Error>(merged(&key, start, adapter, scale, self.transposed)?.or(so_far))
         })?;
         self.weights.let_go(&planned.name);
-        Ok(merged.unwrap_or(weight).to_kind(planned.kind))
+        let Some(merged) = merged else { return Ok(weight.to_kind(planned.kind)) };
+        // Only floating-point numbers have room for a change.
+        self.weights.check(&planned.name, &planned.shape)?;
+        let written = merged.to_kind(planned.kind);
+        match (is_finite(&written)?, is_finite(&weight)?) {
+            (true, _) => Ok(written),
+            (false, true) => Err(Error::invalid(format!(
+                "with the adapter folded in, `{key}` is not a number in places in {:?}; merge it with a scale near 1, or with --dtype \
+                 bf16 or fp32",
+                planned.kind
+            ))),
+            (false, false) => Err(Error::invalid(format!("the model's own `{key}` is not a number in places"))),
+        }
     }
 }
 
@@ -237,14 +262,25 @@ pub(crate) fn weight_of(name: &str) -> String {
     }
 }
 
-/// The weight `key` (float32) with `adapter` folded in, if it changes it.
-fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Result<Option<Tensor>> {
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    Ok(f64::try_from(tensor.isfinite().all().to_kind(Kind::Float))? == 1.0)
+}
+
+/// The weight `key` (float32) with `adapter` folded in, if it changes it. A `scale` is of low-rank changes: what is trained whole
+/// counts in full, as it does beside a model.
+fn merged(
+    key: &str,
+    weight: impl FnOnce() -> Tensor,
+    adapter: &PartAdapter,
+    scale: f64,
+    transposed: &[&str],
+) -> Result<Option<Tensor>> {
     let _no_grad = tch::no_grad_guard();
     let (module, what) = key.rsplit_once('.').unwrap_or(("", key));
     // PEFT keeps a copy of a table beside the pair that is trained on it.
     let of_target = || adapter.tensors.get(&format!("{module}.base_layer.{what}")).filter(|_| what != "weight");
     if let Some(trained) = adapter.tensors.get(key).or_else(of_target) {
-        return Ok(Some(&weight + (trained.to_kind(Kind::Float) - &weight) * scale));
+        return Ok(Some(trained.to_kind(Kind::Float)));
     }
     if what != "weight" || !adapter.tensors.keys().any(|name| weight_of(name) == key) {
         return Ok(None);
@@ -253,24 +289,23 @@ fn merged(key: &str, weight: Tensor, adapter: &PartAdapter, scale: f64) -> Resul
         .iter()
         .find(|method| method.peft_type == adapter.config.peft_type)
         .ok_or_else(|| Error::invalid(format!("{} adapters cannot be merged", adapter.config.peft_type)))?;
+    let weight = weight();
     let op = match weight.dim() {
         4 => Op::Conv2d(Stride { stride: 1, padding: 0 }),
+        dimensions if dimensions != 2 => {
+            return Err(Error::invalid(format!("`{key}` has shape {:?}, which no adapter fits", weight.size())))
+        }
         _ if adapter.tensors.contains_key(&format!("{module}{EMBEDDING_A}")) => Op::Embedding,
         _ => Op::Linear,
     };
-    // GPT-2 keeps its weights as [in, out].
-    let transposed = adapter.config.fan_in_fan_out && weight.dim() == 2 && op != Op::Embedding;
+    let name = module.rsplit('.').next().unwrap_or(module);
+    let transposed = transposed.contains(&name) && op == Op::Linear;
     let weight = if transposed { weight.tr() } else { weight };
     let site = Sites::new().register(module, op, BaseWeight::Dense(weight.shallow_clone()), None);
     let (made, _) = (method.make)(&site, &adapter.config, &mut Init::Tensors(&adapter.tensors))?;
     let merged = made.merged(&site, weight, scale).detach();
     let merged = if transposed { merged.tr().contiguous() } else { merged };
-    match f64::try_from(merged.isfinite().all().to_kind(Kind::Float))? == 1.0 {
-        true => Ok(Some(merged)),
-        false => Err(Error::invalid(format!(
-            "with the adapter at {scale:e}, `{key}` is not a number in places; merge it with a scale near 1"
-        ))),
-    }
+    Ok(Some(merged))
 }
 
 #[cfg(test)]
@@ -287,11 +322,11 @@ mod tests {
             ("h.lora_B.weight".to_owned(), generator.randn(&[4, 2])),
         ]);
         let weight = generator.randn(&[6, 4]);
-        let config = LoraConfig { r: 2, lora_alpha: 3.0, fan_in_fan_out: true, ..LoraConfig::default() };
+        let config = LoraConfig { r: 2, lora_alpha: 3.0, ..LoraConfig::default() };
         let adapter = PartAdapter { config, tensors };
         let change = adapter.tensors["h.lora_B.weight"].matmul(&adapter.tensors["h.lora_A.weight"]) * (1.5 * 0.5);
         let expected = &weight + change.tr();
-        let merged = merged("h.weight", weight, &adapter, 0.5).unwrap().unwrap();
+        let merged = merged("h.weight", || weight, &adapter, 0.5, &["h"]).unwrap().unwrap();
         assert!(f64::try_from((merged - expected).abs().max()).unwrap() < 1e-6);
     }
 }

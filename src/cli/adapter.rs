@@ -13,6 +13,7 @@ use crate::recipes::language_base::WantedModel;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
 use crate::recipes::{merged_language_model, merged_pipeline};
+use crate::train::interrupt::Interrupt;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -37,9 +38,10 @@ pub enum AdapterCommand {
 
 /// Flags of `merge`.
 #[derive(Debug, Args)]
+#[command(mut_arg("model", |arg| arg.help("Model: a diffusers folder, a .safetensors checkpoint or a hub id; a language model's folder, .gguf file or hub id")))]
 pub struct MergeArgs {
     /// Adapter, with a strength after an equals sign; any number of times
-    #[arg(long, required = true, value_name = "PATH[=SCALE]")]
+    #[arg(long, required = true, visible_alias = "adapter", value_name = "PATH[=SCALE]")]
     lora: Vec<String>,
     /// Folder for the merged model
     #[arg(long)]
@@ -194,7 +196,7 @@ fn by_number(path: &str) -> Vec<(u64, &str)> {
 }
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
-    let kind = args.dtype.map(Kind::from);
+    let (kind, interrupt) = (args.dtype.map(Kind::from), Interrupt::on_signals()?);
     let given = args.lora.iter().map(|text| path_and_scale(text)).collect::<Result<Vec<_>>>()?;
     // What cannot be read is told where it is read for good.
     match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
@@ -202,15 +204,19 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
             args.model.check_for_language_model()?;
             let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
             let adapters = GivenAdapters::read(&args.lora)?;
-            merged_language_model::write(&model, &adapters, kind, &args.output_dir, reporter)?;
+            merged_language_model::write(&model, &adapters, kind, &args.output_dir, &interrupt, reporter)
         }
         false => {
             let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
             let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
             let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
-            merged_pipeline::write(&files, &args.model, &adapters, kind, &args.output_dir, reporter)?;
+            merged_pipeline::write(&files, &args.model, &adapters, kind, &args.output_dir, &interrupt, reporter)
         }
     }
+    .map_err(|error| match error {
+        Error::Interrupted(_) => Error::Interrupted("stopped; nothing was written".into()),
+        other => other,
+    })?;
     let text = format!("the merged model is in {}", args.output_dir.display());
     reporter.result(json!({ "event": "wrote", "path": args.output_dir.display().to_string() }), &text);
     Ok(())

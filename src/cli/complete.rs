@@ -36,7 +36,7 @@ pub struct CompleteArgs {
     /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
     #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     adapter: Vec<String>,
-    /// The text to go on with, to answer, or to sort into a classifier's classes; - reads it from standard input
+    /// The text to go on with, to answer, or to sort into a classifier's classes; - reads standard input as it is
     #[arg(long)]
     prompt: String,
     /// Tokens to write at most
@@ -73,7 +73,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let sampling = args.sampling(base.ends()?);
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
-    let classes = match base.files.is_classifier() || adapters.are_for(TaskChoice::SeqCls) {
+    adapters.check_for(&base.files)?;
+    let classifies = base.files.is_classifier() || !base.files.architecture().tasks.iter().any(|task| writes(task));
+    let classes = match classifies || adapters.are_for(TaskChoice::SeqCls) {
         true => Some(adapters.classes(&base.files)?.ok_or_else(|| adapters.without_classes(&base.files))?),
         false => None,
     };
@@ -83,7 +85,8 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     observer.fact("device", crate::recipes::device_name(device, kind));
     args.weights.tell(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
-    let labels = classes.as_ref().map(|classes| classes.len() as i64);
+    // A head that no adapter brings must be in the model's files.
+    let labels = adapters.head_rows(&base.files)?;
     let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed: common.seed })?;
     let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
@@ -127,10 +130,13 @@ impl CompleteArgs {
         if self.prompt != "-" {
             return Ok(self.prompt.clone());
         }
-        let text = std::io::read_to_string(std::io::stdin());
-        let text = text.map_err(|error| Error::io("read", "standard input", error))?;
-        Ok(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+        std::io::read_to_string(std::io::stdin()).map_err(|error| Error::io("read", "standard input", error))
     }
+}
+
+/// Whether what does `task` writes texts.
+fn writes(task: &str) -> bool {
+    task != TaskChoice::SeqCls.peft_name()
 }
 
 fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize, most_new: usize) -> Result<()> {

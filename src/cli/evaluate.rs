@@ -17,7 +17,7 @@ pub fn run(config: &EvaluateConfig, common: &Common, reporter: &mut Reporter) ->
             ("loss", "loss", Some(numbers.loss)),
             ("perplexity", "perplexity", numbers.perplexity),
             ("accuracy", right, numbers.accuracy),
-            ("f1", "F1", numbers.f1),
+            ("f1", "macro F1", numbers.f1),
         ] {
             if let Some(value) = value {
                 object[key] = json!(value);

@@ -165,13 +165,13 @@ impl Reporter {
         }
         let template = if phase.in_bytes { BYTES } else { UNITS };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let style = style.with_key("pace", |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            _ = text.write_str(&pace(1.0 / state.per_sec()));
+        let from = phase.before;
+        let style = style.with_key("pace", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            _ = text.write_str(&pace(if state.pos() > from { 1.0 / state.per_sec() } else { f64::INFINITY }));
         });
-        let before = phase.before;
         let style = style.with_key("left", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
             // Nothing is known before the first unit is done.
-            if state.pos() > before {
+            if state.pos() > from {
                 _ = write!(text, " · {} left", duration(state.eta().as_secs_f64()));
             }
         });
@@ -179,9 +179,11 @@ impl Reporter {
             Stream::Out => ProgressDrawTarget::stdout(),
             Stream::Err => ProgressDrawTarget::stderr(),
         };
-        let bar = ProgressBar::with_draw_target(Some(phase.total), target).with_style(style);
-        bar.set_message(phase.name.clone());
-        bar.set_position(phase.before);
+        let bar = ProgressBar::with_draw_target(Some(phase.total), target)
+            .with_position(phase.before)
+            .with_style(style)
+            .with_message(phase.name.clone());
+        // The rate is of what is done from here on.
         bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(500));
         self.bar = Some(bar);

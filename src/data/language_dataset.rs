@@ -50,6 +50,20 @@ pub struct LanguageDataset {
     sample: String,
 }
 
+/// What examples are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be learned from.
+    Learn,
+    /// To be evaluated on.
+    Evaluate,
+    /// To be answered: nothing tells what is right.
+    Answer,
+}
+
+/// An example, and where something of its row was cut off the tokens that all of the row takes.
+type Cut = (Example, Option<usize>);
+
 /// Characters of a column that are enough to try a model on.
 const SAMPLE: usize = 100;
 
@@ -61,7 +75,7 @@ impl LanguageDataOptions {
             (LanguageTask::SeqCls, Some(column)) => classes(&records, column)?,
             _ => Vec::new(),
         };
-        self.dataset(&records, tokenizer, classes, true)
+        self.dataset(&records, tokenizer, classes, Purpose::Learn)
     }
 
     /// The examples of a validation file; a label that is no class of `training` is an error.
@@ -81,7 +95,7 @@ impl LanguageDataOptions {
         tokenizer: &LanguageTokenizer,
         classes: Vec<String>,
     ) -> Result<LanguageDataset> {
-        self.dataset(&self.labelled(file)?, tokenizer, classes, true)
+        self.dataset(&self.labelled(file)?, tokenizer, classes, Purpose::Evaluate)
     }
 
     /// The texts of a file alone, which a model of these `classes` is to answer.
@@ -91,7 +105,7 @@ impl LanguageDataOptions {
         tokenizer: &LanguageTokenizer,
         classes: Vec<String>,
     ) -> Result<LanguageDataset> {
-        self.dataset(&self.read(file)?, tokenizer, classes, false)
+        self.dataset(&self.read(file)?, tokenizer, classes, Purpose::Answer)
     }
 
     /// The rows of a file, which tell what is to be learnt of them.
@@ -115,28 +129,42 @@ impl LanguageDataOptions {
         records: &Records,
         tokenizer: &LanguageTokenizer,
         classes: Vec<String>,
-        is_known: bool,
+        purpose: Purpose,
     ) -> Result<LanguageDataset> {
         let (mut examples, mut cut, mut empty) = (Vec::new(), 0, 0);
+        // Rows without room for their answers, and the tokens that the longest of them takes.
+        let (mut crowded, mut longest) = (0, 0);
         let mut sample = None;
         for record in records.iter() {
-            let (example, is_cut) = match is_known {
-                true => self.example(records, &record, tokenizer, &classes)?,
-                false => self.text(&record, tokenizer)?,
+            let text = self.prompt.render(&record)?;
+            let (mut example, whole) = match purpose {
+                Purpose::Answer => self.unanswered(&text, tokenizer)?,
+                Purpose::Learn | Purpose::Evaluate => self.example(&text, records, &record, tokenizer, &classes)?,
             };
+            if purpose != Purpose::Learn {
+                example.text = text;
+            }
             if example.learns() {
-                cut += usize::from(is_cut);
+                cut += usize::from(whole.is_some());
                 if sample.is_none() {
                     sample = Some(self.sample(&record)?);
                 }
                 examples.push(example);
+            } else if let Some(whole) = whole {
+                crowded += 1;
+                longest = longest.max(whole);
             } else {
                 empty += 1;
             }
         }
         let (file, rows) = (records.path(), records.len());
+        let no_room =
+            format!("for an answer within --max-seq-length {} tokens: the longest takes {longest}", self.max_length);
         if examples.is_empty() {
-            return Err(Error::file(file, "has no row with a text"));
+            return Err(match crowded {
+                0 => Error::file(file, "has no row with a text"),
+                _ => Error::file(file, format!("has no row with room {no_room}")),
+            });
         }
         let of = |count: usize| format!("{}: {count} of {rows} rows", file.display());
         let mut warnings = Vec::new();
@@ -146,6 +174,9 @@ impl LanguageDataOptions {
                 of(cut),
                 self.max_length
             ));
+        }
+        if crowded > 0 {
+            warnings.push(format!("{} have no room {no_room}; they are left out", of(crowded)));
         }
         if empty > 0 {
             warnings.push(format!("{} have no text, or a single token, and are left out", of(empty)));
@@ -171,26 +202,29 @@ impl LanguageDataOptions {
         })
     }
 
-    /// A row's text, to be answered, and whether something of it was cut off.
-    fn text(&self, record: &Record, tokenizer: &LanguageTokenizer) -> Result<(Example, bool)> {
-        let Encoded { mut ids, cut } = tokenizer.encode(&self.prompt.render(record)?, self.max_length)?;
+    /// A row's text, to be answered.
+    fn unanswered(&self, text: &str, tokenizer: &LanguageTokenizer) -> Result<Cut> {
+        let Encoded { mut ids, cut } = tokenizer.encode(text, self.max_length)?;
+        let whole = (cut > 0).then_some(ids.len() + cut);
         if self.task == LanguageTask::CausalLm && ids.len() > 1 && ids.last() == Some(&tokenizer.eos()?) {
             ids.pop();
         }
-        Ok((Example { ids, target: Target::Unknown, answer: String::new() }, cut > 0))
+        Ok((Example { ids, target: Target::Unknown, text: String::new(), answer: String::new() }, whole))
     }
 
-    /// A row's example, and whether something of it was cut off.
+    /// A row's example.
     fn example(
         &self,
+        text: &str,
         records: &Records,
         record: &Record,
         tokenizer: &LanguageTokenizer,
         classes: &[String],
-    ) -> Result<(Example, bool)> {
-        let prompt = tokenizer.encode(&self.prompt.render(record)?, self.max_length)?;
+    ) -> Result<Cut> {
+        let prompt = tokenizer.encode(text, self.max_length)?;
         let label = self.label_column.as_deref().and_then(|column| record.get(column)).unwrap_or_default();
-        let (mut ids, mut cut) = (prompt.ids, prompt.cut > 0);
+        let (mut ids, cut) = (prompt.ids, prompt.cut);
+        let mut whole = (cut > 0).then_some(ids.len() + cut);
         let target = match self.task {
             LanguageTask::CausalLm => {
                 let end = tokenizer.eos()?;
@@ -204,7 +238,9 @@ impl LanguageDataOptions {
                 } else if !is_ended {
                     ids.push(end);
                 }
-                cut |= ids.len() > self.max_length;
+                if cut > 0 || ids.len() > self.max_length {
+                    whole = Some(ids.len() + cut);
+                }
                 ids.truncate(self.max_length);
                 Target::Own { unlearnt }
             }
@@ -214,7 +250,9 @@ impl LanguageDataOptions {
                 if written.ids.last() != Some(&end) {
                     written.ids.push(end);
                 }
-                cut |= written.cut > 0 || written.ids.len() > self.max_length;
+                if written.cut > 0 || written.ids.len() > self.max_length {
+                    whole = Some(whole.unwrap_or(0).max(written.ids.len() + written.cut));
+                }
                 written.ids.truncate(self.max_length);
                 Target::Text(written.ids)
             }
@@ -230,7 +268,7 @@ impl LanguageDataOptions {
                 Target::Class(class as i64)
             }
         };
-        Ok((Example { ids, target, answer: label.to_owned() }, cut))
+        Ok((Example { ids, target, text: String::new(), answer: label.to_owned() }, whole))
     }
 }
 
@@ -287,6 +325,11 @@ impl LanguageDataset {
         let ones: Vec<Vec<i64>> = prompts.clone().map(|prompt| vec![1; prompt.len()]).collect();
         let mask = filled(ones.iter().map(Vec::as_slice), 0, on_the_left)?;
         Ok((filled(prompts, self.pad, on_the_left)?, mask))
+    }
+
+    /// The text of an example that is not to be learned from, as it was before it was tokenized.
+    pub fn text(&self, place: usize) -> &str {
+        &self.examples[place].text
     }
 
     /// What an example's label column says.

@@ -6,6 +6,8 @@ use super::language_batch::IGNORED;
 pub(super) struct Example {
     pub(super) ids: Vec<i64>,
     pub(super) target: Target,
+    /// The text as it was before it was tokenized, where it is needed again.
+    pub(super) text: String,
     /// What the label column says.
     pub(super) answer: String,
 }

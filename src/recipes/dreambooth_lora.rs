@@ -46,7 +46,7 @@ pub fn train(
         let photos = ("photos", job.dataset.fingerprint());
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), photos, observer)?;
         job.tell_first_screen(&run, observer);
-        run.begin(observer)?;
+        run.begin()?;
         // 3. The loop.
         training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
             observer.on(Event::End);

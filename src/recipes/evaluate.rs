@@ -13,7 +13,7 @@ use crate::models::language::HeadOptions;
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -84,11 +84,16 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.weights.storage());
     config.data.task.check(&files)?;
+    adapters.check_for(&files)?;
     let classes = match config.data.task {
         TaskChoice::SeqCls => adapters.classes(&files)?.ok_or_else(|| adapters.without_classes(&files))?,
         TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
     };
-    let labels = (!classes.is_empty()).then_some(classes.len() as i64);
+    // A head that no adapter brings must be in the model's files.
+    let labels = match config.data.task {
+        TaskChoice::SeqCls => adapters.head_rows(&files)?,
+        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => None,
+    };
     let (options, records) = (config.data.options()?, &config.validation_file);
     let data = match answers_alone {
         true => options.unlabelled(records, &tokenizer, classes)?,
@@ -129,7 +134,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         )));
     }
     if let Some(path) = &config.output {
-        evaluator.write_predictions(&data, &answers, path)?;
+        Evaluator::write_predictions(&data, &answers, path)?;
         observer.on(Event::Wrote { path: path.clone() });
     }
     Ok(Evaluated { records: data.len(), evaluation })
@@ -152,9 +157,8 @@ fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> 
     let task = config.data.task;
     match adapters.tasks().find(|name| *name != task.peft_name()) {
         Some(other) => {
-            let known = TaskChoice::value_variants().iter().find(|known| known.peft_name() == other);
-            let other = known.map_or_else(|| other.to_owned(), |known| known.flag());
-            Err(Error::invalid(format!("--task is {}, and --adapter is of an adapter for {other}", task.flag())))
+            let other = TaskChoice::flag_of(other);
+            Err(Error::invalid(format!("--task is {}, and the adapter is for {other}", task.flag())))
         }
         None => Ok(()),
     }

@@ -3,12 +3,15 @@
 use super::adapter_argument::path_and_scale;
 use super::language_adapter::fitted;
 use super::language_data_args::TaskChoice;
+use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::of_unfinished_run;
+use crate::adapters::peft_folder::CONFIG_FILE;
 use crate::adapters::prompt_folder::{self, PromptFiles};
 use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConfig, PromptMethod};
 use crate::error::{Error, Result};
-use crate::models::language::{LanguageModel, LanguageModelFiles};
+use crate::models::language::{HeadOutline, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -27,7 +30,7 @@ impl GivenAdapters {
         let mut adapters = Self::default();
         for (index, text) in given.iter().enumerate() {
             let (path, scale) = path_and_scale(text)?;
-            of_unfinished_run(&path).map_or(Ok(()), Err)?;
+            check_kind(&path)?;
             match PromptMethod::of(&peft_folder::peft_type(&path)?) {
                 // Numbered: the same adapter twice is twice its change.
                 None => adapters.on_weights.push((format!("{index} {text}"), peft_folder::read(&path)?, scale)),
@@ -62,9 +65,37 @@ impl GivenAdapters {
     /// Names of the classes that the last of them has learned, where a file beside it tells; else those of the model behind `files`.
     pub fn classes(&self, files: &LanguageModelFiles) -> Result<Option<Vec<String>>> {
         let mut told = self.folders.iter().rev().map(|folder| folder.join("classes.json"));
-        match told.find(|file| file.exists()) {
-            Some(file) => read_classes(&file).map(Some),
-            None => Ok(files.classes()),
+        let Some(file) = told.find(|file| file.exists()) else { return Ok(files.classes()) };
+        let classes = read_classes(&file)?;
+        match self.head_rows(files)?.filter(|&rows| rows != classes.len() as i64) {
+            None => Ok(Some(classes)),
+            Some(rows) => {
+                Err(Error::file(file, format!("names {} classes, and the adapter's head has {rows}", classes.len())))
+            }
+        }
+    }
+
+    /// The classes of the head that they bring for a classifier; none: they bring none.
+    pub fn head_rows(&self, files: &LanguageModelFiles) -> Result<Option<i64>> {
+        let HeadOutline::Classes(projections) = files.outline()?.head.with_labels(0) else { return Ok(None) };
+        let Some(key) = projections.last().map(|last| format!("{}.weight", last.path)) else { return Ok(None) };
+        let on_weights = self.on_weights.iter().rev().find_map(|(_, adapter, _)| adapter.tensors.get(&key));
+        let weight = self.prompt.as_ref().and_then(|prompt| prompt.whole.get(&key)).or(on_weights);
+        Ok(weight.and_then(|weight| weight.size().first().copied()))
+    }
+
+    /// Refuses adapters for tasks that the model behind `files` does not do.
+    pub fn check_for(&self, files: &LanguageModelFiles) -> Result<()> {
+        let architecture = files.architecture();
+        match self.tasks().find(|task| TaskChoice::named(task).is_some() && !architecture.tasks.contains(task)) {
+            None => Ok(()),
+            Some(task) => Err(Error::invalid(format!(
+                "the adapter is for {}, and {} is a {} model, which does {}",
+                TaskChoice::flag_of(task),
+                files.root().display(),
+                architecture.model_type,
+                architecture.tasks.iter().map(|task| TaskChoice::flag_of(task)).collect::<Vec<_>>().join(" and ")
+            ))),
         }
     }
 
@@ -93,7 +124,8 @@ impl GivenAdapters {
     /// Puts them on a model on `device`; the prompt, where there is one, is to stand before its texts.
     pub fn put_on(self, loaded: &Loaded<LanguageModel>, device: Device) -> Result<Option<Prompt>> {
         for (name, adapter, scale) in &self.on_weights {
-            attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+            attach(&loaded.sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))
+                .map_err(|error| of_other_model(error, adapter))?;
             loaded.sites.set_scale(name, *scale)?;
         }
         let prompt = self.prompt.map(|PromptFiles { config, embeddings, whole, .. }| {
@@ -104,10 +136,32 @@ impl GivenAdapters {
     }
 }
 
+/// `error` of an adapter that does not fit, with the model that it was trained on, where it tells.
+pub(super) fn of_other_model(error: Error, adapter: &PartAdapter) -> Error {
+    match (error, &adapter.config.base_model_name_or_path) {
+        (Error::Invalid(message), Some(model)) => Error::Invalid(format!("{message}; it was trained on {model}")),
+        (error, _) => error,
+    }
+}
+
+/// Refuses what is no folder of PEFT's for a language model.
+fn check_kind(path: &Path) -> Result<()> {
+    let is_of_pipeline = ["unet", "text_encoder", FILE_NAME].iter().any(|name| path.join(name).exists());
+    if path.is_file() {
+        return Err(Error::file(path, "is a file, and the adapter of a language model is a folder of PEFT's"));
+    }
+    match is_of_pipeline && !path.join(CONFIG_FILE).exists() {
+        true => Err(Error::file(path, "is an adapter of Stable Diffusion, and one of a language model is needed here")),
+        false => of_unfinished_run(path).map_or(Ok(()), Err),
+    }
+}
+
 fn read_classes(file: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(file).map_err(|error| Error::io("read", file, error))?;
     match serde_json::from_str::<Vec<String>>(&text) {
-        Ok(classes) if classes.len() > 1 => Ok(classes),
-        _ => Err(Error::file(file, "is no list of two or more classes' names")),
+        Ok(classes) if classes.len() > 1 && classes.iter().collect::<BTreeSet<_>>().len() == classes.len() => {
+            Ok(classes)
+        }
+        _ => Err(Error::file(file, "is no list of the names of two or more different classes")),
     }
 }

@@ -32,6 +32,16 @@ impl TaskChoice {
         }
     }
 
+    /// The task that PEFT calls so.
+    pub fn named(peft_name: &str) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|task| task.peft_name() == peft_name)
+    }
+
+    /// What PEFT calls so, as the flag's value where there is one.
+    pub fn flag_of(peft_name: &str) -> String {
+        Self::named(peft_name).map_or_else(|| peft_name.to_owned(), Self::flag)
+    }
+
     /// As the flag's value.
     pub fn flag(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()

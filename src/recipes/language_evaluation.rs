@@ -42,8 +42,10 @@ impl Evaluation {
     pub fn in_words(&self) -> String {
         let number =
             |name: &str, value: Option<f64>| value.map(|value| format!(", {name} {value:.3}")).unwrap_or_default();
-        let (perplexity, right) = (number("perplexity", self.perplexity), number("right", self.accuracy));
-        format!("loss {:.4}{perplexity}{right}{}", self.loss, number("F1", self.f1))
+        // The share of right answers is of classes, or of texts that are the same.
+        let right = if self.f1.is_some() { "accuracy" } else { "exact match" };
+        let (perplexity, right) = (number("perplexity", self.perplexity), number(right, self.accuracy));
+        format!("loss {:.4}{perplexity}{right}{}", self.loss, number("macro F1", self.f1))
     }
 }
 
@@ -142,16 +144,15 @@ impl Evaluator<'_> {
     }
 
     /// Writes the texts of `data`, what is right where that is known, and what was answered.
-    pub fn write_predictions(&self, data: &LanguageDataset, answers: &[String], path: &Path) -> Result<()> {
+    pub fn write_predictions(data: &LanguageDataset, answers: &[String], path: &Path) -> Result<()> {
         let failed = |error: csv::Error| Error::file(path, error.to_string());
         let mut writer = csv::Writer::from_writer(Vec::new());
         let labelled = data.is_labelled();
         let columns: &[&str] = if labelled { &["text", "label", "prediction"] } else { &["text", "prediction"] };
         writer.write_record(columns).map_err(failed)?;
         for (place, answer) in answers.iter().enumerate() {
-            let prompt = self.tokenizer.decode(data.prompt(place))?;
             let label = labelled.then(|| data.answer(place));
-            let fields = [Some(prompt.as_str()), label, Some(answer)];
+            let fields = [Some(data.text(place)), label, Some(answer)];
             writer.write_record(fields.into_iter().flatten()).map_err(failed)?;
         }
         let bytes = writer.into_inner().map_err(|error| Error::file(path, error.to_string()))?;
@@ -189,7 +190,9 @@ impl Evaluator<'_> {
         // Texts of like lengths together, so that few places are filled up; the longest first, where memory ends soonest.
         let mut places: Vec<usize> = (0..data.len()).collect();
         places.sort_by_key(|&place| std::cmp::Reverse(data.prompt(place).len()));
-        for places in places.chunks(BATCH) {
+        // Between virtual tokens and a text nothing is to be filled up: a sliding window would count it.
+        let alike = |a: &usize, b: &usize| self.prompt.is_none() || data.prompt(*a).len() == data.prompt(*b).len();
+        for places in places.chunk_by(alike).flat_map(|places| places.chunks(BATCH)) {
             for (&place, ids) in places.iter().zip(self.written(data, places, &work)?) {
                 // The end has no text.
                 let text =

@@ -78,7 +78,7 @@ pub fn train(
             run.prepare(trained, job.batches_per_epoch(), records, observer)?;
             job.recall(&run)?;
             job.tell_first_screen(&run, observer);
-            run.begin(observer)?;
+            run.begin()?;
             // 3. The loop.
             training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
                 observer.on(Event::End);
@@ -143,6 +143,7 @@ fn prepare<'a>(
         order,
         evaluations: Vec::new(),
         best: None,
+        best_answers: None,
     })
 }
 
@@ -160,6 +161,8 @@ struct LanguageJob<'a> {
     evaluations: Vec<Evaluation>,
     /// The one whose adapter is kept.
     best: Option<Evaluation>,
+    /// Its answers, where this process has them.
+    best_answers: Option<Vec<String>>,
 }
 
 impl LanguageJob<'_> {
@@ -207,11 +210,21 @@ impl LanguageJob<'_> {
             }
             let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
             let lines = text.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
-            Ok(lines.filter(|evaluation| evaluation.step <= run.step).collect())
+            // That of the present step is made again where it is owed.
+            let done = |step: u64| step < run.step || step == run.step && !run.look_is_owed;
+            Ok(lines.filter(|evaluation| done(evaluation.step)).collect())
         };
         self.evaluations = done(run.folder.join("evaluations.jsonl"))?;
-        self.best = done(run.folder.join(BEST).join(BEST_EVALUATION))?.pop();
-        Ok(())
+        let best = run.folder.join(BEST).join(BEST_EVALUATION);
+        let keeps_best = run.step > 0 && best.exists();
+        self.best = done(best)?.pop();
+        match keeps_best && self.validation.is_none() {
+            true => Err(Error::invalid(
+                "the run to resume keeps the adapter of its best evaluation; give --validation-file again, or start anew in another \
+                 --output-dir",
+            )),
+            false => Ok(()),
+        }
     }
 
     fn write_evaluations(&self, folder: &RunFolder) -> Result<()> {
@@ -235,9 +248,12 @@ impl LanguageJob<'_> {
     /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
     fn restore_best(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
         let Some(best) = &self.best else { return Ok(()) };
-        observer.fact("kept", format!("the adapter of step {}, loss {:.4}", best.step, best.loss));
+        observer.fact("kept", format!("the adapter of step {}: {}", best.step, best.in_words()));
         if best.step == 0 && self.evaluations.len() > 1 {
-            observer.warning("no evaluation was better than the one before training: what is kept has learned nothing");
+            observer.warning(
+                "no evaluation was better than the one before training: what is kept has learned nothing; the trained adapter is in \
+                 the last checkpoint-N",
+            );
         }
         self.adapter.restore(&folder.join(BEST))
     }
@@ -271,13 +287,15 @@ impl LanguageJob<'_> {
     /// `predictions.csv`: what the adapter answers to the validation records.
     fn write_predictions(&self, run: &Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = self.validation.as_ref().filter(|data| data.has_answers()) else { return Ok(()) };
-        let evaluator = self.evaluator(run);
+        let anew = || {
+            self.evaluator(run).answers(data, interrupt, observer).map_err(|error| match error {
+                Error::Interrupted(_) => run.interrupted(),
+                other => other,
+            })
+        };
+        let answers = self.best_answers.clone().map_or_else(anew, Ok)?;
         let path = run.folder.join("predictions.csv");
-        let answers = evaluator.answers(data, interrupt, observer).map_err(|error| match error {
-            Error::Interrupted(_) => run.interrupted(),
-            other => other,
-        })?;
-        evaluator.write_predictions(data, &answers, &path)?;
+        Evaluator::write_predictions(data, &answers, &path)?;
         observer.on(Event::Wrote { path });
         Ok(())
     }
@@ -322,11 +340,13 @@ impl Job for LanguageJob<'_> {
 
     fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
-        let evaluation = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?.0;
+        let (evaluation, answers) = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?;
+        let has_answers = data.has_answers();
         observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
         self.evaluations.push(evaluation.clone());
         if self.best.as_ref().is_none_or(|best| self.compare(&evaluation, best).is_lt()) {
             self.keep(evaluation, &run.folder.join(BEST))?;
+            self.best_answers = has_answers.then_some(answers);
         }
         self.write_evaluations(&run.folder)
     }

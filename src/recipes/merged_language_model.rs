@@ -1,6 +1,6 @@
 //! A language model with adapters folded into its weights, as transformers saves one: for tools that know no adapters.
 
-use super::given_adapters::GivenAdapters;
+use super::given_adapters::{of_other_model, GivenAdapters};
 use super::language_base::WantedModel;
 use super::language_data_args::TaskChoice;
 use super::observer::{Event, Observer};
@@ -9,6 +9,7 @@ use crate::adapters::{inspect::dtype, peft_folder};
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
+use crate::train::interrupt::Interrupt;
 use crate::weights::WeightSet;
 use crate::whole_file::write_json;
 use serde_json::{json, Map, Value};
@@ -23,6 +24,7 @@ pub fn write(
     adapters: &GivenAdapters,
     kind: Option<Kind>,
     out: &Path,
+    interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     if adapters.prompt().is_some() {
@@ -31,7 +33,11 @@ pub fn write(
         ));
     }
     let files = model.open_files(observer)?;
+    adapters.check_for(&files)?;
     let mut merged = Merged::new(&files, adapters)?;
+    if files.gguf().is_some() && kind.is_none() {
+        observer.fact("dtype", "float32 where the file's weights are quantised; --dtype bf16 takes half the room");
+    }
     if let Some(kind) = kind {
         merged.kind = Some(kind);
         for name in ["dtype", "torch_dtype"] {
@@ -49,7 +55,10 @@ pub fn write(
             })?,
         }
         write_json(&partial.join("config.json"), &merged.config)?;
-        let mut progress = |done, total| observer.merging(done, total);
+        let mut progress = |done, total| {
+            observer.merging(done, total);
+            interrupt.check()
+        };
         let written = merged.folding(adapters).write(&partial.join("model.safetensors"), &mut progress);
         observer.on(Event::End);
         written
@@ -61,18 +70,22 @@ struct Merged {
     config: Value,
     weights: WeightSet,
     added: BTreeMap<String, Tensor>,
+    transposed: &'static [&'static str],
     kind: Option<Kind>,
 }
 
 impl Merged {
     fn new(files: &LanguageModelFiles, adapters: &GivenAdapters) -> Result<Self> {
         let (weights, config) = (files.weights()?, files.config().clone());
-        let merged = Self { config, weights, added: BTreeMap::new(), kind: None };
+        let transposed = files.architecture().transposed;
+        let merged = Self { config, weights, added: BTreeMap::new(), transposed, kind: None };
         let merged = match adapters.are_for(TaskChoice::SeqCls) {
             true => merged.with_classes(files, adapters)?,
             false => merged,
         };
-        merged.untied(&files.outline()?, adapters)
+        let merged = merged.untied(&files.outline()?, adapters)?;
+        merged.check(adapters)?;
+        Ok(merged)
     }
 
     fn folding<'a>(&'a self, adapters: &'a GivenAdapters) -> Folding<'a> {
@@ -81,9 +94,18 @@ impl Merged {
             adapters: adapters.on_weights().collect(),
             added: self.added.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect(),
             spell: str::to_owned,
+            transposed: self.transposed,
             shapes: Shapes::AsTheyAre,
             kind: self.kind,
         }
+    }
+
+    /// Refuses adapters that are of another model.
+    fn check(&self, adapters: &GivenAdapters) -> Result<()> {
+        self.folding(adapters).check().map_err(|error| match adapters.on_weights().next() {
+            Some((adapter, _)) => of_other_model(error, adapter),
+            None => error,
+        })
     }
 
     /// As a classifier, with the head that the adapters have trained.
@@ -98,6 +120,7 @@ impl Merged {
             let of_other_head = architecture.is_of_head(key) && !key.starts_with(&head);
             (!of_other_head && !added.contains_key(key)).then(|| key.to_owned())
         });
+        self.check(adapters)?;
         let HeadOutline::Classes(projections) = files.outline()?.head.with_labels(0) else { return Ok(self) };
         let keys: Vec<String> = projections.iter().map(|projection| format!("{}.weight", projection.path)).collect();
         if let Some(key) = keys.iter().find(|key| !self.weights.contains(key) && !self.added.contains_key(*key)) {
@@ -106,7 +129,7 @@ impl Merged {
                 format!("has no `{key}`: it was drawn for the adapter, whose files lack it too, so nothing whole can be merged"),
             ));
         }
-        let labels = keys.last().and_then(|key| self.added.get(key)).map_or(2, |weight| weight.size()[0]);
+        let labels = adapters.head_rows(files)?.unwrap_or(2);
         // Without names as transformers calls them.
         let unnamed = || (0..labels).map(|id| format!("LABEL_{id}")).collect();
         let classes = adapters.classes(files)?.unwrap_or_else(unnamed);
@@ -141,7 +164,10 @@ impl Merged {
             ));
         }
         if let Some(path) = output {
-            self.weights = self.weights.with_copy(&format!("{table}.weight"), &format!("{path}.weight"))?;
+            let key = format!("{path}.weight");
+            if !self.weights.contains(&key) {
+                self.weights = self.weights.with_copy(&format!("{table}.weight"), &key)?;
+            }
             self.config["tie_word_embeddings"] = json!(false);
         }
         Ok(self)

@@ -7,6 +7,7 @@ use crate::adapters::merge::{self, Folding, Merge, Shapes};
 use crate::adapters::{AdapterSet, Part};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::train::interrupt::Interrupt;
 use crate::weights::WeightSet;
 use crate::whole_file::write_json;
 use serde_json::json;
@@ -21,6 +22,7 @@ pub fn write(
     adapters: &[(AdapterSet, f64)],
     kind: Option<Kind>,
     out: &Path,
+    interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let single = files.is_single_file();
@@ -29,7 +31,10 @@ pub fn write(
         true => Some(files.tokenizer_folder()?),
         false => None,
     };
-    let mut progress = |done, total| observer.merging(done, total);
+    let mut progress = |done, total| {
+        observer.merging(done, total);
+        interrupt.check()
+    };
     let written = merge::into_new_folder(out, |partial| {
         match single {
             true => write_single_file(files, adapters, kind, partial, &mut progress)?,
@@ -50,7 +55,7 @@ fn write_single_file(
     adapters: &[(AdapterSet, f64)],
     kind: Option<Kind>,
     out: &Path,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: merge::Progress,
 ) -> Result<()> {
     let layers = files.text_encoder_config()?.num_hidden_layers;
     // Stable Diffusion 2 is conditioned on a layer before the last ones of its file.

@@ -182,11 +182,9 @@ impl Run {
     }
 
     /// The training begins.
-    pub fn begin(&mut self, observer: &mut dyn Observer) -> Result<()> {
+    pub fn begin(&mut self) -> Result<()> {
         self.training_began = Some(Instant::now());
-        self.write_run_json("running", None)?;
-        self.tell_training(observer);
-        Ok(())
+        self.write_run_json("running", None)
     }
 
     /// The training goes on where it stands: time that was spent on anything else is none of a step's.

@@ -64,6 +64,7 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
     if run.step == 0 || run.look_is_owed {
         look(job, run, interrupt, observer)?;
     }
+    run.tell_training(observer);
     job.set_training(true);
     while run.step < run.total_steps {
         let began = Instant::now();
@@ -86,6 +87,9 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
             job.set_training(false);
             look(job, run, interrupt, observer)?;
             job.set_training(true);
+            if run.step < run.total_steps {
+                run.tell_training(observer);
+            }
         }
         let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
         if stop || last || run.step.is_multiple_of(run.training.checkpointing_steps) {
@@ -108,7 +112,6 @@ fn look(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut 
         save(job, run)?;
         return Err(run.interrupted());
     }
-    run.tell_training(observer);
     looked
 }
 

@@ -47,6 +47,12 @@ impl TextSampling {
         if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
             return refuse("--top-p must be above 0 and at most 1".into());
         }
+        if self.temperature == 0.0 && (self.top_k.is_some() || self.top_p.is_some()) {
+            return refuse(
+                "--top-k and --top-p are for drawing, and --temperature 0 takes the likeliest token; give --temperature, such as 1"
+                    .into(),
+            );
+        }
         match self.num_beams {
             0 => refuse("--num-beams is 0; it must be at least 1".into()),
             2.. if self.temperature > 0.0 => {

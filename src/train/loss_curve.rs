@@ -118,7 +118,7 @@ fn smoothed(raw: &[(f64, f64)]) -> Vec<(f64, f64)> {
 fn value_range(raw: &[(f64, f64)], others: &[(f64, f64)]) -> (f64, f64) {
     let mut losses: Vec<f64> = raw.iter().map(|point| point.1).collect();
     losses.sort_by(f64::total_cmp);
-    let high = losses[(losses.len() - 1) * 99 / 100];
+    let high = losses[((losses.len() - 1) * 99).div_ceil(100)];
     let high = others.iter().fold(high, |high, point| high.max(point.1));
     let least = others.iter().fold(losses[0], |low, point| low.min(point.1));
     let low = if least < 0.5 * high { least.min(0.0) } else { least };

@@ -46,6 +46,8 @@ pub struct LanguageTokenizer {
     pads_left: bool,
     cuts_left: bool,
     cleans_up: bool,
+    /// Of a GGUF file: how transformers makes a text of a conversation.
+    chat_template: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -93,13 +95,15 @@ impl LanguageTokenizer {
     /// Builds the tokenizer that a GGUF file's metadata describes: byte-level BPE (`gpt2`) or SentencePiece's BPE (`llama`).
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let (tokenizer, ids) = gguf::read(file)?;
-        Ok(Self::new(tokenizer, file.path(), ids, Sides::default(), false))
+        let chat_template = file.metadata().text("tokenizer.chat_template");
+        let chat_template = chat_template.map_err(|cause| Error::file(file.path(), cause))?.map(str::to_owned);
+        Ok(Self { chat_template, ..Self::new(tokenizer, file.path(), ids, Sides::default(), false) })
     }
 
     fn new(tokenizer: Tokenizer, origin: &Path, ids: SpecialIds, sides: Sides, cleans_up: bool) -> Self {
         let ids = SpecialIds { pad: ids.pad.or(ids.eos), ..ids };
         let Sides { pads_left, cuts_left } = sides;
-        Self { tokenizer, origin: origin.to_owned(), ids, pads_left, cuts_left, cleans_up }
+        Self { tokenizer, origin: origin.to_owned(), ids, pads_left, cuts_left, cleans_up, chat_template: None }
     }
 
     /// Ids of special tokens.
@@ -183,6 +187,9 @@ impl LanguageTokenizer {
             if let Some(token) = id.and_then(|id| self.tokenizer.id_to_token(u32::try_from(id).ok()?)) {
                 config[role] = json!(token);
             }
+        }
+        if let Some(template) = &self.chat_template {
+            config["chat_template"] = json!(template);
         }
         write_json(&folder.join("tokenizer_config.json"), &config)
     }

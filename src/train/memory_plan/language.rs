@@ -136,23 +136,21 @@ impl LanguagePlanInput<'_> {
         numbers as u64 * width(self.kind)
     }
 
-    /// The work of all evaluations: the loss, and the answers, which the last pass writes once more.
+    /// The work of all evaluations: the loss, and the answers.
     fn evaluating(&self, how: &Evaluations) -> Result<Work> {
         let batches = how.records.div_ceil(how.batch as u64) as f64;
         let (_, read) = self.inference(how.batch, how.lengths.usual)?;
         let Some(most) = how.written else {
-            // A classifier's answers are those of one more pass.
-            let classifies = matches!(self.outline.head, HeadOutline::Classes(_));
-            return Ok(read.times(batches * (how.times + u64::from(classifies)) as f64));
+            return Ok(read.times(batches * how.times as f64));
         };
         let (_, one) = self.inference(how.batch, Texts { length: 1, learnt: 1 })?;
         // An answer's tokens go through the decoder alone.
         let token = if self.outline.encoder_blocks().is_some() { one.times(0.5) } else { one };
         // What has learned nothing yet writes as much as it may; later answers are as long as those that are right.
         let learned = how.lengths.usual.learnt.min(most) as u64;
-        let tokens = (most as u64 + how.times * learned) as f64;
+        let tokens = (most as u64 + how.times.saturating_sub(1) * learned) as f64;
         let (_, prompts) = self.inference(how.batch, Texts { learnt: 1, ..how.lengths.usual })?;
-        let passes = read.times(how.times as f64).plus(prompts.times((how.times + 1) as f64));
+        let passes = read.plus(prompts).times(how.times as f64);
         Ok(passes.plus(token.times(tokens)).times(batches))
     }
 }
