@@ -72,7 +72,7 @@ impl Merge<'_> {
 }
 
 /// Whether the file `path` of a model's folder holds weights, or is the index of such.
-pub(crate) fn is_weights(path: &Path) -> bool {
+fn is_weights(path: &Path) -> bool {
     const ENDS: [&str; 9] = [".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx", ".ot", ".gguf"];
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     ENDS.iter().any(|end| name.ends_with(end)) || name.contains(".index.")

@@ -5,6 +5,7 @@ use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::language_adapter_at;
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::merge::into_new_folder;
+use crate::adapters::peft_folder::peft_type;
 use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
 use crate::error::{Error, Result};
 use crate::recipes::adapter_argument::path_and_scale;
@@ -223,10 +224,11 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
 }
 
 fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
-    if language_adapter_at(&args.adapter)?.is_some() {
+    if let Some(folder) = language_adapter_at(&args.adapter)? {
+        let method = peft_type(folder)?;
         return Err(Error::file(
             &args.adapter,
-            "is an adapter of a language model, for which PEFT's folder, as it is, is the one format",
+            format!("is a language model's adapter ({method}), for which PEFT's folder, as it is, is the one format"),
         ));
     }
     let set = read_any(&args.adapter, None)?;

@@ -4,8 +4,8 @@ use super::given_adapters::{of_other_model, GivenAdapters};
 use super::language_base::WantedModel;
 use super::language_data_args::TaskChoice;
 use super::observer::{Event, Observer};
+use crate::adapters::inspect::dtype;
 use crate::adapters::merge::{self, Folding, Shapes};
-use crate::adapters::{inspect::dtype, peft_folder};
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
@@ -49,10 +49,7 @@ pub fn write(
     merge::into_new_folder(out, |partial| {
         match files.gguf() {
             Some(model) => LanguageTokenizer::from_gguf(model.file())?.write(partial)?,
-            // An adapter's configuration would make transformers look for its tensors.
-            None => merge::copy_files(files.root(), partial, |path| {
-                !merge::is_weights(path) && !path.ends_with(peft_folder::CONFIG_FILE)
-            })?,
+            None => merge::copy_files(files.root(), partial, is_kept)?,
         }
         write_json(&partial.join("config.json"), &merged.config)?;
         let mut progress = |done, total| {
@@ -63,6 +60,26 @@ pub fn write(
         observer.on(Event::End);
         written
     })
+}
+
+/// Starts of the names of files that are as true of the merged model: its tokenizer, how it writes, its licence.
+const KEPT: [&str; 11] = [
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens_map",
+    "added_tokens",
+    "spiece",
+    "sentencepiece",
+    "generation_config",
+    "chat_template",
+    "LICENSE",
+    "NOTICE",
+];
+
+fn is_kept(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    KEPT.iter().any(|start| name.starts_with(start))
 }
 
 /// What the merged model's files say.
