@@ -215,7 +215,7 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
         }
     }
     .map_err(|error| match error {
-        Error::Interrupted(_) => Error::Interrupted("stopped; nothing was written".into()),
+        Error::Interrupted(_) => Error::Interrupted("nothing was written".into()),
         other => other,
     })?;
     let text = format!("the merged model is in {}", args.output_dir.display());
