@@ -165,14 +165,19 @@ impl Reporter {
         }
         let template = if phase.in_bytes { BYTES } else { UNITS };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let from = phase.before;
+        // Of what is done in this phase: the bar's own rate would begin with what was done before.
+        let (before, began) = (phase.before, phase.began);
+        let seconds_each = move |done: u64| {
+            let counted = done.checked_sub(before).filter(|&counted| counted > 0)?;
+            Some(began.elapsed().as_secs_f64() / counted as f64)
+        };
         let style = style.with_key("pace", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            _ = text.write_str(&pace(if state.pos() > from { 1.0 / state.per_sec() } else { f64::INFINITY }));
+            _ = text.write_str(&pace(seconds_each(state.pos()).unwrap_or(f64::INFINITY)));
         });
+        let total = phase.total;
         let style = style.with_key("left", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            // Nothing is known before the first unit is done.
-            if state.pos() > from {
-                _ = write!(text, " · {} left", duration(state.eta().as_secs_f64()));
+            if let Some(each) = seconds_each(state.pos()) {
+                _ = write!(text, " · {} left", duration(each * total.saturating_sub(state.pos()) as f64));
             }
         });
         let target = match self.aside {
@@ -183,8 +188,6 @@ impl Reporter {
             .with_position(phase.before)
             .with_style(style)
             .with_message(phase.name.clone());
-        // The rate is of what is done from here on.
-        bar.reset_eta();
         bar.enable_steady_tick(Duration::from_millis(500));
         self.bar = Some(bar);
     }
