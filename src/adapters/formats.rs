@@ -76,22 +76,24 @@ fn peft_folder_of(path: &Path) -> Option<&Path> {
 /// The folder of PEFT's at `path`, if what it holds is for a language model.
 pub fn language_adapter_at(path: &Path) -> Result<Option<&Path>> {
     let Some(folder) = peft_folder_of(path) else { return Ok(None) };
-    let is_prompt = PromptMethod::of(&peft_folder::peft_type(folder)?).is_some();
-    let is_of_language_model = is_prompt || peft_folder::part_of(&peft_folder::read(folder)?).is_none();
+    let is_of_language_model = is_prompt(folder)? || peft_folder::part_of(&peft_folder::read(folder)?).is_none();
     Ok(is_of_language_model.then_some(folder))
+}
+
+fn is_prompt(folder: &Path) -> Result<bool> {
+    Ok(PromptMethod::of(&peft_folder::peft_type(folder)?).is_some())
 }
 
 fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet, Format)> {
     let mut set = AdapterSet::default();
     if folder.join(CONFIG_FILE).exists() {
-        if language_adapter_at(folder)?.is_some() {
-            return Err(Error::file(
-                folder,
-                "is an adapter of a language model, and one of Stable Diffusion is needed here",
-            ));
+        let of_language_model =
+            || Error::file(folder, "is an adapter of a language model, and one of Stable Diffusion is needed here");
+        if is_prompt(folder)? {
+            return Err(of_language_model());
         }
         let adapter = peft_folder::read(folder)?;
-        set.set(peft_folder::part_of(&adapter).unwrap_or(Part::UNet), adapter);
+        set.set(peft_folder::part_of(&adapter).ok_or_else(of_language_model)?, adapter);
         return Ok((set, Format::Peft));
     }
     for part in Part::ALL {
@@ -121,16 +123,17 @@ fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet
 
 /// The error for the folder of a run that is not finished, whose adapter so far is in its checkpoints.
 pub fn of_unfinished_run(folder: &Path) -> Option<Error> {
-    let is_run = folder.join("metrics.jsonl").exists() && !folder.join(CONFIG_FILE).exists();
+    if !folder.join("metrics.jsonl").exists() || folder.join(CONFIG_FILE).exists() {
+        return None;
+    }
     let names = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let steps = names.filter_map(|name| name.strip_prefix("checkpoint-")?.parse::<u64>().ok());
     let so_far = match steps.max() {
         Some(step) => format!("; its adapter so far is in {}", folder.join(format!("checkpoint-{step}")).display()),
         None => String::new(),
     };
-    is_run.then(|| {
-        Error::file(folder, format!("holds a run that is not finished: go on with its command and --resume{so_far}"))
-    })
+    let message = format!("holds a run that is not finished: go on with its command and --resume{so_far}");
+    Some(Error::file(folder, message))
 }
 
 fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>> {

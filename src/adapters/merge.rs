@@ -242,15 +242,17 @@ impl<'a> Folding<'a> {
         // Only floating-point numbers have room for a change.
         self.weights.check(&planned.name, &planned.shape)?;
         let written = merged.to_kind(planned.kind);
-        match (is_finite(&written)?, is_finite(&weight)?) {
-            (true, _) => Ok(written),
-            (false, true) => Err(Error::invalid(format!(
+        if is_finite(&written)? {
+            return Ok(written);
+        }
+        Err(Error::invalid(match is_finite(&weight)? {
+            true => format!(
                 "with the adapter folded in, `{key}` is not a number in places in {:?}; merge it with a scale near 1, or with --dtype \
                  bf16 or fp32",
                 planned.kind
-            ))),
-            (false, false) => Err(Error::invalid(format!("the model's own `{key}` is not a number in places"))),
-        }
+            ),
+            false => format!("the model's own `{key}` is not a number in places"),
+        }))
     }
 }
 

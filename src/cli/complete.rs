@@ -74,7 +74,8 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
     adapters.check_for(&base.files)?;
-    let classifies = base.files.is_classifier() || !base.files.architecture().tasks.iter().any(|task| writes(task));
+    let only_classifies = base.files.architecture().tasks == [TaskChoice::SeqCls.peft_name()];
+    let classifies = base.files.is_classifier() || only_classifies;
     let classes = match classifies || adapters.are_for(TaskChoice::SeqCls) {
         true => Some(adapters.classes(&base.files)?.ok_or_else(|| adapters.without_classes(&base.files))?),
         false => None,
@@ -132,11 +133,6 @@ impl CompleteArgs {
         }
         std::io::read_to_string(std::io::stdin()).map_err(|error| Error::io("read", "standard input", error))
     }
-}
-
-/// Whether what does `task` writes texts.
-fn writes(task: &str) -> bool {
-    task != TaskChoice::SeqCls.peft_name()
 }
 
 fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize, most_new: usize) -> Result<()> {

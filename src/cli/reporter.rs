@@ -46,6 +46,7 @@ pub struct Reporter {
 }
 
 /// The work of known length that is being done.
+#[derive(Clone)]
 struct Phase {
     name: String,
     total: u64,
@@ -165,19 +166,16 @@ impl Reporter {
         }
         let template = if phase.in_bytes { BYTES } else { UNITS };
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        // Of what is done in this phase: the bar's own rate would begin with what was done before.
-        let (before, began) = (phase.before, phase.began);
-        let seconds_each = move |done: u64| {
-            let counted = done.checked_sub(before).filter(|&counted| counted > 0)?;
-            Some(began.elapsed().as_secs_f64() / counted as f64)
-        };
+        // The phase's own times: the bar's would begin with what was done before. Nothing is known before the first unit is done.
+        let timed = phase.clone();
         let style = style.with_key("pace", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            _ = text.write_str(&pace(seconds_each(state.pos()).unwrap_or(f64::INFINITY)));
+            let known = state.pos() > timed.before;
+            _ = text.write_str(&pace(if known { timed.seconds_each(state.pos()) } else { f64::INFINITY }));
         });
-        let total = phase.total;
+        let timed = phase.clone();
         let style = style.with_key("left", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            if let Some(each) = seconds_each(state.pos()) {
-                _ = write!(text, " · {} left", duration(each * total.saturating_sub(state.pos()) as f64));
+            if state.pos() > timed.before {
+                _ = write!(text, " · {}", timed.left(state.pos()));
             }
         });
         let target = match self.aside {

@@ -6,7 +6,7 @@ use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::ModelOptions;
-use crate::recipes::language_base::WantedModel;
+use crate::recipes::language_base::{is_gguf, WantedModel};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +62,7 @@ impl ModelTokenizer {
 
 /// Whether a language model is at `path`: a GGUF file, or a folder with a configuration of one.
 fn is_language_model(path: &Path) -> bool {
-    path.extension().is_some_and(|end| end == "gguf") || LanguageModelFiles::open(path).is_ok()
+    is_gguf(path) || LanguageModelFiles::open(path).is_ok()
 }
 
 /// Runs the command.

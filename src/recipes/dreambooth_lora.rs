@@ -241,6 +241,7 @@ impl Job for DreamBoothJob<'_> {
         let last = run.step == run.total_steps;
         self.config.validation_prompt.is_some() && (run.step.is_multiple_of(self.config.validation_steps) || last)
     }
+
     fn write_adapter(&self, folder: &Path) -> Result<()> {
         self.adapters.write_peft(folder)
     }

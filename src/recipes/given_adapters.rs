@@ -9,7 +9,7 @@ use crate::adapters::peft_folder::CONFIG_FILE;
 use crate::adapters::prompt_folder::{self, PromptFiles};
 use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConfig, PromptMethod};
 use crate::error::{Error, Result};
-use crate::models::language::{HeadOutline, LanguageModel, LanguageModelFiles};
+use crate::models::language::{LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -77,8 +77,7 @@ impl GivenAdapters {
 
     /// The classes of the head that they bring for a classifier; none: they bring none.
     pub fn head_rows(&self, files: &LanguageModelFiles) -> Result<Option<i64>> {
-        let HeadOutline::Classes(projections) = files.outline()?.head.with_labels(0) else { return Ok(None) };
-        let Some(key) = projections.last().map(|last| format!("{}.weight", last.path)) else { return Ok(None) };
+        let Some(key) = files.classifier_keys()?.pop() else { return Ok(None) };
         let on_weights = self.on_weights.iter().rev().find_map(|(_, adapter, _)| adapter.tensors.get(&key));
         let weight = self.prompt.as_ref().and_then(|prompt| prompt.whole.get(&key)).or(on_weights);
         Ok(weight.and_then(|weight| weight.size().first().copied()))

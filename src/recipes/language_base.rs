@@ -69,7 +69,8 @@ impl<'a> WantedModel<'a> {
     }
 }
 
-fn is_gguf(name: &Path) -> bool {
+/// Whether `name` is that of a GGUF file.
+pub fn is_gguf(name: &Path) -> bool {
     name.extension().is_some_and(|end| end == "gguf")
 }
 

@@ -14,7 +14,7 @@ use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// Records at a time.
 pub(super) const BATCH: usize = 8;
@@ -175,8 +175,10 @@ impl Evaluator<'_> {
             let loss = language_loss(self.model, &data.batch(places)?, options)?;
             sum += loss.mean.double_value(&[]) * loss.labels as f64;
             count += loss.labels;
-            for class in loss.classes.iter().flat_map(|logits| numbers(&logits.argmax(-1, false))) {
-                classes.push(data.classes().get(class as usize).cloned().unwrap_or_default());
+            if let Some(logits) = loss.classes {
+                let found = Vec::<i64>::try_from(logits.argmax(-1, false))?;
+                classes
+                    .extend(found.iter().map(|&class| data.classes().get(class as usize).cloned().unwrap_or_default()));
             }
             work.add(places.len());
         }
@@ -227,10 +229,6 @@ impl Evaluator<'_> {
         let room = self.model.shape().longest.map_or(i64::MAX, |most| (most - before).max(0));
         self.max_new_tokens.min(room as usize)
     }
-}
-
-fn numbers(tensor: &Tensor) -> Vec<i64> {
-    (0..tensor.size()[0]).map(|place| tensor.int64_value(&[place])).collect()
 }
 
 /// Of pairs of what is right and what was answered; classes that occur in neither do not count.

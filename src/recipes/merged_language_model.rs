@@ -52,10 +52,7 @@ pub fn write(
             None => merge::copy_files(files.root(), partial, is_kept)?,
         }
         write_json(&partial.join("config.json"), &merged.config)?;
-        let mut progress = |done, total| {
-            observer.merging(done, total);
-            interrupt.check()
-        };
+        let mut progress = |done, total| observer.merging(done, total, interrupt);
         let written = merged.folding(adapters).write(&partial.join("model.safetensors"), &mut progress);
         observer.on(Event::End);
         written
@@ -138,9 +135,8 @@ impl Merged {
             (!of_other_head && !added.contains_key(key)).then(|| key.to_owned())
         });
         self.check(adapters)?;
-        let HeadOutline::Classes(projections) = files.outline()?.head.with_labels(0) else { return Ok(self) };
-        let keys: Vec<String> = projections.iter().map(|projection| format!("{}.weight", projection.path)).collect();
-        if let Some(key) = keys.iter().find(|key| !self.weights.contains(key) && !self.added.contains_key(*key)) {
+        let mut keys = files.classifier_keys()?.into_iter();
+        if let Some(key) = keys.find(|key| !self.weights.contains(key) && !self.added.contains_key(key)) {
             return Err(Error::file(
                 files.root(),
                 format!("has no `{key}`: it was drawn for the adapter, whose files lack it too, so nothing whole can be merged"),

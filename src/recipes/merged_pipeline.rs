@@ -31,10 +31,7 @@ pub fn write(
         true => Some(files.tokenizer_folder()?),
         false => None,
     };
-    let mut progress = |done, total| {
-        observer.merging(done, total);
-        interrupt.check()
-    };
+    let mut progress = |done, total| observer.merging(done, total, interrupt);
     let written = merge::into_new_folder(out, |partial| {
         match single {
             true => write_single_file(files, adapters, kind, partial, &mut progress)?,

@@ -1,5 +1,7 @@
 //! What a job tells whoever started it: the command line draws bars of it, `--json` lines, the page events.
 
+use crate::error::Result;
+use crate::train::interrupt::Interrupt;
 use crate::train::metrics::StepMetrics;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -77,12 +79,13 @@ impl dyn Observer + '_ {
         self.on(Event::Warning { text: text.into() });
     }
 
-    /// So many of a file's weights have adapters folded in.
-    pub(super) fn merging(&mut self, done: u64, total: u64) {
+    /// So many of a file's weights have adapters folded in. Stops the work once `interrupt` is set.
+    pub(super) fn merging(&mut self, done: u64, total: u64, interrupt: &Interrupt) -> Result<()> {
         self.on(match done {
             0 => Event::Begin { phase: "merging".to_owned(), total, done },
             _ => Event::Progress { done },
         });
+        interrupt.check()
     }
 
     /// [`Event::Begin`] from nothing.

@@ -2,7 +2,7 @@
 
 use super::architectures::{self, Architecture, Build};
 use super::interface::LanguageModel;
-use super::outline::Outline;
+use super::outline::{HeadOutline, Outline};
 use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
@@ -108,6 +108,16 @@ impl LanguageModelFiles {
             true => Outline { head: outline.head.with_labels(architectures::labels(&self.config)), ..outline },
             false => outline,
         })
+    }
+
+    /// Keys of the weights of its head as a classifier, the last of which has a row for each class.
+    pub fn classifier_keys(&self) -> Result<Vec<String>> {
+        match self.outline()?.head.with_labels(0) {
+            HeadOutline::Classes(projections) => {
+                Ok(projections.iter().map(|projection| format!("{}.weight", projection.path)).collect())
+            }
+            HeadOutline::Tokens { .. } => Ok(Vec::new()),
+        }
     }
 
     /// The dtype that its weights are stored in: that of the token table, or where there are no weights what its configuration

@@ -3,7 +3,7 @@
 use super::likeness::{Distances, Look};
 use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::recipes::observer::{Event, Observer};
 use crate::sample::pipeline::Pipeline;
 use crate::sample::text_to_image::{png_with_parameters, Sampling};
@@ -70,10 +70,7 @@ impl Gallery {
         observer.begin(phase, SAMPLER_STEPS as u64);
         let images = pipeline.draw(&self.prompts, &self.seeds, &sampling, &mut |done, total| {
             observer.on(Event::Progress { done: (done * SAMPLER_STEPS / total) as u64 });
-            match interrupt.requested() {
-                true => Err(stopped(Error::Interrupted(String::new()))),
-                false => Ok(()),
-            }
+            interrupt.check().map_err(stopped)
         })?;
         observer.on(Event::End);
         Ok(images)
