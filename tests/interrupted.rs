@@ -149,7 +149,7 @@ fn an_evaluation_that_was_owed_is_made_once() {
     let expected = steps(&out);
     let state = out.join("checkpoint-2/state.json");
     let mut owed = support::read_json(&state);
-    owed["look_is_owed"] = true.into();
+    owed["evaluation_is_owed"] = true.into();
     fs::write(&state, owed.to_string()).unwrap();
     for _ in 0..2 {
         lorabooth_ok(&job.train(&out, &[&words[..], &["--resume", "latest"]].concat()));

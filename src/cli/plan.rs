@@ -97,7 +97,7 @@ fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) ->
         kind: input.kind,
         device,
     };
-    tell(&input, args.fit.fit.as_deref(), said, reporter)
+    report(&input, args.fit.fit.as_deref(), said, reporter)
 }
 
 fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
@@ -132,7 +132,7 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
         kind: input.kind,
         device,
     };
-    tell(&input, args.fit.fit.as_deref(), said, reporter)
+    report(&input, args.fit.fit.as_deref(), said, reporter)
 }
 
 /// What is told beside the plan.
@@ -146,7 +146,7 @@ struct Said {
     device: Device,
 }
 
-fn tell(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut Reporter) -> Result<()> {
+fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut Reporter) -> Result<()> {
     let bytes = budget.map(parse_size).transpose()?;
     let plan = input.plan()?;
     if plan.trained_parameters == 0 {

@@ -55,10 +55,10 @@ impl Adapters {
     }
 
     /// Tells of each what it is and how large.
-    pub fn tell(&self, observer: &mut dyn Observer) {
+    pub fn report(&self, observer: &mut dyn Observer) {
         self.0
             .iter()
-            .for_each(|(part, adapter)| super::tell_adapter(&part.name().replace('_', " "), adapter, observer));
+            .for_each(|(part, adapter)| super::report_adapter(&part.name().replace('_', " "), adapter, observer));
     }
 
     fn set(&self) -> AdapterSet {

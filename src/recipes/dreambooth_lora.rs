@@ -5,9 +5,9 @@ use super::dreambooth_adapters::{check_init_adapter, Adapters};
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_options::free_options;
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
-use super::dreambooth_plan::outlook;
+use super::dreambooth_plan::peak_and_advice;
+use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::outlook::{tell_memory, with_advice};
 use super::run::{Finished, Run, RunOptions};
 use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
@@ -41,16 +41,16 @@ pub fn train(
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
-    config.training.weights.tell(device, observer);
+    config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         let photos = ("photos", job.dataset.fingerprint());
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), photos, observer)?;
-        job.tell_first_screen(&run, observer);
+        job.report_setup(&run, observer);
         run.begin()?;
         // 3. The loop.
         training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
             observer.on(Event::End);
-            with_advice(error, |budget| outlook(config, &files, device, budget))
+            with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
         })?;
         // 4. The adapter files.
         run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))
@@ -95,7 +95,7 @@ fn prepare<'a>(
     observer: &mut dyn Observer,
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
-    tell_memory(|budget| outlook(config, files, run.device, budget), run.device, observer)?;
+    report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
@@ -142,7 +142,7 @@ struct DreamBoothJob<'a> {
 
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
-    fn tell_first_screen(&self, run: &Run, observer: &mut dyn Observer) {
+    fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
         let (config, instances) = (self.config, self.dataset.instance_count());
         let class = match self.dataset.class_count() {
             0 => String::new(),
@@ -151,7 +151,7 @@ impl DreamBoothJob<'_> {
         observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
         let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
-        self.adapters.tell(observer);
+        self.adapters.report(observer);
         observer.fact("output", run.folder.path().display().to_string());
     }
 
@@ -233,11 +233,11 @@ impl Job for DreamBoothJob<'_> {
         self.networks.set_training(training);
     }
 
-    fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+    fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         phases::write_samples(self.config, self.files, run, &self.networks, &self.embeddings, interrupt, observer)
     }
 
-    fn look_is_due(&self, run: &Run) -> bool {
+    fn evaluation_is_due(&self, run: &Run) -> bool {
         let last = run.step == run.total_steps;
         self.config.validation_prompt.is_some() && (run.step.is_multiple_of(self.config.validation_steps) || last)
     }

@@ -3,7 +3,7 @@
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::lora_config;
 use super::dreambooth_phases::{class_image_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
-use super::outlook;
+use super::memory_advice;
 use crate::adapters::Part;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::error::Result;
@@ -124,8 +124,13 @@ pub fn plan_input<'a>(
     })
 }
 
-/// What is to be told of a run's memory; see [`outlook::outlook`].
-pub fn outlook(config: &DreamBoothConfig, files: &PipelineFiles, device: Device, budget: u64) -> Result<(u64, String)> {
+/// What is to be told of a run's memory; see [`memory_advice::peak_and_advice`].
+pub fn peak_and_advice(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    device: Device,
+    budget: u64,
+) -> Result<(u64, String)> {
     let networks = NetworkConfigs::of(files)?;
-    outlook::outlook(&plan_input(config, &networks, None, device)?, budget)
+    memory_advice::peak_and_advice(&plan_input(config, &networks, None, device)?, budget)
 }

@@ -105,7 +105,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let kind = config.mixed_precision.on(device).compute_kind();
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, kind));
-    config.weights.tell(device, observer);
+    config.weights.report(device, observer);
     config.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;

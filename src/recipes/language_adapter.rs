@@ -209,9 +209,9 @@ impl LanguageAdapter {
     }
 
     /// Tells what it is and how large.
-    pub fn tell(&self, observer: &mut dyn Observer) {
+    pub fn report(&self, observer: &mut dyn Observer) {
         match self {
-            Self::Lora(attached) => super::tell_adapter("adapter", attached, observer),
+            Self::Lora(attached) => super::report_adapter("adapter", attached, observer),
             Self::Prompt(prompt) => {
                 observer.fact("adapter", prompt.describe());
                 observer.fact("", prompt.summary());

@@ -4,7 +4,7 @@ use super::language_adapter::{fitted_to, WantedAdapter};
 use super::language_config::LanguageConfig;
 use super::language_data_args::TaskChoice;
 use super::language_evaluation::BATCH;
-use super::outlook;
+use super::memory_advice;
 use crate::adapters::{Init, LoraConfig, Prompt, PromptConfig, Sites};
 use crate::data::language_dataset::{LanguageDataset, LanguageTask};
 use crate::error::Result;
@@ -123,15 +123,15 @@ impl PlannedModel {
         }
     }
 
-    /// What is to be told of a run's memory; see [`outlook::outlook`].
-    pub fn outlook(
+    /// What is to be told of a run's memory; see [`memory_advice::peak_and_advice`].
+    pub fn peak_and_advice(
         &self,
         config: &LanguageConfig,
         records: RecordLengths,
         device: Device,
         budget: u64,
     ) -> Result<(u64, String)> {
-        outlook::outlook(&self.input(config, records, device), budget)
+        memory_advice::peak_and_advice(&self.input(config, records, device), budget)
     }
 }
 

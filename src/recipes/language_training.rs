@@ -8,8 +8,8 @@ use super::language_data_args::TaskChoice;
 use super::language_evaluation::{check_positions, Evaluation, Evaluator};
 use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
+use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::outlook::{tell_memory, with_advice};
 use super::run::{Finished, Run, RunOptions, TextSample, Trained};
 use super::training_loop::{self, Job, Losses};
 use crate::adapters::Prompt;
@@ -63,12 +63,12 @@ pub fn train(
     let planned = PlannedModel::of(&files, &adapter, labels)?;
     check_positions(planned.outline(), adapter.prompt(), longest, observer)?;
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
-    let outlook = |budget: u64| planned.outlook(config, records, device, budget);
+    let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
     observer.fact("device", super::device_name(device, run.kind));
-    config.training.weights.tell(device, observer);
-    tell_memory(outlook, device, observer)?;
+    config.training.weights.report(device, observer);
+    report_memory(peak_and_advice, device, observer)?;
 
     // 2. The model with its adapter.
     let outcome =
@@ -77,12 +77,12 @@ pub fn train(
             let records = ("records", job.data.fingerprint());
             run.prepare(trained, job.batches_per_epoch(), records, observer)?;
             job.recall(&run)?;
-            job.tell_first_screen(&run, observer);
+            job.report_setup(&run, observer);
             run.begin()?;
             // 3. The loop.
             training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
                 observer.on(Event::End);
-                with_advice(error, outlook)
+                with_advice(error, peak_and_advice)
             })?;
             // 4. The adapter files.
             job.restore_best(&run.folder, observer)?;
@@ -174,7 +174,7 @@ impl LanguageJob<'_> {
         }
     }
 
-    fn tell_first_screen(&self, run: &Run, observer: &mut dyn Observer) {
+    fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
         let validation = match &self.validation {
             Some(data) => format!(", {} to evaluate on", data.len()),
             None => String::new(),
@@ -186,7 +186,7 @@ impl LanguageJob<'_> {
         observer.fact("records", format!("{} to learn from{validation}{classes}", self.data.len()));
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
-        self.adapter.tell(observer);
+        self.adapter.report(observer);
         observer.fact("output", run.folder.path().display().to_string());
     }
 
@@ -211,7 +211,7 @@ impl LanguageJob<'_> {
             let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
             let lines = text.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
             // That of the present step is made again where it is owed.
-            let done = |step: u64| step < run.step || step == run.step && !run.look_is_owed;
+            let done = |step: u64| step < run.step || step == run.step && !run.evaluation_is_owed;
             Ok(lines.filter(|evaluation| done(evaluation.step)).collect())
         };
         self.evaluations = done(run.folder.join("evaluations.jsonl"))?;
@@ -338,7 +338,7 @@ impl Job for LanguageJob<'_> {
         self.loaded.sites.set_training(training);
     }
 
-    fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+    fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
         let (evaluation, answers) = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?;
         let has_answers = data.has_answers();
@@ -351,7 +351,7 @@ impl Job for LanguageJob<'_> {
         self.write_evaluations(&run.folder)
     }
 
-    fn look_is_due(&self, run: &Run) -> bool {
+    fn evaluation_is_due(&self, run: &Run) -> bool {
         let epoch_ends = self.order.position(run.micro_step as usize).1 == 0;
         let due = self.config.eval_steps.map_or(epoch_ends, |steps| run.step.is_multiple_of(steps));
         self.validation.is_some() && (due || run.step == run.total_steps)

@@ -20,12 +20,12 @@ pub mod language_evaluation;
 pub mod language_loss;
 pub mod language_plan;
 pub mod language_training;
+mod memory_advice;
 pub mod merged_language_model;
 pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;
 mod option_checks;
-mod outlook;
 pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompted_text;
@@ -80,7 +80,7 @@ pub fn device_name(device: Device, kind: Kind) -> String {
 }
 
 /// Tells what an adapter is and how large.
-fn tell_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
+fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     let sorted = |mut ranks: Vec<i64>| {
         ranks.sort_unstable();
         ranks.dedup();

@@ -92,8 +92,8 @@ pub struct Run {
     pub micro_step: u64,
     /// Optimizer steps of the whole run.
     pub total_steps: u64,
-    /// What was to be looked at after the present step was not, as the run was stopped meanwhile.
-    pub look_is_owed: bool,
+    /// The evaluation after the present step was interrupted, and is still to do.
+    pub evaluation_is_owed: bool,
     /// Everything that trains.
     pub trained: Trained,
     /// Its optimizer.
@@ -134,7 +134,7 @@ impl Run {
             step: 0,
             micro_step: 0,
             total_steps: 0,
-            look_is_owed: false,
+            evaluation_is_owed: false,
             trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0 },
             optimizer,
             schedule,
@@ -188,7 +188,7 @@ impl Run {
     }
 
     /// The training goes on where it stands: time that was spent on anything else is none of a step's.
-    pub fn tell_training(&self, observer: &mut dyn Observer) {
+    pub fn report_training(&self, observer: &mut dyn Observer) {
         observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
     }
 
@@ -239,7 +239,7 @@ impl Run {
         self.step = saved.state.step;
         self.resumed_at = self.step;
         self.micro_step = saved.state.micro_step;
-        self.look_is_owed = saved.state.look_is_owed;
+        self.evaluation_is_owed = saved.state.evaluation_is_owed;
         if let Some(state) = saved.state.scaler {
             self.scaler = Some(LossScaler::from_state(state)?);
             self.skipped = state.skipped_steps;
@@ -336,7 +336,7 @@ impl Run {
             seed: self.seed,
             scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
-            look_is_owed: self.look_is_owed,
+            evaluation_is_owed: self.evaluation_is_owed,
             options: self.options.clone(),
         };
         let optimizer = self.optimizer.state();

@@ -58,7 +58,7 @@ impl StorageArgs {
     }
 
     /// Tells how they are kept, where that is not as they lie in memory anyway.
-    pub fn tell(&self, device: Device, observer: &mut dyn Observer) {
+    pub fn report(&self, device: Device, observer: &mut dyn Observer) {
         let kept = match (self.storage(), device) {
             (Storage::Dense, _) => return,
             (Storage::Int8 { threshold }, _) => {

@@ -37,12 +37,12 @@ pub trait Job {
     /// Turns dropout on or off.
     fn set_training(&self, training: bool);
 
-    /// Looks at what was learned, where it is time for that: before the first step and after each one. Training is off
-    /// meanwhile. Broken off with [`Error::Interrupted`] once `interrupt` is set.
-    fn look(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()>;
+    /// Evaluates on held-out data or draws samples, where that is due: called before the first step and after each one,
+    /// with dropout off. Interrupted with [`Error::Interrupted`] once `interrupt` is set.
+    fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()>;
 
-    /// Whether [`Job::look`] has something to do after the present step.
-    fn look_is_due(&self, run: &Run) -> bool;
+    /// Whether [`Job::evaluate`] has something to do after the present step.
+    fn evaluation_is_due(&self, run: &Run) -> bool;
 
     /// Writes what is trained, as it is now, to `folder` as PEFT has it.
     fn write_adapter(&self, folder: &Path) -> Result<()>;
@@ -61,10 +61,10 @@ impl Run {
 
 /// Optimizer steps until the run's last one, or until `interrupt` is set, with the state saved.
 pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-    if run.step == 0 || run.look_is_owed {
-        look(job, run, interrupt, observer)?;
+    if run.step == 0 || run.evaluation_is_owed {
+        evaluate(job, run, interrupt, observer)?;
     }
-    run.tell_training(observer);
+    run.report_training(observer);
     job.set_training(true);
     while run.step < run.total_steps {
         let began = Instant::now();
@@ -83,12 +83,12 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
         let metrics = catching(|| optimizer_step(job.parts(), run, &losses, began))?;
         let epoch = job.position(first).0 as u64;
         run.note(StepMetrics { epoch, ..metrics }, observer)?;
-        if job.look_is_due(run) {
+        if job.evaluation_is_due(run) {
             job.set_training(false);
-            look(job, run, interrupt, observer)?;
+            evaluate(job, run, interrupt, observer)?;
             job.set_training(true);
             if run.step < run.total_steps {
-                run.tell_training(observer);
+                run.report_training(observer);
             }
         }
         let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
@@ -104,15 +104,15 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
     Ok(())
 }
 
-/// [`Job::look`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
-fn look(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-    let looked = job.look(run, interrupt, observer);
-    run.look_is_owed = matches!(looked, Err(Error::Interrupted(_)));
-    if run.look_is_owed {
+/// [`Job::evaluate`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
+fn evaluate(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+    let outcome = job.evaluate(run, interrupt, observer);
+    run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_)));
+    if run.evaluation_is_owed {
         save(job, run)?;
         return Err(run.interrupted());
     }
-    looked
+    outcome
 }
 
 fn save(job: &dyn Job, run: &mut Run) -> Result<()> {

@@ -44,9 +44,9 @@ pub struct TrainingState {
     pub scaler: Option<ScalerState>,
     /// Length of metrics.jsonl: what lies behind is of steps that will be done again.
     pub metrics_bytes: u64,
-    /// The run was stopped while it looked at what it had learned: it does so again first.
-    #[serde(default)]
-    pub look_is_owed: bool,
+    /// The run was interrupted during an evaluation, which the resumed run does first.
+    #[serde(default, alias = "look_is_owed")]
+    pub evaluation_is_owed: bool,
     /// What the numbers depend on: options, flag → value in words, and the data by its name → fingerprint.
     pub options: BTreeMap<String, String>,
 }
@@ -262,7 +262,7 @@ mod tests {
             seed: 3,
             scaler: None,
             metrics_bytes: 77,
-            look_is_owed: true,
+            evaluation_is_owed: true,
             options: options.into(),
         }
     }

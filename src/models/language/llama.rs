@@ -145,7 +145,7 @@ impl CausalLm for Llama {
     fn forward(&self, inputs: DecoderInputs) -> Tensor {
         let xs = inputs.tokens.embedded(&self.embed_tokens);
         let window = self.config.window();
-        let shared = Seen {
+        let shared = AttentionContext {
             angles: self.rope.angles(&inputs.positions(), xs.kind()),
             all: inputs.causal_mask(None),
             window: window.map(|window| inputs.causal_mask(Some(window))),
@@ -161,13 +161,13 @@ impl CausalLm for Llama {
 
 /// Where tokens are, and what they see.
 #[derive(Clone)]
-struct Seen {
+struct AttentionContext {
     angles: RotaryAngles,
     all: AttentionMask,
     window: Option<AttentionMask>,
 }
 
-impl Shared for Seen {}
+impl Shared for AttentionContext {}
 
 struct DecoderLayer {
     self_attn: Attention,
@@ -189,10 +189,10 @@ impl DecoderLayer {
 }
 
 impl Block for DecoderLayer {
-    type Shared = Seen;
+    type Shared = AttentionContext;
 
-    fn forward(&self, xs: &Tensor, seen: &Seen, cache: Option<&mut BlockCache>) -> Tensor {
-        let xs = xs + self.self_attn.forward(&self.input_layernorm.forward(xs), seen, cache);
+    fn forward(&self, xs: &Tensor, context: &AttentionContext, cache: Option<&mut BlockCache>) -> Tensor {
+        let xs = xs + self.self_attn.forward(&self.input_layernorm.forward(xs), context, cache);
         &xs + self.mlp.forward(&self.post_attention_layernorm.forward(&xs))
     }
 }
@@ -230,14 +230,14 @@ impl Attention {
     }
 
     /// `[b, t, d] -> [b, t, d]`
-    fn forward(&self, xs: &Tensor, seen: &Seen, cache: Option<&mut BlockCache>) -> Tensor {
-        let q = seen.angles.rotate(&split_heads(&self.q_proj.forward(xs), self.heads)); // [b, h, t, w]
-        let mut k = seen.angles.rotate(&split_heads(&self.k_proj.forward(xs), self.key_value_heads)); // [b, g, t, w]
+    fn forward(&self, xs: &Tensor, context: &AttentionContext, cache: Option<&mut BlockCache>) -> Tensor {
+        let q = context.angles.rotate(&split_heads(&self.q_proj.forward(xs), self.heads)); // [b, h, t, w]
+        let mut k = context.angles.rotate(&split_heads(&self.k_proj.forward(xs), self.key_value_heads)); // [b, g, t, w]
         let mut v = split_heads(&self.v_proj.forward(xs), self.key_value_heads);
         if let Some(cache) = cache {
             (k, v) = cache.text.extend(k, v);
         }
-        let mask = seen.window.as_ref().filter(|_| self.has_window).unwrap_or(&seen.all);
+        let mask = context.window.as_ref().filter(|_| self.has_window).unwrap_or(&context.all);
         let attending = Attending { mask, scale: self.scale, dropout: self.dropout.rate() };
         self.o_proj.forward(&attend_heads(&q, &k, &v, attending))
     }

@@ -10,7 +10,7 @@ use super::outline::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
     Projection, StackOutline,
 };
-use super::t5_block::{Seen, T5Block};
+use super::t5_block::{AttentionContext, T5Block};
 use super::t5_config::{FeedForward, T5Config};
 use crate::error::Result;
 use crate::nn::{
@@ -157,18 +157,18 @@ impl EncoderDecoder for T5 {
     fn encode(&self, tokens: Tokens, attention_mask: Option<&Tensor>, checkpointing: bool) -> Tensor {
         let bias = self.encoder.bias.forward(tokens.length(), 0, tokens.device());
         let mask = AttentionMask::of_tokens(attention_mask).with_bias(&bias, tokens.length());
-        let seen = Seen { text: mask, encoded: None };
-        self.encoder.forward(tokens.embedded(&self.encoder.embed_tokens), &seen, None, checkpointing)
+        let context = AttentionContext { text: mask, encoded: None };
+        self.encoder.forward(tokens.embedded(&self.encoder.embed_tokens), &context, None, checkpointing)
     }
 
     fn decode(&self, inputs: DecoderInputs, encoded: Encoded) -> Tensor {
         let tokens = inputs.tokens;
         let bias = self.decoder.bias.forward(tokens.length(), inputs.past(), tokens.device());
-        let seen = Seen {
+        let context = AttentionContext {
             text: inputs.causal_mask(None).with_bias(&bias, tokens.length()),
             encoded: Some((encoded.hidden.shallow_clone(), AttentionMask::of_tokens(encoded.attention_mask))),
         };
-        self.decoder.forward(tokens.embedded(&self.decoder.embed_tokens), &seen, inputs.cache, inputs.checkpointing)
+        self.decoder.forward(tokens.embedded(&self.decoder.embed_tokens), &context, inputs.cache, inputs.checkpointing)
     }
 
     fn logits(&self, hidden: &Tensor) -> Tensor {
@@ -219,8 +219,14 @@ impl Stack {
     }
 
     /// `[b, t, d] -> [b, t, d]`
-    fn forward(&self, xs: Tensor, seen: &Seen, cache: Option<&mut KeyValueCache>, checkpointing: bool) -> Tensor {
-        let xs = blocks::run(&self.block, self.dropout.forward(xs), seen, cache, checkpointing);
+    fn forward(
+        &self,
+        xs: Tensor,
+        context: &AttentionContext,
+        cache: Option<&mut KeyValueCache>,
+        checkpointing: bool,
+    ) -> Tensor {
+        let xs = blocks::run(&self.block, self.dropout.forward(xs), context, cache, checkpointing);
         self.dropout.forward(self.final_layer_norm.forward(&xs))
     }
 }

@@ -11,21 +11,21 @@ use crate::nn::{
 use tch::{Kind, Tensor};
 
 /// What a block sees.
-pub(super) struct Seen {
+pub(super) struct AttentionContext {
     /// Of the text itself, with the position bias.
     pub(super) text: AttentionMask,
     /// What was read `[b, s, d]`, and where it has tokens.
     pub(super) encoded: Option<(Tensor, AttentionMask)>,
 }
 
-impl Clone for Seen {
+impl Clone for AttentionContext {
     fn clone(&self) -> Self {
         let encoded = self.encoded.as_ref().map(|(hidden, mask)| (hidden.shallow_clone(), mask.clone()));
         Self { text: self.text.clone(), encoded }
     }
 }
 
-impl Shared for Seen {
+impl Shared for AttentionContext {
     fn differentiable(&self) -> Vec<Tensor> {
         let bias = match &self.text {
             AttentionMask::Tensor(bias) => Some(bias),
@@ -35,14 +35,14 @@ impl Shared for Seen {
     }
 
     fn with(&self, tensors: &[Tensor]) -> Self {
-        let (mut seen, mut tensors) = (self.clone(), tensors.iter().map(Tensor::shallow_clone));
-        if let (AttentionMask::Tensor(bias), Some(tensor)) = (&mut seen.text, tensors.next()) {
+        let (mut context, mut tensors) = (self.clone(), tensors.iter().map(Tensor::shallow_clone));
+        if let (AttentionMask::Tensor(bias), Some(tensor)) = (&mut context.text, tensors.next()) {
             *bias = tensor;
         }
-        if let (Some((hidden, _)), Some(tensor)) = (&mut seen.encoded, tensors.next()) {
+        if let (Some((hidden, _)), Some(tensor)) = (&mut context.encoded, tensors.next()) {
             *hidden = tensor;
         }
-        seen
+        context
     }
 }
 
@@ -70,17 +70,17 @@ impl T5Block {
 }
 
 impl Block for T5Block {
-    type Shared = Seen;
+    type Shared = AttentionContext;
 
-    fn forward(&self, xs: &Tensor, seen: &Seen, mut cache: Option<&mut BlockCache>) -> Tensor {
+    fn forward(&self, xs: &Tensor, context: &AttentionContext, mut cache: Option<&mut BlockCache>) -> Tensor {
         let mut xs = self.self_attention.residual(xs, |attention, xs| {
             let (q, mut k, mut v) = (attention.queries(xs), attention.keys(xs), attention.values(xs));
             if let Some(cache) = cache.as_deref_mut() {
                 (k, v) = cache.text.extend(k, v);
             }
-            attention.attend(&q, &k, &v, &seen.text)
+            attention.attend(&q, &k, &v, &context.text)
         });
-        if let (Some(cross_attention), Some((encoded, mask))) = (&self.cross_attention, &seen.encoded) {
+        if let (Some(cross_attention), Some((encoded, mask))) = (&self.cross_attention, &context.encoded) {
             xs = cross_attention.residual(&xs, |attention, xs| {
                 let q = attention.queries(xs);
                 let read = || (attention.keys(encoded), attention.values(encoded));

@@ -1,6 +1,6 @@
 //! The prompts of a demo, the seeds of their noise, and the images of them.
 
-use super::likeness::{Distances, Look};
+use super::likeness::{Appearance, Distances};
 use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
 use crate::error::Result;
@@ -97,23 +97,23 @@ impl Gallery {
     }
 
     /// Share of the images whose prompt names a background that have it.
-    pub fn background_right(&self, looks: &[Look]) -> f64 {
+    pub fn background_right(&self, appearances: &[Appearance]) -> f64 {
         let asked = |prompt: &str| UNSEEN.into_iter().find(|colour| prompt.ends_with(&format!("{colour} background")));
-        let right: Vec<bool> = std::iter::zip(&self.prompts, looks)
-            .filter_map(|(prompt, look)| Some(asked(prompt)? == look.background()))
+        let right: Vec<bool> = std::iter::zip(&self.prompts, appearances)
+            .filter_map(|(prompt, appearance)| Some(asked(prompt)? == appearance.background()))
             .collect();
         right.iter().filter(|&&right| right).count() as f64 / right.len().max(1) as f64
     }
 
     /// What was `measured` of each image.
-    pub fn reports(&self, when: &'static str, looks: &[Look], measured: &[Distances]) -> Vec<ImageReport> {
+    pub fn reports(&self, when: &'static str, appearances: &[Appearance], measured: &[Distances]) -> Vec<ImageReport> {
         let report = |i: usize| ImageReport {
             when,
             prompt: self.prompts[i].clone(),
             seed: self.seeds[i],
-            background: looks[i].background(),
+            background: appearances[i].background(),
             distances: measured[i],
         };
-        (0..looks.len()).map(report).collect()
+        (0..appearances.len()).map(report).collect()
     }
 }

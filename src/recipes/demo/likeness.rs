@@ -28,7 +28,7 @@ const COLOUR_CELLS: usize = 4;
 const SHAPE_CELLS: usize = 16;
 
 /// A picture of one object on a plain background, taken apart.
-pub struct Look {
+pub struct Appearance {
     background: Lab,
     colours: Vec<Cell>,
     shape: Vec<Cell>,
@@ -41,7 +41,7 @@ struct Cell {
     colour: Lab,
 }
 
-impl Look {
+impl Appearance {
     /// Takes `image` apart: the object is what differs from the colour of the border.
     pub fn of(image: &RgbImage) -> Self {
         let pixels: Vec<Lab> = image.pixels().map(|pixel| Lab::from_rgb(&pixel.0)).collect();
@@ -113,8 +113,8 @@ impl Look {
 }
 
 /// All of `images`, taken apart.
-pub fn looks(images: &[RgbImage]) -> Vec<Look> {
-    images.iter().map(Look::of).collect()
+pub fn appearances(images: &[RgbImage]) -> Vec<Appearance> {
+    images.iter().map(Appearance::of).collect()
 }
 
 fn difference(a: Lab, b: Lab) -> f32 {
@@ -181,22 +181,22 @@ pub struct Distances {
 }
 
 impl Distances {
-    /// Measures `look` against pictures of the subject and of its class.
+    /// Measures `appearance` against pictures of the subject and of its class.
     pub fn of<'a>(
-        look: &Look,
-        subject: impl Iterator<Item = &'a Look> + Clone,
-        class: impl Iterator<Item = &'a Look>,
+        appearance: &Appearance,
+        subject: impl Iterator<Item = &'a Appearance> + Clone,
+        class: impl Iterator<Item = &'a Appearance>,
     ) -> Self {
         Self {
-            colour_distance_to_subject: nearest(look, subject.clone()),
-            colour_distance_to_class: nearest(look, class),
-            shape_overlap_with_subject: subject.map(|other| look.shape_overlap(other)).fold(0.0, f64::max),
+            colour_distance_to_subject: nearest(appearance, subject.clone()),
+            colour_distance_to_class: nearest(appearance, class),
+            shape_overlap_with_subject: subject.map(|other| appearance.shape_overlap(other)).fold(0.0, f64::max),
         }
     }
 }
 
-fn nearest<'a>(look: &Look, among: impl Iterator<Item = &'a Look>) -> f64 {
-    among.map(|other| look.colour_distance(other)).fold(f64::INFINITY, f64::min)
+fn nearest<'a>(appearance: &Appearance, among: impl Iterator<Item = &'a Appearance>) -> f64 {
+    among.map(|other| appearance.colour_distance(other)).fold(f64::INFINITY, f64::min)
 }
 
 /// How a set of pictures stands between a subject and its class.
@@ -255,47 +255,47 @@ mod tests {
     fn backgrounds_are_told_by_their_names() {
         for (name, rgb) in BACKGROUNDS {
             let object = if name == "red" { BLUE } else { RED };
-            let look = Look::of(&picture(rgb, object, object, (16, 16), (30, 30)));
-            assert_eq!(look.background(), name);
+            let appearance = Appearance::of(&picture(rgb, object, object, (16, 16), (30, 30)));
+            assert_eq!(appearance.background(), name);
         }
     }
 
     #[test]
     fn an_object_is_like_itself_wherever_it_is_and_mirrored() {
-        let look = |at, size, left, right| Look::of(&picture([255; 3], left, right, at, size));
-        let one = look((8, 8), (32, 32), RED, BLUE);
-        for other in [look((20, 16), (40, 40), RED, BLUE), look((8, 8), (32, 32), BLUE, RED)] {
+        let appearance = |at, size, left, right| Appearance::of(&picture([255; 3], left, right, at, size));
+        let one = appearance((8, 8), (32, 32), RED, BLUE);
+        for other in [appearance((20, 16), (40, 40), RED, BLUE), appearance((8, 8), (32, 32), BLUE, RED)] {
             assert!(one.colour_distance(&other) < 3.0, "{}", one.colour_distance(&other));
             assert!(one.shape_overlap(&other) > 0.95);
         }
-        let green = look((8, 8), (32, 32), [30, 160, 30], [30, 160, 30]);
+        let green = appearance((8, 8), (32, 32), [30, 160, 30], [30, 160, 30]);
         assert!(one.colour_distance(&green) > 60.0);
     }
 
     #[test]
     fn shapes_differ_where_colours_do_not() {
-        let full = Look::of(&picture([255; 3], RED, RED, (8, 8), (40, 40)));
+        let full = Appearance::of(&picture([255; 3], RED, RED, (8, 8), (40, 40)));
         let corner = RgbImage::from_fn(64, 64, |x, y| match (8..48).contains(&x) && (8..48).contains(&y) && x <= y {
             true => Rgb(RED),
             false => Rgb([255; 3]),
         });
-        let overlap = full.shape_overlap(&Look::of(&corner));
+        let overlap = full.shape_overlap(&Appearance::of(&corner));
         assert!((0.45..0.6).contains(&overlap), "{overlap}");
     }
 
     #[test]
     fn an_empty_picture_is_like_nothing() {
-        let empty = Look::of(&RgbImage::from_pixel(64, 64, Rgb([255; 3])));
-        let box_ = Look::of(&picture([255; 3], RED, RED, (8, 8), (40, 40)));
+        let empty = Appearance::of(&RgbImage::from_pixel(64, 64, Rgb([255; 3])));
+        let box_ = Appearance::of(&picture([255; 3], RED, RED, (8, 8), (40, 40)));
         assert_eq!((empty.colour_distance(&box_), empty.shape_overlap(&box_)), (100.0, 0.0));
     }
 
     #[test]
     fn a_set_of_pictures_is_counted_to_the_nearer_side() {
-        let look = |colour| Look::of(&picture([255; 3], colour, colour, (8, 8), (40, 40)));
-        let (subject, class) = (look(RED), look(BLUE));
-        let images = [look([210, 40, 40]), look([180, 20, 30]), look([40, 40, 190])];
-        let each = images.map(|look| Distances::of(&look, [&subject].into_iter(), [&class].into_iter()));
+        let appearance = |colour| Appearance::of(&picture([255; 3], colour, colour, (8, 8), (40, 40)));
+        let (subject, class) = (appearance(RED), appearance(BLUE));
+        let images = [appearance([210, 40, 40]), appearance([180, 20, 30]), appearance([40, 40, 190])];
+        let each = images.map(|appearance| Distances::of(&appearance, [&subject].into_iter(), [&class].into_iter()));
         let likeness = Likeness::of(&each);
         assert!((likeness.nearer_to_subject - 2.0 / 3.0).abs() < 1e-9);
         assert!(likeness.margin > 0.0 && likeness.mean.shape_overlap_with_subject > 0.9);

@@ -24,7 +24,7 @@ use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
 use clap::Args;
 use gallery::{Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
-use likeness::{looks, Distances, Likeness, Look};
+use likeness::{appearances, Appearance, Distances, Likeness};
 use report::Report;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -104,9 +104,11 @@ pub fn run(
     drop(pipeline);
 
     // 4. The difference.
-    let (looks_before, looks_after) = (looks(&before), looks(&after));
-    let measured = |looks: &[Look]| looks.iter().map(|look| references.measure(look)).collect::<Vec<_>>();
-    let (measured_before, measured_after) = (measured(&looks_before), measured(&looks_after));
+    let (appearances_before, appearances_after) = (appearances(&before), appearances(&after));
+    let measured = |appearances: &[Appearance]| {
+        appearances.iter().map(|appearance| references.measure(appearance)).collect::<Vec<_>>()
+    };
+    let (measured_before, measured_after) = (measured(&appearances_before), measured(&appearances_after));
     let report = Report {
         command: format!("lorabooth train dreambooth {}", words(&training)),
         seed,
@@ -118,11 +120,11 @@ pub fn run(
         subject_photos: references.photos(),
         class_before: Likeness::of(gallery.class(&measured_before)),
         class_after: Likeness::of(gallery.class(&measured_after)),
-        background_right_before: gallery.background_right(&looks_before),
-        background_right_after: gallery.background_right(&looks_after),
+        background_right_before: gallery.background_right(&appearances_before),
+        background_right_after: gallery.background_right(&appearances_after),
         images: [
-            gallery.reports("before", &looks_before, &measured_before),
-            gallery.reports("after", &looks_after, &measured_after),
+            gallery.reports("before", &appearances_before, &measured_before),
+            gallery.reports("after", &appearances_after, &measured_after),
         ]
         .concat(),
     };
@@ -231,8 +233,8 @@ fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
 /// Pictures of the subject and of its class that others are measured against. All of them have been through the autoencoder,
 /// so that its blur is on both sides.
 struct References {
-    subject: Vec<Look>,
-    class: Vec<Look>,
+    subject: Vec<Appearance>,
+    class: Vec<Appearance>,
 }
 
 impl References {
@@ -255,16 +257,16 @@ impl References {
         for (i, photo) in subject.iter().enumerate() {
             write_png(&folder.images().join(format!("photo-{i:02}.png")), photo)?;
         }
-        Ok(Self { subject: looks(&subject), class: looks(&class) })
+        Ok(Self { subject: appearances(&subject), class: appearances(&class) })
     }
 
-    fn measure(&self, look: &Look) -> Distances {
-        Distances::of(look, self.subject.iter(), self.class.iter())
+    fn measure(&self, appearance: &Appearance) -> Distances {
+        Distances::of(appearance, self.subject.iter(), self.class.iter())
     }
 
     /// Each photo against the others.
     fn photos(&self) -> Likeness {
-        let against_others = |photo: &Look| {
+        let against_others = |photo: &Appearance| {
             Distances::of(photo, self.subject.iter().filter(|other| !std::ptr::eq(*other, photo)), self.class.iter())
         };
         Likeness::of(&self.subject.iter().map(against_others).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! Whether a run will fit, told before it starts and where it did not.
+//! Whether a run fits in memory, reported before it starts and when memory ran out.
 
 use super::observer::Observer;
 use crate::error::{Error, Result};
@@ -10,7 +10,7 @@ use tch::Device;
 const WORTH_SAYING: u64 = 50 << 20;
 
 /// The planned peak of a run in bytes, and what to turn on for it to stay within `budget`, in words.
-pub fn outlook(input: &impl Planned, budget: u64) -> Result<(u64, String)> {
+pub fn peak_and_advice(input: &impl Planned, budget: u64) -> Result<(u64, String)> {
     let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, gib(s.saves_bytes));
     let fitted = fit(budget, input)?;
     let suggestions: Vec<String> =
@@ -22,14 +22,14 @@ pub fn outlook(input: &impl Planned, budget: u64) -> Result<(u64, String)> {
     Ok((fitted.asked_bytes, advice))
 }
 
-/// Tells the planned peak, and what would lower it where `device` has less free than that. `outlook` is [`outlook`] of the run.
-pub fn tell_memory(
-    outlook: impl FnOnce(u64) -> Result<(u64, String)>,
+/// Reports the planned peak, and what would lower it where `device` has less free than that; `peak_and_advice` computes both for the run.
+pub fn report_memory(
+    peak_and_advice: impl FnOnce(u64) -> Result<(u64, String)>,
     device: Device,
     observer: &mut dyn Observer,
 ) -> Result<()> {
     let free = memory::device_memory(device)?.0.max(0) as u64;
-    let (peak, advice) = outlook(free)?;
+    let (peak, advice) = peak_and_advice(free)?;
     // A process on the host is already there, with libtorch in it.
     let present = if device == Device::Cpu { memory::host_now() } else { 0 };
     observer.fact("memory", format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak + present), gib(free)));
@@ -40,9 +40,9 @@ pub fn tell_memory(
 }
 
 /// Where memory ran out: what would have saved how much, in place of general advice.
-pub fn with_advice(error: Error, outlook: impl FnOnce(u64) -> Result<(u64, String)>) -> Error {
+pub fn with_advice(error: Error, peak_and_advice: impl FnOnce(u64) -> Result<(u64, String)>) -> Error {
     match error {
-        Error::OutOfMemory { .. } => match outlook(0) {
+        Error::OutOfMemory { .. } => match peak_and_advice(0) {
             Ok((_, advice)) => error.advising(&advice),
             Err(_) => error,
         },
