@@ -26,15 +26,18 @@ pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;
 mod option_checks;
+mod output_name;
 pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompted_text;
 mod resumed_options;
 pub mod run;
+mod run_record;
 mod shell_word;
 pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
+mod utc_time;
 mod watched;
 
 use crate::adapters::{short_name, Attached};
