@@ -137,7 +137,7 @@ mod tests {
         );
         let run = json!({ "options": options, "given": given });
         let flags = flags_of(Path::new("run.json"), &run.to_string()).unwrap();
-        assert_eq!(flags, ["--model=m", "--instance-data-dir=d", "--instance-prompt=p", "--lora-alpha=32"]);
+        assert_eq!(flags, ["--model=m", "--instance-data-dir=d", "--instance-prompt=p", "--lora-alpha=32.0"]);
     }
 
     #[test]
