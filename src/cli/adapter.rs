@@ -219,9 +219,9 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
             merged_language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
         }
         false => {
+            args.model.check_paths()?;
             let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
             let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
-            args.model.check_paths()?;
             let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
             merged_pipeline::write(&files, &args.model, &adapters, kind, out, &interrupt, reporter)
         }

@@ -1,6 +1,6 @@
 //! The folder that a run writes: each file whole or not at all, and never over another run by accident.
 
-use super::folder_lock::FolderLock;
+use super::folder_lock::{FolderLock, LOCK_FILE};
 use super::whole_folder::{entries, name_of, remove_file, remove_own, restore_replaced};
 use crate::error::{Error, Result};
 use crate::whole_file::{beside, TEMPORARY};
@@ -67,13 +67,15 @@ impl RunFolder {
             return Err(no_run_in(path));
         }
         fs::create_dir_all(path).map_err(|error| Error::io("create", path, error))?;
+        let was_killed = fs::symlink_metadata(path.join(LOCK_FILE)).is_ok();
         let lock = Arc::new(FolderLock::take(path)?);
         let folder = Self { path: path.to_owned(), existing, made, lock };
-        folder.answer(logs).inspect_err(|_| folder.remove_if_unused())?;
+        folder.answer(logs, was_killed).inspect_err(|_| folder.remove_if_unused())?;
         Ok(folder)
     }
 
-    fn answer(&self, logs: &Path) -> Result<()> {
+    /// A run that `was_killed` before it wrote anything left its lock: it begins again.
+    fn answer(&self, logs: &Path, was_killed: bool) -> Result<()> {
         if let (ExistingRun::Refuse, Some(taken)) = (self.existing, self.in_the_way(logs)?) {
             return Err(taken);
         }
@@ -85,7 +87,7 @@ impl RunFolder {
         drop(fs::remove_file(&probe));
         written.map_err(|error| Error::io("write to", path, error))?;
         restore_replaced(path, &super::checkpoint::files())?;
-        if self.existing == ExistingRun::Resume && !self.holds_a_run()? {
+        if self.existing == ExistingRun::Resume && !was_killed && !self.holds_a_run()? {
             return Err(no_run_in(path));
         }
         self.remove_left_overs()
@@ -317,6 +319,8 @@ mod tests {
         let path = folder.path().join("run");
         let message = RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap_err().to_string();
         assert!(message.contains("holds no run that --resume could continue") && !path.exists(), "{message}");
+        touch(&path, LOCK_FILE);
+        RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap();
     }
 
     #[test]
