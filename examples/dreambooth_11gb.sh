@@ -15,4 +15,4 @@ out=${OUT:-runs/dreambooth-11gb} size=${RESOLUTION:-512}
   --lora-r 16 --lora-alpha 27 --lora-text-encoder-r 16 --lora-text-encoder-alpha 17 \
   --train-batch-size 1 --learning-rate 1e-4 --max-train-steps "${STEPS:-800}" --overwrite --output-dir "$out/adapter"
 "$lorabooth" generate --model "$model" --lora "$out/adapter" --device "$device" --height "$size" --width "$size" \
-  --prompt "sks bird on the moon" --output "$out/bird.png"
+  --prompt "sks bird on the moon" --overwrite --output "$out/bird.png"

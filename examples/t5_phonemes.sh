@@ -14,7 +14,7 @@ mkdir -p "$out"
   --steps "${STEPS:-2000}" --batch-size 128 --learning-rate 3e-3 --output "$out/from-nothing"
 job=(--model "$out/from-nothing/model" --task seq2seq-lm --label-column label --mixed-precision no)
 held_out() { # NAME KIND [ADAPTER]
-  "$lorabooth" evaluate "${job[@]}" --quiet --validation-file "$out/$2/held-out.jsonl" --output "$out/$1.csv" ${3:+--adapter "$3"}
+  "$lorabooth" evaluate "${job[@]}" --quiet --validation-file "$out/$2/held-out.jsonl" --overwrite --output "$out/$1.csv" ${3:+--adapter "$3"}
   echo "$1: $("$python" examples/t5_phonemes.py errors "$out/$1.csv")"
 }
 held_out words-before words

@@ -153,7 +153,7 @@ fn an_output_folder_is_named_after_the_prompt_and_the_date() {
 
 /// The UNet's and the text encoder's adapters were made to go together.
 #[test]
-fn a_text_encoders_adapter_to_start_from_is_kept_where_it_does_not_dreambooth() {
+fn a_text_encoders_adapter_to_start_from_is_kept_where_it_does_not_train() {
     let folder = tempfile::tempdir().unwrap();
     let [start, on, alone] = ["start", "on", "alone"].map(|name| folder.path().join(name));
     lorabooth_ok(&dreambooth(&start, "--train-text-encoder --learning-rate 0.05 --max-train-steps 4"));
@@ -255,6 +255,8 @@ fn a_folder_that_a_run_is_writing_to_is_refused_with_the_process() {
     let mut complaints = Complaints::default();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
+    let run = folder.path().join("run");
+    lorabooth_ok(&train(&model("tiny"), &photos(3, 0), &run, &[]));
     let long = train(&model("tiny"), &photos(3, 0), &out, &["--max-train-steps", "100000"]);
     let mut child = lorabooth_command(&long).stdout(Stdio::null()).spawn().unwrap();
     while !out.join("metrics.jsonl").exists() && child.try_wait().unwrap().is_none() {
@@ -265,8 +267,6 @@ fn a_folder_that_a_run_is_writing_to_is_refused_with_the_process() {
         let args = train(&model("tiny"), &photos(3, 0), &out, more);
         complaints.refused(&format!("{more:?}"), &args, 1, &["another run", &process]);
     }
-    let run = folder.path().join("run");
-    lorabooth_ok(&train(&model("tiny"), &photos(3, 0), &run, &[]));
     let convert =
         ["adapter", "convert", run.to_str().unwrap(), "--to", "peft", "--overwrite", "--output", out.to_str().unwrap()];
     complaints.refused("convert", &convert.map(str::to_owned), 1, &["another run", &process]);

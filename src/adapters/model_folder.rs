@@ -33,6 +33,10 @@ impl Existing {
 /// Refuses the folder `out` where it may not be written to, before any time is spent.
 pub(crate) fn check(out: &Path, existing: Existing) -> Result<()> {
     out.file_name().ok_or_else(|| Error::file(out, "is no folder name"))?;
+    // A process that was killed between taking the name from the old one and giving it to the new one.
+    if fs::symlink_metadata(out).is_err() && beside(out, REPLACED).is_dir() {
+        fs::rename(beside(out, REPLACED), out).map_err(|error| Error::io("restore", out, error))?;
+    }
     let is_file = fs::symlink_metadata(out).is_ok_and(|metadata| !metadata.is_dir()) && !out.is_dir();
     let taken = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     match existing {
@@ -143,6 +147,10 @@ mod tests {
         theirs.iter().for_each(|name| assert_eq!(fs::read_to_string(out.join(name)).unwrap(), "theirs", "{name}"));
         stale.iter().for_each(|name| assert!(!out.join(name).exists(), "{name}"));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // Killed in between.
+        fs::rename(&out, folder.path().join(".merged.lorabooth-old")).unwrap();
+        into_folder(&out, Existing::Refuse, write).unwrap_err();
+        assert_eq!(fs::read_to_string(out.join("notes.txt")).unwrap(), "theirs");
     }
 
     #[test]
