@@ -142,7 +142,7 @@ fn a_resumed_run_prepares_the_batches_of_one_never_stopped() {
     let dataset = std::sync::Arc::new(dataset.unwrap());
     let order = dataset.order(2, 7, true).unwrap();
     let prepare = |from: usize| {
-        let dataset = dataset.clone();
+        let (dataset, order) = (dataset.clone(), order.clone());
         Prefetch::new((from..9).map(move |step| {
             dataset.prepare(order.micro_batch(step), Generator::new(7 + step as i64), |_| false).unwrap()
         }))

@@ -86,8 +86,9 @@ fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) ->
     config.check()?;
     config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
     let options = ModelOptions { configs_only: true, ..config.model.options() };
-    let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
-    let photos = Photos::of(config)?;
+    let files = crate::recipes::open_model(&config.model.name, &options, reporter)?;
+    let networks = NetworkConfigs::of(&files)?;
+    let photos = Photos::of(config, &files, reporter)?;
     let input = plan_input(config, &networks, photos.as_ref(), device)?;
     let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
     let said = Said {

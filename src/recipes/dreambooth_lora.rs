@@ -8,7 +8,8 @@ use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::peak_and_advice;
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions};
+use super::prompt_checks::shown;
+use super::run::{Finished, Run, RunOptions, TextSample};
 use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
@@ -53,7 +54,9 @@ pub fn train(
             with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
         })?;
         // 4. The adapter files.
-        run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))
+        let finished = run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))?;
+        let sample = TextSample { prompt: job.dataset.trained_prompt().to_owned(), room: None };
+        Ok(Finished { sample: Some(sample), ..finished })
     });
     outcome.inspect_err(|error| run.fail(error))
 }
@@ -96,6 +99,7 @@ fn prepare<'a>(
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
     report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
+    phases::check_prompts(config, files, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
@@ -140,24 +144,46 @@ struct DreamBoothJob<'a> {
     batches: Option<Prefetch<Result<PreparedBatch>>>,
 }
 
+/// `number` of things that are called `name`.
+fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
     fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
-        let (config, instances) = (self.config, self.dataset.instance_count());
-        let class = match self.dataset.class_count() {
-            0 => String::new(),
-            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
-        };
-        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
+        let config = self.config;
+        self.report_photos(observer);
         let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
         self.adapters.report(observer);
         observer.fact("output", run.folder.path().display().to_string());
     }
 
+    /// How many photos there are, what they are trained with, and the folders that they are in.
+    fn report_photos(&self, observer: &mut dyn Observer) {
+        let (photos, captions) = (self.dataset.instance_count(), self.dataset.caption_count());
+        let prompt = shown(&self.config.instance_prompt);
+        let example = self.dataset.photos().iter().find_map(|photo| photo.caption()).map(shown).unwrap_or_default();
+        let trained_with = match captions {
+            0 => format!("all are trained with \"{prompt}\""),
+            _ if captions == photos => format!("such as \"{example}\""),
+            _ => format!("such as \"{example}\"; the others are trained with \"{prompt}\""),
+        };
+        observer.fact("photos", format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo")));
+        if self.dataset.class_count() > 0 {
+            let (images, prompt) = (self.dataset.class_count(), self.config.class_prompt.as_deref().unwrap_or_default());
+            observer.fact("class images", format!("{images}, trained with \"{}\"", shown(prompt)));
+        }
+        for (folder, photos, repeats) in self.dataset.folders() {
+            let (photos, repeats) = (counted(photos, "photo"), counted(repeats, "repeat"));
+            observer.fact("folder", format!("{}: {photos}, {repeats} an epoch", folder.display()));
+        }
+    }
+
     /// The batches from the run's place on, each decoded while the one before it trains.
     fn next_batch(&mut self, run: &Run) -> Result<PreparedBatch> {
-        let (dataset, order, known) = (self.dataset.clone(), self.order, self.cache.known());
+        let (dataset, order, known) = (self.dataset.clone(), self.order.clone(), self.cache.known());
         let (seed, first) = (run.seed, run.micro_step);
         let prefetched = || {
             Prefetch::new((first..).map(move |micro_step| {

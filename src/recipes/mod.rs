@@ -28,6 +28,7 @@ pub mod observer;
 mod option_checks;
 pub mod pattern_flag;
 pub mod prompt_args;
+pub mod prompt_checks;
 pub mod prompted_text;
 mod resumed_options;
 pub mod run;
