@@ -113,6 +113,9 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
             let data = options.training(&config.train_file, &base.tokenizer)?;
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
+            for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
+                data.warnings().iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
+            }
             let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
             (base.files, Some(RecordLengths::of(&data, validation.as_ref(), config.train_batch_size)), labels)
         }

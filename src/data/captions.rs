@@ -191,7 +191,7 @@ mod tests {
     fn captions_are_read_in_the_encodings_of_editors_and_blank_ones_say_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("dog.txt");
-        let mut say = |bytes: &[u8]| {
+        let say = |bytes: &[u8]| {
             fs::write(&path, bytes).unwrap();
             read(&path)
         };
@@ -202,8 +202,14 @@ mod tests {
         assert_eq!(say("\u{feff} un café \r\n".as_bytes()).unwrap(), whole);
         assert_eq!(say(&utf16(0xfeff, u16::to_le_bytes)).unwrap(), whole);
         assert_eq!(say(&utf16(0xfeff, u16::to_be_bytes)).unwrap(), whole);
-        for blank in [&b""[..], b" \r\n\t", "\u{feff}".as_bytes(), "\u{feff}\r\n\u{feff}".as_bytes(), b"\xff\xfe", b"\xfe\xff\0 "]
-        {
+        for blank in [
+            &b""[..],
+            b" \r\n\t",
+            "\u{feff}".as_bytes(),
+            "\u{feff}\r\n\u{feff}".as_bytes(),
+            b"\xff\xfe",
+            b"\xfe\xff\0 ",
+        ] {
             assert_eq!(say(blank).unwrap(), None, "{blank:?}");
         }
         // Latin-1, UTF-16 without its mark, UTF-32, half a character.

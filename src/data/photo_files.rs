@@ -35,8 +35,8 @@ pub struct PhotoFile {
     pub name: String,
     /// How often an epoch shows it.
     pub repeats: usize,
-    /// What its caption says, once captions are read.
-    pub caption: Option<String>,
+    /// What its caption says, once captions are read, and the file that says it.
+    pub caption: Option<(PathBuf, String)>,
     captions: Vec<PathBuf>,
 }
 
@@ -84,20 +84,20 @@ impl PhotoFiles {
     pub fn read_captions(&mut self) -> Result<()> {
         let (mut blank, mut surplus) = (Vec::new(), Vec::new());
         for photo in &mut self.files {
-            let mut texts = photo.captions.iter();
-            for text in texts.by_ref() {
-                photo.caption = captions::read(text)?;
-                if photo.caption.is_some() {
-                    break;
+            for text in &photo.captions {
+                if let Some((used, _)) = &photo.caption {
+                    let used = used.file_name().unwrap_or_default().display();
+                    surplus.push(format!(
+                        "{}: the caption of {} is {used}, and this is not used",
+                        text.display(),
+                        photo.name
+                    ));
+                } else if let Some(said) = captions::read(text)? {
+                    photo.caption = Some((text.clone(), said));
+                } else {
+                    blank.push(format!("{} is blank, which is no caption for {}", text.display(), photo.name));
                 }
-                blank.push(format!("{} is blank, which is no caption for {}", text.display(), photo.name));
             }
-            let used = photo.captions.len() - texts.len();
-            let ignored = |text: &PathBuf| {
-                let taken = photo.captions[used - 1].file_name().unwrap_or_default();
-                format!("{}: the caption of {} is {}, and this one is not used", text.display(), photo.name, taken.display())
-            };
-            surplus.extend(texts.map(ignored));
         }
         self.warnings.extend(first_few(blank, "captions are blank"));
         self.warnings.extend(first_few(surplus, "captions are not used, because their photos have another"));
@@ -193,7 +193,10 @@ impl Walk<'_> {
             (Some(0), ..) => format!("{} asks for 0 repeats", folder.display()),
             (_, _, Err(source)) => Error::io("read", folder, source).to_string(),
             (Some(year), _, Ok(inside)) if year > MAX_REPEATS => {
-                let text = format!("{}: its name asks for more than {MAX_REPEATS} repeats and is not taken for them", folder.display());
+                let text = format!(
+                    "{}: its name asks for more than {MAX_REPEATS} repeats and is not taken for them",
+                    folder.display()
+                );
                 self.listed.warnings.push(text);
                 return self.folder(inside, outer_repeats, depth);
             }
@@ -264,14 +267,30 @@ mod tests {
 
     #[test]
     fn folders_inside_are_read_with_the_repeats_of_their_names() {
-        let folder = tree(&["b.png", "10_sks dog/a.png", "10_sks dog/near/c.png", "more/a.png", "0_none/a.png", "2024_may/a.png"]);
+        let folder = tree(&[
+            "b.png",
+            "10_sks dog/a.png",
+            "10_sks dog/near/c.png",
+            "more/a.png",
+            "0_none/a.png",
+            "2024_may/a.png",
+        ]);
         let listed = PhotoFiles::list(folder.path(), &[]).unwrap();
-        let expected =
-            [("10_sks dog/a.png", 10), ("10_sks dog/near/c.png", 10), ("2024_may/a.png", 1), ("b.png", 1), ("more/a.png", 1)];
+        let expected = [
+            ("10_sks dog/a.png", 10),
+            ("10_sks dog/near/c.png", 10),
+            ("2024_may/a.png", 1),
+            ("b.png", 1),
+            ("more/a.png", 1),
+        ];
         assert_eq!(names(&listed), expected);
         assert_eq!(listed.warnings.len(), 2, "{:?}", listed.warnings);
         assert!(listed.warnings[0].contains("0_none asks for 0 repeats"), "{:?}", listed.warnings);
-        assert!(listed.warnings[1].contains("2024_may: its name asks for more than 1000 repeats"), "{:?}", listed.warnings);
+        assert!(
+            listed.warnings[1].contains("2024_may: its name asks for more than 1000 repeats"),
+            "{:?}",
+            listed.warnings
+        );
         let numbers = ["10_dog", "x_10", "10", "_10", "1 0_dog", "99999999999999999999999_dog"];
         let repeats = numbers.map(|name| repeats_of(Path::new(name)));
         assert_eq!(repeats, [Some(10), None, None, None, None, Some(usize::MAX)]);
@@ -281,7 +300,14 @@ mod tests {
     fn what_is_no_folder_of_photos_is_not_read() {
         let deep = "1/2/3/4/5/6/7/8/9/deep.png";
         let folder = tree(&[
-            "a.png", "Thumbs.db", ".hidden/b.png", "__MACOSX/c.png", "@eaDir/a.png/d.png", "run/run.json", "run/samples/e.png", deep,
+            "a.png",
+            "Thumbs.db",
+            ".hidden/b.png",
+            "__MACOSX/c.png",
+            "@eaDir/a.png/d.png",
+            "run/run.json",
+            "run/samples/e.png",
+            deep,
             "class/f.png",
         ]);
         std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).unwrap();
@@ -309,7 +335,7 @@ mod tests {
         let mut listed = PhotoFiles::list(folder.path(), &[]).unwrap();
         assert_eq!(listed.texts(), 5);
         listed.read_captions().unwrap();
-        assert_eq!(listed.files[0].caption.as_deref(), Some("a caption"));
+        assert_eq!(listed.files[0].caption, Some((folder.path().join("a.caption"), "a caption".to_owned())));
         let says = ["a.txt is blank", "b.caption: the caption of b.png is b.txt", "notes.txt: belongs to no photo"];
         assert_eq!(listed.warnings.len(), says.len(), "{:#?}", listed.warnings);
         for (warning, says) in listed.warnings.iter().zip(says) {

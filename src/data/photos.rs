@@ -114,6 +114,7 @@ impl PhotoFolder {
                     let resized = resized.filter(|_| kept + bytes <= KEPT_BYTES).map(Arc::new);
                     kept += resized.as_ref().map_or(0, |image| image.as_raw().len());
                     let PhotoFile { path, name, repeats, caption, .. } = file;
+                    let caption = caption.map(|(_, text)| text);
                     photos.push(Photo { path, name, repeats, caption, width, height, resized });
                 }
                 Err(message) => skipped.push(format!("{}: {message}; it is skipped", file.path.display())),

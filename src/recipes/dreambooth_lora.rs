@@ -14,6 +14,7 @@ use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::prefetch::Prefetch;
+use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
@@ -99,7 +100,8 @@ fn prepare<'a>(
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
     report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
-    phases::check_prompts(config, files, observer)?;
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    phases::check_prompts(config, &phases::instance_files(config)?.files, &tokenizer, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
@@ -172,7 +174,8 @@ impl DreamBoothJob<'_> {
         };
         observer.fact("photos", format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo")));
         if self.dataset.class_count() > 0 {
-            let (images, prompt) = (self.dataset.class_count(), self.config.class_prompt.as_deref().unwrap_or_default());
+            let (images, prompt) =
+                (self.dataset.class_count(), self.config.class_prompt.as_deref().unwrap_or_default());
             observer.fact("class images", format!("{images}, trained with \"{}\"", shown(prompt)));
         }
         for (folder, photos, repeats) in self.dataset.folders() {

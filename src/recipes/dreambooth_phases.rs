@@ -8,7 +8,7 @@ use super::training_args::MixedPrecision;
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
-use crate::data::photo_files::PhotoFiles;
+use crate::data::photo_files::{PhotoFile, PhotoFiles};
 use crate::data::photos::{count_images_but, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
@@ -180,31 +180,23 @@ fn native_latent_size(config: &DreamBoothConfig, files: &PipelineFiles) -> Resul
     Ok((side, side))
 }
 
-/// Warns of prompts and captions that are cut, or hold what is no word, before time is spent on them.
-pub fn check_prompts(config: &DreamBoothConfig, files: &PipelineFiles, observer: &mut dyn Observer) -> Result<()> {
-    let instances = instance_files(config)?.files;
-    let captioned = instances.iter().filter_map(|photo| Some((photo.path.as_path(), photo.caption.as_deref()?)));
-    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
-    warn_of_training_prompts(config, &tokenizer, captioned.collect(), instances.len(), observer)
-}
-
-/// The same, of `photos` of which these have captions.
-pub fn warn_of_training_prompts(
+/// Warns of prompts, and of the captions of `instances`, that are cut, or hold what is no word.
+pub fn check_prompts(
     config: &DreamBoothConfig,
+    instances: &[PhotoFile],
     tokenizer: &ClipTokenizer,
-    captions: Vec<(&Path, &str)>,
-    photos: usize,
     observer: &mut dyn Observer,
 ) -> Result<()> {
+    let captions = instances.iter().filter_map(|photo| photo.caption.as_ref());
     let mut prompts = Vec::new();
     // Where all photos have captions, nothing reads it.
-    if captions.len() < photos || photos == 0 {
+    if instances.is_empty() || captions.clone().count() < instances.len() {
         prompts.push(NamedPrompt::flag("--instance-prompt", &config.instance_prompt));
     }
     let class_prompt = config.class_prompt.as_deref().filter(|_| config.with_prior_preservation);
     prompts.extend(class_prompt.map(|text| NamedPrompt::flag("--class-prompt", text)));
     prompts.extend(config.validation_prompt.as_deref().map(|text| NamedPrompt::flag("--validation-prompt", text)));
-    prompts.extend(captions.into_iter().map(|(photo, text)| NamedPrompt::caption(photo, text)));
+    prompts.extend(captions.map(|(file, text)| NamedPrompt::listed(file.display().to_string(), text)));
     warn_of_prompts(tokenizer, &prompts, observer)
 }
 

@@ -3,7 +3,7 @@
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::lora_config;
 use super::dreambooth_phases::{
-    class_files, class_image_kind, instance_files, warn_of_training_prompts, CLASS_IMAGE_STEPS, SAMPLE_STEPS,
+    check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS,
 };
 use super::memory_advice;
 use super::observer::Observer;
@@ -46,20 +46,18 @@ pub struct Photos {
 impl Photos {
     /// Of the folders that are named; `None` where there is no instance folder. Warns of prompts and captions as the run will.
     pub fn of(config: &DreamBoothConfig, files: &PipelineFiles, observer: &mut dyn Observer) -> Result<Option<Self>> {
-        // A plan is made without one too.
-        let tokenizer = files.tokenizer_folder().and_then(|folder| ClipTokenizer::from_folder(&folder)).ok();
-        let mut warn = |captions, photos| match &tokenizer {
-            Some(tokenizer) => warn_of_training_prompts(config, tokenizer, captions, photos, observer),
-            None => Ok(()),
+        let listed = match config.instance_data_dir == Path::new("") {
+            true => None,
+            false => Some(instance_files(config)?),
         };
-        if config.instance_data_dir == Path::new("") {
-            warn(Vec::new(), 0)?;
-            return Ok(None);
+        // A plan is made without a tokenizer too.
+        if let Ok(tokenizer) = files.tokenizer_folder().and_then(|folder| ClipTokenizer::from_folder(&folder)) {
+            let instances = listed.as_ref().map_or(&[][..], |listed| &listed.files);
+            check_prompts(config, instances, &tokenizer, observer)?;
         }
+        let Some(listed) = listed else { return Ok(None) };
         let open = |folder, listed| PhotoFolder::decode(folder, listed, config.resolution);
-        let instances = open(&config.instance_data_dir, instance_files(config)?)?;
-        let captions = instances.photos.iter().filter_map(|photo| Some((photo.path(), photo.caption()?)));
-        warn(captions.collect(), instances.photos.len())?;
+        let instances = open(&config.instance_data_dir, listed)?;
         let class = match (config.with_prior_preservation, &config.class_data_dir) {
             (true, Some(folder)) if count_images_but(folder, &config.apart_from_class())? > 0 => {
                 Some(open(folder, class_files(config, folder)?)?)
