@@ -11,6 +11,7 @@ use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
+use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
 use crate::recipes::storage_args::StorageArgs;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{
@@ -149,6 +150,9 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
 
     let place = Placement { device, kind };
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    let prompts = [("--prompt", &args.prompt), ("--negative-prompt", &args.negative_prompt)]
+        .map(|(flag, text)| NamedPrompt::flag(flag, text));
+    warn_of_prompts(&tokenizer, &prompts, reporter)?;
     let conditioning = {
         let text_encoder = files.load_text_encoder(place)?;
         put_on(&text_encoder.sites, Part::TextEncoder)?;

@@ -88,7 +88,7 @@ fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) ->
     let options = ModelOptions { configs_only: true, ..config.model.options() };
     let files = crate::recipes::open_model(&config.model.name, &options, reporter)?;
     let (networks, config) = (NetworkConfigs::of(&files)?, &config.for_model(&files)?);
-    let photos = Photos::of(config)?;
+    let photos = Photos::of(config, &files, reporter)?;
     let input = plan_input(config, &networks, photos.as_ref(), device)?;
     let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
     let said = Said {
@@ -115,6 +115,9 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
             let data = options.training(&config.train_file, &base.tokenizer)?;
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
+            for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
+                data.warnings().iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
+            }
             let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
             (base.files, Some(RecordLengths::of(&data, validation.as_ref(), config.train_batch_size)), labels)
         }

@@ -29,6 +29,7 @@ mod option_checks;
 mod output_name;
 pub mod pattern_flag;
 pub mod prompt_args;
+pub mod prompt_checks;
 pub mod prompted_text;
 mod resumed_options;
 pub mod run;
