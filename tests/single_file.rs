@@ -153,7 +153,7 @@ fn the_schedulers_prediction_follows_from_the_step_and_can_be_overridden() {
         assert_eq!(config, expected);
     }
     let options = ModelOptions { prediction_type: Some("sample".into()), ..ModelOptions::default() };
-    let files = PipelineFiles::resolve(name, &options, &mut |_| {}).unwrap();
+    let files = PipelineFiles::resolve(name, &options, &mut ()).unwrap();
     assert_eq!(files.scheduler_config_json().unwrap()["prediction_type"], "sample");
 
     let message = files.tokenizer_folder().err().unwrap().to_string();
@@ -162,7 +162,7 @@ fn the_schedulers_prediction_follows_from_the_step_and_can_be_overridden() {
     assert!(message.contains("--config-folder"), "{message}");
     let tokenizer = support::model("tiny-v");
     let options = ModelOptions { tokenizer: Some(tokenizer.to_str().unwrap().into()), ..ModelOptions::default() };
-    let files = PipelineFiles::resolve(name, &options, &mut |_| {}).unwrap();
+    let files = PipelineFiles::resolve(name, &options, &mut ()).unwrap();
     assert_eq!(files.tokenizer_folder().unwrap(), tokenizer.join("tokenizer"));
 }
 
@@ -189,6 +189,6 @@ fn files_that_are_no_model_are_refused_with_what_they_are() {
         let message = failure(&path);
         assert!(message.contains("model.safetensors") && !message.contains('\n'), "{message}");
     }
-    let message = PipelineFiles::resolve("no/such/model", &ModelOptions::default(), &mut |_| {}).err().unwrap();
+    let message = PipelineFiles::resolve("no/such/model", &ModelOptions::default(), &mut ()).err().unwrap();
     assert!(message.to_string().contains("no model `no/such/model`"), "{message}");
 }

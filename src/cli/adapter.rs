@@ -213,8 +213,9 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
         true => {
             args.model.check_for_language_model()?;
-            let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
-            model.check_path()?;
+            let wanted = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
+            wanted.check_path()?;
+            let model = WantedModel { interrupt: Some(&interrupt), ..wanted };
             let adapters = GivenAdapters::read(&args.lora)?;
             merged_language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
         }
@@ -222,12 +223,13 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
             args.model.check_paths()?;
             let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
             let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
-            let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
+            let files =
+                crate::recipes::open_model_unless(&interrupt, &args.model.name, &args.model.options(), reporter)?;
             merged_pipeline::write(&files, &args.model, &adapters, kind, out, &interrupt, reporter)
         }
     }
     .map_err(|error| match error {
-        Error::Interrupted(_) => Error::Interrupted("nothing was written".into()),
+        Error::Interrupted(what) if what.is_empty() => Error::Interrupted("nothing was written".into()),
         other => other,
     })?;
     let text = format!("the merged model is in {}", args.output_dir.display());

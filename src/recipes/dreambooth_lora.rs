@@ -42,7 +42,7 @@ pub fn train(
     config.check()?;
     check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let files = open_files(&config, observer)?;
+    let files = open_files(&config, interrupt, observer)?;
     let config = &config.for_model(&files)?;
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
@@ -66,8 +66,8 @@ pub fn train(
 }
 
 /// Opens the model.
-fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
+fn open_files(config: &DreamBoothConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut files = super::open_model_unless(interrupt, &config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
     Ok(files)
 }

@@ -42,7 +42,9 @@ pub fn train(
     // 1. Everything that can be refused is refused before time is spent.
     let config = &config.with_output();
     config.check()?;
-    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let model =
+        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let base = model.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.training.weights.storage());

@@ -42,31 +42,82 @@ mod utc_time;
 mod watched;
 
 use crate::adapters::{short_name, Attached};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
-use crate::weights::hub::Download;
+use crate::train::interrupt::{BriefInterrupt, Interrupt};
+use crate::weights::hub::{Download, Listener};
 use observer::{Event, Observer};
 pub use shell_word::{shell_path, shell_word};
 use tch::{Device, Kind};
 
-/// Opens a model, with a bar for what has to be downloaded.
+/// Opens a model, with a bar for what has to be downloaded. Ctrl-C ends the download.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let opened = with_bar(observer, |progress| PipelineFiles::resolve(model, options, progress))?;
+    open(model, options, None, observer)
+}
+
+/// The same; the download ends, too, once `interrupt` is set.
+pub fn open_model_unless(
+    interrupt: &Interrupt,
+    model: &str,
+    options: &ModelOptions,
+    observer: &mut dyn Observer,
+) -> Result<PipelineFiles> {
+    open(model, options, Some(interrupt), observer)
+}
+
+fn open(
+    model: &str,
+    options: &ModelOptions,
+    interrupt: Option<&Interrupt>,
+    observer: &mut dyn Observer,
+) -> Result<PipelineFiles> {
+    let opened = with_bar(observer, interrupt, |listener| PipelineFiles::resolve(model, options, listener))?;
     opened.check_parts()?;
     Ok(opened)
 }
 
-/// What `fetch` gives, which tells of its downloads.
-fn with_bar<T>(observer: &mut dyn Observer, fetch: impl FnOnce(&mut dyn FnMut(Download)) -> Result<T>) -> Result<T> {
-    let mut fetched = false;
-    let result = fetch(&mut |Download { file, total, done }: Download| {
-        fetched = true;
-        observer.on(Event::Download { file: file.to_owned(), total, done });
-    });
-    if fetched {
-        observer.on(Event::End);
+/// What `fetch` gives, with a bar for its downloads, which end once Ctrl-C is pressed or `interrupt` is set.
+fn with_bar<T>(
+    observer: &mut dyn Observer,
+    interrupt: Option<&Interrupt>,
+    fetch: impl FnOnce(&mut dyn Listener) -> Result<T>,
+) -> Result<T> {
+    let mut bar = DownloadBar { observer, interrupt, signals: None, shown: false };
+    let result = fetch(&mut bar);
+    if bar.shown {
+        bar.observer.on(Event::End);
     }
-    result
+    result.map_err(|error| match error {
+        Error::Interrupted(_) => Error::Interrupted(
+            "what was downloaded is kept, and the same command continues the download where it stopped".to_owned(),
+        ),
+        other => other,
+    })
+}
+
+/// Shows downloads, and ends them where the user wants that.
+struct DownloadBar<'a> {
+    observer: &'a mut dyn Observer,
+    interrupt: Option<&'a Interrupt>,
+    /// From the first wait on.
+    signals: Option<BriefInterrupt>,
+    shown: bool,
+}
+
+impl Listener for DownloadBar<'_> {
+    fn on(&mut self, Download { file, total, done }: Download) {
+        self.shown = true;
+        self.observer.on(Event::Download { file: file.to_owned(), total, done });
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let signals = match self.signals.take() {
+            Some(signals) => signals,
+            None => BriefInterrupt::on_signals()?,
+        };
+        self.signals.insert(signals).check()?;
+        self.interrupt.map_or(Ok(()), Interrupt::check)
+    }
 }
 
 /// What computes, and in which dtype, in words.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
-use crate::weights::hub::{self, Download, Hub};
+use crate::weights::hub::{self, Hub, Listener};
 use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -97,8 +97,8 @@ impl PipelineFiles {
     }
 
     /// The pipeline that `model` names: a folder in the diffusers layout, a single `.safetensors` checkpoint or a hub id,
-    /// which is fetched into the cache first; `progress` then hears of each file.
-    pub fn resolve(model: &str, options: &ModelOptions, progress: &mut dyn FnMut(Download)) -> Result<Self> {
+    /// which is fetched into the cache first; `listener` then hears of each file.
+    pub fn resolve(model: &str, options: &ModelOptions, listener: &mut dyn Listener) -> Result<Self> {
         let path = Path::new(model);
         let mut files = if path.is_dir() {
             Self::open(path, options.variant.as_deref())?
@@ -108,14 +108,14 @@ impl PipelineFiles {
             let weights_of: &[&str] = if options.configs_only { &[] } else { &NETWORKS };
             let (revision, variant) = (options.revision.as_deref(), options.variant.as_deref());
             let request = hub::Request { id: model, revision, variant, weights_of };
-            let folder = Hub::from_env()?.fetch_pipeline(&request, progress)?;
+            let folder = Hub::from_env()?.fetch_pipeline(&request, listener)?;
             Self::open(&folder, variant.filter(|_| !options.configs_only))?
         } else {
             return Err(Error::invalid(format!(
                 "there is no model `{model}`: give a folder in the diffusers layout, a .safetensors file or a hub id (`owner/name`)"
             )));
         };
-        files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, progress)).transpose()?;
+        files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, listener)).transpose()?;
         files.prediction_type.clone_from(&options.prediction_type);
         Ok(files)
     }
@@ -349,13 +349,13 @@ enum Described<'a> {
 }
 
 /// The folder of the tokenizer `name`: a folder, one with a folder `tokenizer`, or a hub id.
-fn tokenizer_at(name: &str, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+fn tokenizer_at(name: &str, listener: &mut dyn Listener) -> Result<PathBuf> {
     let path = Path::new(name);
     let root = if path.is_dir() {
         path.to_owned()
     } else if hub::is_id(name) {
         let request = hub::Request { id: name, ..hub::Request::default() };
-        Hub::from_env()?.fetch_tokenizer(&request, progress)?
+        Hub::from_env()?.fetch_tokenizer(&request, listener)?
     } else {
         return Err(Error::invalid(format!(
             "there is no tokenizer `{name}`: give a folder or a hub id (`owner/name`)"
