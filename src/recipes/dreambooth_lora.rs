@@ -38,6 +38,9 @@ pub fn train(
     check_init_adapter(config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let files = open_files(config, observer)?;
+    if let Some(path) = &config.init_adapter {
+        super::read_adapter(path, &files, observer)?;
+    }
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
@@ -111,7 +114,7 @@ fn prepare<'a>(
     Ok(DreamBoothJob {
         config,
         files,
-        adapters: Adapters::attach(config, &networks, seed)?,
+        adapters: Adapters::attach(config, &networks, files, seed)?,
         networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,

@@ -37,19 +37,28 @@ pub mod training_args;
 pub mod training_loop;
 mod watched;
 
-use crate::adapters::{short_name, Attached};
+use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::Result;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
 pub use shell_word::{shell_path, shell_word};
+use std::path::Path;
 use tch::{Device, Kind};
 
 /// Opens a model, with a bar for what has to be downloaded.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
     let opened = with_bar(observer, |progress| PipelineFiles::resolve(model, options, progress))?;
     opened.check_parts()?;
+    opened.warnings().into_iter().for_each(|text| observer.warning(text));
     Ok(opened)
+}
+
+/// Reads the adapter at `path`, which must fit the pipeline behind `files`, with a warning for what it leaves out.
+pub fn read_adapter(path: &Path, files: &PipelineFiles, observer: &mut dyn Observer) -> Result<AdapterSet> {
+    let set = read_any(path, Some(&files.base_model()?))?;
+    set.warnings.iter().for_each(|text| observer.warning(text.clone()));
+    Ok(set)
 }
 
 /// What `fetch` gives, which tells of its downloads.
