@@ -1,7 +1,7 @@
 //! `lorabooth generate`: images from a prompt, with any number of adapters.
 
 use super::{Common, Dtype, Reporter};
-use crate::adapters::{attach, read_any, Init, Part, Sites};
+use crate::adapters::{attach, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
@@ -124,7 +124,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     for (index, text) in args.lora.iter().enumerate() {
         let (path, scale) = path_and_scale("--lora", text)?;
         // Numbered: the same adapter twice is twice its change.
-        adapters.push((format!("{index} {text}"), read_any(&path, None)?, scale));
+        adapters.push((format!("{index} {text}"), crate::recipes::read_adapter(&path, &files, reporter)?, scale));
     }
     let paths = output_paths(args)?;
     // Begun and given up, so that a place that cannot be written to shows now and not when the picture is drawn.

@@ -44,6 +44,9 @@ pub fn train(
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let files = open_files(&config, interrupt, observer)?;
     let config = &config.for_model(&files)?;
+    if let Some(path) = &config.init_adapter {
+        super::read_adapter(path, &files, observer)?;
+    }
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
@@ -112,7 +115,7 @@ fn prepare<'a>(
     Ok(DreamBoothJob {
         config,
         files,
-        adapters: Adapters::attach(config, &networks, carried, seed)?,
+        adapters: Adapters::attach(config, &networks, files, carried, seed)?,
         networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,

@@ -41,13 +41,14 @@ pub mod training_loop;
 mod utc_time;
 mod watched;
 
-use crate::adapters::{short_name, Attached};
+use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::train::interrupt::{BriefInterrupt, Interrupt};
 use crate::weights::hub::{Download, Listener};
 use observer::{Event, Observer};
 pub use shell_word::{shell_path, shell_word};
+use std::path::Path;
 use tch::{Device, Kind};
 
 /// Opens a model, with a bar for what has to be downloaded. Ctrl-C ends the download.
@@ -73,6 +74,7 @@ fn open(
 ) -> Result<PipelineFiles> {
     let opened = with_bar(observer, interrupt, |listener| PipelineFiles::resolve(model, options, listener))?;
     opened.check_parts()?;
+    opened.warnings().into_iter().for_each(|text| observer.warning(text));
     Ok(opened)
 }
 
@@ -118,6 +120,13 @@ impl Listener for DownloadBar<'_> {
         self.signals.insert(signals).check()?;
         self.interrupt.map_or(Ok(()), Interrupt::check)
     }
+}
+
+/// Reads the adapter at `path`, which must fit the pipeline behind `files`, with a warning for what it leaves out.
+pub fn read_adapter(path: &Path, files: &PipelineFiles, observer: &mut dyn Observer) -> Result<AdapterSet> {
+    let set = read_any(path, Some(&files.base_model()?))?;
+    set.warnings.iter().for_each(|text| observer.warning(text.clone()));
+    Ok(set)
 }
 
 /// What computes, and in which dtype, in words.
