@@ -1,5 +1,6 @@
-//! Where PyTorch lies, by the folders in which Python itself looks for packages.
+//! Where the program and PyTorch lie, by the folders in which Python itself looks for packages.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,15 +13,20 @@ const VARIABLE: &str = "LORABOOTH_TORCH";
 /// An environment variable by its name.
 pub type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
+/// The program that was installed together with the launcher under `prefix`; its name has the version, since two Pythons can share one prefix.
+pub fn program(prefix: &Path) -> Option<PathBuf> {
+    let name = concat!("lorabooth/lorabooth-", env!("CARGO_PKG_VERSION"));
+    own_sites(prefix).into_iter().map(|site| site.join(name)).find(|path| path.is_file())
+}
+
 /// The `torch` folder that fits, for a program installed under `prefix`: the first of the right version in Python's order.
 pub fn torch(prefix: &Path, variable: Variable) -> Result<PathBuf, String> {
     if let Some(named) = variable(VARIABLE).map(PathBuf::from) {
         return match version(&named) {
             Some(version) if version.starts_with(SERIES) => Ok(named),
-            Some(version) => Err(format!(
-                "{VARIABLE} names {}, PyTorch {version}, but lorabooth needs {SERIES}*",
-                named.display()
-            )),
+            Some(version) => {
+                Err(format!("{VARIABLE} names {}, PyTorch {version}, but lorabooth needs {SERIES}*", named.display()))
+            }
             None => Err(format!("{VARIABLE} names {}, which is not PyTorch's `torch` folder", named.display())),
         };
     }
@@ -57,10 +63,9 @@ fn sites(prefix: &Path, variable: Variable) -> Vec<PathBuf> {
         std::env::split_paths(&value).filter(|path| path.is_absolute()).collect::<Vec<_>>()
     };
     let mut roots = paths("PYTHONPATH");
-    // `pip install --target` has no lib folder.
-    roots.push(prefix.to_owned());
-    roots.extend(packages(prefix));
-    let user = variable("PYTHONUSERBASE").or_else(|| Some(Path::new(&variable("HOME")?).join(".local").into_os_string()));
+    roots.extend(own_sites(prefix));
+    let user =
+        variable("PYTHONUSERBASE").or_else(|| Some(Path::new(&variable("HOME")?).join(".local").into_os_string()));
     let user: Vec<PathBuf> = user.iter().flat_map(|user| packages(Path::new(user))).collect();
     let isolated = match base_of_venv(prefix) {
         // A venv without the system's packages sees nothing else.
@@ -78,16 +83,15 @@ fn sites(prefix: &Path, variable: Variable) -> Vec<PathBuf> {
         roots.extend(pythons.filter_map(|bin| bin.parent().map(Path::to_owned)).flat_map(|prefix| installed(&prefix)));
         roots.extend(["/usr/local", "/usr"].iter().flat_map(|prefix| packages(Path::new(prefix))));
     }
-    let mut sites: Vec<PathBuf> = Vec::new();
-    for root in roots {
-        let linked = path_files(&root);
-        for site in std::iter::once(root).chain(linked) {
-            if !sites.contains(&site) {
-                sites.push(site);
-            }
-        }
-    }
-    sites
+    // `lib64` is often a link to `lib`.
+    let mut seen = BTreeSet::new();
+    let all = roots.into_iter().flat_map(|root| std::iter::once(root.clone()).chain(path_files(&root)));
+    all.filter(|site| fs::canonicalize(site).is_ok_and(|real| seen.insert(real))).collect()
+}
+
+/// Package folders of the prefix itself; that of `pip install --target` is the prefix.
+fn own_sites(prefix: &Path) -> Vec<PathBuf> {
+    std::iter::once(prefix.to_owned()).chain(packages(prefix)).collect()
 }
 
 /// The Python that a venv was made from.

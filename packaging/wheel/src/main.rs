@@ -1,6 +1,6 @@
 //! `lorabooth` as pip installs it: finds the PyTorch of the same Python environment and starts the program on its libtorch.
 //!
-//! No Python runs. The program itself lies in `libexec/lorabooth/` of the same prefix; it becomes this process.
+//! No Python runs. The program itself lies among the environment's packages; it becomes this process.
 
 mod find;
 
@@ -28,14 +28,9 @@ struct Program {
 fn program() -> Result<Program, String> {
     let own = std::env::current_exe().map_err(|error| format!("cannot find this program's own path: {error}"))?;
     let prefix = own.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-    let path = prefix.join("libexec/lorabooth/lorabooth");
-    if !path.is_file() {
-        return Err(format!(
-            "{} is missing, so {} was moved or is half installed; install the wheel again",
-            path.display(),
-            own.display()
-        ));
-    }
+    let Some(path) = find::program(prefix) else {
+        return Err(format!("{} was moved, or is half installed; install the wheel again", own.display()));
+    };
     let libraries = find::torch(prefix, &|name| std::env::var_os(name))?.join("lib");
     Ok(Program { path, libraries })
 }
