@@ -40,7 +40,7 @@ pub fn train(
     let files = open_files(config, observer)?;
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         let photos = ("photos", job.dataset.fingerprint());
