@@ -86,7 +86,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let text = args.text()?;
     let observer: &mut dyn Observer = reporter;
     observer.fact("model", format!("{}, {}", args.model.display(), base.files.architecture().model_type));
-    observer.fact("device", crate::recipes::device_name(device, kind));
+    crate::recipes::report_device(device, kind, observer)?;
     args.weights.report(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     // A head that no adapter brings must be in the model's files.

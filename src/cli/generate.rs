@@ -143,7 +143,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     };
 
     reporter.fact("model", args.model.name.clone());
-    reporter.fact("device", crate::recipes::device_name(device, kind));
+    crate::recipes::report_device(device, kind, reporter)?;
     args.weights.report(device, reporter);
     reporter.fact("sampler", format!("{}, {} steps", sampling.scheduler.as_deref().unwrap_or_default(), args.steps));
     args.lora.iter().for_each(|text| reporter.fact("adapter", text.clone()));

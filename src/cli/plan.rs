@@ -165,11 +165,13 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
         return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", said.targets)));
     }
     let rates = Rates::measure(said.device, said.kind)?;
+    let slow_dtype = crate::recipes::slow_dtype(said.device, said.kind)?;
     let fitted = bytes.map(|bytes| fit(bytes, input)).transpose()?;
     let size = said.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
     let mut lines: Vec<String> = said.assumed.clone().into_iter().chain(size).collect();
     lines.extend(phase_lines(&plan, &rates));
     lines.extend(summary_lines(&plan, &said, &rates));
+    lines.extend(slow_dtype.clone());
     if let (Some(budget), Some(fitted)) = (budget, &fitted) {
         lines.extend(fit_lines(budget, fitted));
     }
@@ -190,6 +192,7 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
         "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
         "steps": said.steps, "length": said.length, "resolution": said.resolution, "seconds": (said.steps > 0).then(|| seconds_in_all(&plan, &rates)), "assumed": said.assumed,
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
+        "slow_dtype": slow_dtype,
         "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
         "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
     });

@@ -49,7 +49,7 @@ pub fn train(
     }
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;

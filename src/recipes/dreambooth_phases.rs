@@ -119,6 +119,9 @@ pub fn make_class_images(
         return Ok(());
     }
     let kind = class_image_kind(config, run.kind);
+    if kind != run.kind {
+        super::slow_dtype(run.device, kind)?.into_iter().for_each(|text| observer.warning(text));
+    }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let _lock = FolderLock::take(folder)?;
     let place = placement(run, kind);

@@ -71,7 +71,7 @@ pub fn train(
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     report_memory(peak_and_advice, device, observer)?;
 

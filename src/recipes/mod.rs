@@ -43,8 +43,11 @@ mod watched;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
+use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::train::interrupt::{BriefInterrupt, Interrupt};
+use crate::train::memory_plan::Rates;
+use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
 use observer::{Event, Observer};
 pub use shell_word::{shell_path, shell_word};
@@ -129,17 +132,43 @@ pub fn read_adapter(path: &Path, files: &PipelineFiles, observer: &mut dyn Obser
     Ok(set)
 }
 
+/// Reports what computes and in which dtype, and what the dtype costs where the processor computes faster in float32.
+pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) -> Result<()> {
+    observer.fact("device", device_name(device, kind));
+    slow_dtype(device, kind)?.into_iter().for_each(|text| observer.warning(text));
+    Ok(())
+}
+
+/// What `kind` costs, in words, where it saves memory but no time on the CPU.
+pub fn slow_dtype(device: Device, kind: Kind) -> Result<Option<String>> {
+    if device != Device::Cpu || kind == Kind::Float || Precision::auto(device).compute_kind() == kind {
+        return Ok(None);
+    }
+    let how = match has_units(kind) {
+        true => "",
+        false => ", which has no units for it: each operation converts its operands to float32",
+    };
+    let (name, times) = (dtype_name(kind), Rates::cpu_time_beside_float32(kind)?);
+    Ok(Some(format!(
+        "{name} saves memory but no time on this processor{how}; in a quick measurement it took {times:.1} times as long as fp32"
+    )))
+}
+
 /// What computes, and in which dtype, in words.
 pub fn device_name(device: Device, kind: Kind) -> String {
-    let dtype = match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "fp16",
-        _ => "fp32",
-    };
+    let dtype = dtype_name(kind);
     match (device, tch::get_num_threads()) {
         (Device::Cuda(index), _) => format!("CUDA device {index}, {dtype}"),
         (_, 1) => format!("CPU with 1 thread, {dtype}"),
         (_, threads) => format!("CPU with {threads} threads, {dtype}"),
+    }
+}
+
+fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "fp16",
+        _ => "fp32",
     }
 }
 
