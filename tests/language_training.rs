@@ -94,6 +94,68 @@ fn losses_and_adapters_on_embeddings_are_those_of_pefts_loop() {
     }
 }
 
+/// An epoch of 24 records is six batches, and so one group where more are asked for: averaged over what is there it is that of a
+/// run that asks for six, and divided by all that are asked for its gradients are smaller in that measure. The loss is the same.
+#[test]
+fn a_short_group_is_averaged_over_what_is_there_where_that_is_asked_for() {
+    let (job, folder) = (gpt2(true), tempfile::tempdir().unwrap());
+    let train = |name: &str, steps: &str, average: &str| {
+        let out = folder.path().join(name);
+        let more = ["--gradient-accumulation-steps", steps, "--gradient-accumulation-average", average];
+        let more = [&more[..], &["--max-train-steps", "3", "--max-grad-norm", "1e9"]].concat();
+        lorabooth_ok(&job.train(&out, &more));
+        assert_eq!(read_json(out.join("run.json"))["options"]["gradient_accumulation_average"], average);
+        (lines(&out.join("metrics.jsonl")), std::fs::read(out.join("adapter_model.safetensors")).unwrap())
+    };
+    let [(six, wanted), (present, averaged), (full, divided)] =
+        [("six", "6", "full"), ("present", "100", "present"), ("full", "100", "full")]
+            .map(|(name, steps, average)| train(name, steps, average));
+    assert!(averaged == wanted && divided != wanted);
+    for name in ["loss", "grad_norm"] {
+        assert!(six.iter().zip(&present).all(|(six, present)| six[name] == present[name]), "{name}");
+    }
+    assert_eq!(full[0]["loss"], six[0]["loss"]);
+    let norm = |steps: &[Value]| steps[0]["grad_norm"].as_f64().unwrap();
+    close(norm(&full), norm(&six) * 6.0 / 100.0, 1e-4, "the norm of a full division");
+}
+
+#[test]
+fn an_output_folder_is_named_after_records_and_model_and_run_json_starts_the_run_again() {
+    let (job, folder) = (gpt2(true), tempfile::tempdir().unwrap());
+    let mut args = job.train(Path::new("x"), &["--max-train-steps", "2", "--lora-r", "4", "--seed", "3"]);
+    let output = args.iter().position(|arg| arg == "--output-dir").unwrap();
+    args.drain(output..output + 2);
+    let run = |args: &[String]| {
+        let output = support::lorabooth_command(args).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&args);
+    let named: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let name = named[0].file_name().unwrap().to_str().unwrap();
+    let date = name.strip_prefix("train-model-").unwrap_or_else(|| panic!("{name}"));
+    assert!(named.len() == 1 && date.len() == 10 && date.starts_with("20"), "{named:?}");
+
+    let record = read_json(named[0].join("run.json"));
+    let data = &record["data"][0];
+    assert_eq!((&data["kind"], &data["records"]), (&json!("train"), &json!(24)));
+    let bytes = std::fs::read(job.folder.join("train.jsonl")).unwrap();
+    let hash: String = sha2::Digest::finalize(<sha2::Sha256 as sha2::Digest>::new_with_prefix(&bytes))
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!((&data["bytes"], &data["sha256"]), (&json!(bytes.len()), &json!(hash)));
+    let again = ["train", "llm", "--config", named[0].join("run.json").to_str().unwrap(), "--output-dir", "again"]
+        .map(str::to_owned)
+        .to_vec();
+    run(&[again, ["--device", "cpu", "--threads", "1"].map(str::to_owned).to_vec()].concat());
+    let [first, second] = [named[0].clone(), folder.path().join("again")]
+        .map(|folder| std::fs::read(folder.join("adapter_model.safetensors")).unwrap());
+    assert!(first == second);
+    let plan = ["plan", "--json", "--config", named[0].join("run.json").to_str().unwrap()].map(str::to_owned);
+    let plan: Value = serde_json::from_str(&lorabooth_ok(&plan)).unwrap();
+    assert_eq!(plan["steps"], 2);
+}
+
 #[test]
 fn a_stopped_run_goes_on_to_the_same_bits() {
     let (job, folder) = (bert(), tempfile::tempdir().unwrap());

@@ -132,8 +132,10 @@ fn killed_again_and_again(more: &[&str], after: &[usize]) {
     let mut kills = 0;
     for &goal in after.iter().chain(&[usize::MAX]) {
         for while_saving in [false, true] {
+            // One that was killed before it made its folder left nothing to resume.
+            let has_begun = killed.is_dir() && !names(&killed).is_empty();
             let resume: Vec<&str> =
-                more.iter().copied().chain(["--resume"].into_iter().filter(|_| kills > 0)).collect();
+                more.iter().copied().chain(["--resume"].into_iter().filter(|_| has_begun)).collect();
             let mut child = start(&args, &resume, &killed);
             let saving = || {
                 let unfinished = |name: &String| name.starts_with(".checkpoint-");
@@ -264,6 +266,58 @@ fn a_run_goes_on_from_the_checkpoint_that_is_named() {
     for name in ["unet", "text_encoder"].map(|part| format!("{part}/adapter_model.safetensors")) {
         assert!(fs::read(other.join(&name)).unwrap() == fs::read(whole.join(&name)).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn what_there_is_not_cannot_be_resumed_and_another_folder_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, other] = ["whole", "other"].map(|name| folder.path().join(name));
+    let args = plain();
+    let refused = |more: &[&str], out: &Path, words: &[&str]| {
+        let output = lorabooth(&with(&args, more, out));
+        let error = error_of(&output);
+        assert_eq!((output.status.code(), error.trim().lines().count()), (Some(1), 1), "{error}");
+        words.iter().for_each(|word| assert!(error.contains(word), "no {word}: {error}"));
+    };
+    refused(&["--resume"], &other, &["other", "holds no run", "--resume"]);
+    assert!(!other.exists());
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("notes.txt"), "mine").unwrap();
+    refused(&["--resume"], &other, &["other", "holds no run", "--resume"]);
+    refused(&["--resume", "checkpoint-3"], &other, &["--resume checkpoint-3", "no such checkpoint"]);
+    assert_eq!(names(&other), ["notes.txt"]);
+    // A checkpoint of another folder goes on here, where nothing is in its way.
+    train(&args, &[], &whole);
+    fs::create_dir(other.join("unet")).unwrap();
+    fs::write(other.join("unet/adapter_config.json"), "theirs").unwrap();
+    let checkpoint = whole.join("checkpoint-8");
+    let resume = ["--resume", checkpoint.to_str().unwrap()];
+    refused(&resume, &other, &["unet/adapter_config.json", "--overwrite"]);
+    assert_eq!(fs::read_to_string(other.join("unet/adapter_config.json")).unwrap(), "theirs");
+    train(&args, &[&resume[..], &["--overwrite"]].concat(), &other);
+    assert_eq!(lines(&other).len() as u64, STEPS - 8);
+    let run = support::read_json(other.join("run.json"));
+    let began = support::read_json(whole.join("run.json"));
+    assert_eq!(
+        (&run["date"], &run["command"], &run["resumed"]["step"]),
+        (&began["date"], &began["command"], &8.into())
+    );
+}
+
+#[test]
+fn averages_of_short_groups_are_resumed_exactly_and_not_changed_on_the_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(name));
+    // Three groups an epoch of five photos, the last of one photo: the first part stops before it.
+    let (args, present) =
+        (plain(), ["--gradient-accumulation-steps", "2", "--gradient-accumulation-average", "present"]);
+    train(&args, &present, &whole);
+    train(&args, &[&present[..], &["--max-train-steps", "2"]].concat(), &parts);
+    let full = lorabooth(&with(&args, &[&present[..3], &["full", "--resume"]].concat(), &parts));
+    let error = error_of(&full);
+    assert!(error.contains("--gradient-accumulation-average was present and is not given now"), "{error}");
+    train(&args, &[&present[..], &["--resume"]].concat(), &parts);
+    assert_same(&parts, &whole, "averages of what is there");
 }
 
 fn copy(from: &Path, to: &Path) {

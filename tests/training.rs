@@ -125,6 +125,12 @@ fn accumulation_min_snr_and_noise_offset_equal_the_reference_loop() {
     check("tiny", json!({ "gradient_accumulation_steps": 2, "snr_gamma": 5.0, "noise_offset": 0.1 }));
 }
 
+/// Five photos, four at a time: every other group is of one photo.
+#[test]
+fn a_short_group_averaged_over_what_is_there_equals_the_reference_loop() {
+    check("tiny", json!({ "gradient_accumulation_steps": 4, "gradient_accumulation_average": "present" }));
+}
+
 #[test]
 fn random_crops_equal_the_reference_loop() {
     check("tiny", json!({ "center_crop": false }));

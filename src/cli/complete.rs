@@ -11,6 +11,7 @@ use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_data_args::TaskChoice;
 use crate::recipes::observer::Observer;
+use crate::recipes::prompt_checks::warn_of_doubled_start;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
 use crate::sample::text_generation::{TextSampling, TextWriter};
@@ -68,7 +69,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let device = common.device()?;
     let kind = args.dtype.kind(device);
     reporter.result_is_for_programs();
-    let mut base = WantedModel::new(&args.model, args.revision.as_deref()).open(reporter)?;
+    let model = WantedModel::new(&args.model, args.revision.as_deref());
+    model.check_path()?;
+    let mut base = model.open(reporter)?;
     base.files.store_in(args.weights.storage());
     let sampling = args.sampling(base.ends()?);
     sampling.check()?;
@@ -92,6 +95,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
 
+    warn_of_doubled_start("--prompt", &text, &base.tokenizer, observer)?;
     let ids = base.tokenizer.encode(&text, usize::MAX)?.ids;
     let ids = match loaded.model {
         // What ends a text is nothing to go on with.

@@ -2,12 +2,14 @@
 
 mod adapter;
 mod arguments;
+mod command_text;
 mod complete;
 mod demo;
 mod doctor;
 mod evaluate;
 mod generate;
 mod plan;
+mod recorded_options;
 mod reporter;
 mod tokenize;
 mod train;
@@ -16,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use command_text::shell_line;
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
 use std::io::Write;
@@ -79,9 +82,10 @@ pub struct Common {
     /// Seed of all draws
     #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true, help_heading = "Common")]
     seed: i64,
-    /// TOML file of flags, such as `lora_r = 8`; those of the command line win
+    /// TOML file of flags, such as `lora_r = 8`, or the run.json of an earlier run, to make the same one again; flags of the
+    /// command line win
     // Taken from the command line before clap reads it (`arguments`); here for --help.
-    #[arg(long, global = true, value_name = "FILE.toml", help_heading = "Common")]
+    #[arg(long, global = true, value_name = "FILE.toml|run.json", help_heading = "Common")]
     config: Option<PathBuf>,
     /// One JSON object a line instead of bars and prose
     #[arg(long, global = true, help_heading = "Common")]
@@ -92,6 +96,9 @@ pub struct Common {
     /// Say nothing but warnings and errors
     #[arg(short, long, global = true, help_heading = "Common")]
     quiet: bool,
+    /// The command line as it was typed, without secrets.
+    #[arg(skip)]
+    command: String,
 }
 
 impl Common {
@@ -145,14 +152,16 @@ impl Dtype {
 
 /// Runs the command line `args` (the program's name first).
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    let typed = shell_line(&args);
     let expanded = match arguments::expand(args) {
         Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
-    let cli = match Cli::try_parse_from(&expanded.args) {
+    let mut cli = match Cli::try_parse_from(&expanded.args) {
         Ok(cli) => cli,
         Err(error) => return misused(&error, &expanded),
     };
+    cli.common.command = typed;
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !failure::is_caught() {

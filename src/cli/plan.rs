@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
-use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
+use crate::recipes::dreambooth_plan::{plan_input, why_that_length, NetworkConfigs, Photos};
 use crate::recipes::language_adapter::WantedAdapter;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_config::LanguageConfig;
@@ -40,9 +40,9 @@ pub struct PlanDreamBooth {
     fit: FitFlag,
 }
 
-/// The flags of `train llm`, of which the records and the output folder may be left out.
+/// The flags of `train llm`, of which the records may be left out.
 #[derive(Debug, Args)]
-#[command(mut_arg("train_file", optional_path), mut_arg("output_dir", self::optional_path))]
+#[command(mut_arg("train_file", optional_path))]
 pub struct PlanLlm {
     #[command(flatten)]
     config: Box<LanguageConfig>,
@@ -86,14 +86,17 @@ fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) ->
     config.check()?;
     config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
     let options = ModelOptions { configs_only: true, ..config.model.options() };
-    let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
-    let photos = Photos::of(config)?;
+    let files = crate::recipes::open_model(&config.model.name, &options, reporter)?;
+    let (networks, config) = (NetworkConfigs::of(&files)?, &config.for_model(&files)?);
+    let photos = Photos::of(config, &files, reporter)?;
     let input = plan_input(config, &networks, photos.as_ref(), device)?;
     let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
     let said = Said {
         targets: format!("{}; to_q,to_v are usual", config.lora_targets),
         assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()),
         steps: input.steps,
+        length: photos.as_ref().and_then(|photos| why_that_length(config, photos)),
+        resolution: Some(config.side()),
         kind: input.kind,
         device,
     };
@@ -112,6 +115,9 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
             let data = options.training(&config.train_file, &base.tokenizer)?;
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
+            for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
+                data.warnings().iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
+            }
             let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
             (base.files, Some(RecordLengths::of(&data, validation.as_ref(), config.train_batch_size)), labels)
         }
@@ -129,6 +135,8 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
         targets: format!("{}; {usual} are usual", config.lora_targets.as_deref().unwrap_or_default()),
         assumed: (!has_records).then(assumed),
         steps: input.steps,
+        length: None,
+        resolution: None,
         kind: input.kind,
         device,
     };
@@ -142,6 +150,10 @@ struct Said {
     /// What was taken for granted.
     assumed: Option<String>,
     steps: u64,
+    /// Why they are so many, where the flags do not say.
+    length: Option<String>,
+    /// Height and width of the images, in pixels.
+    resolution: Option<u32>,
     kind: Kind,
     device: Device,
 }
@@ -154,7 +166,8 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
     }
     let rates = Rates::measure(said.device, said.kind)?;
     let fitted = bytes.map(|bytes| fit(bytes, input)).transpose()?;
-    let mut lines: Vec<String> = said.assumed.clone().into_iter().collect();
+    let size = said.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
+    let mut lines: Vec<String> = said.assumed.clone().into_iter().chain(size).collect();
     lines.extend(phase_lines(&plan, &rates));
     lines.extend(summary_lines(&plan, &said, &rates));
     if let (Some(budget), Some(fitted)) = (budget, &fitted) {
@@ -175,7 +188,7 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
         .collect();
     let report = json!({
         "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
-        "steps": said.steps, "seconds": (said.steps > 0).then(|| seconds_in_all(&plan, &rates)), "assumed": said.assumed,
+        "steps": said.steps, "length": said.length, "resolution": said.resolution, "seconds": (said.steps > 0).then(|| seconds_in_all(&plan, &rates)), "assumed": said.assumed,
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
         "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
         "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
@@ -231,6 +244,7 @@ fn summary_lines(plan: &MemoryPlan, said: &Said, rates: &Rates) -> Vec<String> {
     if said.steps > 0 {
         let all = about(seconds_in_all(plan, rates));
         lines.push(format!("the run of {} steps takes {all}", said.steps));
+        lines.extend(said.length.clone());
     }
     lines
 }

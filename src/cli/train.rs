@@ -1,6 +1,7 @@
 //! `lorabooth train`.
 
 use super::complete::MAX_NEW_TOKENS;
+use super::generate::GUIDANCE_SCALE;
 use super::reporter::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
@@ -24,11 +25,12 @@ pub enum TrainCommand {
     Llm(Box<LanguageConfig>),
 }
 
-/// What Stable Diffusion draws where no size is asked for, in pixels.
-const NATIVE_RESOLUTION: u32 = 512;
-
 /// Runs the command.
-pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
+pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    match &mut command {
+        TrainCommand::Dreambooth(config) => config.training.command = Some(common.command.clone()),
+        TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
+    }
     let device = common.device()?;
     let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
     let (finished, again) = match &command {
@@ -80,12 +82,16 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
             command.push_str(&format!(" {flag} {}", shell_word(value)));
         }
     }
-    if config.resolution != NATIVE_RESOLUTION {
-        command.push_str(&format!(" --height {0} --width {0}", config.resolution));
+    if let Some(side) = finished.resolution {
+        command.push_str(&format!(" --height {side} --width {side}"));
+    }
+    if config.guidance_scale != GUIDANCE_SCALE {
+        command.push_str(&format!(" --guidance-scale {}", config.guidance_scale));
     }
     command.push_str(&config.training.weights.flags());
     let lora = shell_path(&finished.output_dir);
-    format!("{command} --lora {lora} --prompt {} --output try.png", shell_word(&config.instance_prompt))
+    let prompt = finished.sample.as_ref().map_or(&config.instance_prompt, |sample| &sample.prompt);
+    format!("{command} --lora {lora} {} --output try.png", prompt_flag(prompt))
 }
 
 /// The command that tries the adapter; none where the model's positions leave no room for an answer.
@@ -99,7 +105,11 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
     if let Some(room) = room.filter(|&room| room < MAX_NEW_TOKENS as i64) {
         command.push_str(&format!(" --max-new-tokens {room}"));
     }
-    // A text that begins with a dash is no flag.
+    Some(format!("{command} --adapter {} {}", shell_path(&finished.output_dir), prompt_flag(prompt)))
+}
+
+/// `--prompt` with its text, which is no flag where it begins with a dash.
+fn prompt_flag(prompt: &str) -> String {
     let between = if prompt.starts_with('-') { '=' } else { ' ' };
-    Some(format!("{command} --adapter {} --prompt{between}{}", shell_path(&finished.output_dir), shell_word(prompt)))
+    format!("--prompt{between}{}", shell_word(prompt))
 }

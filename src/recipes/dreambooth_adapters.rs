@@ -7,37 +7,50 @@ use super::given_flags::lora_field;
 use super::observer::{Event, Observer};
 use super::run::Trained;
 use crate::adapters::{
-    attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, Init, LoraConfig, Part, PartAdapter,
-    TextEncoderSpelling,
+    attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, BaseModel, Init, LoraConfig, Part,
+    PartAdapter, TextEncoderSpelling,
 };
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
+use crate::models::stable_diffusion::PipelineFiles;
 use crate::train::run_folder::RunFolder;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// The adapter of each network that trains.
-pub struct Adapters(Vec<(Part, Attached)>);
+/// The adapter of each network that trains, and one of the text encoder's that stays as it is.
+pub struct Adapters {
+    trained: Vec<(Part, Attached)>,
+    carried: Option<PartAdapter>,
+}
 
 impl Adapters {
-    /// Puts them on: new ones drawn from `seed`, or those of `--init-adapter`.
-    pub fn attach(config: &DreamBoothConfig, networks: &Networks, seed: i64) -> Result<Self> {
+    /// Puts them on the networks of `files`: new ones drawn from `seed`, or those of `--init-adapter`. What does not train is
+    /// `carried` along.
+    pub fn attach(
+        config: &DreamBoothConfig,
+        networks: &Networks,
+        files: &PipelineFiles,
+        carried: Option<PartAdapter>,
+        seed: i64,
+    ) -> Result<Self> {
         let mut generator = Generator::new(seed);
+        let base = config.init_adapter.is_some().then(|| files.base_model()).transpose()?;
         let mut parts = vec![(Part::UNet, &networks.unet.sites)];
         if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
             parts.push((Part::TextEncoder, &text_encoder.sites));
         }
-        let mut adapters = Vec::new();
+        let mut trained = Vec::new();
         for (part, sites) in parts {
-            let given = config.init_adapter.as_ref().map(|folder| read_part(folder, part)).transpose()?;
+            let given =
+                config.init_adapter.as_ref().map(|folder| read_part(folder, part, base.as_ref())).transpose()?;
             let attached = match given {
                 Some((lora, tensors)) => attach(sites, "default", lora, Init::Tensors(&tensors))?,
                 None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
             };
-            adapters.push((part, attached));
+            trained.push((part, attached));
         }
-        Ok(Self(adapters))
+        Ok(Self { trained, carried })
     }
 
     /// What they train: `unet.` and `text_encoder.` before the adapters' names.
@@ -48,23 +61,37 @@ impl Adapters {
             adapter.params.iter().map(param).collect::<Vec<_>>()
         };
         Trained {
-            params: self.0.iter().flat_map(named).collect(),
-            trainable: self.0.iter().map(|(_, adapter)| adapter.trainable()).sum(),
-            frozen: self.0.iter().map(|(_, adapter)| adapter.base_elements).sum(),
+            params: self.trained.iter().flat_map(named).collect(),
+            trainable: self.trained.iter().map(|(_, adapter)| adapter.trainable()).sum(),
+            frozen: self.trained.iter().map(|(_, adapter)| adapter.base_elements).sum(),
         }
     }
 
     /// Tells of each what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
-        self.0
+        self.trained
             .iter()
             .for_each(|(part, adapter)| super::report_adapter(&part.name().replace('_', " "), adapter, observer));
     }
 
+    /// What they start from, in words.
+    pub fn start(&self, config: &DreamBoothConfig) -> String {
+        let Some(path) = &config.init_adapter else { return "a new adapter".to_owned() };
+        let parts: Vec<String> = self.trained.iter().map(|(part, _)| part.name().replace('_', " ")).collect();
+        let carried = match self.carried {
+            Some(_) => "; its text encoder's adapter is used and written as it is (--train-text-encoder trains it)",
+            None => "",
+        };
+        format!("the adapter {}: {}{carried}", path.display(), parts.join(" and "))
+    }
+
     fn set(&self) -> AdapterSet {
         let mut set = AdapterSet::default();
-        for (part, adapter) in &self.0 {
+        for (part, adapter) in &self.trained {
             set.set(*part, PartAdapter::of(adapter));
+        }
+        if let Some(adapter) = &self.carried {
+            set.set(Part::TextEncoder, adapter.shallow_clone());
         }
         set
     }
@@ -98,7 +125,7 @@ pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
         None => lora_field(option).filter(|_| ["use_rslora", "use_dora", "lora_init"].contains(&option)),
     };
     let check = |part: Part, field: &dyn Fn(&str) -> Option<&'static str>| {
-        let found = read_part(folder, part)?.0;
+        let found = read_part(folder, part, None)?.0;
         config.given.check_settled(field, &lora_config(config, part), &found, folder)
     };
     check(Part::UNet, &of_unet)?;
@@ -108,14 +135,34 @@ pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
     }
 }
 
-/// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
-fn read_part(path: &Path, part: Part) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
-    let set = read_any(path, None)?;
-    match set.part(part) {
-        Some(adapter) => {
-            let shared = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
-            Ok((adapter.config.clone(), adapter.tensors.iter().map(shared).collect()))
+/// The text encoder's adapter of `--init-adapter` where it does not train: the UNet's was made to go with it.
+pub(super) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<PartAdapter>> {
+    match &config.init_adapter {
+        Some(path) if !config.train_text_encoder => {
+            Ok(read_any(path, None)?.part(Part::TextEncoder).map(PartAdapter::shallow_clone))
         }
-        None => Err(Error::file(path, format!("has no adapter for the {}", part.name()))),
+        _ => Ok(None),
+    }
+}
+
+/// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
+fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
+    let set = read_any(path, base)?;
+    match set.part(part) {
+        Some(adapter) if adapter.has_column_magnitudes() => Err(Error::file(
+            path,
+            "is a DoRA with magnitudes by input column, which can be used and merged but not trained on: PEFT's files have \
+             magnitudes by output row alone",
+        )),
+        Some(adapter) => {
+            let PartAdapter { config, tensors } = adapter.shallow_clone();
+            Ok((config, tensors))
+        }
+        None if part == Part::TextEncoder => Err(Error::file(
+            path,
+            "has no adapter for the text encoder, which --train-text-encoder goes on with; leave the flag out, or give an \
+             --init-adapter that has both",
+        )),
+        None => Err(Error::file(path, format!("has no adapter for the {}, which --init-adapter must have", part.name()))),
     }
 }

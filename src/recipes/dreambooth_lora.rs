@@ -3,16 +3,19 @@
 
 use super::dreambooth_adapters::{check_init_adapter, Adapters};
 use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_options::free_options;
+use super::dreambooth_options::{free_options, usual_steps, why_so_long};
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::peak_and_advice;
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions};
+use super::prompt_checks::shown;
+use super::run::{Finished, Run, RunOptions, TextSample, TrainingData};
 use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
+use crate::data::photos::Photo;
 use crate::data::prefetch::Prefetch;
+use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
@@ -21,6 +24,7 @@ use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
 use crate::weights::Placement;
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -34,17 +38,21 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let config = config.with_output();
     config.check()?;
-    check_init_adapter(config)?;
+    check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let files = open_files(config, observer)?;
+    let files = open_files(&config, interrupt, observer)?;
+    let config = &config.for_model(&files)?;
+    if let Some(path) = &config.init_adapter {
+        super::read_adapter(path, &files, observer)?;
+    }
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
     observer.fact("device", super::device_name(device, run.kind));
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
-        let photos = ("photos", job.dataset.fingerprint());
-        run.prepare(job.adapters.trained(), job.batches_per_epoch(), photos, observer)?;
+        run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
         // 3. The loop.
@@ -53,24 +61,17 @@ pub fn train(
             with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
         })?;
         // 4. The adapter files.
-        run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))
+        let finished = run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))?;
+        let sample = TextSample { prompt: job.dataset.trained_prompt().to_owned(), room: None };
+        Ok(Finished { resolution: config.resolution, sample: Some(sample), ..finished })
     });
     outcome.inspect_err(|error| run.fail(error))
 }
 
-/// Opens the model, which must take images of the resolution.
-fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
+/// Opens the model.
+fn open_files(config: &DreamBoothConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut files = super::open_model_unless(interrupt, &config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
-    let multiple = files.unet_config()?.size_multiple() * files.vae_config()?.scale_factor();
-    let resolution = i64::from(config.resolution);
-    if resolution % multiple != 0 {
-        let below = (resolution / multiple * multiple).max(multiple);
-        return Err(Error::invalid(format!(
-            "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
-            below + multiple
-        )));
-    }
     Ok(files)
 }
 
@@ -79,7 +80,8 @@ fn start(config: &DreamBoothConfig, device: Device, seed: i64) -> Result<Run> {
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
-        output_dir: &config.output_dir,
+        output_dir: config.output(),
+        given: &config.given,
         all: serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?,
         free: &free_options(config),
     };
@@ -96,13 +98,15 @@ fn prepare<'a>(
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
     report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    phases::check_prompts(config, &phases::instance_files(config)?.files, &tokenizer, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
     let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
     let scheduler = scheduler_config(files)?;
     observer.begin("loading the model", 2);
-    let (embeddings, text_encoder) = phases::encode_prompts(config, files, run, &dataset)?;
+    let (embeddings, text_encoder, carried) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
@@ -111,7 +115,7 @@ fn prepare<'a>(
     Ok(DreamBoothJob {
         config,
         files,
-        adapters: Adapters::attach(config, &networks, seed)?,
+        adapters: Adapters::attach(config, &networks, files, carried, seed)?,
         networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
@@ -140,24 +144,70 @@ struct DreamBoothJob<'a> {
     batches: Option<Prefetch<Result<PreparedBatch>>>,
 }
 
+/// `number` of things that are called `name`.
+fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
     fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
-        let (config, instances) = (self.config, self.dataset.instance_count());
-        let class = match self.dataset.class_count() {
-            0 => String::new(),
-            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
-        };
-        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
-        let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
+        let config = self.config;
+        self.report_photos(observer);
+        let each = format!("batch {}, {} px", config.train_batch_size, config.side());
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
+            observer.fact("length", why);
+        }
+        observer.fact("starts from", self.adapters.start(config));
         self.adapters.report(observer);
         observer.fact("output", run.folder.path().display().to_string());
     }
 
+    /// How many photos there are, what they are trained with, and the folders that they are in.
+    fn report_photos(&self, observer: &mut dyn Observer) {
+        let (photos, captions) = (self.dataset.instance_count(), self.dataset.caption_count());
+        let prompt = shown(&self.config.instance_prompt);
+        let example = self.dataset.photos().iter().find_map(|photo| photo.caption()).map(shown).unwrap_or_default();
+        let trained_with = match captions {
+            0 => format!("all are trained with \"{prompt}\""),
+            _ if captions == photos => format!("such as \"{example}\""),
+            _ => format!("such as \"{example}\"; the others are trained with \"{prompt}\""),
+        };
+        observer.fact("photos", format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo")));
+        if self.dataset.class_count() > 0 {
+            let (images, prompt) =
+                (self.dataset.class_count(), self.config.class_prompt.as_deref().unwrap_or_default());
+            observer.fact("class images", format!("{images}, trained with \"{}\"", shown(prompt)));
+        }
+        for (folder, photos, repeats) in self.dataset.folders() {
+            let (photos, repeats) = (counted(photos, "photo"), counted(repeats, "repeat"));
+            observer.fact("folder", format!("{}: {photos}, {repeats} an epoch", folder.display()));
+        }
+    }
+
+    /// What it learns from, and for how long where the options do not say.
+    fn training_data(&self) -> TrainingData {
+        let dataset = &self.dataset;
+        let file = |(index, photo): (usize, &Photo)| {
+            json!({
+                "file": photo.path().display().to_string(),
+                "kind": if index < dataset.instance_count() { "instance" } else { "class" },
+                "caption": dataset.prompt(index),
+                "bytes": std::fs::metadata(photo.path()).map(|about| about.len()).ok(),
+            })
+        };
+        TrainingData {
+            name: "photos",
+            fingerprint: dataset.fingerprint(),
+            files: dataset.photos().iter().enumerate().map(file).collect(),
+            usual_steps: Some(usual_steps(dataset.instance_count() as u64)),
+        }
+    }
+
     /// The batches from the run's place on, each decoded while the one before it trains.
     fn next_batch(&mut self, run: &Run) -> Result<PreparedBatch> {
-        let (dataset, order, known) = (self.dataset.clone(), self.order, self.cache.known());
+        let (dataset, order, known) = (self.dataset.clone(), self.order.clone(), self.cache.known());
         let (seed, first) = (run.seed, run.micro_step);
         let prefetched = || {
             Prefetch::new((first..).map(move |micro_step| {

@@ -1,13 +1,17 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
 
+use super::dreambooth_adapters::carried_text_encoder;
 use super::dreambooth_config::DreamBoothConfig;
 use super::observer::{Event, Observer};
+use super::prompt_checks::{warn_of_prompts, NamedPrompt};
 use super::run::Run;
 use super::training_args::MixedPrecision;
+use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
-use crate::data::photos::{count_images, PhotoFolder};
+use crate::data::photo_files::{PhotoFile, PhotoFiles};
+use crate::data::photos::{count_images_but, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
@@ -17,11 +21,12 @@ use crate::models::stable_diffusion::{
 };
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
+use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::FolderLock;
 use crate::weights::Placement;
 use crate::whole_file::write_whole;
 use std::collections::BTreeMap;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Steps of the sampler for a class image.
@@ -109,7 +114,7 @@ pub fn make_class_images(
         return Ok(());
     };
     remove_unfinished(folder)?;
-    let present = count_images(folder)?;
+    let present = count_images_but(folder, &config.apart_from_class())?;
     if present >= config.num_class_images {
         return Ok(());
     }
@@ -173,19 +178,60 @@ pub fn make_class_images(
 
 /// Height and width of latents for images of the training resolution.
 fn native_latent_size(config: &DreamBoothConfig, files: &PipelineFiles) -> Result<(i64, i64)> {
-    let side = i64::from(config.resolution) / files.vae_config()?.scale_factor();
+    let side = i64::from(config.side()) / files.vae_config()?.scale_factor();
     Ok((side, side))
+}
+
+/// Warns of prompts, and of the captions of `instances`, that are cut, or hold what is no word.
+pub fn check_prompts(
+    config: &DreamBoothConfig,
+    instances: &[PhotoFile],
+    tokenizer: &ClipTokenizer,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let captions = instances.iter().filter_map(|photo| photo.caption.as_ref());
+    let mut prompts = Vec::new();
+    // Where all photos have captions, nothing reads it.
+    if instances.is_empty() || captions.clone().count() < instances.len() {
+        prompts.push(NamedPrompt::flag("--instance-prompt", &config.instance_prompt));
+    }
+    let class_prompt = config.class_prompt.as_deref().filter(|_| config.with_prior_preservation);
+    prompts.extend(class_prompt.map(|text| NamedPrompt::flag("--class-prompt", text)));
+    prompts.extend(config.validation_prompt.as_deref().map(|text| NamedPrompt::flag("--validation-prompt", text)));
+    prompts.extend(captions.map(|(file, text)| NamedPrompt::listed(file.display().to_string(), text)));
+    warn_of_prompts(tokenizer, &prompts, observer)
+}
+
+/// The photos of the subject, with their captions.
+pub fn instance_files(config: &DreamBoothConfig) -> Result<PhotoFiles> {
+    let mut files = PhotoFiles::list(&config.instance_data_dir, &config.apart_from_instances())?;
+    files.read_captions()?;
+    Ok(files)
+}
+
+/// The photos of the class in `folder`, which all have one prompt.
+pub fn class_files(config: &DreamBoothConfig, folder: &Path) -> Result<PhotoFiles> {
+    let mut files = PhotoFiles::list(folder, &config.apart_from_class())?;
+    let unused = match files.texts() {
+        0 => None,
+        1 => Some("a caption is not used: class images are trained with --class-prompt".to_owned()),
+        texts => Some(format!("{texts} captions are not used: class images are trained with --class-prompt")),
+    };
+    files.warnings.extend(unused.map(|text| format!("{}: {text}", folder.display())));
+    Ok(files)
 }
 
 /// Opens the photos.
 pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<DreamBoothDataset> {
-    let instances = PhotoFolder::open(&config.instance_data_dir, config.resolution)?;
-    instances.warnings.iter().for_each(|text| observer.warning(text.clone()));
+    let mut open = |folder: &Path, files: PhotoFiles| -> Result<PhotoFolder> {
+        let photos = PhotoFolder::decode(folder, files, config.side())?;
+        photos.warnings.iter().for_each(|text| observer.warning(text.clone()));
+        Ok(photos)
+    };
+    let instances = open(&config.instance_data_dir, instance_files(config)?)?;
     let class = match (&config.class_data_dir, &config.class_prompt) {
         (Some(folder), Some(prompt)) if config.with_prior_preservation => {
-            let class = PhotoFolder::open(folder, config.resolution)?;
-            class.warnings.iter().for_each(|text| observer.warning(text.clone()));
-            Some((class, prompt.as_str()))
+            Some((open(folder, class_files(config, folder)?)?, prompt.as_str()))
         }
         _ => None,
     };
@@ -217,13 +263,14 @@ pub fn encode_photos(
     Ok((cache, vae))
 }
 
-/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does.
+/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does; else its adapter,
+/// where `--init-adapter` has one, which stays as it is.
 pub fn encode_prompts(
     config: &DreamBoothConfig,
     files: &PipelineFiles,
     run: &Run,
     dataset: &DreamBoothDataset,
-) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>)> {
+) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>, Option<PartAdapter>)> {
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
     let text_encoder = files.load_text_encoder(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
@@ -235,7 +282,12 @@ pub fn encode_prompts(
     }
     let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
     if config.train_text_encoder {
-        return Ok((embeddings, Some(text_encoder)));
+        return Ok((embeddings, Some(text_encoder), None));
+    }
+    let carried = carried_text_encoder(config)?;
+    if let Some(adapter) = &carried {
+        attach(&text_encoder.sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+        text_encoder.sites.set_training(false);
     }
     for (prompt, ids) in &embeddings.ids {
         let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
@@ -248,7 +300,7 @@ pub fn encode_prompts(
     }
     drop(text_encoder);
     memory::release_cached(run.device)?;
-    Ok((embeddings, None))
+    Ok((embeddings, None, carried))
 }
 
 /// Makes the sample images of the run's present step, if it has a prompt for them, until `interrupt` is set.

@@ -10,7 +10,7 @@ use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions, TextSample, Trained};
+use super::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
 use super::training_loop::{self, Job, Losses};
 use crate::adapters::Prompt;
 use crate::data::epoch_order::EpochOrder;
@@ -20,10 +20,12 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::train::checkpoint::size_and_hash;
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
+use serde_json::json;
 use std::cmp::Ordering;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -38,8 +40,11 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let config = &config.with_output();
     config.check()?;
-    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let model =
+        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let base = model.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.training.weights.storage());
@@ -74,8 +79,7 @@ pub fn train(
     let outcome =
         prepare(config, &files, adapter, (data, validation), (tokenizer, ends), &run, observer).and_then(|mut job| {
             let trained = job.trained();
-            let records = ("records", job.data.fingerprint());
-            run.prepare(trained, job.batches_per_epoch(), records, observer)?;
+            run.prepare(trained, job.batches_per_epoch(), job.training_data()?, observer)?;
             job.recall(&run)?;
             job.report_setup(&run, observer);
             run.begin()?;
@@ -107,7 +111,8 @@ fn start(config: &LanguageConfig, classes: &[String], device: Device, seed: i64)
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
-        output_dir: &config.output_dir,
+        output_dir: config.output(),
+        given: &config.given,
         all,
         free: FREE_OPTIONS,
     };
@@ -186,8 +191,32 @@ impl LanguageJob<'_> {
         observer.fact("records", format!("{} to learn from{validation}{classes}", self.data.len()));
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        let start = match &self.config.init_adapter {
+            Some(path) => format!("the adapter {}", path.display()),
+            None => "a new adapter".to_owned(),
+        };
+        observer.fact("starts from", start);
         self.adapter.report(observer);
         observer.fact("output", run.folder.path().display().to_string());
+    }
+
+    /// What it learns from.
+    fn training_data(&self) -> Result<TrainingData> {
+        let (config, mut files) = (self.config, Vec::new());
+        let validation = config.validation_file.as_ref().zip(self.validation.as_ref());
+        for (kind, path, data) in std::iter::once(("train", &config.train_file, &self.data))
+            .chain(validation.map(|(path, data)| ("validation", path, data)))
+        {
+            let (bytes, sha256) = size_and_hash(path)?;
+            let path = path.display().to_string();
+            files.push(json!({ "file": path, "kind": kind, "records": data.len(), "bytes": bytes, "sha256": sha256 }));
+        }
+        Ok(TrainingData {
+            name: "records",
+            fingerprint: self.data.fingerprint(),
+            files: files.into(),
+            usual_steps: None,
+        })
     }
 
     fn evaluator(&self, run: &Run) -> Evaluator<'_> {

@@ -57,6 +57,7 @@ class Options:
     max_train_steps: int = 20
     train_batch_size: int = 1
     gradient_accumulation_steps: int = 1
+    gradient_accumulation_average: str = "full"  # or "present": a short last group is divided by the micro-steps that it has
     gradient_checkpointing: bool = False
     learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
@@ -228,6 +229,10 @@ def main(out, **options):
         micro_steps.append(trainer.micro_step(number, places))
         if not last and len(micro_steps) < options.gradient_accumulation_steps:
             continue
+        if options.gradient_accumulation_average == "present":
+            for parameter in trainer.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(options.gradient_accumulation_steps / len(micro_steps))
         step = trainer.optimizer_step() | dict(epoch=epoch, micro_losses=[m["loss"] for m in micro_steps], timesteps=[m["timesteps"] for m in micro_steps])
         for name in ("loss", "instance_loss", "prior_loss"):
             step[name] = sum(m[name] for m in micro_steps) / len(micro_steps)
