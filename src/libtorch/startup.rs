@@ -36,7 +36,7 @@ pub fn load_cuda_part() -> Result<(), &'static str> {
         // SAFETY: not null, so a NUL-terminated text.
         Err(unsafe { std::ffi::CStr::from_ptr(reason) }.to_string_lossy().into_owned())
     });
-    loaded.as_ref().map(|()| ()).map_err(String::as_str)
+    loaded.as_ref().copied().map_err(String::as_str)
 }
 
 /// Number of CUDA devices that can be used.
