@@ -2,7 +2,7 @@
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lorabooth
 export LORABOOTH_PYTHON ?= $(CACHE)/venv/bin/python
 
-.PHONY: setup build test reference demo bench
+.PHONY: setup build test reference demo bench dist
 
 setup:            ## libtorch into .libtorch (or LIBTORCH)
 	@setup/libtorch.sh
@@ -21,3 +21,6 @@ demo: build       ## DreamBooth on the model and the photos inside the binary: m
 
 bench: build reference ## speed and memory beside PEFT's loop, on this machine; writes nothing
 	tests/measured/bench.sh
+
+dist: build       ## dist/: a folder as .tar.zst that runs anywhere, and a wheel that runs on an installed PyTorch
+	packaging/dist.sh target/release/lorabooth dist

@@ -29,4 +29,27 @@ fn main() {
     // First a libtorch that is shipped beside the binary, then the one it was built with.
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/libtorch/lib");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    run_on_older_systems();
+}
+
+/// Links the program, but no test, so that it runs on every system of manylinux_2_28, whatever this one is.
+fn run_on_older_systems() {
+    let target =
+        ["ARCH", "OS", "ENV"].map(|part| std::env::var(format!("CARGO_CFG_TARGET_{part}")).unwrap_or_default());
+    if target != ["x86_64", "linux", "gnu"] {
+        return;
+    }
+    let (c, cpp) = ("packaging/glibc_2_28.c", "packaging/libstdcxx_8.cpp");
+    let mut objects = cc::Build::new().pic(true).file(c).compile_intermediates();
+    objects.extend(cc::Build::new().cpp(true).pic(true).flag("-std=c++17").file(cpp).compile_intermediates());
+    for object in objects {
+        println!("cargo:rustc-link-arg-bins={}", object.display());
+    }
+    let text = std::fs::read_to_string(c).unwrap_or_default();
+    for line in text.lines().filter(|line| !line.starts_with("//")) {
+        if let Some((name, _)) = line.split_once("__wrap_").and_then(|(_, rest)| rest.split_once('(')) {
+            println!("cargo:rustc-link-arg-bins=-Wl,--wrap={name}");
+        }
+    }
+    println!("cargo:rerun-if-changed={c}\ncargo:rerun-if-changed={cpp}");
 }

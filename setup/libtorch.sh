@@ -33,7 +33,8 @@ else
   rm -f $lib/libtorch.so $lib/libtorch_cuda*.so $lib/libc10_cuda.so $lib/libtorch_nvshmem.so $lib/libtorch_python.so $lib/libcaffe2_nvrtc.so
   echo | cc -shared -x c - -o $lib/libtorch.so
   find $new/nvidia -name '*.a' -delete
-  find $new -mindepth 1 -maxdepth 1 ! -name torch ! -name nvidia -exec rm -rf {} +
+  # The licences of what is kept go along when it is packed.
+  find $new -mindepth 1 -maxdepth 1 ! -name torch ! -name nvidia ! -name 'torch-*.dist-info' ! -name 'nvidia_*.dist-info' -exec rm -rf {} +
 fi
 echo "$cuda" > $new/kind
 rm -rf $here; mv $new $here

@@ -1,12 +1,15 @@
 //! Adapter files against peft and diffusers: theirs compute the same here, ours there.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/complaints.rs"]
+mod complaints;
+#[path = "adapter_files/spellings.rs"]
+mod spellings;
 mod support;
 
 use lorabooth::adapters::{
-    attach, formats, inspect, inspect::Inspected, kohya_file, peft_folder, read_any, write_diffusers, write_kohya,
-    write_peft, AdapterSet, Format, Init, LoraConfig, Merge, ModuleNames, Part, PartAdapter, Sites, TargetModules,
-    TextEncoderSpelling,
+    attach, formats, inspect, inspect::Inspected, peft_folder, read_any, write_diffusers, write_kohya, write_peft,
+    AdapterSet, Format, Init, LoraConfig, Merge, Part, PartAdapter, Sites, TargetModules, TextEncoderSpelling,
 };
 use lorabooth::models::stable_diffusion::PipelineFiles;
 use lorabooth::weights::{MappedFile, Placement};
@@ -219,7 +222,7 @@ fn a_merged_pipeline_computes_the_same_in_diffusers() {
 }
 
 #[test]
-fn kohya_files_carry_their_hashes_and_find_modules_by_a_models_names() {
+fn kohya_files_carry_their_hashes_and_are_read_with_a_model_and_without() {
     let set = read_any(&all_formats().join("peft"), None).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("lora.safetensors");
@@ -230,15 +233,10 @@ fn kohya_files_carry_their_hashes_and_find_modules_by_a_models_names() {
     let sha: String = Sha256::digest(&bytes[data..]).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(file.metadata()["sshs_model_hash"], sha);
     let files = PipelineFiles::open(&model("tiny"), None).unwrap();
-    let placement = Placement { device: Device::Cpu, kind: Kind::Float };
-    let paths = |sites: &Sites| sites.all().iter().map(|site| site.path().to_owned()).collect();
-    let names = ModuleNames {
-        unet: paths(&files.load_unet(placement).unwrap().sites),
-        text_encoder: paths(&files.load_text_encoder(placement).unwrap().sites),
-    };
-    let (by_names, by_rules) = (kohya_file::read(&file, Some(&names)).unwrap(), kohya_file::read(&file, None).unwrap());
-    for (part, adapter) in by_names.parts() {
-        assert_eq!(adapter.modules(), by_rules.part(part).unwrap().modules());
+    let (for_model, alone) =
+        (read_any(&path, Some(&files.base_model().unwrap())).unwrap(), read_any(&path, None).unwrap());
+    for (part, adapter) in for_model.parts() {
+        assert_eq!(adapter.modules(), alone.part(part).unwrap().modules());
         assert_eq!(adapter.modules(), set.part(part).unwrap().modules());
     }
     let again = dir.path().join("again.safetensors");

@@ -334,3 +334,41 @@ fn a_flag_that_asks_for_another_adapter_than_the_one_to_start_from_is_refused() 
     lorabooth_ok(&from(&lora, "--lora-r 4 --lora-targets c_attn --lora-alpha 16.0"));
     lorabooth_ok(&from(&prompt, "--overwrite --peft-method prefix-tuning --num-virtual-tokens 4"));
 }
+
+/// Makes one number of the tensors of an adapter's folder NaN; the key that it is in.
+fn spoil(folder: &Path) -> String {
+    let path = folder.join("adapter_model.safetensors");
+    let mut tensors: Vec<(String, tch::Tensor)> = support::read(&path).into_iter().collect();
+    let (key, tensor) = &mut tensors[0];
+    let key = key.clone();
+    _ = tensor.view([-1]).get(0).fill_(f64::NAN);
+    tch::Tensor::write_safetensors(&tensors, &path).unwrap();
+    key
+}
+
+#[test]
+fn an_adapter_with_nan_is_named_by_every_command() {
+    let mut complaints = Complaints::default();
+    let own = Own::of(gpt2(true));
+    let prefix = ["--peft-method", "prefix-tuning", "--num-virtual-tokens", "4"];
+    for (name, flags) in [("lora", &[][..]), ("prompt", &prefix)] {
+        let (adapter, out) = (own.path(name), own.path("out"));
+        lorabooth_ok(&own.job.train(&adapter, &[flags, &["--max-train-steps", "0"]].concat()));
+        let key = spoil(&adapter);
+        let (adapter, model) = (adapter.display().to_string(), own.path("model").display().to_string());
+        let expected = [adapter.as_str(), "adapter_model.safetensors", &key, "NaN"];
+        let complete =
+            format!("complete --quiet --device cpu --dtype fp32 --prompt red --model {model} --adapter {adapter}");
+        complaints.refused("complete", &words(&complete), 1, &expected);
+        complaints.refused("inspect", &words(&format!("adapter inspect {adapter}")), 1, &expected);
+        let start = [flags, &["--init-adapter", &adapter, "--max-train-steps", "1"]].concat();
+        complaints.refused("train", &own.job.train(&out, &start), 1, &expected);
+        complaints.check("train: something is left", !out.exists());
+        let records = own.path("train.jsonl").display().to_string();
+        let evaluate = format!(
+            "evaluate --device cpu --quiet --task causal-lm --label-column label --model {model} --adapter {adapter} \
+             --validation-file {records}"
+        );
+        complaints.refused("evaluate", &words(&evaluate), 1, &expected);
+    }
+}

@@ -38,8 +38,12 @@ fn a_folder_with_absurd_or_broken_files(folder: &Path) {
     fs::write(bare.join("tokenizer_config.json"), r#"{"model_max_length": 1000000000000000019884624838656}"#).unwrap();
     let tokenizer = ClipTokenizer::from_folder(&bare).unwrap();
     assert_eq!(tokenizer.encode("a photo of sks dog").unwrap().len(), 77);
-    assert_eq!(tokenizer.cut_tokens("a photo of sks dog").unwrap(), 0);
-    assert_eq!(tokenizer.cut_tokens(&"dog ".repeat(80)).unwrap(), 5);
+    assert_eq!(tokenizer.cut("a photo of sks dog").unwrap(), None);
+    assert_eq!(tokenizer.cut(&"dog ".repeat(75)).unwrap(), None);
+    let text = format!("{}Élan, the CAT  sat ", "dog ".repeat(75));
+    let cut = tokenizer.cut(&text).unwrap().unwrap();
+    assert_eq!((cut.room, cut.lost.as_str()), (75, "Élan, the CAT  sat"));
+    assert_eq!(tokenizer.cut(&"dog ".repeat(80)).unwrap().unwrap().tokens, 80);
 
     for (file, content, says) in [
         ("tokenizer_config.json", "{", "broken JSON"),

@@ -1,17 +1,24 @@
 //! Models by hub id, from a small mirror that runs in the test.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "hub/attacks.rs"]
+mod attacks;
+#[path = "hub/downloads.rs"]
+mod downloads;
 #[path = "support/jobs.rs"]
 mod jobs;
+#[path = "hub/server.rs"]
+mod server;
 mod support;
 
-use lorabooth::weights::hub::{Download, Hub, Request};
+use lorabooth::weights::hub::{Download, Hub, Listener, Request};
 use serde_json::{json, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 const ID: &str = "someone/a-model";
@@ -51,16 +58,32 @@ impl Mirror {
             }
         });
         let cache = tempfile::tempdir().unwrap();
-        let hub = Hub { endpoint, cache: cache.path().join("hub"), token: None, offline: false };
+        let hub = Hub {
+            endpoint,
+            cache: cache.path().join("hub"),
+            token: None,
+            offline: false,
+            patience: Duration::from_secs(10),
+        };
         Self { site, hub, _cache: cache }
     }
 
     fn fetch(&self, request: &Request) -> Result<std::path::PathBuf, String> {
-        self.hub.fetch_pipeline(request, &mut |_| {}).map_err(|error| error.to_string())
+        self.hub.fetch_pipeline(request, &mut ()).map_err(|error| error.to_string())
     }
 
     fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.site.lock().unwrap().requests)
+    }
+}
+
+/// The last that was heard of each file.
+#[derive(Default)]
+struct Heard(BTreeMap<String, (u64, u64)>);
+
+impl Listener for Heard {
+    fn on(&mut self, download: Download) {
+        self.0.insert(download.file.to_owned(), (download.done, download.total));
     }
 }
 
@@ -158,11 +181,8 @@ fn files_in(folder: &Path) -> BTreeSet<String> {
 #[test]
 fn a_pipeline_comes_once_and_only_the_files_that_are_used() {
     let mut mirror = Mirror::of(&pipeline());
-    let mut heard = BTreeMap::new();
-    let mut listen = |download: Download| {
-        heard.insert(download.file.to_owned(), (download.done, download.total));
-    };
-    let folder = mirror.hub.fetch_pipeline(&request(None, &NETWORKS), &mut listen).unwrap();
+    let mut heard = Heard::default();
+    let folder = mirror.hub.fetch_pipeline(&request(None, &NETWORKS), &mut heard).unwrap();
     let unused = [
         "README.md",
         "text_encoder/pytorch_model.bin",
@@ -173,7 +193,7 @@ fn a_pipeline_comes_once_and_only_the_files_that_are_used() {
         pipeline().iter().map(|(name, _)| (*name).to_owned()).filter(|name| !unused.contains(&name.as_str())).collect();
     assert_eq!(files_in(&folder), expected);
     assert_eq!(std::fs::read(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap(), b"whole weights");
-    assert_eq!(heard["text_encoder/model-00002-of-00002.safetensors"], (12, 12));
+    assert_eq!(heard.0["text_encoder/model-00002-of-00002.safetensors"], (12, 12));
     assert_eq!(folder.file_name().unwrap(), SHA);
 
     mirror.requests();
@@ -211,9 +231,8 @@ fn a_download_that_broke_off_goes_on_where_it_stopped() {
     assert!(mirror.requests().iter().any(|request| request.ends_with(" 1000-")));
 
     // Another process was stopped between the last byte and the new name.
-    let blobs = folder.join("../../blobs");
-    let whole = blobs.join("unet_diffusion_pytorch_model.safetensors");
-    std::fs::write(whole.with_extension("part"), b"whole weights").unwrap();
+    let incomplete = folder.join("../../blobs/unet_diffusion_pytorch_model.safetensors.incomplete");
+    std::fs::write(incomplete, b"whole weights").unwrap();
     let folder = mirror.fetch(&request(None, &["unet"])).unwrap();
     assert_eq!(std::fs::read(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap(), b"whole weights");
 }
@@ -274,9 +293,9 @@ fn a_language_model_and_a_tokenizer_come_from_flat_repositories() {
         ("model.safetensors", b"weights"),
         ("pytorch_model.bin", b"pickle"),
     ]);
-    let tokenizer = mirror.hub.fetch_tokenizer(&request(None, &[]), &mut |_| {}).unwrap();
+    let tokenizer = mirror.hub.fetch_tokenizer(&request(None, &[]), &mut ()).unwrap();
     assert_eq!(files_in(&tokenizer), BTreeSet::from(["tokenizer.json".to_owned()]));
-    let model = mirror.hub.fetch_language_model(&request(None, &[""]), &mut |_| {}).unwrap();
+    let model = mirror.hub.fetch_language_model(&request(None, &[""]), &mut ()).unwrap();
     assert_eq!(files_in(&model).len(), 3);
 }
 

@@ -6,9 +6,10 @@ mod jobs;
 mod support;
 
 use jobs::{bert, gpt2, lines, t5, Job};
+use serde_json::json;
 use std::path::Path;
 use std::process::Command;
-use support::lorabooth_ok;
+use support::{complete, lorabooth, lorabooth_ok, read_json};
 use tempfile::TempDir;
 
 /// What a run of no steps says.
@@ -72,4 +73,84 @@ fn a_run_closes_with_a_command_that_tries_the_adapter() {
         // What has learned nothing may end at once.
         assert!(beside.contains("adapter  ") && text.ends_with('\n'), "{command}: {text}");
     }
+}
+
+/// A copy of a job's model whose tokenizer puts `</s>` before every text.
+fn with_a_start(job: &Job, folder: &Path) -> std::path::PathBuf {
+    let model = folder.join("model");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(job.folder.join("model")).unwrap().map(|entry| entry.unwrap()) {
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let mut tokenizer = read_json(model.join("tokenizer.json"));
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let start = json!({ "SpecialToken": { "id": "</s>", "type_id": 0 } });
+    tokenizer["post_processor"] = json!({ "type": "TemplateProcessing", "single": [start, text], "pair": [start, text],
+        "special_tokens": { "</s>": { "id": "</s>", "ids": [1], "tokens": ["</s>"] } } });
+    std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    model
+}
+
+#[test]
+fn a_start_token_that_is_in_the_text_already_is_said_and_stays() {
+    let (job, folder) = (gpt2(true), tempfile::tempdir().unwrap());
+    let model = with_a_start(&job, folder.path());
+    let (model, records) = (model.to_str().unwrap(), job.folder.join("validation.jsonl"));
+    let beside = |args: &[String]| {
+        let output = lorabooth(args);
+        let beside = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {beside}");
+        beside
+    };
+    let owned = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
+    let written = |prompt: &str| beside(&owned(&complete(model, prompt, &["--max-new-tokens", "1"])[..]));
+    let doubled = "begins with `</s>`, which the tokenizer puts there too";
+    assert_eq!(written("red green"), "");
+    // With --json a warning is a line of standard output.
+    let out = |prompt: &str| lorabooth_ok(&complete(model, prompt, &["--max-new-tokens", "1"]));
+    assert!(out(" </s>red green").contains(doubled) && !out("red </s>green").contains(doubled));
+    let ids = |prompt: &str| lorabooth_ok(&["tokenize", "--model", model, prompt]);
+    assert_eq!(ids("</s>red").split(',').take(2).collect::<Vec<_>>(), ["[1", "1"]);
+
+    let rows = lines(&job.folder.join("train.jsonl")).len();
+    let train = |name: &str, template: &str| {
+        let template = ["--model", model, "--max-train-steps", "0", "--prompt-template", template];
+        beside(&job.train(&folder.path().join(name), &template))
+    };
+    assert_eq!(train("plain", "{text}"), "");
+    let said = train("doubled", "</s>{text}");
+    let expected = format!("{rows} of {rows} rows begin with `</s>`, which the tokenizer puts there too");
+    assert!(said.contains(&expected) && said.contains("--prompt-template") && said.lines().count() == 1, "{said}");
+
+    let evaluate = |template: &str| {
+        let records = records.to_str().unwrap();
+        beside(&owned(&[
+            "evaluate",
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+            "--model",
+            model,
+            "--task",
+            "causal-lm",
+            "--label-column",
+            "label",
+            "--validation-file",
+            records,
+            "--prompt-template",
+            template,
+        ]))
+    };
+    assert_eq!(evaluate("{text}"), "");
+    assert!(evaluate("</s>{text}").contains("rows begin with `</s>`"));
+
+    // The end of a label is put there too.
+    let ended = folder.path().join("ended.jsonl");
+    std::fs::write(&ended, "{\"text\": \"red\", \"label\": \"tiny </s>\"}\n{\"text\": \"red\", \"label\": \"tiny\"}\n")
+        .unwrap();
+    let ended = beside(
+        &job.train(&folder.path().join("ended"), &["--train-file", ended.to_str().unwrap(), "--max-train-steps", "0"]),
+    );
+    assert!(ended.contains("1 of 2 rows have the token that ends a text, which is put there too"), "{ended}");
 }

@@ -1,8 +1,13 @@
 //! Photos become the tensors that Pillow and torchvision make of them, and bad files cost a warning.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/complaints.rs"]
+mod complaints;
+#[path = "support/dreambooth_commands.rs"]
+mod dreambooth_commands;
 mod support;
 
+use dreambooth_commands::{generate, train};
 use image::RgbImage;
 use lorabooth::data::dreambooth_dataset::DreamBoothDataset;
 use lorabooth::data::photo_transform::to_tensor;
@@ -12,6 +17,7 @@ use lorabooth::libtorch::random::Generator;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use support::{lorabooth, model, photos};
 use tch::Tensor;
 
 fn read(path: &Path) -> BTreeMap<String, Tensor> {
@@ -142,7 +148,7 @@ fn a_resumed_run_prepares_the_batches_of_one_never_stopped() {
     let dataset = std::sync::Arc::new(dataset.unwrap());
     let order = dataset.order(2, 7, true).unwrap();
     let prepare = |from: usize| {
-        let dataset = dataset.clone();
+        let (dataset, order) = (dataset.clone(), order.clone());
         Prefetch::new((from..9).map(move |step| {
             dataset.prepare(order.micro_batch(step), Generator::new(7 + step as i64), |_| false).unwrap()
         }))
@@ -158,4 +164,126 @@ fn a_resumed_run_prepares_the_batches_of_one_never_stopped() {
         assert!(one.batch.photos[one.batch.instance_count..].iter().all(|&photo| dataset.prompt(photo) == "dog"));
     }
     assert_eq!(order.batches_per_epoch(), 3);
+}
+
+/// What a command that works prints: to standard output, and beside it.
+fn said(args: &[String]) -> [String; 2] {
+    let output = lorabooth(args);
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{args:?}: {said:?}");
+    said
+}
+
+/// Photos of the tests in `folder`, called as `names` say.
+fn photos_called(folder: &Path, names: &[&str]) {
+    for (photo, name) in names.iter().enumerate() {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::copy(photos(3, 0).join(format!("{:02}.png", photo % 3)), path).unwrap();
+    }
+}
+
+#[test]
+fn the_first_screen_counts_captions_and_the_last_line_tries_a_trained_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("photos");
+    photos_called(&data, &["a.png", "B.PNG", "c.png"]);
+    let write = |name: &str, text: &[u8]| fs::write(data.join(name), text).unwrap();
+    write("A.TXT", b"a photo of one");
+    write("b.caption", b"a photo of two");
+    write("c.png.txt", b"\xff\xfea\0 \0c\0");
+    let train = |out: &str| train(&model("tiny"), &data, &folder.path().join(out), &[]);
+    let [out, beside] = said(&train("all"));
+    assert!(out.contains("photos  3 photos, 3 with captions; such as \"a photo of two\""), "{out}");
+    // In the order of names, B.PNG is the first.
+    assert!(out.contains("--prompt 'a photo of two'") && beside.is_empty(), "{out}{beside}");
+
+    write("b.caption", "\u{feff}\n".as_bytes());
+    write("d.txt", b"a photo of nothing");
+    let [out, beside] = said(&train("some"));
+    assert!(
+        out.contains("3 photos, 2 with captions; such as \"a photo of one\"; the others are trained with \"sks\""),
+        "{out}"
+    );
+    assert!(out.contains("--prompt sks"), "{out}");
+    let warnings: Vec<&str> = beside.lines().collect();
+    assert!(warnings.len() == 2 && warnings[0].contains("b.caption is blank"), "{beside}");
+    assert!(warnings[1].contains("d.txt: belongs to no photo; a caption has its photo's name"), "{beside}");
+}
+
+#[test]
+fn folders_inside_are_trained_on_with_their_repeats_and_class_images_in_them_are_not_drawn_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (img, reg) = (folder.path().join("img"), folder.path().join("img/classes"));
+    photos_called(&img, &["10_sks dog/a.png", "10_sks dog/b.png", "c.png"]);
+    photos_called(&reg, &["1_dog/d.png", "1_dog/e.png"]);
+    let prior = ["--with-prior-preservation", "--class-prompt", "dog", "--num-class-images", "2", "--class-data-dir"];
+    let more = [&prior[..], &[reg.to_str().unwrap()]].concat();
+    let args = train(&model("tiny"), &img, &folder.path().join("out"), &more);
+    let [out, beside] = said(&args);
+    assert!(beside.is_empty(), "{beside}");
+    assert!(
+        out.contains("3 photos, 0 with captions") && out.contains("class images  2, trained with \"dog\""),
+        "{out}"
+    );
+    assert!(out.contains("img/10_sks dog: 2 photos, 10 repeats an epoch"), "{out}");
+    assert!(out.contains("classes/1_dog: 2 photos, 1 repeat an epoch"), "{out}");
+    // 1 step of 21 places.
+    assert!(out.contains("1 steps (0.0 epochs)"), "{out}");
+    assert_eq!(fs::read_dir(&reg).unwrap().count(), 1);
+
+    let steps = |args: &[String]| {
+        let mut plan = [&["plan".to_owned(), "--json".to_owned()], &args[1..]].concat();
+        let place = plan.iter().position(|arg| arg == "--max-train-steps").unwrap();
+        plan.splice(place..place + 2, ["--num-train-epochs".to_owned(), "2".to_owned()]);
+        let [out, _] = said(&plan);
+        serde_json::from_str::<serde_json::Value>(out.lines().last().unwrap()).unwrap()["steps"].clone()
+    };
+    assert_eq!(steps(&args), 2 * 21);
+    let parent = train(&model("tiny"), folder.path(), &folder.path().join("none"), &[]);
+    fs::rename(&reg, folder.path().join("reg")).unwrap();
+    let output = lorabooth(&parent);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("--class-data-dir") && error.contains("/reg"), "{error}");
+}
+
+#[test]
+fn what_is_cut_off_prompts_and_what_is_no_word_is_said_wherever_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, class) = (folder.path().join("photos"), folder.path().join("class"));
+    photos_called(&data, &["a.png", "b.png"]);
+    photos_called(&class, &["c.png"]);
+    let long = format!("{} [the] end", "red, green, blue, ".repeat(20));
+    fs::write(data.join("a.caption"), &long).unwrap();
+    let class_dir = class.to_str().unwrap();
+    let more = [
+        ["--instance-prompt", &long],
+        ["--class-prompt", &long],
+        ["--validation-prompt", &long],
+        ["--num-validation-images", "1"],
+        ["--num-class-images", "1"],
+        ["--class-data-dir", class_dir],
+    ]
+    .concat();
+    let more = [&more[..], &["--with-prior-preservation"]].concat();
+    let args = train(&model("tiny"), &data, &folder.path().join("out"), &more);
+    let plan = [&["plan".to_owned()], &args[1..]].concat();
+    for args in [&args, &plan] {
+        let [_, beside] = said(args);
+        for place in ["--instance-prompt", "--class-prompt", "--validation-prompt", "a.caption"] {
+            let cut = |line: &&str| line.contains(&format!("{place} has 12")) && line.contains("reads the first 75");
+            let line = beside.lines().find(cut).unwrap_or_else(|| panic!("{place} in {beside}"));
+            assert!(line.contains("these words are lost: \"") && line.len() < 300, "{line}");
+        }
+        assert_eq!(beside.lines().count(), 5, "{beside}");
+        assert!(beside.contains("--instance-prompt: `[the]` (and in 3 more) gives words less weight"), "{beside}");
+    }
+    let [prompt, negative] = ["a (red:1.4) dog <lora:my-dog:0.8>", &long].map(str::to_owned);
+    let image = folder.path().join("image.png");
+    let [_, beside] = said(&generate(&model("tiny"), &image, &["--prompt", &prompt, "--negative-prompt", &negative]));
+    for words in ["--negative-prompt has 12", "--prompt: `(red:1.4)`", "--lora my-dog.safetensors=0.8", "`[the]`"] {
+        assert!(beside.contains(words), "{words} in {beside}");
+    }
+    assert_eq!(beside.lines().count(), 4, "{beside}");
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use lorabooth::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use lorabooth::schedulers::{NoiseSchedule, SchedulerConfig, TimestepSpacing};
 use lorabooth::weights::{Placement, WeightSet};
 use serde_json::{json, Map, Value};
 use std::io::{Seek, SeekFrom, Write};
@@ -153,7 +154,7 @@ fn the_schedulers_prediction_follows_from_the_step_and_can_be_overridden() {
         assert_eq!(config, expected);
     }
     let options = ModelOptions { prediction_type: Some("sample".into()), ..ModelOptions::default() };
-    let files = PipelineFiles::resolve(name, &options, &mut |_| {}).unwrap();
+    let files = PipelineFiles::resolve(name, &options, &mut ()).unwrap();
     assert_eq!(files.scheduler_config_json().unwrap()["prediction_type"], "sample");
 
     let message = files.tokenizer_folder().err().unwrap().to_string();
@@ -162,8 +163,111 @@ fn the_schedulers_prediction_follows_from_the_step_and_can_be_overridden() {
     assert!(message.contains("--config-folder"), "{message}");
     let tokenizer = support::model("tiny-v");
     let options = ModelOptions { tokenizer: Some(tokenizer.to_str().unwrap().into()), ..ModelOptions::default() };
-    let files = PipelineFiles::resolve(name, &options, &mut |_| {}).unwrap();
+    let files = PipelineFiles::resolve(name, &options, &mut ()).unwrap();
     assert_eq!(files.tokenizer_folder().unwrap(), tokenizer.join("tokenizer"));
+}
+
+/// `hollow`'s file with metadata and empty tensors in its header.
+fn hollow_saying(path: &Path, shapes: &Map<String, Value>, metadata: &Value, empty: &[&str]) {
+    hollow(path, shapes, None);
+    let bytes = std::fs::read(path).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Map<String, Value> = serde_json::from_slice(&bytes[8..end]).unwrap();
+    header.insert("__metadata__".into(), metadata.clone());
+    for name in empty {
+        header.insert((*name).into(), json!({ "dtype": "F32", "shape": [0], "data_offsets": [0, 0] }));
+    }
+    let text = Value::Object(header).to_string();
+    let written = [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &bytes[end..]].concat();
+    std::fs::write(path, written).unwrap();
+}
+
+#[test]
+fn a_file_says_what_it_predicts_or_a_warning_says_that_it_was_guessed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("my.model.safetensors");
+    let yaml = folder.path().join("my.model.yaml");
+    let shapes = |variant: &str| {
+        let reference = made("single_file_shapes.py", variant, &json!({ "variant": variant }));
+        read_json(reference.join("shapes.json"))["original"].as_object().unwrap().clone()
+    };
+    let (first, second) = (shapes("tiny4"), shapes("tiny-v"));
+    let header = |fields: &[(&str, &str)]| -> Value {
+        fields.iter().map(|(name, value)| (format!("modelspec.{name}"), json!(value))).collect::<Map<_, _>>().into()
+    };
+    let v_yaml = "model:\n  params:\n    parameterization: \"v\"\n    image_size: 96\n";
+    let eps_yaml = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n    image_size: 64\n";
+    let (v1, v2) = (("architecture", "stable-diffusion-v1"), ("architecture", "stable-diffusion-v2-512"));
+    let large = ("architecture", "stable-diffusion-v2-768-v");
+    let (says_v, says_noise) = (("prediction_type", "v"), ("prediction_type", "epsilon"));
+    let none: &[(&str, &str)] = &[];
+    for (shapes, fields, empty, beside, prediction, size, warns) in [
+        (&first, none, &[][..], None, "epsilon", 64, true),
+        (&first, &[v1], &[], None, "epsilon", 64, true),
+        (&first, &[v1, says_noise], &[], None, "epsilon", 64, false),
+        (&first, &[v1, says_v], &[], None, "v_prediction", 64, false),
+        (&first, &[says_v, ("resolution", "768x768")], &[], None, "v_prediction", 96, false),
+        (&first, none, &["v_pred"], None, "v_prediction", 64, false),
+        (&first, none, &[], Some(v_yaml), "v_prediction", 96, false),
+        (&first, none, &[], Some(eps_yaml), "epsilon", 64, false),
+        (&second, none, &[], None, "v_prediction", 96, true),
+        (&second, &[v2], &[], None, "epsilon", 64, false),
+        (&second, &[large], &[], None, "v_prediction", 96, false),
+        (&second, &[v2, says_noise], &[], None, "epsilon", 64, false),
+        (&second, none, &[], Some(eps_yaml), "epsilon", 64, false),
+        // What counts first wins, with a word about the other.
+        (&first, &[says_noise], &["v_pred"], None, "epsilon", 64, true),
+        (&first, &[says_noise], &[], Some(v_yaml), "epsilon", 96, true),
+        (&first, &[("prediction_type", "flow")], &["v_pred"], None, "v_prediction", 64, true),
+    ] {
+        hollow_saying(&path, shapes, &header(fields), empty);
+        _ = std::fs::remove_file(&yaml);
+        beside.iter().for_each(|text| std::fs::write(&yaml, text).unwrap());
+        let case = format!("{fields:?} {empty:?} {beside:?}");
+        let files = PipelineFiles::open_single(&path, None).unwrap();
+        assert_eq!(files.scheduler_config_json().unwrap()["prediction_type"], prediction, "{case}");
+        assert_eq!(!files.warnings().is_empty(), warns, "{case}: {:?}", files.warnings());
+        assert!(files.warnings().iter().all(|text| text.contains("--prediction-type")), "{:?}", files.warnings());
+        // These heads have no width that shapes tell: the VAE has the size too.
+        assert_eq!(files.vae_config().unwrap().sample_size, size * 8, "{case}");
+        let options = ModelOptions { prediction_type: Some("epsilon".into()), ..ModelOptions::default() };
+        let given = PipelineFiles::resolve(path.to_str().unwrap(), &options, &mut ()).unwrap();
+        assert_eq!(
+            (given.warnings(), given.scheduler_config_json().unwrap()["prediction_type"].clone()),
+            (vec![], json!("epsilon"))
+        );
+    }
+}
+
+#[test]
+fn zero_terminal_snr_is_kept_for_models_of_v_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let reference = made("single_file_shapes.py", "tiny4", &json!({ "variant": "tiny4" }));
+    let shapes = read_json(reference.join("shapes.json"))["original"].as_object().unwrap().clone();
+    hollow_saying(&path, &shapes, &json!({}), &["v_pred", "ztsnr"]);
+    let config = PipelineFiles::open_single(&path, None).unwrap().scheduler_config_json().unwrap();
+    let parsed = SchedulerConfig::from_json(&config.to_string()).unwrap();
+    assert_eq!((parsed.rescale_betas_zero_snr, parsed.timestep_spacing), (Some(true), Some(TimestepSpacing::Trailing)));
+    // Nothing of an image is left at the last timestep.
+    let schedule = NoiseSchedule::new(&parsed).unwrap();
+    let (zeros, ones) = (
+        Tensor::zeros([1, 1, 1, 1], (Kind::Float, Device::Cpu)),
+        Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu)),
+    );
+    let last = schedule.add_noise(&ones, &zeros, &Tensor::from_slice(&[999_i64]));
+    assert!(last.abs().max().double_value(&[]) < 1e-6);
+    hollow_saying(&path, &shapes, &json!({}), &["ztsnr"]);
+    let files = PipelineFiles::open_single(&path, None).unwrap();
+    assert!(files.scheduler_config_json().unwrap().get("rescale_betas_zero_snr").is_none());
+    assert!(files.warnings().iter().any(|text| text.contains("ztsnr")), "{:?}", files.warnings());
+}
+
+#[test]
+fn a_model_says_the_size_of_its_images() {
+    for (variant, size) in [("tiny", 64), ("tiny4", 64), ("tiny-v", 64)] {
+        assert_eq!(PipelineFiles::open(&support::model(variant), None).unwrap().native_resolution().unwrap(), size);
+    }
 }
 
 #[test]
@@ -189,6 +293,6 @@ fn files_that_are_no_model_are_refused_with_what_they_are() {
         let message = failure(&path);
         assert!(message.contains("model.safetensors") && !message.contains('\n'), "{message}");
     }
-    let message = PipelineFiles::resolve("no/such/model", &ModelOptions::default(), &mut |_| {}).err().unwrap();
+    let message = PipelineFiles::resolve("no/such/model", &ModelOptions::default(), &mut ()).err().unwrap();
     assert!(message.to_string().contains("no model `no/such/model`"), "{message}");
 }

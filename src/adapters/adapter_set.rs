@@ -1,8 +1,9 @@
 //! Trained adapters apart from any model: what files hold.
 
 use super::attach::{AdapterParams, Attached};
+use super::base_model::Family;
 use super::config::{LoraConfig, TargetModules};
-use super::lora::{A, B, EMBEDDING_A, EMBEDDING_B};
+use super::lora::{A, B, COLUMN_MAGNITUDE, EMBEDDING_A, EMBEDDING_B, MAGNITUDE};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -72,6 +73,11 @@ impl PartAdapter {
         self.tensors.keys().filter(|name| !is_of_projection(name)).cloned().collect()
     }
 
+    /// Whether a DoRA's magnitudes are of input columns, for which PEFT's and diffusers' files have no place.
+    pub fn has_column_magnitudes(&self) -> bool {
+        self.tensors.keys().any(|name| name.ends_with(COLUMN_MAGNITUDE))
+    }
+
     /// Itself, or why it cannot be used: A without B, ranks that do not fit each other.
     pub fn checked(self) -> Result<Self> {
         for (a_end, b_end) in [(A, B), (EMBEDDING_A, EMBEDDING_B)] {
@@ -84,6 +90,9 @@ impl PartAdapter {
                 let b_name = format!("{module}{b_end}");
                 let (a, b) = (&self.tensors[&format!("{module}{a_end}")], self.tensors.get(&b_name));
                 let (b, rank) = (b.ok_or_else(|| lacks(&b_name))?, self.config.rank_of(&module));
+                if a.numel() == 0 || b.numel() == 0 {
+                    return Err(Error::invalid(format!("the adapter's `{module}` has rank 0; is it whole?")));
+                }
                 if a.dim() < 2 || b.dim() < 2 || a.size()[0] != b.size()[1] || a.size()[0] != rank {
                     return Err(Error::invalid(format!(
                         "the adapter's `{module}` has A {:?} and B {:?}, and its configuration the rank {rank}",
@@ -124,7 +133,7 @@ impl PartAdapter {
         config.rank_pattern = ranks.iter().filter(|(_, &rank)| rank != r).map(|(m, &rank)| (m.clone(), rank)).collect();
         config.alpha_pattern =
             modules.iter().map(|m| (m.clone(), alpha_of(m))).filter(|(_, one)| *one != alpha).collect();
-        config.use_dora = adapter.tensors.keys().any(|name| name.ends_with(".lora_magnitude_vector"));
+        config.use_dora = adapter.tensors.keys().any(|n| n.ends_with(MAGNITUDE) || n.ends_with(COLUMN_MAGNITUDE));
         config.target_modules = Some(TargetModules::Names(modules));
         adapter.checked()
     }
@@ -149,6 +158,12 @@ pub struct AdapterSet {
     pub unet: Option<PartAdapter>,
     /// The text encoder's.
     pub text_encoder: Option<PartAdapter>,
+    /// The generation of models that it was made for, where its shapes or its file say it.
+    pub family: Option<Family>,
+    /// How the keys of its file are spelled, of files in which they can be spelled in many ways.
+    pub spelling: Option<String>,
+    /// What a user should know about what was read.
+    pub warnings: Vec<String>,
 }
 
 impl AdapterSet {

@@ -1,10 +1,10 @@
 //! Reads an adapter from whatever it is in, and writes it in the format that is asked for.
 
 use super::adapter_set::{AdapterSet, Part};
-use super::kohya_file::ModuleNames;
+use super::base_model::{of_other_family, BaseModel, Family};
 use super::peft_folder::{TextEncoderSpelling, CONFIG_FILE, MODEL_FILE};
 use super::prompt::PromptMethod;
-use super::{diffusers_file, kohya_file, peft_folder};
+use super::{diffusers_file, kohya_file, lora_file, peft_folder};
 use crate::error::{Error, Result};
 use crate::weights::MappedFile;
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ pub enum Format {
     Diffusers,
     /// kohya's and AUTOMATIC1111's.
     Kohya,
+    /// ComfyUI's: the original code's names of modules, with dots.
+    ComfyUi,
 }
 
 impl std::fmt::Display for Format {
@@ -28,40 +30,45 @@ impl std::fmt::Display for Format {
             Format::Peft => "PEFT",
             Format::Diffusers => "diffusers",
             Format::Kohya => "kohya",
+            Format::ComfyUi => "ComfyUI",
         })
     }
 }
 
-/// Reads the adapter at `path`: the folder of a run, a PEFT folder, diffusers' folder or file, a kohya file. `names` are
-/// the modules of the model that it is for, where one is at hand.
-pub fn read_any(path: &Path, names: Option<&ModuleNames>) -> Result<AdapterSet> {
-    read_with_format(path, names).map(|(set, _)| set)
+/// Reads the adapter at `path`: the folder of a run, a PEFT folder, or a file in any spelling, alone or in a folder. One that was
+/// made for another kind of model than `base`, where one is at hand, is refused.
+pub fn read_any(path: &Path, base: Option<&BaseModel>) -> Result<AdapterSet> {
+    read_with_format(path, base).map(|(set, _)| set)
 }
 
 /// The same, with the format that was found.
-pub fn read_with_format(path: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet, Format)> {
+pub fn read_with_format(path: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, Format)> {
+    let (set, format) = read_unchecked(path, base)?;
+    if let Some(base) = base {
+        base.check(&set, path)?;
+    }
+    Ok((set, format))
+}
+
+fn read_unchecked(path: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, Format)> {
     if path.is_dir() {
-        return read_folder(path, names);
+        return read_folder(path, base);
     }
     if !path.exists() {
         return Err(Error::file(path, "no such adapter"));
     }
-    if let Some(folder) = peft_folder_of(path) {
-        return read_folder(folder, names);
+    match peft_folder_of(path) {
+        Some(folder) => read_folder(folder, base),
+        None => lora_file::read(&MappedFile::open(path)?, base),
     }
-    let file = MappedFile::open(path)?;
-    if kohya_file::is_one(&file) {
-        return Ok((kohya_file::read(&file, names)?, Format::Kohya));
+}
+
+/// Refuses, where no model is at hand, an adapter of a generation of models that is not supported.
+pub fn check_family(set: &AdapterSet, path: &Path) -> Result<()> {
+    match set.family.filter(|family| !family.is_supported()) {
+        Some(family) => Err(of_other_family(path, family, None, "")),
+        None => Ok(()),
     }
-    if diffusers_file::is_one(&file) {
-        return Ok((diffusers_file::read(&file)?, Format::Diffusers));
-    }
-    let first = file.names().into_iter().next().unwrap_or_default();
-    let hint = match first.starts_with("base_model.model.") {
-        true => format!("is PEFT's, whose {CONFIG_FILE} must lie beside it"),
-        false => format!("is no adapter that is known here (its first key is `{first}`)"),
-    };
-    Err(Error::file(path, hint))
 }
 
 /// The folder of PEFT's that `path` is, or whose tensors' file it is.
@@ -84,7 +91,7 @@ fn is_prompt(folder: &Path) -> Result<bool> {
     Ok(PromptMethod::of(&peft_folder::peft_type(folder)?).is_some())
 }
 
-fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet, Format)> {
+fn read_folder(folder: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, Format)> {
     let mut set = AdapterSet::default();
     if folder.join(CONFIG_FILE).exists() {
         let of_language_model =
@@ -94,7 +101,13 @@ fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet
         }
         let adapter = peft_folder::read(folder)?;
         set.set(peft_folder::part_of(&adapter).ok_or_else(of_language_model)?, adapter);
+        set.family = Family::of_set(&set);
         return Ok((set, Format::Peft));
+    }
+    for (name, family) in [("text_encoder_2", Family::Xl), ("transformer", Family::Transformer)] {
+        if folder.join(name).join(CONFIG_FILE).exists() {
+            return Err(of_other_family(folder, family, base, ""));
+        }
     }
     for part in Part::ALL {
         let below = folder.join(part.name());
@@ -103,15 +116,16 @@ fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet
         }
     }
     if set.parts().next().is_some() {
+        set.family = Family::of_set(&set);
         return Ok((set, Format::Peft));
     }
     let diffusers = folder.join(diffusers_file::FILE_NAME);
     if diffusers.exists() {
-        return read_with_format(&diffusers, names);
+        return read_unchecked(&diffusers, base);
     }
     match &safetensors_in(folder)?[..] {
-        [one] => read_with_format(one, names),
-        [] => Err(of_unfinished_run(folder).unwrap_or_else(|| {
+        [one] => read_unchecked(one, base),
+        [] => Err(of_unfinished_run(folder).or_else(|| of_pickles(folder)).unwrap_or_else(|| {
             Error::file(
                 folder,
                 format!("holds no adapter: neither {CONFIG_FILE} nor unet/ nor {}", diffusers_file::FILE_NAME),
@@ -119,6 +133,25 @@ fn read_folder(folder: &Path, names: Option<&ModuleNames>) -> Result<(AdapterSet
         })),
         _ => Err(Error::file(folder, "holds several .safetensors files; name one of them")),
     }
+}
+
+/// The error for a folder whose adapter is in Python pickles.
+fn of_pickles(folder: &Path) -> Option<Error> {
+    let below = Part::ALL.map(|part| folder.join(part.name()));
+    let pickle = std::iter::once(folder).chain(below.iter().map(PathBuf::as_path)).find_map(|folder| {
+        let mut found = files_with(folder, &["bin", "pt", "pth", "ckpt"]).ok()?;
+        found.sort();
+        found.into_iter().next()
+    })?;
+    let cure = match pickle.file_name().is_some_and(|name| name == "adapter_model.bin") {
+        true => "load it in Python with PEFT and write it with `save_pretrained`",
+        false => "load it in Python with diffusers' `load_lora_weights` and write it with `save_lora_weights`",
+    };
+    let message = format!(
+        "is a Python pickle, which is not read because reading one can run code, and there is no .safetensors file beside it; \
+         {cure}, which makes a .safetensors file"
+    );
+    Some(Error::file(pickle, message))
 }
 
 /// The error for the folder of a run that is not finished, whose adapter so far is in its checkpoints.
@@ -137,11 +170,16 @@ pub fn of_unfinished_run(folder: &Path) -> Option<Error> {
 }
 
 fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
-    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    found.retain(|path| path.extension().is_some_and(|end| end == "safetensors"));
+    let mut found = files_with(folder, &["safetensors"])?;
     found.sort();
     Ok(found)
+}
+
+/// The files in `folder` that end with one of `ends`.
+fn files_with(folder: &Path, ends: &[&str]) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))?;
+    let is_wanted = |path: &PathBuf| ends.iter().any(|end| path.extension().is_some_and(|found| found == *end));
+    Ok(entries.flatten().map(|entry| entry.path()).filter(is_wanted).collect())
 }
 
 /// Writes `set` as PEFT's folders `folder/unet` and `folder/text_encoder`.

@@ -56,8 +56,17 @@ pub struct PromptSummary {
 /// What adapters on projections are.
 #[derive(Debug, Serialize)]
 pub struct Summary {
-    /// "PEFT", "diffusers" or "kohya".
+    /// "PEFT", "diffusers", "kohya" or "ComfyUI".
     pub format: String,
+    /// How the keys of a file are spelled that can be spelled in many ways.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spelling: Option<String>,
+    /// The generation of models that it was made for, where shapes or metadata say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<String>,
+    /// What was left out of what is summed up here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// The parts that have an adapter: `unet`, `text_encoder`; or `language_model`.
     pub parts: BTreeMap<String, PartSummary>,
 }
@@ -72,8 +81,10 @@ pub struct PartSummary {
     /// `CAUSAL_LM` and so on, of language models' adapters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_type: Option<String>,
-    /// Whether rows' norms are trained beside.
+    /// Whether the weights' norms are trained beside.
     pub use_dora: bool,
+    /// Whether these are norms of input columns, and not of output rows.
+    pub column_magnitudes: bool,
     /// The ranks of its modules, without repeats.
     pub ranks: Vec<i64>,
     /// Their alphas.
@@ -106,7 +117,13 @@ pub fn inspect(path: &Path) -> Result<Inspected> {
         None => {
             let adapter = part_summary(None, &peft_folder::read(folder)?);
             let parts = BTreeMap::from([("language_model".to_owned(), adapter)]);
-            Inspected::Adapters(Summary { format: Format::Peft.to_string(), parts })
+            Inspected::Adapters(Summary {
+                format: Format::Peft.to_string(),
+                spelling: None,
+                family: None,
+                warnings: Vec::new(),
+                parts,
+            })
         }
     })
 }
@@ -147,7 +164,13 @@ fn dtypes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<String> {
 pub fn summary(set: &AdapterSet, format: Format) -> Summary {
     let parts =
         set.parts().map(|(part, adapter)| (part.name().to_owned(), part_summary(Some(part), adapter))).collect();
-    Summary { format: format.to_string(), parts }
+    Summary {
+        format: format.to_string(),
+        spelling: set.spelling.clone(),
+        family: set.family.map(|family| family.to_string()),
+        warnings: set.warnings.clone(),
+        parts,
+    }
 }
 
 fn part_summary(part: Option<Part>, adapter: &PartAdapter) -> PartSummary {
@@ -170,6 +193,7 @@ fn part_summary(part: Option<Part>, adapter: &PartAdapter) -> PartSummary {
         peft_type: config.peft_type.clone(),
         task_type: config.task_type.clone(),
         use_dora: config.use_dora,
+        column_magnitudes: adapter.has_column_magnitudes(),
         ranks: distinct(&|module| config.rank_of(module) as f64).into_iter().map(|rank| rank as i64).collect(),
         alphas: distinct(&|module| config.alpha_of(module)),
         scalings: distinct(&|module| config.scaling_of(module)),

@@ -6,6 +6,8 @@
 //! Reference: sd-scripts `networks/lora.py` (keys), `library/train_util.py` (metadata and hashes).
 
 use super::adapter_set::{most_common, AdapterSet, Part, PartAdapter};
+use super::finite::is_finite;
+use super::lora_file;
 use super::peft_folder::check_written;
 use crate::error::{Error, Result};
 use crate::weights::{tensor_file, MappedFile};
@@ -14,15 +16,6 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
-
-/// Names of a model's modules, where one is at hand: underscored names are found among them.
-#[derive(Debug, Default)]
-pub struct ModuleNames {
-    /// The UNet's.
-    pub unet: Vec<String>,
-    /// The text encoder's, without `text_model.`.
-    pub text_encoder: Vec<String>,
-}
 
 fn prefix(part: Part) -> &'static str {
     match part {
@@ -52,6 +45,8 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
                 let mut shape = vec![1; b.dim()];
                 shape[0] = -1;
                 tensors.insert(format!("{name}.dora_scale"), magnitude.reshape(shape.as_slice()).to_kind(kind));
+            } else if let Some(magnitude) = of("lora_column_magnitude") {
+                tensors.insert(format!("{name}.dora_scale"), magnitude.to_kind(kind));
             }
         }
     }
@@ -61,13 +56,19 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
     if tensors.is_empty() {
         return Err(Error::invalid("the adapter has no LoRA pairs, which a kohya file is made of"));
     }
+    for (name, tensor) in &tensors {
+        if !is_finite(tensor)? {
+            let message = format!("`{name}` is too large for {kind:?}; leave --half out");
+            return Err(Error::invalid(message));
+        }
+    }
     let mut whole = training_metadata(set);
     whole.extend(metadata.iter().map(|(name, value)| (name.clone(), value.clone())));
     let hashes = hashes(&tensors, &whole)?;
     whole.extend(hashes);
     tensor_file::save(path, &tensors, &whole)?;
     check_written(path, &tensors)?;
-    read(&MappedFile::open(path)?, None).map(|_| ())
+    lora_file::read(&MappedFile::open(path)?, None).map(|_| ())
 }
 
 /// A pair of zeros for the first `out_proj` of a text encoder that has attention's other projections alone: diffusers 0.42
@@ -170,163 +171,4 @@ fn hashes(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String
 
 fn hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Whether all keys are kohya's.
-pub(super) fn is_one(file: &MappedFile) -> bool {
-    let names = file.names();
-    !names.is_empty() && names.iter().all(|key| key.starts_with("lora_unet_") || key.starts_with("lora_te"))
-}
-
-/// Reads a kohya file. With `names` each module is found among the model's, else by the rules of Stable Diffusion's names.
-pub fn read(file: &MappedFile, names: Option<&ModuleNames>) -> Result<AdapterSet> {
-    let failed = |message: String| Error::file(file.path(), message);
-    let mut tensors: BTreeMap<Part, BTreeMap<String, Tensor>> = BTreeMap::new();
-    let mut alphas: BTreeMap<Part, BTreeMap<String, f64>> = BTreeMap::new();
-    for key in file.names() {
-        let (name, what) = key.split_once('.').ok_or_else(|| failed(format!("the key `{key}` is not kohya's")))?;
-        let (part, flat) = part_and_name(name)
-            .ok_or_else(|| failed(format!("`{name}` is for no part of Stable Diffusion 1 or 2; is it for SDXL?")))?;
-        let module = match names {
-            Some(names) => found_among(names, part, flat).ok_or_else(|| {
-                failed(format!("`{name}` fits no module of this model; is the adapter made for this model?"))
-            })?,
-            None => dotted(flat),
-        };
-        let ours = match what {
-            "lora_down.weight" => "lora_A.weight",
-            "lora_up.weight" => "lora_B.weight",
-            "dora_scale" => "lora_magnitude_vector",
-            "alpha" => {
-                let alpha = f64::try_from(file.tensor(&key)?.reshape([-1]).f_get(0)?)?;
-                alphas.entry(part).or_default().insert(module, alpha);
-                continue;
-            }
-            _ => {
-                return Err(failed(format!("`{key}` is of a kind of adapter that is not supported; LoRA and DoRA are")))
-            }
-        };
-        let tensor = file.tensor(&key)?;
-        let tensor = if ours == "lora_magnitude_vector" { magnitude(tensor) } else { tensor };
-        tensors.entry(part).or_default().insert(format!("{module}.{ours}"), tensor);
-    }
-    let mut set = AdapterSet::default();
-    for (part, mut tensors) in tensors {
-        leave_out_zeros(&mut tensors);
-        let adapter = PartAdapter::inferred(tensors, alphas.get(&part).unwrap_or(&BTreeMap::new()));
-        set.set(part, adapter.map_err(|error| failed(error.to_string()))?);
-    }
-    Ok(set)
-}
-
-/// Takes pairs out whose A and B are zero, which no training makes: markers.
-fn leave_out_zeros(tensors: &mut BTreeMap<String, Tensor>) {
-    let is_zero =
-        |name: &str| tensors.get(name).is_some_and(|t| t.numel() > 0 && t.abs().max().double_value(&[]) == 0.0);
-    let names = |module: &str| ["A", "B"].map(|which| format!("{module}.lora_{which}.weight"));
-    let zeros: Vec<String> = tensors
-        .keys()
-        .filter_map(|name| name.strip_suffix(".lora_A.weight"))
-        .filter(|module| module.ends_with(".out_proj") && names(module).iter().all(|name| is_zero(name)))
-        .map(str::to_owned)
-        .collect();
-    for name in zeros.iter().flat_map(|module| names(module)) {
-        tensors.remove(&name);
-    }
-}
-
-/// PEFT's shape of a magnitude: `[out]`, or `[1, out, 1, 1]` for a convolution.
-fn magnitude(scale: Tensor) -> Tensor {
-    match scale.dim() {
-        4 => scale.reshape([1, -1, 1, 1]),
-        // `[1, in]` is the norm of columns, which PEFT has not: left as it is, it fits no module.
-        2 if scale.size()[1] == 1 => scale.reshape([-1]),
-        _ => scale,
-    }
-}
-
-fn part_and_name(name: &str) -> Option<(Part, &str)> {
-    if let Some(flat) = name.strip_prefix("lora_unet_") {
-        return Some((Part::UNet, flat));
-    }
-    // diffusers' converter writes Stable Diffusion's one encoder as the first of SDXL's two.
-    let flat = name.strip_prefix("lora_te_").or_else(|| name.strip_prefix("lora_te1_"))?;
-    Some((Part::TextEncoder, flat.strip_prefix("text_model_").unwrap_or(flat)))
-}
-
-fn found_among(names: &ModuleNames, part: Part, flat: &str) -> Option<String> {
-    let names = match part {
-        Part::UNet => &names.unet,
-        Part::TextEncoder => &names.text_encoder,
-    };
-    names.iter().find(|name| name.replace('.', "_") == flat).cloned()
-}
-
-/// The parts of Stable Diffusion's module paths that have an underscore themselves.
-const COMPOUND: &[&str] = &[
-    "time_emb_proj",
-    "final_layer_norm",
-    "token_embedding",
-    "position_embedding",
-    "time_embedding",
-    "transformer_blocks",
-    "down_blocks",
-    "up_blocks",
-    "mid_block",
-    "conv_shortcut",
-    "conv_in",
-    "conv_out",
-    "proj_in",
-    "proj_out",
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out",
-    "linear_1",
-    "linear_2",
-    "self_attn",
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "out_proj",
-];
-
-/// `down_blocks_0_attentions_0_proj_in` as `down_blocks.0.attentions.0.proj_in`.
-fn dotted(flat: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    let mut rest = flat;
-    while !rest.is_empty() {
-        let whole =
-            |name: &&&str| rest.strip_prefix(**name).is_some_and(|after| after.is_empty() || after.starts_with('_'));
-        let length = match COMPOUND.iter().find(whole) {
-            Some(compound) => compound.len(),
-            None => rest.find('_').unwrap_or(rest.len()),
-        };
-        parts.push(&rest[..length]);
-        rest = rest[length..].trim_start_matches('_');
-    }
-    parts.join(".")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn underscored_names_become_paths() {
-        for path in [
-            "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0",
-            "down_blocks.0.attentions.1.transformer_blocks.0.ff.net.0.proj",
-            "up_blocks.3.attentions.2.proj_out",
-            "mid_block.resnets.1.time_emb_proj",
-            "down_blocks.1.downsamplers.0.conv",
-            "up_blocks.0.resnets.2.conv_shortcut",
-            "time_embedding.linear_2",
-            "conv_in",
-            "encoder.layers.11.self_attn.out_proj",
-            "encoder.layers.0.mlp.fc1",
-        ] {
-            assert_eq!(dotted(&path.replace('.', "_")), path);
-        }
-    }
 }

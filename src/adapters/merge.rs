@@ -4,6 +4,7 @@
 
 use super::adapter::{Init, METHODS};
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
+use super::finite::is_finite;
 use super::lora::EMBEDDING_A;
 use super::model_folder::{into_folder, Existing};
 use super::site::Sites;
@@ -211,6 +212,13 @@ impl<'a> Folding<'a> {
         })?;
         self.weights.let_go(&planned.name);
         let Some(merged) = merged else { return Ok(weight.to_kind(planned.kind)) };
+        if merged.size() != weight.size() {
+            return Err(Error::invalid(format!(
+                "the adapter does not fit this model: its `{key}` has shape {:?}, the model's {:?}",
+                merged.size(),
+                weight.size()
+            )));
+        }
         // Only floating-point numbers have room for a change.
         self.weights.check(&planned.name, &planned.shape)?;
         let written = merged.to_kind(planned.kind);
@@ -234,10 +242,6 @@ pub(crate) fn weight_of(name: &str) -> String {
         Some(end) => format!("{}.weight", &name[..end]),
         None => name.replace(".base_layer.", "."),
     }
-}
-
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    Ok(f64::try_from(tensor.isfinite().all().to_kind(Kind::Float))? == 1.0)
 }
 
 /// The weight `key` (float32) with `adapter` folded in, if it changes it. A `scale` is of low-rank changes: what is trained whole

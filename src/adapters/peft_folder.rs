@@ -2,6 +2,7 @@
 
 use super::adapter_set::{Part, PartAdapter};
 use super::config::{LoraConfig, TargetModules};
+use super::finite;
 use crate::error::{Error, Result};
 use crate::weights::{json_fields, tensor_file, MappedFile};
 use crate::whole_file::write_whole;
@@ -29,6 +30,7 @@ pub enum TextEncoderSpelling {
 
 /// Writes the adapter of `part` to `folder` and reads it back. `part` is none for a language model's.
 pub fn write(folder: &Path, part: Option<Part>, adapter: &PartAdapter, spelling: TextEncoderSpelling) -> Result<()> {
+    check_magnitudes(adapter, "PEFT's folder")?;
     let below = match (part, spelling) {
         (Some(Part::TextEncoder), TextEncoderSpelling::BeforeTransformers5) => CLIP,
         _ => "",
@@ -44,6 +46,17 @@ pub fn write(folder: &Path, part: Option<Part>, adapter: &PartAdapter, spelling:
     write_whole(&folder.join(CONFIG_FILE), config_json(&adapter.config, part)?.as_bytes())?;
     check_written(&path, &tensors)?;
     read_config(&folder.join(CONFIG_FILE)).map(|_| ())
+}
+
+/// Refuses a DoRA that `format` has no place for.
+pub(super) fn check_magnitudes(adapter: &PartAdapter, format: &str) -> Result<()> {
+    match adapter.has_column_magnitudes() {
+        false => Ok(()),
+        true => Err(Error::invalid(format!(
+            "the adapter's DoRA magnitudes are by input column, and {format} has magnitudes by output row alone; a kohya \
+             file has both"
+        ))),
+    }
 }
 
 /// Reads the file again and compares.
@@ -73,7 +86,7 @@ pub fn read(folder: &Path) -> Result<PartAdapter> {
         let plain = plain.strip_prefix(CLIP).unwrap_or(plain);
         // PEFT before 0.12 saved DoRA's magnitudes as a module's weight.
         let plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector");
-        tensors.insert(plain, file.tensor(&name)?);
+        tensors.insert(plain, finite::tensor(&file, &name)?);
     }
     respell_config(&mut config);
     PartAdapter { config, tensors }.checked().map_err(|error| Error::file(folder, error.to_string()))

@@ -1,6 +1,7 @@
 //! A prompt's folder: `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 writes them, and beside them
 //! the encoder that the prompt is from, which PEFT does not keep, so that training can go on from it.
 
+use super::finite;
 use super::peft_folder::{check_written, config_text, read_json, CONFIG_FILE, MODEL_FILE};
 use super::prompt::{Prompt, TABLE};
 use super::prompt_config::PromptConfig;
@@ -92,7 +93,7 @@ pub fn read(folder: &Path) -> Result<PromptFiles> {
 
 fn all(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let file = MappedFile::open(path)?;
-    file.names().into_iter().map(|name| file.tensor(&name).map(|tensor| (name, tensor))).collect()
+    file.names().into_iter().map(|name| finite::tensor(&file, &name).map(|tensor| (name, tensor))).collect()
 }
 
 /// `adapter_config.json` byte by byte as peft 0.21.2 writes it.

@@ -2,7 +2,7 @@
 
 use super::Reporter;
 use crate::adapters::diffusers_file::FILE_NAME;
-use crate::adapters::formats::language_adapter_at;
+use crate::adapters::formats::{check_family, language_adapter_at};
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::model_folder::{self, into_folder, Existing};
 use crate::adapters::peft_folder::{peft_type, CONFIG_FILE, MODEL_FILE};
@@ -128,7 +128,10 @@ pub fn run(command: AdapterCommand, reporter: &mut Reporter) -> Result<()> {
 fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
     let inspected = inspect::inspect(path)?;
     let lines = match &inspected {
-        Inspected::Adapters(summary) => adapter_lines(summary),
+        Inspected::Adapters(summary) => {
+            summary.warnings.iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
+            adapter_lines(summary)
+        }
         Inspected::Prompt(summary) => prompt_lines(summary),
     };
     let json = serde_json::to_value(&inspected).map_err(|e| Error::invalid(e.to_string()))?;
@@ -158,6 +161,8 @@ fn prompt_lines(prompt: &PromptSummary) -> Vec<String> {
 
 fn adapter_lines(summary: &Summary) -> Vec<String> {
     let mut lines = vec![format!("{:>13}  {}", "format", summary.format)];
+    lines.extend(summary.spelling.iter().map(|keys| format!("{:>13}  {keys}", "keys")));
+    lines.extend(summary.family.iter().map(|family| format!("{:>13}  {family}", "made for")));
     for (name, part) in &summary.parts {
         let list = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
         let ranks: Vec<String> = part.ranks.iter().map(i64::to_string).collect();
@@ -175,7 +180,11 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
             ranks.join(", "),
             list(&part.alphas),
             list(&part.scalings),
-            if part.use_dora { ", DoRA" } else { "" }
+            match (part.use_dora, part.column_magnitudes) {
+                (true, true) => ", DoRA with magnitudes by input column",
+                (true, false) => ", DoRA",
+                (false, _) => "",
+            }
         ));
         lines.push(format!("{:>13}  {}", "modules", modules.join(", ")));
         if let Some(task) = &part.task_type {
@@ -213,21 +222,25 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
         true => {
             args.model.check_for_language_model()?;
-            let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
-            model.check_path()?;
+            let wanted = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
+            wanted.check_path()?;
+            let model = WantedModel { interrupt: Some(&interrupt), ..wanted };
             let adapters = GivenAdapters::read(&args.lora)?;
             merged_language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
         }
         false => {
             args.model.check_paths()?;
-            let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
-            let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
-            let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
+            let files =
+                crate::recipes::open_model_unless(&interrupt, &args.model.name, &args.model.options(), reporter)?;
+            let mut adapters = Vec::new();
+            for (path, scale) in given {
+                adapters.push((crate::recipes::read_adapter(&path, &files, reporter)?, scale));
+            }
             merged_pipeline::write(&files, &args.model, &adapters, kind, out, &interrupt, reporter)
         }
     }
     .map_err(|error| match error {
-        Error::Interrupted(_) => Error::Interrupted("nothing was written".into()),
+        Error::Interrupted(what) if what.is_empty() => Error::Interrupted("nothing was written".into()),
         other => other,
     })?;
     let text = format!("the merged model is in {}", args.output_dir.display());
@@ -255,6 +268,8 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
         ));
     }
     let set = read_any(&args.adapter, None)?;
+    check_family(&set, &args.adapter)?;
+    set.warnings.iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
     let path = match args.to {
         OutputFormat::Diffusers => args.output.join(FILE_NAME),
         OutputFormat::Peft | OutputFormat::Kohya => args.output.clone(),

@@ -11,6 +11,7 @@ use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_data_args::TaskChoice;
 use crate::recipes::observer::Observer;
+use crate::recipes::prompt_checks::warn_of_doubled_start;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
 use crate::sample::text_generation::{TextSampling, TextWriter};
@@ -85,7 +86,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let text = args.text()?;
     let observer: &mut dyn Observer = reporter;
     observer.fact("model", format!("{}, {}", args.model.display(), base.files.architecture().model_type));
-    observer.fact("device", crate::recipes::device_name(device, kind));
+    crate::recipes::report_device(device, kind, observer)?;
     args.weights.report(device, observer);
     args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     // A head that no adapter brings must be in the model's files.
@@ -94,6 +95,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let prompt = adapters.put_on(&loaded, device)?;
     loaded.sites.merge();
 
+    warn_of_doubled_start("--prompt", &text, &base.tokenizer, observer)?;
     let ids = base.tokenizer.encode(&text, usize::MAX)?.ids;
     let ids = match loaded.model {
         // What ends a text is nothing to go on with.

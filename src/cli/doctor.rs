@@ -9,12 +9,12 @@ use tch::{Cuda, Device};
 
 /// Runs the command.
 pub fn run(reporter: &mut Reporter) -> Result<()> {
-    let loaded = startup::load_cuda();
+    // Asked before any question about devices, and without a driver too: a wheel's CUDA libraries can be checked anywhere.
+    let cuda_part = startup::load_cuda_part();
     let devices = startup::cuda_devices();
     let (free, total) = memory::host_memory();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let bf16 = Precision::auto(Device::Cpu) == Precision::Bf16;
-    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
     let mut lines = vec![
         format!("     libtorch  2.11 ({})", libtorch_path().unwrap_or_else(|| "linked in".into())),
         format!(
@@ -24,14 +24,16 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
         ),
         format!("       memory  {:.1} GiB free of {:.1} GiB", memory::gib(free), memory::gib(total)),
     ];
-    let mut problems = Vec::new();
-    match (&driver, loaded, devices) {
-        (None, _, 0) => lines.push("         CUDA  no NVIDIA driver on this machine; the CPU is used".into()),
-        (Some(_), false, _) => problems.push(
-            "an NVIDIA driver is here, but libtorch's CUDA part could not be loaded: run `LORABOOTH_CUDA=1 make setup` and build again, or put a CUDA libtorch 2.11's lib folder in LD_LIBRARY_PATH",
-        ),
-        (Some(_), true, 0) => problems.push(
-            "CUDA is loaded but shows no device: check `nvidia-smi`, CUDA_VISIBLE_DEVICES, and that the driver is new enough for CUDA 13",
+    let mut problems: Vec<String> = Vec::new();
+    match (startup::has_nvidia_driver(), cuda_part, devices) {
+        (false, Ok(()), 0) => lines.push("         CUDA  libtorch's CUDA part was loaded, but this machine has no NVIDIA driver; the CPU is used".into()),
+        (false, Err(_), 0) => lines.push("         CUDA  no NVIDIA driver on this machine, and this libtorch is for the CPU alone".into()),
+        (true, Err(reason), 0) => problems.push(format!(
+            "this machine has an NVIDIA driver, but libtorch's CUDA part could not be loaded ({reason}): install lorabooth's \
+             wheel beside a PyTorch 2.11 with CUDA; if you build from source, run `LORABOOTH_CUDA=1 make setup` and build again",
+        )),
+        (true, Ok(()), 0) => problems.push(
+            "CUDA is loaded but shows no device: check `nvidia-smi`, CUDA_VISIBLE_DEVICES, and that the driver is new enough for CUDA 13".into(),
         ),
         _ => {
             for index in 0..devices as usize {
@@ -47,7 +49,8 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     }
     if free > 0 && memory::gib(free) < 4.0 {
         problems.push(
-            "less than 4 GiB of memory is free: Stable Diffusion 1.5 needs about that in bf16; close other programs",
+            "less than 4 GiB of memory is free: Stable Diffusion 1.5 needs about that in bf16; close other programs"
+                .into(),
         );
     }
     lines.extend(problems.iter().map(|problem| format!("      problem  {problem}")));
@@ -56,7 +59,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     }
     let report = json!({
         "libtorch": "2.11", "cores": cores, "threads": tch::get_num_threads(), "cpu_bf16": bf16,
-        "memory_free_bytes": free, "memory_total_bytes": total, "cuda_loaded": loaded, "cuda_devices": devices,
+        "memory_free_bytes": free, "memory_total_bytes": total, "cuda_loaded": cuda_part.is_ok(), "cuda_devices": devices,
         "problems": problems,
     });
     reporter.result(report, &lines.join("\n"));

@@ -1,7 +1,7 @@
 //! `lorabooth generate`: images from a prompt, with any number of adapters.
 
 use super::{Common, Dtype, Reporter};
-use crate::adapters::{attach, read_any, Init, Part, Sites};
+use crate::adapters::{attach, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
@@ -11,6 +11,7 @@ use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
+use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
 use crate::recipes::storage_args::StorageArgs;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{
@@ -123,7 +124,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     for (index, text) in args.lora.iter().enumerate() {
         let (path, scale) = path_and_scale("--lora", text)?;
         // Numbered: the same adapter twice is twice its change.
-        adapters.push((format!("{index} {text}"), read_any(&path, None)?, scale));
+        adapters.push((format!("{index} {text}"), crate::recipes::read_adapter(&path, &files, reporter)?, scale));
     }
     let paths = output_paths(args)?;
     // Begun and given up, so that a place that cannot be written to shows now and not when the picture is drawn.
@@ -142,13 +143,16 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     };
 
     reporter.fact("model", args.model.name.clone());
-    reporter.fact("device", crate::recipes::device_name(device, kind));
+    crate::recipes::report_device(device, kind, reporter)?;
     args.weights.report(device, reporter);
     reporter.fact("sampler", format!("{}, {} steps", sampling.scheduler.as_deref().unwrap_or_default(), args.steps));
     args.lora.iter().for_each(|text| reporter.fact("adapter", text.clone()));
 
     let place = Placement { device, kind };
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    let prompts = [("--prompt", &args.prompt), ("--negative-prompt", &args.negative_prompt)]
+        .map(|(flag, text)| NamedPrompt::flag(flag, text));
+    warn_of_prompts(&tokenizer, &prompts, reporter)?;
     let conditioning = {
         let text_encoder = files.load_text_encoder(place)?;
         put_on(&text_encoder.sites, Part::TextEncoder)?;

@@ -88,7 +88,7 @@ fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) ->
     let options = ModelOptions { configs_only: true, ..config.model.options() };
     let files = crate::recipes::open_model(&config.model.name, &options, reporter)?;
     let (networks, config) = (NetworkConfigs::of(&files)?, &config.for_model(&files)?);
-    let photos = Photos::of(config)?;
+    let photos = Photos::of(config, &files, reporter)?;
     let input = plan_input(config, &networks, photos.as_ref(), device)?;
     let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
     let said = Said {
@@ -115,6 +115,9 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
             let data = options.training(&config.train_file, &base.tokenizer)?;
             let read = |file: &PathBuf| options.validation(file, &base.tokenizer, &data);
             let validation = config.validation_file.as_ref().map(read).transpose()?;
+            for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
+                data.warnings().iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
+            }
             let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
             (base.files, Some(RecordLengths::of(&data, validation.as_ref(), config.train_batch_size)), labels)
         }
@@ -162,11 +165,13 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
         return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", said.targets)));
     }
     let rates = Rates::measure(said.device, said.kind)?;
+    let slow_dtype = crate::recipes::slow_dtype(said.device, said.kind)?;
     let fitted = bytes.map(|bytes| fit(bytes, input)).transpose()?;
     let size = said.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
     let mut lines: Vec<String> = said.assumed.clone().into_iter().chain(size).collect();
     lines.extend(phase_lines(&plan, &rates));
     lines.extend(summary_lines(&plan, &said, &rates));
+    lines.extend(slow_dtype.clone());
     if let (Some(budget), Some(fitted)) = (budget, &fitted) {
         lines.extend(fit_lines(budget, fitted));
     }
@@ -187,6 +192,7 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
         "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
         "steps": said.steps, "length": said.length, "resolution": said.resolution, "seconds": (said.steps > 0).then(|| seconds_in_all(&plan, &rates)), "assumed": said.assumed,
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
+        "slow_dtype": slow_dtype,
         "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
         "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
     });

@@ -7,6 +7,8 @@ use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::language_base::{is_gguf, WantedModel};
+use crate::recipes::observer::Observer;
+use crate::recipes::prompt_checks::{warn_of_doubled_start, warn_of_prompts, NamedPrompt};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,9 @@ pub struct TokenizeArgs {
     #[arg(long)]
     json_lines: Option<PathBuf>,
 }
+
+/// Prompts of a language model that are looked through for what to warn of.
+const MOST_WARNINGS: usize = 5;
 
 /// A tokenizer of either kind of model.
 enum ModelTokenizer {
@@ -52,6 +57,21 @@ impl ModelTokenizer {
         Ok(Self::Clip(ClipTokenizer::from_folder(&folder)?))
     }
 
+    /// Warns of what the ids do not show.
+    fn warn_of(&self, prompts: &[String], observer: &mut dyn Observer) -> Result<()> {
+        let places = (1..).map(|number| format!("prompt {number}"));
+        match self {
+            Self::Clip(tokenizer) => {
+                let named: Vec<_> = places.zip(prompts).map(|(place, text)| NamedPrompt::listed(place, text)).collect();
+                warn_of_prompts(tokenizer, &named, observer)
+            }
+            Self::Language(tokenizer) => places
+                .zip(prompts)
+                .take(MOST_WARNINGS)
+                .try_for_each(|(place, text)| warn_of_doubled_start(&place, text, tokenizer, observer)),
+        }
+    }
+
     fn ids(&self, prompt: &str) -> Result<Vec<i64>> {
         match self {
             Self::Clip(tokenizer) => tokenizer.encode(prompt),
@@ -77,9 +97,9 @@ pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
             prompts.push(prompt);
         }
     }
-    for prompt in prompts {
-        let ids = serde_json::json!(tokenizer.ids(&prompt)?);
+    for prompt in &prompts {
+        let ids = serde_json::json!(tokenizer.ids(prompt)?);
         reporter.result(ids.clone(), &ids.to_string());
     }
-    Ok(())
+    tokenizer.warn_of(&prompts, reporter)
 }

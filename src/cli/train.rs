@@ -90,7 +90,8 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
     }
     command.push_str(&config.training.weights.flags());
     let lora = shell_path(&finished.output_dir);
-    format!("{command} --lora {lora} --prompt {} --output try.png", shell_word(&config.instance_prompt))
+    let prompt = finished.sample.as_ref().map_or(&config.instance_prompt, |sample| &sample.prompt);
+    format!("{command} --lora {lora} {} --output try.png", prompt_flag(prompt))
 }
 
 /// The command that tries the adapter; none where the model's positions leave no room for an answer.
@@ -104,7 +105,11 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
     if let Some(room) = room.filter(|&room| room < MAX_NEW_TOKENS as i64) {
         command.push_str(&format!(" --max-new-tokens {room}"));
     }
-    // A text that begins with a dash is no flag.
+    Some(format!("{command} --adapter {} {}", shell_path(&finished.output_dir), prompt_flag(prompt)))
+}
+
+/// `--prompt` with its text, which is no flag where it begins with a dash.
+fn prompt_flag(prompt: &str) -> String {
     let between = if prompt.starts_with('-') { '=' } else { ' ' };
-    Some(format!("{command} --adapter {} --prompt{between}{}", shell_path(&finished.output_dir), shell_word(prompt)))
+    format!("--prompt{between}{}", shell_word(prompt))
 }

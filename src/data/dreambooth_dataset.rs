@@ -1,6 +1,7 @@
 //! Instance and class photos as one numbered list, and the order in which a PyTorch DataLoader would visit them.
 //!
-//! Photos are numbered through: `0..n` are instance photos, `n..n + m` class photos, both by file name.
+//! Photos are numbered through: `0..n` are instance photos, `n..n + m` class photos, both by their paths. An epoch shows a photo
+//! as often as its folder says.
 
 use super::epoch_order::EpochOrder;
 use super::photo_transform::{crop_values, to_tensor, Crop};
@@ -8,7 +9,13 @@ use super::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use tch::Tensor;
+
+/// Bytes of a caption that a command line takes well.
+const SHORT_CAPTION: usize = 200;
 
 /// The photos of a DreamBooth run with their prompts.
 #[derive(Debug)]
@@ -67,16 +74,48 @@ impl DreamBoothDataset {
         self.photos.len() - self.instance_count
     }
 
-    /// How many photos there are, and a hash of their names, sizes and prompts: a resumed run must find the same.
+    /// How many photos there are, and a hash of their names, sizes, prompts and repeats: a resumed run must find the same.
     pub fn fingerprint(&self) -> String {
         let mut digest = Sha256::new();
         for (index, photo) in self.photos.iter().enumerate() {
-            let name = photo.path().file_name().unwrap_or_default().to_string_lossy();
             let bytes = std::fs::metadata(photo.path()).map_or(0, |about| about.len());
-            digest.update(format!("{name}\0{bytes}\0{}\0", self.prompt(index)));
+            digest.update(format!("{}\0{bytes}\0{}\0", photo.name(), self.prompt(index)));
+            if photo.repeats() != 1 {
+                digest.update(format!("{} repeats\0", photo.repeats()));
+            }
         }
         let hash: String = digest.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{} instance and {} class photos ({hash})", self.instance_count, self.class_count())
+    }
+
+    /// How many instance photos have a caption.
+    pub fn caption_count(&self) -> usize {
+        self.captions().count()
+    }
+
+    fn captions(&self) -> impl Iterator<Item = &str> {
+        self.photos[..self.instance_count].iter().filter_map(Photo::caption)
+    }
+
+    /// A prompt that is trained: where every instance photo has a caption one of those, a short one where there is one, else the
+    /// instance prompt.
+    pub fn trained_prompt(&self) -> &str {
+        if self.caption_count() < self.instance_count {
+            return &self.instance_prompt;
+        }
+        let short = self.captions().find(|caption| caption.len() <= SHORT_CAPTION);
+        short.or_else(|| self.captions().min_by_key(|caption| caption.len())).unwrap_or(&self.instance_prompt)
+    }
+
+    /// The folders inside others that the photos are in, each with how many there are and how often an epoch shows them; none where
+    /// all photos are in the folders that were named.
+    pub fn folders(&self) -> Vec<(PathBuf, usize, usize)> {
+        let mut folders = BTreeMap::new();
+        for photo in self.photos.iter().filter(|photo| photo.name().contains('/')) {
+            let folder = photo.path().parent().unwrap_or(photo.path()).to_owned();
+            folders.entry(folder).or_insert((0, photo.repeats())).0 += 1;
+        }
+        folders.into_iter().map(|(folder, (photos, repeats))| (folder, photos, repeats)).collect()
     }
 
     /// Height and width of a crop, in pixels.
@@ -143,8 +182,17 @@ impl DreamBoothDataset {
     /// The order of batches over this dataset: `train_batch_size` places each, shuffled anew each epoch from
     /// `seed + epoch`, or by name.
     pub fn order(&self, train_batch_size: usize, seed: i64, shuffle: bool) -> Result<BatchOrder> {
-        BatchOrder::new(self.instance_count, self.class_count(), train_batch_size, seed, shuffle)
+        let (instances, classes) = self.photos.split_at(self.instance_count);
+        let classes = shown(classes).into_iter().map(|photo| self.instance_count + photo).collect();
+        BatchOrder::new(shown(instances), classes, train_batch_size, seed, shuffle)
     }
+}
+
+/// The photos of an epoch: all of them by their paths, then those with two repeats, with three, ….
+fn shown(photos: &[Photo]) -> Vec<usize> {
+    let most = photos.iter().map(Photo::repeats).max().unwrap_or(0);
+    let round = |number| (0..photos.len()).filter(move |&photo| photos[photo].repeats() > number);
+    (0..most).flat_map(round).collect()
 }
 
 /// Photos that are trained on together: all instance photos, then as many class photos or none.
@@ -177,18 +225,24 @@ impl PreparedBatch {
 }
 
 /// The batches of every epoch: `max(instances, classes)` places, where place `i` shows instance photo `i mod n` and class
-/// photo `i mod m`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// photo `i mod m` of all that an epoch shows, where a photo stands as often as it has repeats.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BatchOrder {
     epochs: EpochOrder,
-    instances: usize,
-    classes: usize,
+    instances: Arc<[usize]>,
+    classes: Arc<[usize]>,
 }
 
 impl BatchOrder {
-    fn new(instances: usize, classes: usize, train_batch_size: usize, seed: i64, shuffle: bool) -> Result<Self> {
-        let epochs = EpochOrder::new(instances.max(classes), train_batch_size, seed, shuffle)?;
-        Ok(Self { epochs, instances, classes })
+    fn new(
+        instances: Vec<usize>,
+        classes: Vec<usize>,
+        train_batch_size: usize,
+        seed: i64,
+        shuffle: bool,
+    ) -> Result<Self> {
+        let epochs = EpochOrder::new(instances.len().max(classes.len()), train_batch_size, seed, shuffle)?;
+        Ok(Self { epochs, instances: instances.into(), classes: classes.into() })
     }
 
     /// The number of places in an epoch.
@@ -209,9 +263,9 @@ impl BatchOrder {
     /// Batch `index` of `epoch`, both from 0; empty beyond the epoch's end.
     pub fn batch(&self, epoch: usize, index: usize) -> Batch {
         let places = self.epochs.batch(epoch, index);
-        let mut photos: Vec<usize> = places.iter().map(|place| place % self.instances).collect();
-        if self.classes > 0 {
-            photos.extend(places.iter().map(|place| self.instances + place % self.classes));
+        let mut photos: Vec<usize> = places.iter().map(|place| self.instances[place % self.instances.len()]).collect();
+        if !self.classes.is_empty() {
+            photos.extend(places.iter().map(|place| self.classes[place % self.classes.len()]));
         }
         Batch { photos, instance_count: places.len() }
     }
@@ -229,11 +283,35 @@ mod tests {
 
     #[test]
     fn instance_photos_come_before_class_photos_in_a_batch() {
-        let order = BatchOrder::new(2, 5, 2, 5, false).unwrap();
+        let order = BatchOrder::new(vec![0, 1], vec![2, 3, 4, 5, 6], 2, 5, false).unwrap();
         assert_eq!(order.batches_per_epoch(), 3);
         assert_eq!(order.batch(0, 0), Batch { photos: vec![0, 1, 2, 3], instance_count: 2 });
         assert_eq!(order.batch(0, 1), Batch { photos: vec![0, 1, 4, 5], instance_count: 2 });
         assert_eq!(order.batch(0, 2), Batch { photos: vec![0, 6], instance_count: 1 });
         assert_eq!(order.micro_batch(4), order.batch(1, 1));
+    }
+    #[test]
+    fn a_photo_stands_in_an_epoch_as_often_as_its_folder_says() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["3_sks dog/a.png", "3_sks dog/b.png", "c.png"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            image::RgbImage::new(16, 16).save(path).unwrap();
+        }
+        let open = || PhotoFolder::open(folder.path(), 16).unwrap();
+        let alone = DreamBoothDataset::new(open(), "sks", None, true).unwrap();
+        assert_eq!(shown(alone.photos()), [0, 1, 2, 0, 1, 0, 1]);
+        assert_eq!(alone.folders(), [(folder.path().join("3_sks dog"), 2, 3)]);
+        let order = alone.order(3, 0, false).unwrap();
+        assert_eq!((order.places(), order.batch(0, 1).photos), (7, vec![0, 1, 0]));
+        let shuffled = alone.order(7, 4, true).unwrap().batch(2, 0).photos;
+        assert_eq!([0, 1, 2].map(|photo| shuffled.iter().filter(|&&other| other == photo).count()), [3, 3, 1]);
+
+        let with_class = DreamBoothDataset::new(open(), "sks", Some((open(), "dog")), true).unwrap();
+        assert_eq!(with_class.order(7, 0, false).unwrap().batch(0, 0).photos[7..], [3, 4, 5, 3, 4, 3, 4]);
+        let renamed = folder.path().join("2_sks dog");
+        std::fs::rename(folder.path().join("3_sks dog"), &renamed).unwrap();
+        let other = DreamBoothDataset::new(open(), "sks", None, true).unwrap();
+        assert_ne!(alone.fingerprint(), other.fingerprint());
     }
 }

@@ -61,6 +61,36 @@ enum Purpose {
     Answer,
 }
 
+/// Rows whose texts hold a token that is put there anyway.
+#[derive(Default)]
+struct Doubled {
+    starts: usize,
+    ends: usize,
+}
+
+impl Doubled {
+    /// A sentence for each kind; `of` says how many of a file's rows, and `start` is the token before every text.
+    fn warnings(&self, of: impl Fn(usize) -> String, start: Option<&str>) -> Vec<String> {
+        let start = start.filter(|_| self.starts > 0).map(|start| {
+            format!(
+                "{} begin with `{start}`, which the tokenizer puts there too, so the model reads it twice; leave it out of the records \
+                 or of --prompt-template",
+                of(self.starts)
+            )
+        });
+        let end = (self.ends > 0).then(|| {
+            let rows = of(self.ends);
+            format!("{rows} have the token that ends a text, which is put there too, so it is learned twice; leave it out of the records")
+        });
+        start.into_iter().chain(end).collect()
+    }
+}
+
+/// Whether a text has `start` at its beginning, as far as a reader sees.
+pub fn begins_with(text: &str, start: &str) -> bool {
+    !start.is_empty() && text.trim_start().starts_with(start)
+}
+
 /// An example, and where something of its row was cut off the tokens that all of the row takes.
 type Cut = (Example, Option<usize>);
 
@@ -134,13 +164,16 @@ impl LanguageDataOptions {
         let (mut examples, mut cut, mut empty) = (Vec::new(), 0, 0);
         // Rows without room for their answers, and the tokens that the longest of them takes.
         let (mut crowded, mut longest) = (0, 0);
+        let (start, end, mut doubled) = (tokenizer.start()?, tokenizer.special_ids().eos, Doubled::default());
         let mut sample = None;
         for record in records.iter() {
             let text = self.prompt.render(&record)?;
+            doubled.starts += usize::from(start.as_ref().is_some_and(|start| begins_with(&text, start)));
             let (mut example, whole) = match purpose {
                 Purpose::Answer => self.unanswered(&text, tokenizer)?,
                 Purpose::Learn | Purpose::Evaluate => self.example(&text, records, &record, tokenizer, &classes)?,
             };
+            doubled.ends += usize::from(end.is_some_and(|end| example.ends_twice(end)));
             if purpose != Purpose::Learn {
                 example.text = text;
             }
@@ -181,6 +214,7 @@ impl LanguageDataOptions {
         if empty > 0 {
             warnings.push(format!("{} have no text, or a single token, and are left out", of(empty)));
         }
+        warnings.extend(doubled.warnings(of, start.as_deref()));
         let (pad, pads_left) = (tokenizer.pad()?, tokenizer.pads_left());
         Ok(LanguageDataset {
             task: self.task,

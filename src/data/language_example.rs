@@ -44,6 +44,15 @@ impl Example {
         }
     }
 
+    /// Whether what is learned ends with the token `end` twice.
+    pub(super) fn ends_twice(&self, end: i64) -> bool {
+        match &self.target {
+            Target::Own { .. } => self.ids.ends_with(&[end, end]),
+            Target::Text(ids) => ids.ends_with(&[end, end]),
+            Target::Class(_) | Target::Unknown => false,
+        }
+    }
+
     /// A label for each token of the text, or of the text to write; none for a class.
     pub(super) fn labels(&self) -> Vec<i64> {
         match &self.target {

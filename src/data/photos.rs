@@ -1,10 +1,10 @@
 //! A folder of photos with their captions: listed by name, decoded once, kept at the size that is trained on.
 
 use super::photo_decoding;
+use super::photo_files::{PhotoFile, PhotoFiles};
 use super::photo_transform::{crop_range, resize_shorter_side, CropRange};
 use crate::error::{Error, Result};
 use image::RgbImage;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use std::thread;
 
 /// Resized photos of a folder that stay in memory, in bytes; those beyond are decoded again when they are needed.
 const KEPT_BYTES: usize = 512 << 20;
-/// A larger caption is a mistake: 77 tokens are read.
-const MAX_CAPTION_BYTES: u64 = 1 << 20;
+/// Files in which other tools keep captions.
+const METADATA: [&str; 5] = ["json", "jsonl", "csv", "tsv", "parquet"];
 /// Threads that decode at once: each holds a photo at its full size.
 const DECODERS: usize = 8;
 
@@ -21,6 +21,8 @@ const DECODERS: usize = 8;
 #[derive(Debug)]
 pub struct Photo {
     path: PathBuf,
+    name: String,
+    repeats: usize,
     caption: Option<String>,
     width: u32,
     height: u32,
@@ -33,7 +35,17 @@ impl Photo {
         &self.path
     }
 
-    /// What `NAME.txt` beside the image says, trimmed.
+    /// Its path in the folder of photos.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How often an epoch shows it.
+    pub fn repeats(&self) -> usize {
+        self.repeats
+    }
+
+    /// What its caption says, trimmed.
     pub fn caption(&self) -> Option<&str> {
         self.caption.as_deref()
     }
@@ -66,91 +78,87 @@ impl Photo {
     }
 }
 
-/// The photos of one folder.
+/// The photos of a folder and of the folders inside it.
 #[derive(Debug)]
 pub struct PhotoFolder {
-    /// In the order of their file names.
+    /// In the order of their paths.
     pub photos: Vec<Photo>,
-    /// A sentence for each file that was skipped because it is no image or is damaged.
+    /// A sentence for each file or folder that was left out, and for each caption that is not used.
     pub warnings: Vec<String>,
     /// The shorter side of every photo, in pixels.
     pub size: u32,
 }
 
 impl PhotoFolder {
-    /// Reads every image of `folder`, its shorter side resized to `size` pixels.
-    ///
-    /// Hidden files, folders and `.txt` files are passed over in silence; other files that are no image are named in
-    /// [`PhotoFolder::warnings`]. No image at all is an error.
+    /// Reads every image of `folder` and of the folders inside it with its caption, its shorter side resized to `size` pixels.
     pub fn open(folder: &Path, size: u32) -> Result<Self> {
+        let mut files = PhotoFiles::list(folder, &[])?;
+        files.read_captions()?;
+        Self::decode(folder, files, size)
+    }
+
+    /// The same of the `files` of `folder`. Files that are no image are named in [`PhotoFolder::warnings`]; no image at all is
+    /// an error.
+    pub fn decode(folder: &Path, files: PhotoFiles, size: u32) -> Result<Self> {
         if size == 0 {
             return Err(Error::invalid("the resolution must be positive"));
         }
-        let paths = candidates(folder)?;
-        let decoded = decode_all(&paths, size);
-        let mut opened = Self { photos: Vec::new(), warnings: Vec::new(), size };
+        let decoded = decode_all(&files.files, size);
+        let (mut photos, mut skipped) = (Vec::new(), Vec::new());
         let mut kept = 0;
-        for (path, image) in paths.into_iter().zip(decoded) {
+        for (file, image) in files.files.into_iter().zip(decoded) {
             match image {
                 Ok((width, height, resized)) => {
                     // Threads decide in any order what still fits; here the first ones by name do.
                     let bytes = resized.as_ref().map_or(0, |image| image.as_raw().len());
                     let resized = resized.filter(|_| kept + bytes <= KEPT_BYTES).map(Arc::new);
                     kept += resized.as_ref().map_or(0, |image| image.as_raw().len());
-                    let caption = caption(&path)?;
-                    opened.photos.push(Photo { path, caption, width, height, resized });
+                    let PhotoFile { path, name, repeats, caption, .. } = file;
+                    let caption = caption.map(|(_, text)| text);
+                    photos.push(Photo { path, name, repeats, caption, width, height, resized });
                 }
-                Err(message) => opened.warnings.push(format!("{}: {message}; it is skipped", path.display())),
+                Err(message) => skipped.push(format!("{}: {message}; it is skipped", file.path.display())),
             }
         }
-        if opened.photos.is_empty() {
-            let found = match opened.warnings.first() {
+        if photos.is_empty() {
+            let found = match skipped.first() {
                 Some(first) => format!("no image that can be read ({first})"),
                 None => "no image in this folder".to_owned(),
             };
             return Err(Error::file(folder, format!("{found}; put JPEG, PNG, WebP, BMP, GIF or TIFF files there")));
         }
-        Ok(opened)
+        skipped.extend(files.warnings);
+        Ok(Self { photos, warnings: skipped, size })
     }
 }
 
-/// The number of files in `folder` that begin like an image; 0 where there is no such folder.
+/// The number of files in `folder` and the folders inside it that begin like an image; 0 where there is no such folder.
 pub fn count_images(folder: &Path) -> Result<usize> {
+    count_images_but(folder, &[])
+}
+
+/// The same without those in the folders `apart`.
+pub fn count_images_but(folder: &Path, apart: &[&Path]) -> Result<usize> {
     if !folder.exists() {
         return Ok(0);
     }
-    Ok(candidates(folder)?.iter().filter(|path| photo_decoding::looks_like_an_image(path)).count())
-}
-
-/// The files of `folder` that should be images, by name.
-fn candidates(folder: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |source| Error::io("read", folder, source);
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let (name, path) = (entry.file_name(), entry.path());
-        let hidden = name.as_encoded_bytes().starts_with(b".");
-        let text = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("txt"));
-        if !hidden && !text && !path.is_dir() {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
+    let files = PhotoFiles::list(folder, apart)?.files;
+    Ok(files.iter().filter(|file| photo_decoding::looks_like_an_image(&file.path)).count())
 }
 
 /// What a decoding thread hands back: the resized dimensions and, where there is room, the pixels.
 type Decoded = std::result::Result<(u32, u32, Option<RgbImage>), String>;
 
-/// Decodes on all cores; the results are in the order of `paths`.
-fn decode_all(paths: &[PathBuf], size: u32) -> Vec<Decoded> {
-    let workers = thread::available_parallelism().map_or(1, usize::from).min(DECODERS).min(paths.len());
+/// Decodes on all cores; the results are in the order of `files`.
+fn decode_all(files: &[PhotoFile], size: u32) -> Vec<Decoded> {
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(DECODERS).min(files.len());
     let (next, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         let mut done = Vec::new();
-        while let Some((index, path)) =
-            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, paths.get(i)?)))
+        while let Some((index, file)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, files.get(i)?)))
         {
+            let path = &file.path;
             let decoded = resized(path, size).map_err(|error| reason(&error, path)).map(|image| {
                 let bytes = image.as_raw().len();
                 let fits = kept.fetch_add(bytes, Ordering::Relaxed) + bytes <= KEPT_BYTES;
@@ -176,21 +184,10 @@ fn resized(path: &Path, size: u32) -> Result<RgbImage> {
 /// The error without the path, which its reader names itself.
 fn reason(error: &Error, path: &Path) -> String {
     let text = error.to_string();
-    text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text).to_owned()
-}
-
-/// `NAME.txt` beside the image, trimmed.
-fn caption(image: &Path) -> Result<Option<String>> {
-    let path = image.with_extension("txt");
-    if fs::metadata(&path).is_ok_and(|about| !about.is_file() || about.len() > MAX_CAPTION_BYTES) {
-        return Err(Error::file(&path, "is no caption: not a regular file, or larger than 1 MB; move it elsewhere"));
-    }
-    match fs::read(&path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned())),
-            Err(_) => Err(Error::file(&path, "is a caption, but not UTF-8 text; save it as UTF-8")),
-        },
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::io("read", &path, source)),
+    let text = text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text);
+    let is_metadata = path.extension().is_some_and(|end| METADATA.iter().any(|data| end.eq_ignore_ascii_case(data)));
+    match is_metadata {
+        true => "is no image, and captions are not read from it, but from NAME.txt beside each photo".to_owned(),
+        false => text.to_owned(),
     }
 }

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod dropout;
 pub mod failure;
 pub mod fused_adamw;
+pub mod half_precision;
 pub mod host_allocator;
 pub mod mapped_tensor;
 pub mod memory;

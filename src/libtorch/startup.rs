@@ -7,19 +7,36 @@ extern "C" {
     fn lorabooth_use_onednn_matmul();
 }
 
-/// Loads `libtorch_cuda.so` where the machine has it. A Rust binary is linked without it, and the first CUDA query
+/// Whether this machine has NVIDIA's kernel driver.
+pub fn has_nvidia_driver() -> bool {
+    ["/dev/nvidiactl", "/dev/dxg"].iter().any(|device| std::path::Path::new(device).exists())
+}
+
+/// Loads `libtorch_cuda.so` where the machine has a driver for it. A Rust binary is linked without it, and the first CUDA query
 /// decides for good whether CUDA exists, so every question about CUDA comes through here.
 /// Returns whether the library was found; a device may still be absent.
 pub fn load_cuda() -> bool {
-    static LOADED: OnceLock<bool> = OnceLock::new();
-    *LOADED.get_or_init(|| {
-        // A machine without NVIDIA's driver has nothing to load: save the tenth of a second.
-        if !std::path::Path::new("/dev/nvidiactl").exists() && !std::path::Path::new("/dev/dxg").exists() {
-            return false;
-        }
+    // Without a driver there is nothing to load it for: save the tenth of a second.
+    has_nvidia_driver() && load_cuda_part().is_ok()
+}
+
+/// Loads `libtorch_cuda.so` and the CUDA libraries below it, with or without a driver; the loader's reason where it cannot.
+pub fn load_cuda_part() -> Result<(), &'static str> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(|| {
         // SAFETY: a constant NUL-terminated name; libtorch's initialisers are made to run at load time.
-        unsafe { !libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL).is_null() }
-    })
+        if !unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
+            return Ok(());
+        }
+        // SAFETY: takes no argument; what it returns is this thread's until its next call of the loader.
+        let reason = unsafe { libc::dlerror() };
+        if reason.is_null() {
+            return Err("the loader gives no reason".into());
+        }
+        // SAFETY: not null, so a NUL-terminated text.
+        Err(unsafe { std::ffi::CStr::from_ptr(reason) }.to_string_lossy().into_owned())
+    });
+    loaded.as_ref().copied().map_err(String::as_str)
 }
 
 /// Number of CUDA devices that can be used.

@@ -7,11 +7,12 @@ use super::given_flags::lora_field;
 use super::observer::{Event, Observer};
 use super::run::Trained;
 use crate::adapters::{
-    attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, Init, LoraConfig, Part, PartAdapter,
-    TextEncoderSpelling,
+    attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, BaseModel, Init, LoraConfig, Part,
+    PartAdapter, TextEncoderSpelling,
 };
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
+use crate::models::stable_diffusion::PipelineFiles;
 use crate::train::run_folder::RunFolder;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,21 +25,25 @@ pub struct Adapters {
 }
 
 impl Adapters {
-    /// Puts them on: new ones drawn from `seed`, or those of `--init-adapter`. What does not train is `carried` along.
+    /// Puts them on the networks of `files`: new ones drawn from `seed`, or those of `--init-adapter`. What does not train is
+    /// `carried` along.
     pub fn attach(
         config: &DreamBoothConfig,
         networks: &Networks,
+        files: &PipelineFiles,
         carried: Option<PartAdapter>,
         seed: i64,
     ) -> Result<Self> {
         let mut generator = Generator::new(seed);
+        let base = config.init_adapter.is_some().then(|| files.base_model()).transpose()?;
         let mut parts = vec![(Part::UNet, &networks.unet.sites)];
         if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
             parts.push((Part::TextEncoder, &text_encoder.sites));
         }
         let mut trained = Vec::new();
         for (part, sites) in parts {
-            let given = config.init_adapter.as_ref().map(|folder| read_part(folder, part)).transpose()?;
+            let given =
+                config.init_adapter.as_ref().map(|folder| read_part(folder, part, base.as_ref())).transpose()?;
             let attached = match given {
                 Some((lora, tensors)) => attach(sites, "default", lora, Init::Tensors(&tensors))?,
                 None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
@@ -120,7 +125,7 @@ pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
         None => lora_field(option).filter(|_| ["use_rslora", "use_dora", "lora_init"].contains(&option)),
     };
     let check = |part: Part, field: &dyn Fn(&str) -> Option<&'static str>| {
-        let found = read_part(folder, part)?.0;
+        let found = read_part(folder, part, None)?.0;
         config.given.check_settled(field, &lora_config(config, part), &found, folder)
     };
     check(Part::UNet, &of_unet)?;
@@ -141,9 +146,14 @@ pub(super) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<P
 }
 
 /// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
-fn read_part(path: &Path, part: Part) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
-    let set = read_any(path, None)?;
+fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
+    let set = read_any(path, base)?;
     match set.part(part) {
+        Some(adapter) if adapter.has_column_magnitudes() => Err(Error::file(
+            path,
+            "is a DoRA with magnitudes by input column, which can be used and merged but not trained on: PEFT's files have \
+             magnitudes by output row alone",
+        )),
         Some(adapter) => {
             let PartAdapter { config, tensors } = adapter.shallow_clone();
             Ok((config, tensors))

@@ -4,7 +4,7 @@ use super::dreambooth_config::{DreamBoothConfig, MAX_RESOLUTION};
 use super::option_checks::{self, counted, in_range, is_folder, is_there, refuse, MAX_FACTOR, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
 use super::training_args::TrainingArgs;
-use crate::data::photos::count_images;
+use crate::data::photos::count_images_but;
 use crate::error::Result;
 use crate::sample::text_to_image::check_guidance_scale;
 use std::path::Path;
@@ -49,7 +49,7 @@ impl DreamBoothConfig {
         let (Some(folder), Some(_)) = (&self.class_data_dir, &self.class_prompt) else {
             return refuse("--with-prior-preservation needs --class-data-dir and --class-prompt".into());
         };
-        if self.num_class_images == 0 && count_images(folder)? == 0 {
+        if self.num_class_images == 0 && count_images_but(folder, &self.apart_from_class())? == 0 {
             return refuse(format!(
                 "--num-class-images is 0 and {} holds no image, but --with-prior-preservation learns from class images; \
                  have some made (100 is usual), or leave --with-prior-preservation out",

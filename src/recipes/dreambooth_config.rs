@@ -113,14 +113,15 @@ pub struct DreamBoothConfig {
     #[serde(serialize_with = "optional_path_text")]
     pub init_adapter: Option<PathBuf>,
 
-    /// Folder with photos of the subject; NAME.txt beside a photo is its caption
+    /// Folder with photos of the subject. NAME.txt or NAME.caption beside a photo is its caption. Folders inside are read too; one called
+    /// 10_NAME shows its photos 10 times an epoch (NAME is no prompt)
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub instance_data_dir: PathBuf,
     /// Prompt that names the subject, such as "a photo of sks dog"
     #[arg(long, help_heading = "Data")]
     pub instance_prompt: String,
-    /// Folder with photos of the subject's class; missing ones are generated
+    /// Folder with photos of the subject's class, and folders inside it; missing ones are generated
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "optional_path_text")]
     pub class_data_dir: Option<PathBuf>,
@@ -268,6 +269,16 @@ pub struct DreamBoothConfig {
 }
 
 impl DreamBoothConfig {
+    /// Folders that hold no photos of the subject, wherever they are.
+    pub fn apart_from_instances(&self) -> Vec<&Path> {
+        self.class_data_dir.as_deref().into_iter().chain(self.output_dir.as_deref()).collect()
+    }
+
+    /// Folders that hold no class images, wherever they are.
+    pub fn apart_from_class(&self) -> Vec<&Path> {
+        std::iter::once(self.instance_data_dir.as_path()).chain(self.output_dir.as_deref()).collect()
+    }
+
     /// The options that `flags`, as on a command line, stand for; what is not given has its default.
     pub fn from_flags(flags: &[String]) -> Result<Self> {
         let command = Self::augment_args(clap::Command::new("train dreambooth").no_binary_name(true));

@@ -8,12 +8,14 @@ use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::peak_and_advice;
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions, TrainingData};
+use super::prompt_checks::shown;
+use super::run::{Finished, Run, RunOptions, TextSample, TrainingData};
 use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::photos::Photo;
 use crate::data::prefetch::Prefetch;
+use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
@@ -40,11 +42,14 @@ pub fn train(
     config.check()?;
     check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let files = open_files(&config, observer)?;
+    let files = open_files(&config, interrupt, observer)?;
     let config = &config.for_model(&files)?;
+    if let Some(path) = &config.init_adapter {
+        super::read_adapter(path, &files, observer)?;
+    }
     let mut run = start(config, device, seed)?;
     observer.fact("model", config.model.name.clone());
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
@@ -57,14 +62,15 @@ pub fn train(
         })?;
         // 4. The adapter files.
         let finished = run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))?;
-        Ok(Finished { resolution: config.resolution, ..finished })
+        let sample = TextSample { prompt: job.dataset.trained_prompt().to_owned(), room: None };
+        Ok(Finished { resolution: config.resolution, sample: Some(sample), ..finished })
     });
     outcome.inspect_err(|error| run.fail(error))
 }
 
 /// Opens the model.
-fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
+fn open_files(config: &DreamBoothConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut files = super::open_model_unless(interrupt, &config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
     Ok(files)
 }
@@ -92,6 +98,8 @@ fn prepare<'a>(
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
     report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    phases::check_prompts(config, &phases::instance_files(config)?.files, &tokenizer, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
     phases::make_class_images(config, files, run, interrupt, observer)?;
     let mut dataset = phases::open_dataset(config, observer)?;
@@ -107,7 +115,7 @@ fn prepare<'a>(
     Ok(DreamBoothJob {
         config,
         files,
-        adapters: Adapters::attach(config, &networks, carried, seed)?,
+        adapters: Adapters::attach(config, &networks, files, carried, seed)?,
         networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
@@ -136,23 +144,46 @@ struct DreamBoothJob<'a> {
     batches: Option<Prefetch<Result<PreparedBatch>>>,
 }
 
+/// `number` of things that are called `name`.
+fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
     fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
-        let (config, instances) = (self.config, self.dataset.instance_count());
-        let class = match self.dataset.class_count() {
-            0 => String::new(),
-            class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
-        };
-        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
+        let config = self.config;
+        self.report_photos(observer);
         let each = format!("batch {}, {} px", config.train_batch_size, config.side());
         observer.fact("training", run.length(self.batches_per_epoch(), &each));
-        if let Some(why) = why_so_long(config, instances as u64) {
+        if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
             observer.fact("length", why);
         }
         observer.fact("starts from", self.adapters.start(config));
         self.adapters.report(observer);
         observer.fact("output", run.folder.path().display().to_string());
+    }
+
+    /// How many photos there are, what they are trained with, and the folders that they are in.
+    fn report_photos(&self, observer: &mut dyn Observer) {
+        let (photos, captions) = (self.dataset.instance_count(), self.dataset.caption_count());
+        let prompt = shown(&self.config.instance_prompt);
+        let example = self.dataset.photos().iter().find_map(|photo| photo.caption()).map(shown).unwrap_or_default();
+        let trained_with = match captions {
+            0 => format!("all are trained with \"{prompt}\""),
+            _ if captions == photos => format!("such as \"{example}\""),
+            _ => format!("such as \"{example}\"; the others are trained with \"{prompt}\""),
+        };
+        observer.fact("photos", format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo")));
+        if self.dataset.class_count() > 0 {
+            let (images, prompt) =
+                (self.dataset.class_count(), self.config.class_prompt.as_deref().unwrap_or_default());
+            observer.fact("class images", format!("{images}, trained with \"{}\"", shown(prompt)));
+        }
+        for (folder, photos, repeats) in self.dataset.folders() {
+            let (photos, repeats) = (counted(photos, "photo"), counted(repeats, "repeat"));
+            observer.fact("folder", format!("{}: {photos}, {repeats} an epoch", folder.display()));
+        }
     }
 
     /// What it learns from, and for how long where the options do not say.
@@ -176,7 +207,7 @@ impl DreamBoothJob<'_> {
 
     /// The batches from the run's place on, each decoded while the one before it trains.
     fn next_batch(&mut self, run: &Run) -> Result<PreparedBatch> {
-        let (dataset, order, known) = (self.dataset.clone(), self.order, self.cache.known());
+        let (dataset, order, known) = (self.dataset.clone(), self.order.clone(), self.cache.known());
         let (seed, first) = (run.seed, run.micro_step);
         let prefetched = || {
             Prefetch::new((first..).map(move |micro_step| {

@@ -3,13 +3,15 @@
 use super::dreambooth_adapters::carried_text_encoder;
 use super::dreambooth_config::DreamBoothConfig;
 use super::observer::{Event, Observer};
+use super::prompt_checks::{warn_of_prompts, NamedPrompt};
 use super::run::Run;
 use super::training_args::MixedPrecision;
 use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
-use crate::data::photos::{count_images, PhotoFolder};
+use crate::data::photo_files::{PhotoFile, PhotoFiles};
+use crate::data::photos::{count_images_but, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
@@ -24,6 +26,7 @@ use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::write_whole;
 use std::collections::BTreeMap;
+use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// Steps of the sampler for a class image.
@@ -111,11 +114,14 @@ pub fn make_class_images(
         return Ok(());
     };
     remove_unfinished(folder)?;
-    let present = count_images(folder)?;
+    let present = count_images_but(folder, &config.apart_from_class())?;
     if present >= config.num_class_images {
         return Ok(());
     }
     let kind = class_image_kind(config, run.kind);
+    if kind != run.kind {
+        super::slow_dtype(run.device, kind)?.into_iter().for_each(|text| observer.warning(text));
+    }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let _lock = FolderLock::take(folder)?;
     let place = placement(run, kind);
@@ -179,15 +185,56 @@ fn native_latent_size(config: &DreamBoothConfig, files: &PipelineFiles) -> Resul
     Ok((side, side))
 }
 
+/// Warns of prompts, and of the captions of `instances`, that are cut, or hold what is no word.
+pub fn check_prompts(
+    config: &DreamBoothConfig,
+    instances: &[PhotoFile],
+    tokenizer: &ClipTokenizer,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let captions = instances.iter().filter_map(|photo| photo.caption.as_ref());
+    let mut prompts = Vec::new();
+    // Where all photos have captions, nothing reads it.
+    if instances.is_empty() || captions.clone().count() < instances.len() {
+        prompts.push(NamedPrompt::flag("--instance-prompt", &config.instance_prompt));
+    }
+    let class_prompt = config.class_prompt.as_deref().filter(|_| config.with_prior_preservation);
+    prompts.extend(class_prompt.map(|text| NamedPrompt::flag("--class-prompt", text)));
+    prompts.extend(config.validation_prompt.as_deref().map(|text| NamedPrompt::flag("--validation-prompt", text)));
+    prompts.extend(captions.map(|(file, text)| NamedPrompt::listed(file.display().to_string(), text)));
+    warn_of_prompts(tokenizer, &prompts, observer)
+}
+
+/// The photos of the subject, with their captions.
+pub fn instance_files(config: &DreamBoothConfig) -> Result<PhotoFiles> {
+    let mut files = PhotoFiles::list(&config.instance_data_dir, &config.apart_from_instances())?;
+    files.read_captions()?;
+    Ok(files)
+}
+
+/// The photos of the class in `folder`, which all have one prompt.
+pub fn class_files(config: &DreamBoothConfig, folder: &Path) -> Result<PhotoFiles> {
+    let mut files = PhotoFiles::list(folder, &config.apart_from_class())?;
+    let unused = match files.texts() {
+        0 => None,
+        1 => Some("a caption is not used: class images are trained with --class-prompt".to_owned()),
+        texts => Some(format!("{texts} captions are not used: class images are trained with --class-prompt")),
+    };
+    files.warnings.extend(unused.map(|text| format!("{}: {text}", folder.display())));
+    Ok(files)
+}
+
 /// Opens the photos.
 pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<DreamBoothDataset> {
-    let instances = PhotoFolder::open(&config.instance_data_dir, config.side())?;
-    instances.warnings.iter().for_each(|text| observer.warning(text.clone()));
+    let mut open = |folder: &Path, files: PhotoFiles| -> Result<PhotoFolder> {
+        let photos = PhotoFolder::decode(folder, files, config.side())?;
+        photos.warnings.iter().for_each(|text| observer.warning(text.clone()));
+        Ok(photos)
+    };
+    let instances = open(&config.instance_data_dir, instance_files(config)?)?;
     let class = match (&config.class_data_dir, &config.class_prompt) {
         (Some(folder), Some(prompt)) if config.with_prior_preservation => {
-            let class = PhotoFolder::open(folder, config.side())?;
-            class.warnings.iter().for_each(|text| observer.warning(text.clone()));
-            Some((class, prompt.as_str()))
+            Some((open(folder, class_files(config, folder)?)?, prompt.as_str()))
         }
         _ => None,
     };

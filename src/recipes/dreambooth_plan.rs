@@ -2,10 +2,14 @@
 
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::{lora_config, usual_steps, why_so_long};
-use super::dreambooth_phases::{class_image_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::dreambooth_phases::{
+    check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS,
+};
 use super::memory_advice;
+use super::observer::Observer;
 use crate::adapters::Part;
-use crate::data::photos::{count_images, PhotoFolder};
+use crate::data::photos::{count_images_but, Photo, PhotoFolder};
+use crate::data::tokenizers::ClipTokenizer;
 use crate::error::Result;
 use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
 use crate::train::memory_plan::{PlanInput, SampledImages};
@@ -29,25 +33,47 @@ impl NetworkConfigs {
 
 /// The photos of a run.
 pub struct Photos {
+    /// Photos of the subject.
     instances: u64,
+    /// What an epoch shows of them.
+    instances_shown: u64,
+    /// Class images that are there, and what an epoch shows of them.
+    class: u64,
+    class_shown: u64,
     crops_are_fixed: bool,
 }
 
 impl Photos {
-    /// Of the folders that are named; `None` where there is no instance folder.
-    pub fn of(config: &DreamBoothConfig) -> Result<Option<Self>> {
-        if config.instance_data_dir == Path::new("") {
-            return Ok(None);
+    /// Of the folders that are named; `None` where there is no instance folder. Warns of prompts and captions as the run will.
+    pub fn of(config: &DreamBoothConfig, files: &PipelineFiles, observer: &mut dyn Observer) -> Result<Option<Self>> {
+        let listed = match config.instance_data_dir == Path::new("") {
+            true => None,
+            false => Some(instance_files(config)?),
+        };
+        // A plan is made without a tokenizer too.
+        if let Ok(tokenizer) = files.tokenizer_folder().and_then(|folder| ClipTokenizer::from_folder(&folder)) {
+            let instances = listed.as_ref().map_or(&[][..], |listed| &listed.files);
+            check_prompts(config, instances, &tokenizer, observer)?;
         }
-        let mut photos = PhotoFolder::open(&config.instance_data_dir, config.side())?.photos;
-        let instances = photos.len() as u64;
-        if let (true, Some(folder)) = (config.with_prior_preservation, &config.class_data_dir) {
-            if count_images(folder)? > 0 {
-                photos.extend(PhotoFolder::open(folder, config.side())?.photos);
+        let Some(listed) = listed else { return Ok(None) };
+        let open = |folder, listed| PhotoFolder::decode(folder, listed, config.side());
+        let instances = open(&config.instance_data_dir, listed)?;
+        let class = match (config.with_prior_preservation, &config.class_data_dir) {
+            (true, Some(folder)) if count_images_but(folder, &config.apart_from_class())? > 0 => {
+                Some(open(folder, class_files(config, folder)?)?)
             }
-        }
-        let crops_are_fixed = photos.iter().all(|photo| photo.dimensions().0 == photo.dimensions().1);
-        Ok(Some(Self { instances, crops_are_fixed }))
+            _ => None,
+        };
+        let class = class.map_or(Vec::new(), |class| class.photos);
+        let shown = |photos: &[Photo]| photos.iter().map(|photo| photo.repeats() as u64).sum();
+        let is_square = |photo: &Photo| photo.dimensions().0 == photo.dimensions().1;
+        Ok(Some(Self {
+            instances: instances.photos.len() as u64,
+            instances_shown: shown(&instances.photos),
+            class: class.len() as u64,
+            class_shown: shown(&class),
+            crops_are_fixed: instances.photos.iter().chain(&class).all(is_square),
+        }))
     }
 }
 
@@ -81,14 +107,19 @@ pub fn plan_input<'a>(
     photos: Option<&Photos>,
     device: Device,
 ) -> Result<PlanInput<'a>> {
-    let instances = photos.map_or(0, |photos| photos.instances);
-    let places = instances.max(class_images(config));
+    let (wanted, present) = match photos {
+        Some(photos) => (class_images(config), photos.class),
+        None => {
+            let count = |folder| count_images_but(folder, &config.apart_from_class());
+            (class_images(config), config.class_data_dir.as_deref().map_or(Ok(0), count)? as u64)
+        }
+    };
+    let missing = wanted.saturating_sub(present);
+    let places = photos.map_or(wanted, |photos| photos.instances_shown.max(photos.class_shown + missing));
     let batches = places.div_ceil(config.train_batch_size as u64);
     let updates_per_epoch = batches.div_ceil(config.training.gradient_accumulation_steps);
     let steps = config.training.steps(updates_per_epoch, photos.map(|photos| usual_steps(photos.instances)));
     let kind = config.training.precision(device).compute_kind();
-    let present = config.class_data_dir.as_deref().map_or(Ok(0), count_images)? as u64;
-    let missing = class_images(config).saturating_sub(present);
     let (class_batch, class_kind) = (config.sample_batch_size as i64, class_image_kind(config, kind));
     let samplings = config.num_validation_images as u64 * (2 + steps.saturating_sub(1) / config.validation_steps);
     Ok(PlanInput {
@@ -121,7 +152,7 @@ pub fn plan_input<'a>(
         gradient_checkpointing: config.training.gradient_checkpointing,
         optimizer_8bit: config.training.use_8bit_adam,
         cache_latents: caches_latents(config, photos),
-        photos: photos.map_or(0, |photos| photos.instances + class_images(config)),
+        photos: photos.map_or(0, |photos| photos.instances + photos.class + missing),
         accumulation: config.training.gradient_accumulation_steps,
         steps,
         device,

@@ -110,7 +110,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     config.output.as_deref().map(|path| check_output(path, config)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
-    observer.fact("device", super::device_name(device, kind));
+    super::report_device(device, kind, observer)?;
     config.weights.report(device, observer);
     config.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;

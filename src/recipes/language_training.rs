@@ -42,7 +42,9 @@ pub fn train(
     // 1. Everything that can be refused is refused before time is spent.
     let config = &config.with_output();
     config.check()?;
-    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let model =
+        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let base = model.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.training.weights.storage());
@@ -69,7 +71,7 @@ pub fn train(
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
     observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     report_memory(peak_and_advice, device, observer)?;
 

@@ -29,6 +29,7 @@ mod option_checks;
 mod output_name;
 pub mod pattern_flag;
 pub mod prompt_args;
+pub mod prompt_checks;
 pub mod prompted_text;
 mod resumed_options;
 pub mod run;
@@ -40,45 +41,134 @@ pub mod training_loop;
 mod utc_time;
 mod watched;
 
-use crate::adapters::{short_name, Attached};
-use crate::error::Result;
+use crate::adapters::{read_any, short_name, AdapterSet, Attached};
+use crate::error::{Error, Result};
+use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
-use crate::weights::hub::Download;
+use crate::train::interrupt::{BriefInterrupt, Interrupt};
+use crate::train::memory_plan::Rates;
+use crate::train::precision::Precision;
+use crate::weights::hub::{Download, Listener};
 use observer::{Event, Observer};
 pub use shell_word::{shell_path, shell_word};
+use std::path::Path;
 use tch::{Device, Kind};
 
-/// Opens a model, with a bar for what has to be downloaded.
+/// Opens a model, with a bar for what has to be downloaded. Ctrl-C ends the download.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let opened = with_bar(observer, |progress| PipelineFiles::resolve(model, options, progress))?;
+    open(model, options, None, observer)
+}
+
+/// The same; the download ends, too, once `interrupt` is set.
+pub fn open_model_unless(
+    interrupt: &Interrupt,
+    model: &str,
+    options: &ModelOptions,
+    observer: &mut dyn Observer,
+) -> Result<PipelineFiles> {
+    open(model, options, Some(interrupt), observer)
+}
+
+fn open(
+    model: &str,
+    options: &ModelOptions,
+    interrupt: Option<&Interrupt>,
+    observer: &mut dyn Observer,
+) -> Result<PipelineFiles> {
+    let opened = with_bar(observer, interrupt, |listener| PipelineFiles::resolve(model, options, listener))?;
     opened.check_parts()?;
+    opened.warnings().into_iter().for_each(|text| observer.warning(text));
     Ok(opened)
 }
 
-/// What `fetch` gives, which tells of its downloads.
-fn with_bar<T>(observer: &mut dyn Observer, fetch: impl FnOnce(&mut dyn FnMut(Download)) -> Result<T>) -> Result<T> {
-    let mut fetched = false;
-    let result = fetch(&mut |Download { file, total, done }: Download| {
-        fetched = true;
-        observer.on(Event::Download { file: file.to_owned(), total, done });
-    });
-    if fetched {
-        observer.on(Event::End);
+/// What `fetch` gives, with a bar for its downloads, which end once Ctrl-C is pressed or `interrupt` is set.
+fn with_bar<T>(
+    observer: &mut dyn Observer,
+    interrupt: Option<&Interrupt>,
+    fetch: impl FnOnce(&mut dyn Listener) -> Result<T>,
+) -> Result<T> {
+    let mut bar = DownloadBar { observer, interrupt, signals: None, shown: false };
+    let result = fetch(&mut bar);
+    if bar.shown {
+        bar.observer.on(Event::End);
     }
-    result
+    result.map_err(|error| match error {
+        Error::Interrupted(_) => Error::Interrupted(
+            "what was downloaded is kept, and the same command continues the download where it stopped".to_owned(),
+        ),
+        other => other,
+    })
+}
+
+/// Shows downloads, and ends them where the user wants that.
+struct DownloadBar<'a> {
+    observer: &'a mut dyn Observer,
+    interrupt: Option<&'a Interrupt>,
+    /// From the first wait on.
+    signals: Option<BriefInterrupt>,
+    shown: bool,
+}
+
+impl Listener for DownloadBar<'_> {
+    fn on(&mut self, Download { file, total, done }: Download) {
+        self.shown = true;
+        self.observer.on(Event::Download { file: file.to_owned(), total, done });
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let signals = match self.signals.take() {
+            Some(signals) => signals,
+            None => BriefInterrupt::on_signals()?,
+        };
+        self.signals.insert(signals).check()?;
+        self.interrupt.map_or(Ok(()), Interrupt::check)
+    }
+}
+
+/// Reads the adapter at `path`, which must fit the pipeline behind `files`, with a warning for what it leaves out.
+pub fn read_adapter(path: &Path, files: &PipelineFiles, observer: &mut dyn Observer) -> Result<AdapterSet> {
+    let set = read_any(path, Some(&files.base_model()?))?;
+    set.warnings.iter().for_each(|text| observer.warning(text.clone()));
+    Ok(set)
+}
+
+/// Reports what computes and in which dtype, and what the dtype costs where the processor computes faster in float32.
+pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) -> Result<()> {
+    observer.fact("device", device_name(device, kind));
+    slow_dtype(device, kind)?.into_iter().for_each(|text| observer.warning(text));
+    Ok(())
+}
+
+/// What `kind` costs, in words, where it saves memory but no time on the CPU.
+pub fn slow_dtype(device: Device, kind: Kind) -> Result<Option<String>> {
+    if device != Device::Cpu || kind == Kind::Float || Precision::auto(device).compute_kind() == kind {
+        return Ok(None);
+    }
+    let how = match has_units(kind) {
+        true => "",
+        false => ", which has no units for it: each operation converts its operands to float32",
+    };
+    let (name, times) = (dtype_name(kind), Rates::cpu_time_beside_float32(kind)?);
+    Ok(Some(format!(
+        "{name} saves memory but no time on this processor{how}; in a quick measurement it took {times:.1} times as long as fp32"
+    )))
 }
 
 /// What computes, and in which dtype, in words.
 pub fn device_name(device: Device, kind: Kind) -> String {
-    let dtype = match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "fp16",
-        _ => "fp32",
-    };
+    let dtype = dtype_name(kind);
     match (device, tch::get_num_threads()) {
         (Device::Cuda(index), _) => format!("CUDA device {index}, {dtype}"),
         (_, 1) => format!("CPU with 1 thread, {dtype}"),
         (_, threads) => format!("CPU with {threads} threads, {dtype}"),
+    }
+}
+
+fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "fp16",
+        _ => "fp32",
     }
 }
 

@@ -36,13 +36,13 @@ pub struct Finished {
     pub resumed_at: u64,
     /// Mean loss of the last tenth of the steps.
     pub final_loss: Option<f64>,
-    /// What to try it on, where it is a language model's.
+    /// What to try it on.
     pub sample: Option<TextSample>,
     /// Height and width of the images that it learned from, where it is a pipeline's.
     pub resolution: Option<u32>,
 }
 
-/// A text to try a language model on.
+/// A text to try an adapter on: a prompt that was trained, or for a language model a record's text.
 #[derive(Debug)]
 pub struct TextSample {
     /// The text.

@@ -3,6 +3,7 @@
 use super::gradients::all_finite;
 use crate::error::{Error, Result};
 use crate::libtorch::fused_adamw::scale;
+use crate::libtorch::half_precision::has_units;
 use crate::libtorch::startup::cuda_capability;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -47,7 +48,7 @@ impl Precision {
     pub fn auto(device: Device) -> Self {
         match device {
             Device::Cuda(index) => Self::of_capability(cuda_capability(index)),
-            Device::Cpu if computes_bf16(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()) => Self::Bf16,
+            Device::Cpu if cpu_is_fast_in_bf16() => Self::Bf16,
             _ => Self::Fp32,
         }
     }
@@ -59,6 +60,10 @@ impl Precision {
             _ => Self::Fp16,
         }
     }
+}
+
+fn cpu_is_fast_in_bf16() -> bool {
+    has_units(Kind::BFloat16) && computes_bf16(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
 }
 
 /// Whether a processor with this /proc/cpuinfo computes faster in bfloat16 than in float32: with AMX's tiles, or AMD's

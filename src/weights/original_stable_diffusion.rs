@@ -1,17 +1,15 @@
 //! Single-file checkpoints of Stable Diffusion 1.x and 2.x: the key names of the original code, as ours.
 //! Reference: github.com/CompVis/stable-diffusion `openaimodel.py` and `model.py`, github.com/mlfoundations/open_clip.
-//!
-//! The UNet of the original code is one flat list of blocks on the way down and one on the way up. How many levels it
-//! has, and how many blocks a level, follows from where its resampling blocks stand.
 
+use super::original_unet::UNetBlocks;
 use super::weight_set::Part;
-use super::{spelling, Placement, WeightSet};
+use super::{spelling, MappedFile, Placement, WeightSet};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Device, Kind};
 
-const UNET: &str = "model.diffusion_model.";
+pub(super) const UNET: &str = "model.diffusion_model.";
 const VAE: &str = "first_stage_model.";
 const TEXT_ENCODER: &str = "cond_stage_model.";
 const OPEN_CLIP: &str = "cond_stage_model.model.";
@@ -91,6 +89,16 @@ impl OriginalCheckpoint {
         }
     }
 
+    /// The header's free text, by name.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        Ok(MappedFile::open(self.path())?.metadata())
+    }
+
+    /// Whether the file has a tensor called `name`, of any shape.
+    pub fn contains(&self, name: &str) -> bool {
+        self.weights.contains(name)
+    }
+
     /// How many steps the model was trained for, where the file says so.
     pub fn global_step(&self) -> Option<i64> {
         let placement = Placement { device: Device::Cpu, kind: Kind::Int64 };
@@ -108,7 +116,7 @@ fn has_prefix(weights: &WeightSet, prefix: &str) -> bool {
 }
 
 /// The numbers that follow `prefix` in the keys, sorted.
-fn numbers(weights: &WeightSet, prefix: &str) -> BTreeSet<usize> {
+pub(super) fn numbers(weights: &WeightSet, prefix: &str) -> BTreeSet<usize> {
     weights.keys().filter_map(|key| key.strip_prefix(prefix)?.split('.').next()?.parse().ok()).collect()
 }
 
@@ -149,93 +157,8 @@ fn refusal(weights: &WeightSet) -> Option<String> {
     None
 }
 
-/// Where each block of the original's flat lists stands: (level, index in it).
-struct UNetBlocks {
-    input: BTreeMap<usize, (usize, usize)>,
-    output: BTreeMap<usize, (usize, usize)>,
-}
-
-impl UNetBlocks {
-    fn of(weights: &WeightSet) -> Self {
-        let (inputs, outputs) = (format!("{UNET}input_blocks."), format!("{UNET}output_blocks."));
-        let resamples = |prefix: &str, n: usize, children: &[&str]| {
-            children.iter().any(|child| weights.contains(&format!("{prefix}{n}.{child}.weight")))
-        };
-        let mut input = BTreeMap::new();
-        let (mut level, mut index) = (0, 0);
-        for n in numbers(weights, &inputs).into_iter().skip(1) {
-            input.insert(n, (level, index));
-            index += 1;
-            if resamples(&inputs, n, &["0.op"]) {
-                (level, index) = (level + 1, 0);
-            }
-        }
-        let mut output = BTreeMap::new();
-        (level, index) = (0, 0);
-        for n in numbers(weights, &outputs) {
-            output.insert(n, (level, index));
-            index += 1;
-            // Behind the residual block, or behind its attention.
-            if resamples(&outputs, n, &["1.conv", "2.conv"]) {
-                (level, index) = (level + 1, 0);
-            }
-        }
-        Self { input, output }
-    }
-
-    fn key(&self, key: &str) -> Option<String> {
-        const ENDS: [(&str, &str); 5] = [
-            ("input_blocks.0.0.", "conv_in."),
-            ("time_embed.0.", "time_embedding.linear_1."),
-            ("time_embed.2.", "time_embedding.linear_2."),
-            ("out.0.", "conv_norm_out."),
-            ("out.2.", "conv_out."),
-        ];
-        let key = key.strip_prefix(UNET)?;
-        if let Some(renamed) = renamed(key, &ENDS) {
-            return Some(renamed);
-        }
-        let (side, rest) = key.split_once('.')?;
-        let (number, rest) = rest.split_once('.')?;
-        let number: usize = number.parse().ok()?;
-        let (block, index, rest) = match side {
-            "middle_block" => ("mid_block".to_owned(), number / 2, rest),
-            _ => {
-                let (name, places) = match side {
-                    "input_blocks" => ("down_blocks", &self.input),
-                    "output_blocks" => ("up_blocks", &self.output),
-                    _ => return None,
-                };
-                let (level, index) = places.get(&number)?;
-                (format!("{name}.{level}"), *index, rest.split_once('.')?.1)
-            }
-        };
-        Some(unet_child(&block, index, rest))
-    }
-}
-
-/// The key of what is in a place of the flat lists: told from the child's own names.
-fn unet_child(block: &str, index: usize, rest: &str) -> String {
-    const RESNET: [(&str, &str); 6] = [
-        ("in_layers.0.", "norm1."),
-        ("in_layers.2.", "conv1."),
-        ("emb_layers.1.", "time_emb_proj."),
-        ("out_layers.0.", "norm2."),
-        ("out_layers.3.", "conv2."),
-        ("skip_connection.", "conv_shortcut."),
-    ];
-    const RESAMPLE: [(&str, &str); 2] = [("op.", "downsamplers.0.conv."), ("conv.", "upsamplers.0.conv.")];
-    if let Some(resnet) = renamed(rest, &RESNET) {
-        format!("{block}.resnets.{index}.{resnet}")
-    } else if let Some(resample) = renamed(rest, &RESAMPLE) {
-        format!("{block}.{resample}")
-    } else {
-        format!("{block}.attentions.{index}.{rest}")
-    }
-}
-
 /// `key` with the first prefix of `names` that it has replaced.
-fn renamed(key: &str, names: &[(&str, &str)]) -> Option<String> {
+pub(super) fn renamed(key: &str, names: &[(&str, &str)]) -> Option<String> {
     names.iter().find_map(|(old, new)| key.strip_prefix(old).map(|rest| format!("{new}{rest}")))
 }
 
@@ -333,38 +256,6 @@ mod tests {
     fn refused(keys: &[&str]) -> String {
         let (_folder, path) = file_with(keys);
         OriginalCheckpoint::open(&path).err().unwrap().to_string()
-    }
-
-    #[test]
-    fn levels_follow_from_the_resampling_blocks() {
-        let original = [
-            ("input_blocks.0.0.weight", "conv_in.weight"),
-            ("input_blocks.1.0.in_layers.2.weight", "down_blocks.0.resnets.0.conv1.weight"),
-            ("input_blocks.2.0.op.weight", "down_blocks.0.downsamplers.0.conv.weight"),
-            ("input_blocks.3.0.skip_connection.bias", "down_blocks.1.resnets.0.conv_shortcut.bias"),
-            ("input_blocks.3.1.proj_in.weight", "down_blocks.1.attentions.0.proj_in.weight"),
-            ("input_blocks.4.0.op.weight", "down_blocks.1.downsamplers.0.conv.weight"),
-            ("input_blocks.5.0.emb_layers.1.weight", "down_blocks.2.resnets.0.time_emb_proj.weight"),
-            (
-                "middle_block.1.transformer_blocks.0.ff.net.2.bias",
-                "mid_block.attentions.0.transformer_blocks.0.ff.net.2.bias",
-            ),
-            ("middle_block.2.out_layers.3.weight", "mid_block.resnets.1.conv2.weight"),
-            ("output_blocks.0.0.in_layers.0.weight", "up_blocks.0.resnets.0.norm1.weight"),
-            ("output_blocks.1.1.conv.weight", "up_blocks.0.upsamplers.0.conv.weight"),
-            ("output_blocks.2.0.in_layers.0.weight", "up_blocks.1.resnets.0.norm1.weight"),
-            ("output_blocks.3.2.conv.weight", "up_blocks.1.upsamplers.0.conv.weight"),
-            ("output_blocks.5.1.norm.weight", "up_blocks.2.attentions.1.norm.weight"),
-            ("output_blocks.4.0.out_layers.0.bias", "up_blocks.2.resnets.0.norm2.bias"),
-            ("out.2.weight", "conv_out.weight"),
-        ];
-        let keys: Vec<String> = original.iter().map(|(key, _)| format!("{UNET}{key}")).collect();
-        let (_folder, path) = file_with(&keys.iter().map(String::as_str).collect::<Vec<_>>());
-        let blocks = UNetBlocks::of(&WeightSet::open_file(&path).unwrap());
-        for ((_, ours), key) in original.iter().zip(&keys) {
-            assert_eq!(blocks.key(key).as_deref(), Some(*ours), "{key}");
-        }
-        assert_eq!(blocks.key("model_ema.diffusion_modelinput_blocks00weight"), None);
     }
 
     #[test]

@@ -36,6 +36,17 @@ pub struct ClipTokenizer {
     pad_id: i64,
 }
 
+/// The end of a text that is too long for the text encoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Tokens of the whole text.
+    pub tokens: usize,
+    /// Tokens that are read, from the first.
+    pub room: usize,
+    /// The text from the first token on that is not read.
+    pub lost: String,
+}
+
 impl ClipTokenizer {
     /// Reads a `tokenizer` folder: `tokenizer.json`, or `vocab.json` with `merges.txt`; with
     /// `tokenizer_config.json` and `special_tokens_map.json` where they are.
@@ -84,9 +95,13 @@ impl ClipTokenizer {
         Ok(ids)
     }
 
-    /// How many of a text's tokens [`ClipTokenizer::encode`] cuts off.
-    pub fn cut_tokens(&self, text: &str) -> Result<usize> {
-        Ok(self.all_ids(text)?.len().saturating_sub(self.max_length))
+    /// What [`ClipTokenizer::encode`] cuts off a text, where it does.
+    pub fn cut(&self, text: &str) -> Result<Option<Cut>> {
+        let encoding = self.tokenizer.encode(text, false).map_err(|error| untokenized(text, &error))?;
+        let (tokens, room) = (encoding.len(), self.max_length - 2);
+        let Some(&(start, _)) = encoding.get_offsets().get(room) else { return Ok(None) };
+        let lost = text.get(start..).unwrap_or_default().trim().to_owned();
+        Ok(Some(Cut { tokens, room, lost }))
     }
 
     /// The number of ids of each encoded text: 77 for Stable Diffusion.
@@ -102,9 +117,13 @@ impl ClipTokenizer {
     /// A text's ids between the start and end tokens, however many.
     fn all_ids(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self.tokenizer.encode_fast(text, true);
-        let encoding = encoding.map_err(|error| Error::invalid(format!("cannot tokenize {text:?}: {error}")))?;
+        let encoding = encoding.map_err(|error| untokenized(text, &error))?;
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
+}
+
+fn untokenized(text: &str, error: &tokenizers::Error) -> Error {
+    Error::invalid(format!("cannot tokenize {text:?}: {error}"))
 }
 
 fn bpe_of_tokenizer_json(folder: &Path, mut whole: Value, unknown: &str) -> Result<BPE> {

@@ -160,6 +160,15 @@ impl LanguageTokenizer {
         Ok(Encoded { ids: numbers(whole.get_ids()), cut })
     }
 
+    /// The text of the one token that the tokenizer puts before every text, if it does.
+    pub fn start(&self) -> Result<Option<String>> {
+        const PROBE: &str = "a";
+        let (whole, bare) = (self.encode(PROBE, usize::MAX)?.ids, self.encode_bare(PROBE)?);
+        let before = whole.windows(bare.len().max(1)).position(|ids| ids == bare);
+        let start = before.filter(|&before| before == 1).and_then(|_| u32::try_from(whole[0]).ok());
+        Ok(start.and_then(|id| self.tokenizer.id_to_token(id)))
+    }
+
     /// A text's ids without any special token around them.
     pub fn encode_bare(&self, text: &str) -> Result<Vec<i64>> {
         let encoding = self.tokenizer.encode_fast(text, false);

@@ -7,7 +7,7 @@ use super::unet::PerLevel;
 use super::{ClipTextConfig, UNetConfig, VaeConfig};
 use crate::error::{Error, Result};
 use crate::nn::Activation;
-use crate::weights::{OriginalCheckpoint, OriginalTextEncoder, WeightSet};
+use crate::weights::{OriginalTextEncoder, WeightSet};
 use serde_json::{json, Value};
 
 /// Heads of Stable Diffusion 1.x, at every level.
@@ -16,8 +16,6 @@ const V1_HEADS: i64 = 8;
 const HEAD_WIDTH: i64 = 64;
 /// OpenCLIP's ViT-H has 24 layers; Stable Diffusion 2.x is conditioned on the last but one.
 const OPEN_CLIP_LAYERS: usize = 24;
-/// Training steps after which Stable Diffusion 2.0's base model, which predicts noise, was saved.
-const V2_BASE_STEPS: i64 = 875_000;
 
 /// Why a configuration cannot be read from shapes alone, and what to do.
 const GIVE_CONFIGS: &str = "give a folder of configurations with `--config-folder`";
@@ -110,15 +108,15 @@ pub fn text_encoder(weights: &WeightSet, kind: OriginalTextEncoder) -> Result<Cl
     })
 }
 
-/// The scheduler's configuration, as the repositories of Stable Diffusion 1.5 and 2.1 have it: a 1.x model predicts
-/// noise; a 2.x model predicts v, unless it was saved at the step of the 2.0 base model.
-pub fn scheduler(checkpoint: &OriginalCheckpoint) -> Value {
-    let (class, prediction) = match (checkpoint.text_encoder_kind(), checkpoint.global_step()) {
-        (OriginalTextEncoder::Clip, _) => ("PNDMScheduler", "epsilon"),
-        (OriginalTextEncoder::OpenClip, Some(V2_BASE_STEPS)) => ("DDIMScheduler", "epsilon"),
-        (OriginalTextEncoder::OpenClip, _) => ("DDIMScheduler", "v_prediction"),
+/// The scheduler's configuration, as the repositories of Stable Diffusion 1.5 and 2.1 have it, for a model that predicts
+/// `prediction`. One that was trained to zero terminal SNR is sampled from the very last timestep on.
+pub fn scheduler(kind: OriginalTextEncoder, prediction: &str, zero_terminal_snr: bool) -> Value {
+    let class = match kind {
+        OriginalTextEncoder::Clip if !zero_terminal_snr => "PNDMScheduler",
+        // PNDM knows no rescaled betas.
+        _ => "DDIMScheduler",
     };
-    json!({
+    let mut config = json!({
         "_class_name": class,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
@@ -130,18 +128,12 @@ pub fn scheduler(checkpoint: &OriginalCheckpoint) -> Value {
         "skip_prk_steps": true,
         "steps_offset": 1,
         "trained_betas": null,
-    })
-}
-
-/// Latent height and width of a model of 512 pixels.
-pub const BASE_LATENT_SIZE: i64 = 64;
-
-/// Latent height and width that a model was made for: 768 pixels for those of Stable Diffusion 2 that predict v, else 512.
-pub fn sample_size(prediction_type: Option<&str>) -> i64 {
-    match prediction_type {
-        Some("v_prediction") => 96,
-        _ => BASE_LATENT_SIZE,
+    });
+    if zero_terminal_snr {
+        config["rescale_betas_zero_snr"] = json!(true);
+        config["timestep_spacing"] = json!("trailing");
     }
+    config
 }
 
 fn cannot_infer(weights: &WeightSet, message: &str) -> Error {

@@ -1,5 +1,6 @@
 //! Stable Diffusion 1.x and 2.x: the three networks of a pipeline (arXiv 2112.10752).
 
+mod checkpoint_facts;
 pub mod clip_text;
 mod inferred_config;
 pub mod pipeline;

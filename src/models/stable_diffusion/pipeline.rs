@@ -1,12 +1,14 @@
 //! A Stable Diffusion pipeline on disk: where its parts are, and each of them loaded.
 
+use super::checkpoint_facts::{CheckpointFacts, BASE_LATENT_SIZE};
 use super::{config_file, inferred_config, written_config};
 use super::{
     AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig, VaeDecoder, VaeEncoder,
 };
+use crate::adapters::BaseModel;
 use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
-use crate::weights::hub::{self, Download, Hub};
+use crate::weights::hub::{self, Hub, Listener};
 use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -39,7 +41,7 @@ enum Source {
     /// The diffusers layout: a folder a part.
     Folder { variant: Option<String> },
     /// One file in the original layout, and where configurations are that shapes don't tell.
-    Single { checkpoint: Arc<OriginalCheckpoint>, configs: Option<PathBuf> },
+    Single { checkpoint: Arc<OriginalCheckpoint>, facts: Arc<CheckpointFacts>, configs: Option<PathBuf> },
 }
 
 /// A pipeline on disk. Nothing but configurations and headers is read before a part is loaded.
@@ -93,12 +95,13 @@ impl PipelineFiles {
                 return Err(Error::file(folder, "holds no configuration (unet/config.json and so on)"));
             }
         }
-        Ok(Self::new(path, Source::Single { checkpoint, configs: config_folder.map(Path::to_owned) }))
+        let facts = Arc::new(CheckpointFacts::of(&checkpoint)?);
+        Ok(Self::new(path, Source::Single { checkpoint, facts, configs: config_folder.map(Path::to_owned) }))
     }
 
     /// The pipeline that `model` names: a folder in the diffusers layout, a single `.safetensors` checkpoint or a hub id,
-    /// which is fetched into the cache first; `progress` then hears of each file.
-    pub fn resolve(model: &str, options: &ModelOptions, progress: &mut dyn FnMut(Download)) -> Result<Self> {
+    /// which is fetched into the cache first; `listener` then hears of each file.
+    pub fn resolve(model: &str, options: &ModelOptions, listener: &mut dyn Listener) -> Result<Self> {
         let path = Path::new(model);
         let mut files = if path.is_dir() {
             Self::open(path, options.variant.as_deref())?
@@ -108,14 +111,14 @@ impl PipelineFiles {
             let weights_of: &[&str] = if options.configs_only { &[] } else { &NETWORKS };
             let (revision, variant) = (options.revision.as_deref(), options.variant.as_deref());
             let request = hub::Request { id: model, revision, variant, weights_of };
-            let folder = Hub::from_env()?.fetch_pipeline(&request, progress)?;
+            let folder = Hub::from_env()?.fetch_pipeline(&request, listener)?;
             Self::open(&folder, variant.filter(|_| !options.configs_only))?
         } else {
             return Err(Error::invalid(format!(
                 "there is no model `{model}`: give a folder in the diffusers layout, a .safetensors file or a hub id (`owner/name`)"
             )));
         };
-        files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, progress)).transpose()?;
+        files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, listener)).transpose()?;
         files.prediction_type.clone_from(&options.prediction_type);
         Ok(files)
     }
@@ -136,7 +139,7 @@ impl PipelineFiles {
         }
         match &self.source {
             Source::Folder { .. } => Ok(self.root.join("tokenizer")),
-            Source::Single { configs, checkpoint } => {
+            Source::Single { configs, checkpoint, .. } => {
                 let folder = configs.iter().map(|folder| folder.join("tokenizer")).find(|folder| folder.is_dir());
                 folder.ok_or_else(|| {
                     let (id, sub) = match checkpoint.text_encoder_kind() {
@@ -153,22 +156,43 @@ impl PipelineFiles {
     }
 
     /// The scheduler's configuration as JSON: `scheduler/scheduler_config.json`, or for a single file the one of the
-    /// original models. `prediction_type` is the one of [`ModelOptions`] where given.
+    /// original models, for what the file says of itself. `prediction_type` is the one of [`ModelOptions`] where given.
     pub fn scheduler_config_json(&self) -> Result<Value> {
-        let described = |folder: &Path| folder.join("scheduler/scheduler_config.json");
-        let mut config = match &self.source {
-            Source::Folder { .. } => config_file::read_json(&described(&self.root))?,
-            Source::Single { checkpoint, configs } => {
-                match configs.as_deref().map(described).filter(|path| path.is_file()) {
-                    Some(path) => config_file::read_json(&path)?,
-                    None => inferred_config::scheduler(checkpoint),
-                }
+        let mut config = match (&self.source, self.scheduler_file()) {
+            (_, Some(path)) => config_file::read_json(&path)?,
+            (Source::Single { checkpoint, facts, .. }, None) => {
+                let prediction = self.prediction_of(facts);
+                let zero_snr = facts.has_zero_terminal_snr(prediction);
+                inferred_config::scheduler(checkpoint.text_encoder_kind(), prediction, zero_snr)
             }
+            (Source::Folder { .. }, None) => config_file::read_json(&scheduler_file_in(&self.root))?,
         };
         if let (Some(prediction_type), Some(fields)) = (&self.prediction_type, config.as_object_mut()) {
             fields.insert("prediction_type".to_owned(), Value::String(prediction_type.clone()));
         }
         Ok(config)
+    }
+
+    /// The file with the scheduler's configuration, where the model has one.
+    fn scheduler_file(&self) -> Option<PathBuf> {
+        match &self.source {
+            Source::Folder { .. } => Some(scheduler_file_in(&self.root)),
+            Source::Single { configs, .. } => configs.as_deref().map(scheduler_file_in).filter(|path| path.is_file()),
+        }
+    }
+
+    fn prediction_of<'a>(&'a self, facts: &'a CheckpointFacts) -> &'a str {
+        self.prediction_type.as_deref().unwrap_or_else(|| facts.prediction())
+    }
+
+    /// What a user should know about how the model was read: that a single file does not say what it predicts.
+    pub fn warnings(&self) -> Vec<String> {
+        match &self.source {
+            Source::Single { facts, .. } if self.prediction_type.is_none() && self.scheduler_file().is_none() => {
+                facts.warnings()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Refuses parts of different models, whose shapes do not meet.
@@ -204,7 +228,7 @@ impl PipelineFiles {
     pub fn config_json(&self, part: &str) -> Result<Value> {
         match self.described(part) {
             Described::ByFile(folder) => config_file::read_json(&folder.join("config.json")),
-            Described::ByShapes(_) => match part {
+            Described::ByShapes(..) => match part {
                 "unet" => Ok(written_config::unet(&self.unet_config()?)),
                 "vae" => Ok(written_config::vae(&self.vae_config()?)),
                 _ => Ok(written_config::text_encoder(&self.text_encoder_config()?)),
@@ -216,35 +240,37 @@ impl PipelineFiles {
     pub fn unet_config(&self) -> Result<UNetConfig> {
         match self.described("unet") {
             Described::ByFile(folder) => UNetConfig::from_folder(&folder),
-            Described::ByShapes(checkpoint) => {
+            Described::ByShapes(checkpoint, facts) => {
                 let mut config = inferred_config::unet(&checkpoint.unet())?;
-                config.sample_size = Some(self.inferred_latent_size()?);
+                let factor = inferred_config::vae(&checkpoint.vae())?.scale_factor();
+                config.sample_size = Some(self.latent_size(facts, factor)?);
                 Ok(config)
             }
         }
-    }
-
-    fn inferred_latent_size(&self) -> Result<i64> {
-        let scheduler = self.scheduler_config_json()?;
-        let prediction_type = scheduler.get("prediction_type").and_then(Value::as_str);
-        Ok(inferred_config::sample_size(prediction_type))
     }
 
     /// The VAE's configuration.
     pub fn vae_config(&self) -> Result<VaeConfig> {
         match self.described("vae") {
             Described::ByFile(folder) => VaeConfig::from_folder(&folder),
-            Described::ByShapes(checkpoint) => {
+            Described::ByShapes(checkpoint, facts) => {
                 let mut config = inferred_config::vae(&checkpoint.vae())?;
-                config.sample_size = self.inferred_latent_size()? * config.scale_factor();
+                config.sample_size = self.latent_size(facts, config.scale_factor())? * config.scale_factor();
                 Ok(config)
             }
         }
     }
 
+    /// Side of the latents that a single file was made for: by what it predicts, which a configuration can say.
+    fn latent_size(&self, facts: &CheckpointFacts, factor: i64) -> Result<i64> {
+        let scheduler = self.scheduler_config_json()?;
+        let prediction = scheduler.get("prediction_type").and_then(Value::as_str);
+        Ok(facts.latent_size(prediction.unwrap_or_default(), factor))
+    }
+
     /// Height and width, in pixels, of the images that the model was made for.
     pub fn native_resolution(&self) -> Result<i64> {
-        let latent = self.unet_config()?.sample_size.unwrap_or(inferred_config::BASE_LATENT_SIZE);
+        let latent = self.unet_config()?.sample_size.unwrap_or(BASE_LATENT_SIZE);
         Ok(latent * self.vae_config()?.scale_factor())
     }
 
@@ -252,7 +278,7 @@ impl PipelineFiles {
     pub fn text_encoder_config(&self) -> Result<ClipTextConfig> {
         match self.described("text_encoder") {
             Described::ByFile(folder) => ClipTextConfig::from_folder(&folder),
-            Described::ByShapes(checkpoint) => {
+            Described::ByShapes(checkpoint, _) => {
                 inferred_config::text_encoder(&checkpoint.text_encoder(), checkpoint.text_encoder_kind())
             }
         }
@@ -261,11 +287,11 @@ impl PipelineFiles {
     fn described(&self, part: &str) -> Described<'_> {
         match &self.source {
             Source::Folder { .. } => Described::ByFile(self.root.join(part)),
-            Source::Single { checkpoint, configs } => configs
+            Source::Single { checkpoint, facts, configs } => configs
                 .iter()
                 .map(|folder| folder.join(part))
                 .find(|folder| folder.join("config.json").is_file())
-                .map_or(Described::ByShapes(checkpoint), Described::ByFile),
+                .map_or(Described::ByShapes(checkpoint, facts), Described::ByFile),
         }
     }
 
@@ -298,6 +324,15 @@ impl PipelineFiles {
     fn folder_weights(&self, part: &str, variant: Option<&str>) -> Result<WeightSet> {
         let folder = self.root.join(part);
         WeightSet::open_folder(&folder, variant.filter(|variant| WeightSet::has_variant(&folder, variant)))
+    }
+
+    /// The model as adapters see it: its weights' shapes, from the headers of its files.
+    pub fn base_model(&self) -> Result<BaseModel> {
+        let shapes = |weights: WeightSet| {
+            let shape = |key: &str| Some((key.to_owned(), weights.shape(key)?));
+            weights.keys().filter_map(shape).collect()
+        };
+        Ok(BaseModel::new(shapes(self.unet_weights()?), shapes(self.text_encoder_weights()?)))
     }
 
     /// Has the weights of the UNet's and the text encoder's linear layers kept in `storage`.
@@ -344,18 +379,22 @@ impl PipelineFiles {
 enum Described<'a> {
     /// The `config.json` in a folder.
     ByFile(PathBuf),
-    /// The shapes of its weights.
-    ByShapes(&'a OriginalCheckpoint),
+    /// The shapes of its weights, and what the file says beside.
+    ByShapes(&'a OriginalCheckpoint, &'a CheckpointFacts),
+}
+
+fn scheduler_file_in(folder: &Path) -> PathBuf {
+    folder.join("scheduler/scheduler_config.json")
 }
 
 /// The folder of the tokenizer `name`: a folder, one with a folder `tokenizer`, or a hub id.
-fn tokenizer_at(name: &str, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+fn tokenizer_at(name: &str, listener: &mut dyn Listener) -> Result<PathBuf> {
     let path = Path::new(name);
     let root = if path.is_dir() {
         path.to_owned()
     } else if hub::is_id(name) {
         let request = hub::Request { id: name, ..hub::Request::default() };
-        Hub::from_env()?.fetch_tokenizer(&request, progress)?
+        Hub::from_env()?.fetch_tokenizer(&request, listener)?
     } else {
         return Err(Error::invalid(format!(
             "there is no tokenizer `{name}`: give a folder or a hub id (`owner/name`)"

@@ -1,25 +1,36 @@
 //! Models by hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), in the cache that Python's libraries share.
 //!
-//! A repository is asked once what it holds; then only the files that are used come, each from the commit that answered,
-//! through hf-hub: a file is written under another name until it is whole, and a download that was cut off goes on where
-//! it stopped.
+//! A repository is asked once what it holds; then only the files that are used come, each from the commit that answered. A hub,
+//! or anybody on the way to one without https, is not trusted: its names are checked before they name files ([`names`]), its
+//! answers before they are used ([`client`]), bytes are counted and verified before they get their name ([`transfer`]), and nothing
+//! is written outside the cache ([`cache`]).
 
+mod cache;
+mod client;
+mod digest;
+mod exchange;
 mod failure;
+mod names;
 mod selection;
+mod transfer;
 
 use super::weight_set::shard_names;
 use crate::error::{Error, Result};
-use failure::Attempt;
-use hf_hub::api::sync::{Api, ApiBuilder};
-use hf_hub::{Cache, Repo, RepoType};
+use cache::RepositoryCache;
+use client::{Client, RepositoryInfo};
+use failure::{Attempt, Attempted};
 use selection::Selection;
 use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use transfer::Transfer;
 
-/// How often a download is taken up again after the connection broke.
-const RETRIES: usize = 3;
-/// Time before that.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+/// How often a repository's list of files is asked for again.
+const RETRIES: u32 = 2;
+/// Seconds that a single read may take, as in Python's library.
+const PATIENCE: f64 = 10.0;
+/// Characters of an address that a sentence shows.
+const LONGEST_ADDRESS: usize = 200;
 
 /// How far the download of one file is.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +41,23 @@ pub struct Download<'a> {
     pub done: u64,
     /// Bytes of the whole file.
     pub total: u64,
+}
+
+/// Whoever hears of downloads, and may stop them.
+pub trait Listener {
+    /// More of a file is here.
+    fn on(&mut self, download: Download);
+
+    /// Asked several times a second for as long as anything is waited for; an error ends the download at once with it, and what
+    /// came so far is kept for the next time.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Hears nothing and stops nothing.
+impl Listener for () {
+    fn on(&mut self, _download: Download) {}
 }
 
 /// What to fetch of a repository.
@@ -57,6 +85,8 @@ pub struct Hub {
     pub token: Option<String>,
     /// Use the cache alone.
     pub offline: bool,
+    /// How long to wait for a connection, and for each read.
+    pub patience: Duration,
 }
 
 /// Whether `text` can be a hub id: `owner/name`, and no path that begins like one.
@@ -75,7 +105,7 @@ pub fn is_language_model_id(text: &str) -> bool {
 }
 
 impl Hub {
-    /// What HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN and HF_HUB_OFFLINE say, with huggingface_hub's defaults.
+    /// What HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT say, with huggingface_hub's defaults.
     pub fn from_env() -> Result<Self> {
         Self::from_lookup(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -94,109 +124,124 @@ impl Hub {
         let token = lookup("HF_TOKEN").or_else(saved_token).map(|token| token.trim().to_owned());
         let endpoint = lookup("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let offline = lookup("HF_HUB_OFFLINE");
+        let patience = match lookup("HF_HUB_DOWNLOAD_TIMEOUT") {
+            None => PATIENCE,
+            Some(text) => {
+                text.trim().parse().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds)).ok_or_else(|| {
+                    Error::invalid("HF_HUB_DOWNLOAD_TIMEOUT must be a number of seconds, up to 86400 (one day)")
+                })?
+            }
+        };
         Ok(Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
-            // hf-hub links files by relative paths, for which it needs an absolute one.
+            // A run's folder may change, the cache may not.
             cache: std::path::absolute(&cache).map_err(|e| Error::io("find", &cache, e))?,
             token: token.filter(|token| !token.is_empty()),
             offline: offline.is_some_and(|v| matches!(v.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")),
+            patience: Duration::from_secs_f64(patience),
         })
     }
 
     /// Fetches a pipeline in the diffusers layout and returns its folder in the cache.
-    pub fn fetch_pipeline(&self, request: &Request, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
-        self.fetch(request, &selection::pipeline(request), progress)
+    pub fn fetch_pipeline(&self, request: &Request, listener: &mut dyn Listener) -> Result<PathBuf> {
+        self.fetch(request, &selection::pipeline(request), listener)
     }
 
     /// Fetches a language model in the transformers layout and returns its folder in the cache.
-    pub fn fetch_language_model(&self, request: &Request, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
-        self.fetch(request, &selection::language_model(request), progress)
+    pub fn fetch_language_model(&self, request: &Request, listener: &mut dyn Listener) -> Result<PathBuf> {
+        self.fetch(request, &selection::language_model(request), listener)
     }
 
     /// Fetches a tokenizer's files and returns their folder in the cache.
-    pub fn fetch_tokenizer(&self, request: &Request, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
-        self.fetch(request, &selection::tokenizer(), progress)
+    pub fn fetch_tokenizer(&self, request: &Request, listener: &mut dyn Listener) -> Result<PathBuf> {
+        self.fetch(request, &selection::tokenizer(), listener)
     }
 
-    fn fetch(&self, request: &Request, selection: &Selection, progress: &mut dyn FnMut(Download)) -> Result<PathBuf> {
+    fn fetch(&self, request: &Request, selection: &Selection, listener: &mut dyn Listener) -> Result<PathBuf> {
         if !is_language_model_id(request.id) {
             return Err(Error::invalid(format!("`{}` is no hub id; one looks like `owner/name`", request.id)));
         }
         let attempt = Attempt { hub: self, id: request.id, revision: request.revision.unwrap_or("main") };
-        if self.offline {
-            return self.cached_snapshot(&attempt, selection)?.ok_or_else(|| attempt.not_cached());
+        if !names::is_path(attempt.revision) {
+            return Err(Error::invalid(format!(
+                "the revision given for `{}` cannot be one of a model: give a branch, a tag or a commit",
+                request.id
+            )));
         }
-        let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
-            .with_endpoint(self.endpoint.clone())
-            .with_token(self.token.clone())
-            .with_progress(false)
-            // Its own retries append to a partial file from the wrong place: `Fetching::file` retries instead.
-            .with_retries(0)
-            .build()
-            .map_err(|e| attempt.error(e))?;
-        let info = match api.repo(attempt.repo(attempt.revision)).info() {
+        let cache = RepositoryCache::new(&self.cache, request.id);
+        if self.offline {
+            return cached_snapshot(&cache, attempt, selection)?.ok_or_else(|| attempt.not_cached());
+        }
+        let client = Client::new(self)?;
+        let info = match ask(&client, attempt, listener) {
             Ok(info) => info,
             // No answer at all: what was fetched before is as good as it gets.
-            Err(error) if failure::is_transport(&error) => {
-                return self.cached_snapshot(&attempt, selection)?.ok_or_else(|| attempt.error(error));
+            Err(failure) if failure.is_absence() => {
+                return cached_snapshot(&cache, attempt, selection)?.ok_or_else(|| attempt.error(failure, None));
             }
-            Err(error) => return Err(attempt.error(error)),
+            Err(failure) => return Err(attempt.error(failure, None)),
         };
-        if !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) || info.sha.is_empty() {
-            return Err(attempt.strange_answer());
-        }
-        let names: BTreeSet<String> =
-            info.siblings.into_iter().map(|file| file.rfilename).filter(|name| stays_inside(name)).collect();
-        let cache = Cache::new(self.cache.clone());
-        let fetching =
-            Fetching { attempt: &attempt, api: &api, sha: &info.sha, snapshot: self.snapshot(request.id, &info.sha) };
-        let snapshot = fetching.run(selection, &names, progress)?;
-        cache
-            .repo(attempt.repo(attempt.revision))
-            .create_ref(&info.sha)
-            .map_err(|e| Error::io("write", &self.cache, e))?;
+        let transfer = Transfer { attempt, client: &client, cache: &cache, commit: &info.sha };
+        let snapshot = fetch_selected(&transfer, &info, selection, listener)?;
+        cache.note_commit(attempt.revision, &info.sha)?;
         Ok(snapshot)
     }
 
-    fn folder(&self, id: &str) -> PathBuf {
-        self.cache.join(Repo::model(id.to_owned()).folder_name())
-    }
-
-    fn snapshot(&self, id: &str, sha: &str) -> PathBuf {
-        self.folder(id).join("snapshots").join(sha)
-    }
-
-    /// The folder in the cache, if all that is selected is there.
-    fn cached_snapshot(&self, attempt: &Attempt, selection: &Selection) -> Result<Option<PathBuf>> {
-        let reference = self.folder(attempt.id).join("refs").join(attempt.revision);
-        let sha = match stays_inside(attempt.revision) {
-            true => std::fs::read_to_string(reference).unwrap_or_else(|_| attempt.revision.to_owned()),
-            false => return Ok(None),
+    /// The endpoint as a sentence shows it: without a user's name and password.
+    fn address(&self) -> String {
+        let shown = match url::Url::parse(&self.endpoint) {
+            Ok(mut url) => {
+                // An address that can have neither keeps none.
+                _ = url.set_username("").and_then(|()| url.set_password(None));
+                url.set_query(None);
+                url.set_fragment(None);
+                url.as_str().trim_end_matches('/').to_owned()
+            }
+            Err(_) => self.endpoint.rsplit('@').next().unwrap_or_default().to_owned(),
         };
-        let snapshot = self.snapshot(attempt.id, sha.trim());
-        let mut names = BTreeSet::new();
-        list(&snapshot, "", &mut names);
-        let complete = (|| -> Result<bool> {
-            for name in selection.indices(&names)? {
-                if selection.shards(&name, &shard_names(&snapshot.join(&name))?).iter().any(|s| !names.contains(s)) {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })();
-        match complete {
-            Ok(true) => {
-                selection.check_index_file(attempt.id, &snapshot)?;
-                Ok(Some(snapshot))
-            }
-            _ => Ok(None),
+        shown.chars().take(LONGEST_ADDRESS).collect()
+    }
+}
+
+/// What the repository holds.
+fn ask(client: &Client, attempt: Attempt, listener: &mut dyn Listener) -> Attempted<RepositoryInfo> {
+    let mut tries = 0;
+    loop {
+        let failure = match client.repository(attempt.id, attempt.revision, listener) {
+            Ok(info) => return Ok(info),
+            Err(failure) => failure,
+        };
+        tries += 1;
+        match failure.pause(tries).filter(|_| tries <= RETRIES && !failure.is_without_answer()) {
+            Some(pause) => transfer::rest(pause, listener)?,
+            None => return Err(failure),
         }
     }
 }
 
-/// Whether a file's name stays in its folder.
-fn stays_inside(name: &str) -> bool {
-    !name.is_empty() && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+/// The folder in the cache, if all that is selected is there.
+fn cached_snapshot(cache: &RepositoryCache, attempt: Attempt, selection: &Selection) -> Result<Option<PathBuf>> {
+    let Some(commit) = cache.commit_of(attempt.revision) else {
+        return Ok(None);
+    };
+    let snapshot = cache.snapshot(&commit);
+    let mut names = BTreeSet::new();
+    list(&snapshot, "", &mut names);
+    let complete = (|| -> Result<bool> {
+        for name in selection.indices(&names)? {
+            if selection.shards(&name, &shard_names(&snapshot.join(&name))?).iter().any(|s| !names.contains(s)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })();
+    match complete {
+        Ok(true) => {
+            selection.check_index_file(attempt.id, &snapshot)?;
+            Ok(Some(snapshot))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The files under `folder`, by their paths in it.
@@ -211,102 +256,42 @@ fn list(folder: &Path, prefix: &str, names: &mut BTreeSet<String>) {
     }
 }
 
-/// A fetch from one commit of one repository.
-struct Fetching<'a> {
-    attempt: &'a Attempt<'a>,
-    api: &'a Api,
-    sha: &'a str,
-    snapshot: PathBuf,
-}
-
-impl Fetching<'_> {
-    fn run(
-        &self,
-        selection: &Selection,
-        names: &BTreeSet<String>,
-        progress: &mut dyn FnMut(Download),
-    ) -> Result<PathBuf> {
-        // What kind of model it is comes first: gigabytes of another kind need not come.
-        if let Some(name) = selection.index_file().filter(|name| names.contains(*name)) {
-            self.file(name, progress)?;
-            selection.check_index_file(self.attempt.id, &self.snapshot)?;
-        }
-        let indices = selection.indices(names).map_err(|error| self.attempt.of_repository(error))?;
-        for name in selection.configurations(names) {
-            self.file(&name, progress)?;
-        }
-        for name in &indices {
-            self.file(name, progress)?;
-            let shards = selection.shards(name, &shard_names(&self.snapshot.join(name))?);
-            for shard in shards {
-                self.file(&shard, progress)?;
-            }
-        }
-        for name in selection.single_weights(names) {
-            self.file(&name, progress)?;
-        }
-        Ok(self.snapshot.clone())
+/// Fetches what is selected of a commit, and returns its folder.
+fn fetch_selected(
+    transfer: &Transfer,
+    info: &RepositoryInfo,
+    selection: &Selection,
+    listener: &mut dyn Listener,
+) -> Result<PathBuf> {
+    let (attempt, snapshot) = (transfer.attempt, transfer.cache.snapshot(&info.sha));
+    let names: BTreeSet<String> = info.files().map(str::to_owned).collect();
+    // What kind of model it is comes first: gigabytes of another kind need not come.
+    if let Some(name) = selection.index_file().filter(|name| names.contains(*name)) {
+        transfer.file(name, listener)?;
+        selection.check_index_file(attempt.id, &snapshot)?;
     }
-
-    fn file(&self, name: &str, progress: &mut dyn FnMut(Download)) -> Result<()> {
-        if self.snapshot.join(name).exists() {
-            return Ok(());
-        }
-        let repository =
-            self.api.repo(Repo::with_revision(self.attempt.id.to_owned(), RepoType::Model, self.sha.to_owned()));
-        for attempt in 0.. {
-            let reporter = Reporter { file: name.to_owned(), done: 0, total: 0, progress: &mut *progress };
-            match repository.download_with_progress(name, reporter) {
-                Ok(_) => break,
-                Err(error) if attempt == RETRIES => return Err(self.attempt.error(error)),
-                // What an earlier attempt left is longer than the file, or the whole of it: a fresh start.
-                Err(error) if failure::is_bad_resume(&error) => self.forget_partial_downloads(),
-                Err(error) if failure::is_interruption(&error) => std::thread::sleep(PAUSE),
-                Err(error) => return Err(self.attempt.error(error)),
-            }
-        }
-        Ok(())
+    let indices = selection.indices(&names).map_err(|error| attempt.of_repository(error))?;
+    for name in selection.configurations(&names) {
+        transfer.file(&name, listener)?;
     }
-
-    fn forget_partial_downloads(&self) {
-        let blobs = self.attempt.hub.folder(self.attempt.id).join("blobs");
-        for entry in std::fs::read_dir(blobs).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "part") {
-                // A file that stays is met again as the same error.
-                drop(std::fs::remove_file(entry.path()));
-            }
+    for name in &indices {
+        transfer.file(name, listener)?;
+        let shards = selection.shards(name, &shard_names(&snapshot.join(name))?);
+        if let Some(missing) = shards.iter().find(|shard| !names.contains(*shard)) {
+            let id = attempt.id;
+            return Err(Error::invalid(format!(
+                "`{name}` of `{id}` speaks of weights that the repository does not hold ({}); try another `--revision`",
+                missing.escape_debug().take(LONGEST_ADDRESS).collect::<String>()
+            )));
+        }
+        for shard in shards {
+            transfer.file(&shard, listener)?;
         }
     }
-}
-
-/// hf-hub's progress, passed on.
-struct Reporter<'a> {
-    file: String,
-    done: u64,
-    total: u64,
-    progress: &'a mut dyn FnMut(Download),
-}
-
-impl Reporter<'_> {
-    fn report(&mut self) {
-        (self.progress)(Download { file: &self.file, done: self.done, total: self.total });
+    for name in selection.single_weights(&names) {
+        transfer.file(&name, listener)?;
     }
-}
-
-impl hf_hub::api::Progress for Reporter<'_> {
-    fn init(&mut self, size: usize, _name: &str) {
-        (self.done, self.total) = (0, size as u64);
-        self.report();
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        self.report();
-    }
-
-    fn finish(&mut self) {
-        self.report();
-    }
+    Ok(snapshot)
 }
 
 #[cfg(test)]

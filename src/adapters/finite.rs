@@ -1,0 +1,26 @@
+//! Tensors of adapter files, refused where they hold what is no finite number: a training that went wrong is told from its
+//! file, not from black images.
+
+use crate::error::{Error, Result};
+use crate::weights::MappedFile;
+use tch::{Kind, Tensor};
+
+/// The tensor `key` of `file`.
+pub(super) fn tensor(file: &MappedFile, key: &str) -> Result<Tensor> {
+    let tensor = file.tensor(key)?;
+    match is_finite(&tensor)? {
+        true => Ok(tensor),
+        false => Err(Error::file(
+            file.path(),
+            format!(
+                "`{key}` holds NaN or infinity, so this adapter cannot be used; take an earlier checkpoint of its training, \
+                 or download it again"
+            ),
+        )),
+    }
+}
+
+/// Whether all of `tensor` is finite.
+pub(super) fn is_finite(tensor: &Tensor) -> Result<bool> {
+    Ok(f64::try_from(tensor.f_isfinite()?.f_all()?.f_to_kind(Kind::Float)?)? == 1.0)
+}
