@@ -2,6 +2,7 @@
 //! ones override.
 
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -97,7 +98,7 @@ fn kebab(arg: &OsStr) -> OsString {
 const TAKE_TRUE_AND_FALSE: &[&str] = &["--cache-latents", "--lora-init"];
 
 fn flags_of(file: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    let text = regular_file::read_text(file, FileKind::FLAGS)?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;

@@ -8,6 +8,7 @@ use super::records::{Record, Records};
 use super::tokenizers::language::Encoded;
 use super::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -136,6 +137,7 @@ impl LanguageDataOptions {
         let (mut crowded, mut longest) = (0, 0);
         let mut sample = None;
         for record in records.iter() {
+            interrupt::check()?;
             let text = self.prompt.render(&record)?;
             let (mut example, whole) = match purpose {
                 Purpose::Answer => self.unanswered(&text, tokenizer)?,

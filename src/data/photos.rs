@@ -3,6 +3,8 @@
 use super::photo_decoding;
 use super::photo_transform::{crop_range, resize_shorter_side, CropRange};
 use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::regular_file::{self, FileKind};
 use image::RgbImage;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,6 @@ use std::thread;
 
 /// Resized photos of a folder that stay in memory, in bytes; those beyond are decoded again when they are needed.
 const KEPT_BYTES: usize = 512 << 20;
-/// A larger caption is a mistake: 77 tokens are read.
-const MAX_CAPTION_BYTES: u64 = 1 << 20;
 /// Threads that decode at once: each holds a photo at its full size.
 const DECODERS: usize = 8;
 
@@ -88,6 +88,7 @@ impl PhotoFolder {
         }
         let paths = candidates(folder)?;
         let decoded = decode_all(&paths, size);
+        interrupt::check()?;
         let mut opened = Self { photos: Vec::new(), warnings: Vec::new(), size };
         let mut kept = 0;
         for (path, image) in paths.into_iter().zip(decoded) {
@@ -145,12 +146,15 @@ type Decoded = std::result::Result<(u32, u32, Option<RgbImage>), String>;
 /// Decodes on all cores; the results are in the order of `paths`.
 fn decode_all(paths: &[PathBuf], size: u32) -> Vec<Decoded> {
     let workers = thread::available_parallelism().map_or(1, usize::from).min(DECODERS).min(paths.len());
-    let (next, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (next, kept, interrupt) = (AtomicUsize::new(0), AtomicUsize::new(0), interrupt::watched());
     let work = || {
         let mut done = Vec::new();
         while let Some((index, path)) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, paths.get(i)?)))
         {
+            if interrupt.requested() {
+                break;
+            }
             let decoded = resized(path, size).map_err(|error| reason(&error, path)).map(|image| {
                 let bytes = image.as_raw().len();
                 let fits = kept.fetch_add(bytes, Ordering::Relaxed) + bytes <= KEPT_BYTES;
@@ -161,7 +165,9 @@ fn decode_all(paths: &[PathBuf], size: u32) -> Vec<Decoded> {
         done
     };
     let mut results: Vec<(usize, Decoded)> = thread::scope(|scope| {
-        let handles: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        // Where no more threads can be made, those that there are do the work.
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let handles: Vec<_> = (1..workers).map_while(spawn).collect();
         let own = work();
         handles.into_iter().filter_map(|handle| handle.join().ok()).flatten().chain(own).collect()
     });
@@ -182,15 +188,9 @@ fn reason(error: &Error, path: &Path) -> String {
 /// `NAME.txt` beside the image, trimmed.
 fn caption(image: &Path) -> Result<Option<String>> {
     let path = image.with_extension("txt");
-    if fs::metadata(&path).is_ok_and(|about| !about.is_file() || about.len() > MAX_CAPTION_BYTES) {
-        return Err(Error::file(&path, "is no caption: not a regular file, or larger than 1 MB; move it elsewhere"));
-    }
-    match fs::read(&path) {
-        Ok(bytes) => match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned())),
-            Err(_) => Err(Error::file(&path, "is a caption, but not UTF-8 text; save it as UTF-8")),
-        },
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::io("read", &path, source)),
+    match regular_file::read_if_there(&path, FileKind::CAPTION)?.map(String::from_utf8) {
+        Some(Ok(text)) => Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned())),
+        Some(Err(_)) => Err(Error::file(&path, "is a caption, but not UTF-8 text; save it as UTF-8")),
+        None => Ok(None),
     }
 }

@@ -10,6 +10,7 @@ use crate::data::latent_cache::LatentCache;
 use crate::data::photos::{count_images, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
@@ -230,7 +231,9 @@ pub fn encode_prompts(
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
         if !ids.contains_key(prompt) {
-            ids.insert(prompt.clone(), tokenizer.encode(prompt)?);
+            let encoded = tokenizer.encode(prompt)?;
+            text_encoder.model.check_ids(&encoded)?;
+            ids.insert(prompt.clone(), encoded);
         }
     }
     let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
@@ -238,6 +241,7 @@ pub fn encode_prompts(
         return Ok((embeddings, Some(text_encoder)));
     }
     for (prompt, ids) in &embeddings.ids {
+        interrupt::check()?;
         let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
         let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
         embeddings.known.insert(prompt.clone(), encoded);

@@ -151,6 +151,7 @@ impl TrainingArgs {
             ("--max-train-steps", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
             ("--num-train-epochs", self.num_train_epochs, u64::from(self.max_train_steps.is_none()), MAX_STEPS),
             ("--lr-warmup-steps", self.lr_warmup_steps, 0, MAX_STEPS),
+            ("--lr-num-cycles", self.lr_num_cycles, 0, MAX_STEPS),
             ("--keep-checkpoints", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
         ] {
             counted(flag, number, least, most)?;

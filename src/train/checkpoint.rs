@@ -5,12 +5,13 @@ use super::precision::ScalerState;
 use super::run_folder::{entries, remove_own, restore_replaced, write_folder_atomically, ADAPTER_FILES, PART_FOLDERS};
 use super::Parameters;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::tensor_file;
 use crate::whole_file::write_json;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
@@ -103,7 +104,8 @@ impl Fingerprint {
     fn of(path: &Path) -> Result<Self> {
         let failed = |error| Error::io("read", path, error);
         let mut digest = Sha256::new();
-        let bytes = std::io::copy(&mut File::open(path).map_err(failed)?, &mut digest).map_err(failed)?;
+        let bytes =
+            std::io::copy(&mut regular_file::open(path, FileKind::SAFETENSORS)?, &mut digest).map_err(failed)?;
         Ok(Self { bytes, sha256: digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect() })
     }
 }
@@ -179,7 +181,7 @@ fn damaged(folder: &Path, cause: &Error) -> Error {
 
 fn read_state(folder: &Path) -> Result<StateFile> {
     let path = folder.join(STATE);
-    let text = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+    let text = regular_file::read(&path, FileKind::RUN)?;
     serde_json::from_slice(&text).map_err(|error| Error::file(&path, error.to_string()))
 }
 

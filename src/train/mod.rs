@@ -5,8 +5,8 @@ pub mod adamw;
 pub mod adamw8bit;
 pub mod checkpoint;
 pub mod gradients;
+pub mod growing_file;
 pub mod head_loss;
-pub mod interrupt;
 pub mod loss_curve;
 pub mod losses;
 pub mod lr_schedule;
@@ -18,6 +18,7 @@ pub mod precision;
 pub mod run_folder;
 pub mod tensorboard;
 
+pub use crate::interrupt;
 use std::collections::BTreeMap;
 use tch::Tensor;
 

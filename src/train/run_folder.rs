@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::whole_file::{beside, sync, sync_parent, TEMPORARY};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -143,7 +144,7 @@ pub enum ExistingRun {
 
 /// A folder that this process alone writes to, until it is dropped.
 #[derive(Debug)]
-pub struct FolderLock(#[allow(dead_code, reason = "it holds the lock")] File);
+pub struct FolderLock(File);
 
 impl FolderLock {
     /// Takes the lock of `folder`, or says that another run has it. A file system without locks has none to take.
@@ -164,7 +165,7 @@ pub struct RunFolder {
     path: PathBuf,
     existing: ExistingRun,
     made: bool,
-    _lock: Arc<FolderLock>,
+    lock: Arc<FolderLock>,
 }
 
 impl RunFolder {
@@ -174,7 +175,7 @@ impl RunFolder {
         let made = !path.exists();
         fs::create_dir_all(path).map_err(|error| Error::io("create", path, error))?;
         let lock = Arc::new(FolderLock::take(path)?);
-        let folder = Self { path: path.to_owned(), existing, made, _lock: lock };
+        let folder = Self { path: path.to_owned(), existing, made, lock };
         if existing == ExistingRun::Refuse {
             if let Some(trace) = folder.trace_of_a_run()? {
                 return Err(Error::file(
@@ -192,6 +193,16 @@ impl RunFolder {
         restore_replaced(path, &super::checkpoint::files())?;
         folder.remove_left_overs()?;
         Ok(folder)
+    }
+
+    /// Takes the lock of the folder that has this name now, where the one that was locked was removed.
+    pub fn lock_again(&mut self) -> Result<()> {
+        let failed = |error| Error::io("read", &self.path, error);
+        let (here, locked) = (fs::metadata(&self.path).map_err(failed)?, self.lock.0.metadata().map_err(failed)?);
+        if (here.dev(), here.ino()) != (locked.dev(), locked.ino()) {
+            self.lock = Arc::new(FolderLock::take(&self.path)?);
+        }
+        Ok(())
     }
 
     /// The folder itself.
