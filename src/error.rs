@@ -82,6 +82,10 @@ const TRAIN_IN_LESS: &str = "turn on --gradient-checkpointing, or lower --resolu
 
 /// The system's message without the "(os error N)" that no user can act on.
 fn plain_cause(source: &std::io::Error) -> String {
+    if source.raw_os_error() == Some(libc::EFAULT) {
+        // Bytes were to be written from a mapped file that has them no more.
+        return "a file that is read for it was cut short by another program".to_owned();
+    }
     let text = source.to_string();
     match text.find(" (os error") {
         Some(end) => text[..end].to_lowercase(),
@@ -123,6 +127,12 @@ impl Error {
             Error::OutOfMemory { device, cause, .. } => Error::OutOfMemory { device, cause, advice: advice.to_owned() },
             other => other,
         }
+    }
+
+    /// The error where the system gives no thread.
+    pub fn no_thread(source: std::io::Error) -> Self {
+        let cause = plain_cause(&source);
+        Self::invalid(format!("cannot start a thread ({cause}); end other programs, or raise the limit (`ulimit -u`)"))
     }
 
     /// An [`Error::Invalid`].

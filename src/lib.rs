@@ -4,6 +4,12 @@
 
 pub mod error;
 
+pub mod interrupt;
+
+pub mod plain_text;
+
+pub mod regular_file;
+
 pub mod whole_file;
 
 pub mod libtorch;

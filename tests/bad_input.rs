@@ -7,7 +7,7 @@ mod complaints;
 mod dreambooth_commands;
 mod support;
 
-use complaints::{words, Complaints};
+use complaints::{replace_by, words, Complaints, ODD};
 use dreambooth_commands::{generate, train};
 use serde_json::Value;
 use std::fs;
@@ -98,6 +98,15 @@ const TRAINING_OPTIONS: &[Nonsense] = &[
     ("--lora-exclude-modules to_w", 1, &["exclude_modules"]),
     ("--lora-modules-to-save conv_inn", 1, &["modules_to_save", "conv_inn"]),
     ("--lora-init pissa", 2, &["--lora-init", "gaussian"]),
+    ("--lr-num-cycles 18446744073709551615", 1, &["--lr-num-cycles", "1000000000"]),
+    ("--lr-warmup-steps 9223372036854775808", 1, &["--lr-warmup-steps"]),
+    ("--num-train-epochs 9223372036854775808", 1, &["--num-train-epochs"]),
+    ("--gradient-accumulation-steps 9223372036854775808", 1, &["--gradient-accumulation-steps"]),
+    ("--train-batch-size 9223372036854775808", 1, &["--train-batch-size"]),
+    ("--lora-r 9223372036854775807", 1, &["--lora-r"]),
+    ("--lora-r 9223372036854775808", 2, &["--lora-r"]),
+    ("--threads 99999", 2, &["--threads"]),
+    ("--seed 18446744073709551616", 2, &["--seed"]),
 ];
 
 const DRAWING_OPTIONS: &[Nonsense] = &[
@@ -107,6 +116,16 @@ const DRAWING_OPTIONS: &[Nonsense] = &[
     ("--steps 0", 1, &["--steps"]),
     ("--steps -1", 2, &["--steps"]),
     ("--steps 100000", 1, &["--steps", "1000"]),
+    ("--steps 9223372036854775807", 1, &["--steps", "1000"]),
+    ("--steps 9223372036854775808", 1, &["--steps", "1000"]),
+    ("--steps 18446744073709551615", 1, &["--steps", "1000"]),
+    ("--steps 18446744073709551616", 2, &["--steps"]),
+    ("--num-images 9223372036854775808", 1, &["--num-images", "100000"]),
+    ("--batch-size 18446744073709551615", 1, &["--batch-size", "100000"]),
+    ("--height -9223372036854775808", 1, &["--height"]),
+    ("--height 9223372036854775807", 1, &["--height", "8192"]),
+    ("--guidance-scale -inf", 1, &["--guidance-scale"]),
+    ("--lora x=1e300", 1, &["1e300", "1000"]),
     ("--height 16384", 1, &["--height", "8192"]),
     ("--width 99999999999", 1, &["--width", "8192"]),
     ("--num-images 99999999999", 1, &["--num-images", "100000"]),
@@ -236,6 +255,12 @@ fn a_caption_that_is_no_text_is_refused_by_name() {
         let out = folder.path().join("out");
         complaints.refused(what, &train(&model("tiny"), folder.path(), &out, &[]), 1, &["dog.txt"]);
         complaints.check(&format!("{what}: something is left"), !out.exists());
+    }
+    for (odd, name) in ODD {
+        let folder = folder_of(&[("dog.png", &good)]);
+        replace_by(&folder.path().join("dog.txt"), odd);
+        let args = train(&model("tiny"), folder.path(), &folder.path().join("out"), &[]);
+        complaints.refused_at_once(odd, &args, 1, &["dog.txt", name]);
     }
     // File names, unlike captions, may be any bytes.
     let folder = folder_of(&[("dog.png", &good)]);
@@ -385,6 +410,14 @@ fn mistakes_in_a_toml_file_are_told_with_its_name() {
         complaints.refused(text, &args, code, &expected);
         complaints.check(&format!("{text}: something is left"), !out.exists());
     }
+    let folder = folder_of(&[]);
+    let odd_file = folder.path().join("odd.toml");
+    for (odd, name) in ODD {
+        replace_by(&odd_file, odd);
+        let flags = ["--config", odd_file.to_str().unwrap()];
+        let args = train(&model("tiny"), &photos(3, 0), Path::new("/tmp/none"), &flags);
+        complaints.refused_at_once(odd, &args, 2, &["odd.toml", name]);
+    }
     let args = train(&model("tiny"), &photos(3, 0), Path::new("/tmp/none"), &["--config", "/nowhere.toml"]);
     complaints.refused("no TOML file", &args, 2, &["/nowhere.toml"]);
 }
@@ -395,6 +428,12 @@ fn adapter_and_plan_and_tokenize_refuse_what_they_cannot_read() {
     let folder = folder_of(&[("lines.json", b"\"dog\"\nnot json\n"), ("x.safetensors", b"12345678{}")]);
     let path = |name: &str| folder.path().join(name).display().to_string();
     let (tiny, lines, broken) = (model("tiny").display().to_string(), path("lines.json"), path("x.safetensors"));
+    for (odd, name) in ODD {
+        let file = folder.path().join("odd.json");
+        replace_by(&file, odd);
+        let line = format!("tokenize --model {tiny} --json-lines {}", file.display());
+        complaints.refused_at_once(odd, &words(&line), 1, &["odd.json", name]);
+    }
     let cases: Vec<(String, i32, &[&str])> = vec![
         (format!("tokenize --model {tiny} --json-lines {lines}"), 1, &["line 2"]),
         (format!("tokenize --model {tiny} --json-lines /nowhere"), 1, &["/nowhere"]),

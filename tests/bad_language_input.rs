@@ -8,7 +8,7 @@ mod complaints;
 mod jobs;
 mod support;
 
-use complaints::{words, Complaints};
+use complaints::{replace_by, words, Complaints, ODD};
 use jobs::{bert, gpt2, lines, llama, t5, Job};
 use serde_json::{json, Value};
 use std::fs;
@@ -265,6 +265,37 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
 }
 
 #[test]
+fn files_that_are_no_regular_files_are_refused_by_name() {
+    let mut complaints = Complaints::default();
+    for file in ["model/config.json", "model/tokenizer.json", "model/tokenizer_config.json", "train.jsonl"] {
+        for (odd, name) in ODD {
+            let own = Own::of(gpt2(true));
+            replace_by(&own.path(file), odd);
+            let last = file.rsplit('/').next().unwrap();
+            let (what, out) = (format!("{file} is {odd}"), own.path("out"));
+            complaints.refused_at_once(&what, &own.job.train(&out, &[]), 1, &[last, name]);
+            complaints.check(&format!("{what}: something is left"), !out.exists());
+        }
+    }
+    for file in ["records.csv", "records.parquet", "model.gguf"] {
+        for (odd, name) in ODD {
+            let own = Own::of(gpt2(true));
+            replace_by(&own.path(file), odd);
+            let path = own.path(file).display().to_string();
+            let args = match file {
+                "model.gguf" if name == "too large" => continue,
+                "model.gguf" => own.job.train(&own.path("out"), &["--model", &path]),
+                _ => own.job.train(&own.path("out"), &["--train-file", &path]),
+            };
+            complaints.refused_at_once(&format!("{file} is {odd}"), &args, 1, &[file, name]);
+        }
+    }
+    let own = Own::of(gpt2(true));
+    fs::write(own.path("train.jsonl"), "x".repeat(65 << 20)).unwrap();
+    own.refused(&mut complaints, "a line without end", &[], &["train.jsonl", "line 1", "64 MB"]);
+}
+
+#[test]
 fn complete_refuses_what_writes_no_text() {
     let mut complaints = Complaints::default();
     let (decoder, classifier) = (Own::of(gpt2(true)), Own::of(bert()));
@@ -301,6 +332,12 @@ fn complete_refuses_what_writes_no_text() {
         ("no tokens", &decoder, &["--max-new-tokens", "0"], &["--max-new-tokens"]),
         ("a probability over 1", &decoder, &["--top-p", "1.5", "--temperature", "1"], &["--top-p"]),
         ("no likely tokens", &decoder, &["--top-k", "0", "--temperature", "1"], &["--top-k"]),
+        ("2^63 tokens", &decoder, &["--max-new-tokens", "9223372036854775808"], &["--max-new-tokens", "1000000"]),
+        ("2^64 - 1 tokens", &decoder, &["--max-new-tokens", "18446744073709551615"], &["--max-new-tokens"]),
+        ("2^63 beams", &decoder, &["--num-beams", "9223372036854775808"], &["--num-beams", "256"]),
+        ("a temperature of nothing", &decoder, &["--temperature", "1e-310"], &["--temperature", "0.0001"]),
+        ("a temperature without end", &decoder, &["--temperature", "1e308"], &["--temperature", "10000"]),
+        ("a strength without end", &decoder, &["--adapter", "a=1e300"], &["1e300", "1000"]),
         ("a temperature below 0", &decoder, &["--temperature=-1"], &["--temperature"]),
         ("beams that are drawn", &decoder, &["--num-beams", "2", "--temperature", "1"], &["--num-beams"]),
     ] {

@@ -7,7 +7,7 @@ mod complaints;
 mod dreambooth_commands;
 mod support;
 
-use complaints::{words, Complaints};
+use complaints::{replace_by, words, Complaints, ODD};
 use dreambooth_commands::{generate, train};
 use serde_json::{json, Value};
 use std::fs;
@@ -272,6 +272,138 @@ fn models_that_are_none_are_refused() {
         }
         complaints.check(&format!("{what}: something is left"), !out.exists() && !path("image.png").exists());
     }
+}
+
+#[test]
+fn files_of_a_model_that_are_no_regular_files_are_refused_by_name() {
+    let mut complaints = Complaints::default();
+    let (folder, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let name_of_tokens = |model: &Path| match model.join("tokenizer/tokenizer.json").exists() {
+        true => "tokenizer/tokenizer.json",
+        false => "tokenizer/vocab.json",
+    };
+    let files = [
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        name_of_tokens(&model("tiny")),
+        UNET,
+    ];
+    for (index, file) in files.into_iter().enumerate() {
+        for (odd, name) in ODD {
+            // A weight file may be as large as it is.
+            if file == UNET && name == "too large" {
+                continue;
+            }
+            let model_folder = folder.path().join(format!("{index} {odd}"));
+            link(&model("tiny"), &model_folder);
+            replace_by(&model_folder.join(file), odd);
+            let what = format!("{file} is {odd}");
+            let last = file.rsplit('/').next().unwrap();
+            let picture = out.path().join("image.png");
+            complaints.refused_at_once(&what, &generate(&model_folder, &picture, &[]), 1, &[last, name]);
+            complaints.check(&format!("{what}: a picture is left"), !picture.exists());
+        }
+    }
+    let adapter = folder.path().join("adapter");
+    lorabooth_ok(&train(&model("tiny"), &photos(3, 0), &adapter, &["--max-train-steps", "0"]));
+    for (file, odds) in [("adapter_config.json", &ODD[..]), ("adapter_model.safetensors", &ODD[..3])] {
+        let own = folder.path().join("own").join(file);
+        fs::create_dir_all(own.join("unet")).unwrap();
+        for entry in fs::read_dir(adapter.join("unet")).unwrap().map(|entry| entry.unwrap().path()) {
+            fs::copy(&entry, own.join("unet").join(entry.file_name().unwrap())).unwrap();
+        }
+        for (odd, name) in odds {
+            replace_by(&own.join("unet").join(file), odd);
+            let args = [words("adapter inspect"), vec![own.display().to_string()]].concat();
+            complaints.refused_at_once(&format!("{file} is {odd}"), &args, 1, &[file, name]);
+        }
+    }
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_the_model_embeds_is_refused_where_one_of_them_is_used() {
+    let mut complaints = Complaints::default();
+    let (folder, vocabulary) = model_with_its_own("tokenizer/vocab.json");
+    edit_json(&vocabulary, |tokens| {
+        let word = tokens.as_object().unwrap().keys().find(|token| *token == "s</w>").cloned();
+        let word = word.unwrap_or_else(|| "<|endoftext|>".to_owned());
+        tokens[word] = json!(99_999);
+    });
+    fs::remove_file(folder.path().join("tokenizer/tokenizer.json")).ok();
+    let out = folder.path().join("out");
+    let args = train(folder.path(), &photos(3, 0), &out, &["--instance-prompt", "s"]);
+    complaints.refused("training", &args, 1, &["99999", "text encoder embeds", "tokenizer of this model"]);
+    complaints.check("something is left", !out.exists());
+    let picture = folder.path().join("image.png");
+    let args = generate(folder.path(), &picture, &["--prompt", "s"]);
+    complaints.refused("drawing", &args, 1, &["99999", "text encoder embeds"]);
+    let (folder, config) = model_with_its_own("tokenizer/tokenizer_config.json");
+    edit_json(&config, |config| config["model_max_length"] = json!(500));
+    let args = generate(folder.path(), &picture, &[]);
+    complaints.refused("more positions", &args, 1, &["500", "77 positions"]);
+}
+
+#[test]
+fn merging_carries_no_file_from_outside_the_model() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (secret, adapter, own) = (path("secret"), path("adapter"), path("own"));
+    fs::write(&secret, "hush").unwrap();
+    lorabooth_ok(&train(&model("tiny"), &photos(3, 0), &adapter, &["--max-train-steps", "0"]));
+    let copied = std::process::Command::new("cp").arg("-r").args([&model("tiny"), &own]).status();
+    assert!(copied.unwrap().success());
+    let merge = |model: &Path, out: &Path| {
+        let mut args = words("adapter merge --lora");
+        args.extend(
+            [&adapter, Path::new("--model"), model, Path::new("--output-dir"), out].map(|p| p.display().to_string()),
+        );
+        args
+    };
+    let out = path("merged");
+    for name in ["unet/README.md", "tokenizer/notes.txt"] {
+        symlink(&secret, own.join(name)).unwrap();
+        complaints.refused_at_once(name, &merge(&own, &out), 1, &[name, "link", "outside"]);
+        complaints.check("something is left", !out.exists());
+        fs::remove_file(own.join(name)).unwrap();
+    }
+    symlink(folder.path(), own.join("safety_checker")).unwrap();
+    complaints.refused_at_once("a folder", &merge(&own, &out), 1, &["safety_checker", "link", "outside"]);
+    fs::remove_file(own.join("safety_checker")).unwrap();
+    // What is no file is left where it is, and links inside the folder are followed.
+    assert!(std::process::Command::new("mkfifo").arg(own.join("unet/pipe")).status().unwrap().success());
+    symlink("config.json", own.join("unet/same.json")).unwrap();
+    lorabooth_ok(&merge(&own, &out));
+    complaints.check("a pipe was copied", !out.join("unet/pipe").exists());
+    complaints.check("a link inside", out.join("unet/same.json").is_file() && !out.join("unet/same.json").is_symlink());
+    // The hub's cache: links from a snapshot into the store of what was downloaded.
+    let (snapshot, blobs) = (path("models--x/snapshots/abc"), path("models--x/blobs"));
+    link(&own, &snapshot);
+    fs::create_dir(&blobs).unwrap();
+    for (number, file) in files(&snapshot).into_iter().filter(|file| file.is_file()).enumerate() {
+        let blob = blobs.join(number.to_string());
+        fs::copy(&file, &blob).unwrap();
+        fs::remove_file(&file).unwrap();
+        symlink(blob, file).unwrap();
+    }
+    let out = path("from the cache");
+    lorabooth_ok(&merge(&snapshot, &out));
+    complaints.check(
+        "a copy of a blob",
+        fs::read(out.join("unet/config.json")).unwrap() == fs::read(own.join("unet/config.json")).unwrap(),
+    );
+    // A store that is a link itself leads anywhere.
+    fs::rename(&blobs, path("elsewhere")).unwrap();
+    symlink(path("elsewhere"), &blobs).unwrap();
+    complaints.refused_at_once("a store elsewhere", &merge(&snapshot, &path("none")), 1, &["link", "outside"]);
+}
+
+/// All files below `folder`.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 #[test]

@@ -17,7 +17,10 @@ use lorabooth::train::interrupt::Interrupt;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Instant;
 use support::{lorabooth, lorabooth_ok, model, photos};
 use tch::Device;
 
@@ -178,6 +181,141 @@ fn sample_images_are_made_up_for() {
     // The first of the two images of each look is there, the second is not.
     let first = |event: &Event| matches!(event, Event::Wrote { path } if path.to_string_lossy().ends_with("-0.png"));
     check(&first, 3, &run);
+}
+
+/// What a test does to a run's output folder at one of its steps.
+struct At<'a> {
+    step: u64,
+    act: &'a mut dyn FnMut(),
+    warnings: Vec<String>,
+}
+
+impl Observer for At<'_> {
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Step { metrics, .. } if metrics.step == self.step => (self.act)(),
+            Event::Warning { text } => self.warnings.push(text),
+            _ => {}
+        }
+    }
+}
+
+/// A run of eight steps with a checkpoint after each second one.
+fn eight_steps(out: &Path, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<(), Error> {
+    let words = format!(
+        "dreambooth --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --learning-rate 1e-3 \
+         --max-train-steps 8 --checkpointing-steps 2 --mixed-precision no --output-dir {}",
+        model("tiny").display(),
+        photos(3, 0).display(),
+        out.display()
+    );
+    let config = DreamBooth::parse_from(words.split_whitespace()).config;
+    dreambooth_lora::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+}
+
+#[test]
+fn a_run_whose_output_folder_is_removed_makes_it_anew_and_keeps_its_logs_and_its_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, out) = (folder.path().join("whole"), folder.path().join("out"));
+    eight_steps(&whole, &Interrupt::new(), &mut Silent).unwrap();
+    for step in [1, 5, 8] {
+        let mut remove = || fs::remove_dir_all(&out).unwrap();
+        let mut observer = At { step, act: &mut remove, warnings: Vec::new() };
+        eight_steps(&out, &Interrupt::new(), &mut observer).unwrap();
+        assert!(observer.warnings.iter().any(|text| text.contains("removed") && text.contains("out")), "{step}");
+        let (mut found, mut wanted) = (left(&out), left(&whole));
+        // Images of the steps before are gone with their folder.
+        found.retain(|name, _| !name.starts_with("samples"));
+        wanted.retain(|name, _| !name.starts_with("samples"));
+        assert!(found == wanted, "step {step}: {:?} is left of {:?}", found.keys(), wanted.keys());
+        assert!(out.join("checkpoint-8").is_dir() && fs::read_dir(out.join("logs")).unwrap().count() == 1);
+        fs::remove_dir_all(&out).unwrap();
+    }
+    // Its files alone: the folder is the one that the run has locked.
+    let mut empty = || {
+        fs::remove_file(out.join("metrics.jsonl")).unwrap();
+        fs::remove_dir_all(out.join("logs")).unwrap();
+    };
+    eight_steps(&out, &Interrupt::new(), &mut At { step: 3, act: &mut empty, warnings: Vec::new() }).unwrap();
+    assert!(left(&out) == left(&whole));
+}
+
+#[test]
+fn an_output_folder_that_becomes_something_else_is_one_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut replace = || {
+        fs::remove_dir_all(&out).unwrap();
+        fs::write(&out, "mine").unwrap();
+    };
+    let mut observer = At { step: 5, act: &mut replace, warnings: Vec::new() };
+    let error = eight_steps(&out, &Interrupt::new(), &mut observer).unwrap_err().to_string();
+    assert!(error.contains(&out.display().to_string()) && error.lines().count() == 1, "{error}");
+    assert_eq!(fs::read(&out).unwrap(), b"mine");
+    fs::remove_file(&out).unwrap();
+    // Another run's folder is not this one's to write to.
+    let mut take = || {
+        fs::remove_dir_all(&out).unwrap();
+        fs::create_dir(&out).unwrap();
+        fs::write(out.join("metrics.jsonl"), "theirs").unwrap();
+    };
+    let mut observer = At { step: 5, act: &mut take, warnings: Vec::new() };
+    let error = eight_steps(&out, &Interrupt::new(), &mut observer).unwrap_err().to_string();
+    assert!(error.contains("metrics.jsonl") && error.contains("another program"), "{error}");
+    assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), b"theirs");
+}
+
+#[test]
+fn a_run_that_is_stopped_before_its_first_step_leaves_nothing_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let stopped = |error: Error| matches!(&error, Error::Interrupted(text) if text.contains("the same command"));
+    for phase in ["latents", "loading the model"] {
+        let meant = |event: &Event| matches!(event, Event::Begin { phase: begun, .. } if begun == phase);
+        let mut stop = Stop { meant: &meant, at: 0, seen: 0, interrupt: Interrupt::new() };
+        let interrupt = stop.interrupt.clone();
+        assert!(stopped(eight_steps(&out, &interrupt, &mut stop).unwrap_err()), "{phase}");
+        assert!(stop.seen == 1 && !out.exists(), "{phase}");
+    }
+    let interrupt = Interrupt::new();
+    interrupt.request();
+    assert!(stopped(eight_steps(&out, &interrupt, &mut Silent).unwrap_err()) && !out.exists());
+}
+
+#[test]
+fn sigterm_is_heeded_while_photos_are_prepared() {
+    let folder = tempfile::tempdir().unwrap();
+    let (many, out) = (folder.path().join("photos"), folder.path().join("out"));
+    fs::create_dir(&many).unwrap();
+    // Noise, which takes a decoder a tenth of a second or more.
+    let noise = image::RgbImage::from_fn(2400, 1800, |x, y| {
+        let mixed = (x * 2_654_435_761).wrapping_add(y * 40_503).wrapping_mul(2_246_822_519);
+        image::Rgb([mixed as u8, (mixed >> 8) as u8, (mixed >> 16) as u8])
+    });
+    noise.save(many.join("0.png")).unwrap();
+    (1..400).for_each(|number| fs::hard_link(many.join("0.png"), many.join(format!("{number}.png"))).unwrap());
+    let words = format!(
+        "train dreambooth --device cpu --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --max-train-steps 1 \
+         --output-dir {}",
+        model("tiny").display(),
+        many.display(),
+        out.display()
+    );
+    let mut command = support::lorabooth_command(&words.split_whitespace().collect::<Vec<_>>());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("memory")));
+    let began = Instant::now();
+    let killed = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(130) && error.contains("before the first step"),
+        "{:?} {error}",
+        output.status
+    );
+    assert!(began.elapsed().as_secs() < 20 && !out.exists(), "{:?}", began.elapsed());
 }
 
 #[test]

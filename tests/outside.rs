@@ -5,9 +5,12 @@ mod support;
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use support::{lorabooth, lorabooth_command, lorabooth_ok, model, photos, read_json};
 use tempfile::tempdir;
 
@@ -62,6 +65,123 @@ fn file_names_cannot_write_escape_sequences_to_the_terminal() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && error.trim().lines().count() == 1, "{error}");
     assert!(error.contains("end.jpg") && !error.contains('\u{1b}'), "{error}");
+}
+
+/// Whether a terminal shows all of `text` as it is, in lines that can be read.
+fn is_plain(text: &str) -> bool {
+    let hidden = |c: char| {
+        c != '\n' && c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    !text.chars().any(hidden) && text.lines().all(|line| line.chars().count() < 1100)
+}
+
+const ODD: &str = "\u{1b}]0;x\u{7}\u{1b}[2J\u{9b}31m\u{202e}\u{2066}\u{200f}\u{200b}\u{2028}\nerror: forged\r";
+
+#[test]
+fn what_files_say_of_themselves_cannot_steer_the_terminal_or_fill_it() {
+    let folder = tempdir().unwrap();
+    let out = folder.path().join("out");
+    lorabooth_ok(&training(&["--max-train-steps", "0"], &out));
+    let config = out.join("unet/adapter_config.json");
+    let long = format!("{ODD}{}", "long ".repeat(200_000));
+    let mut fields = read_json(&config);
+    fields["base_model_name_or_path"] = long.clone().into();
+    fields["task_type"] = ODD.into();
+    fs::write(&config, fields.to_string()).unwrap();
+    let said = lorabooth_ok(&["adapter", "inspect", out.to_str().unwrap()]);
+    assert!(is_plain(&said) && said.contains("… (1000"), "{:?}", said.get(..2000).unwrap_or(&said));
+    assert!(!said.lines().any(|line| line.starts_with("error")), "{said}");
+    let json = lorabooth_ok(&["adapter", "inspect", "--json", out.to_str().unwrap()]);
+    assert!(json.trim_end().lines().count() == 1 && !json.contains('\u{9b}') && !json.contains('\u{202e}'));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json.to_string().contains(&serde_json::json!(long).to_string()), "the value is not whole");
+}
+
+#[test]
+fn what_was_typed_is_said_back_in_a_line_that_can_be_read() {
+    let folder = tempdir().unwrap();
+    let (long, odd) = ("long ".repeat(20_000), format!("x{}", ODD.replace('\0', "")));
+    let out = folder.path().join("out");
+    for value in [&long, &odd] {
+        for flag in [
+            "--num-validation-images",
+            "--lora-targets",
+            "--init-adapter",
+            "--device",
+            "--config",
+            "--no-such",
+            "--resume",
+        ] {
+            for json in [&[][..], &["--json"]] {
+                let output = lorabooth(&training(&[&[flag, value], json].concat(), &out));
+                let error = String::from_utf8_lossy(&output.stderr);
+                assert!(
+                    !output.status.success() && is_plain(&error),
+                    "{flag}: {:?}",
+                    error.get(..3000).unwrap_or(&error)
+                );
+                assert!(error.matches("error:").count() <= 2 && !error.contains("\nerror: forged"), "{error}");
+                let lines = String::from_utf8(output.stdout).unwrap();
+                for line in lines.lines().filter(|_| !json.is_empty()) {
+                    serde_json::from_str::<serde_json::Value>(line).unwrap();
+                }
+            }
+        }
+        let said =
+            lorabooth_ok(&training(&["--instance-prompt", value, "--max-train-steps", "0", "--overwrite"], &out));
+        assert!(is_plain(&said), "{:?}", said.get(..3000).unwrap_or(&said));
+    }
+    let command = lorabooth(&[&odd]);
+    assert!(is_plain(&String::from_utf8_lossy(&command.stderr)));
+}
+
+#[test]
+fn weights_that_are_cut_short_while_they_are_used_are_one_sentence() {
+    let folder = tempdir().unwrap();
+    for json in [&[][..], &["--json"]] {
+        let (own, out) = (folder.path().join("own"), folder.path().join(format!("out{}", json.len())));
+        let copied = Command::new("cp").args(["-rT"]).args([&model("tiny"), &own]).status();
+        assert!(copied.unwrap().success());
+        let weights = own.join("unet/diffusion_pytorch_model.safetensors");
+        let more = ["--model", own.to_str().unwrap(), "--offload", "cpu", "--max-train-steps", "1000000", "-v"];
+        let mut command = lorabooth_command(&training(&[&more[..], json].concat(), &out));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        // Its weights stay in the file, and each step reads them.
+        assert!(lines.any(|line| line.contains("1/1000000") || line.contains(r#""step":1"#)));
+        fs::File::options().write(true).open(&weights).unwrap().set_len(100).unwrap();
+        let last = lines.last().unwrap_or_default();
+        let output = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said = if json.is_empty() { error.trim() } else { &last };
+        assert!(output.status.code() == Some(1) && said.lines().count() == 1, "{:?} {said}", output.status);
+        assert!(said.contains("diffusion_pytorch_model.safetensors") && said.contains("cut short"), "{said}");
+        assert!(!said.contains("internal check"), "{said}");
+    }
+}
+
+#[test]
+fn a_system_that_gives_no_threads_is_one_sentence() {
+    let folder = tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let limited = |limit: u32| {
+        let (binary, out) = (env!("CARGO_BIN_EXE_lorabooth"), folder.path().join(limit.to_string()));
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("ulimit -u {limit}; exec timeout 100 \"$0\" \"$@\""), binary]);
+        command.args(training(&["--max-train-steps", "1"], &out)).env("HF_HUB_OFFLINE", "1");
+        // The limit is of a user, and root has none: one that has no other process.
+        command.uid(64_321).gid(64_321).output()
+    };
+    // Some machines let no test become another user, or hide its files from it.
+    let Some(whole) = limited(100).ok().filter(|output| output.status.success()) else { return };
+    assert!(whole.stderr.is_empty());
+    for limit in 3..8 {
+        let output = limited(limit).unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && error.trim().lines().count() == 1, "{limit}: {error}");
+        assert!(error.contains("threads") && error.contains("ulimit -u"), "{limit}: {error}");
+    }
 }
 
 #[test]

@@ -152,6 +152,7 @@ fn a_resumed_run_prepares_the_batches_of_one_never_stopped() {
         Prefetch::new((from..9).map(move |step| {
             dataset.prepare(order.micro_batch(step), Generator::new(7 + step as i64), |_| false).unwrap()
         }))
+        .unwrap()
     };
     let (whole, resumed) = (prepare(0).skip(4), prepare(4));
     for (mut one, mut other) in whole.zip(resumed) {

@@ -9,9 +9,11 @@ use super::lora::EMBEDDING_A;
 use super::model_folder::{into_folder, Existing};
 use super::site::Sites;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
 use crate::weights::{is_float, spelling, BaseWeight, Op, Placement, Stride, WeightSet};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
@@ -36,23 +38,25 @@ impl Merge<'_> {
     /// Writes all parts into the folder `out`; `progress` is that of [`Folding::write`].
     pub(crate) fn write_parts(&self, out: &Path, progress: Progress) -> Result<()> {
         create(out)?;
+        let own = OwnFiles::of(self.model)?;
         for entry in sorted(self.model)? {
             let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if name == "model_index.json" {
-                copy(&entry, &out.join(&name))?;
+                own.copy(&entry, &out.join(&name))?;
             }
             if entry.is_dir() && !name.starts_with('.') {
-                self.write_part(&name, &entry, &out.join(&name), progress)?;
+                self.write_part(&own, &entry, &out.join(&name), progress)?;
             }
         }
         Ok(())
     }
 
-    fn write_part(&self, name: &str, from: &Path, to: &Path, progress: Progress) -> Result<()> {
+    fn write_part(&self, own: &OwnFiles, from: &Path, to: &Path, progress: Progress) -> Result<()> {
         create(to)?;
-        let files: Vec<PathBuf> = sorted(from)?.into_iter().filter(|path| path.is_file()).collect();
+        let name = &*from.file_name().unwrap_or_default().to_string_lossy();
+        let files: Vec<PathBuf> = sorted(from)?.into_iter().filter(|path| is_taken(path)).collect();
         for file in files.iter().filter(|file| !is_weights(file)) {
-            copy(file, &to.join(file.file_name().unwrap_or_default()))?;
+            own.copy(file, &to.join(file.file_name().unwrap_or_default()))?;
         }
         if !files.iter().any(|file| is_weights(file)) {
             return Ok(());
@@ -62,7 +66,7 @@ impl Merge<'_> {
             Ok(weights) => weights,
             // A part that nothing is folded into (a safety checker of pickles) is copied as it is.
             Err(_) if part.is_none() => {
-                return files.iter().try_for_each(|file| copy(file, &to.join(file.file_name().unwrap_or_default())))
+                return files.iter().try_for_each(|file| own.copy(file, &to.join(file.file_name().unwrap_or_default())))
             }
             Err(error) => return Err(error),
         };
@@ -79,19 +83,56 @@ fn is_weights(path: &Path) -> bool {
     ENDS.iter().any(|end| name.ends_with(end)) || name.contains(".index.")
 }
 
+/// Whether `path` in a model's folder is a file, or is called as one that a model needs: what else lies there instead is refused.
+fn is_taken(path: &Path) -> bool {
+    let is_needed = || is_weights(path) || path.extension().is_some_and(|ending| ending == "json");
+    path.is_file() || (path.exists() && !path.is_dir() && is_needed())
+}
+
 /// Copies the files of the folder `from` that are `wanted` into the folder `to`, over those of the same names.
 pub(crate) fn copy_files(from: &Path, to: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
     create(to)?;
-    let files = sorted(from)?.into_iter().filter(|path| path.is_file() && wanted(path));
-    files.into_iter().try_for_each(|file| copy(&file, &to.join(file.file_name().unwrap_or_default())))
+    let own = OwnFiles::of(from)?;
+    let files = sorted(from)?.into_iter().filter(|path| is_taken(path) && wanted(path));
+    files.into_iter().try_for_each(|file| own.copy(&file, &to.join(file.file_name().unwrap_or_default())))
 }
 
 fn create(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).map(|_| ()).map_err(|e| Error::io("write", to, e))
+/// The files that are a model's own: those in its folder and, as the hub's cache has links into it, in the store of its downloads.
+/// A link to anything else would carry a file of the user into a folder that is given away.
+struct OwnFiles {
+    folder: PathBuf,
+    blobs: Option<PathBuf>,
+}
+
+impl OwnFiles {
+    fn of(model: &Path) -> Result<Self> {
+        let folder = model.canonicalize().map_err(|e| Error::io("read", model, e))?;
+        // REPOSITORY/snapshots/COMMIT/… beside REPOSITORY/blobs.
+        let mut parents = folder.ancestors().filter_map(Path::parent);
+        let snapshots = parents.find(|parent| parent.file_name().is_some_and(|name| name == "snapshots"));
+        let blobs = snapshots.map(|snapshots| snapshots.with_file_name("blobs"));
+        // One that is a link itself could lead anywhere.
+        let blobs = blobs.filter(|blobs| blobs.canonicalize().is_ok_and(|real| real == *blobs));
+        Ok(Self { folder, blobs })
+    }
+
+    fn copy(&self, from: &Path, to: &Path) -> Result<()> {
+        let real = from.canonicalize().map_err(|e| Error::io("read", from, e))?;
+        if !real.starts_with(&self.folder) && real.parent() != self.blobs.as_deref().or(Some(&self.folder)) {
+            return Err(Error::file(
+                from,
+                "is, or lies behind, a link to a file outside the model's folder, which is not copied; put the file itself there, or \
+                 take the link away",
+            ));
+        }
+        let mut source = regular_file::open(&real, FileKind::COPIED)?;
+        let mut target = File::create(to).map_err(|e| Error::io("write", to, e))?;
+        std::io::copy(&mut source, &mut target).map(|_| ()).map_err(|e| Error::io("write", to, e))
+    }
 }
 
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {

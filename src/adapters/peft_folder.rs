@@ -4,6 +4,7 @@ use super::adapter_set::{Part, PartAdapter};
 use super::config::{LoraConfig, TargetModules};
 use super::finite;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::{json_fields, tensor_file, MappedFile};
 use crate::whole_file::write_whole;
 use serde_json::{json, Map, Value};
@@ -118,7 +119,7 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = regular_file::read_text(path, FileKind::CONFIG)?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
 }
 

@@ -10,6 +10,7 @@ use crate::adapters::{
     inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, AdapterSet, Part, TextEncoderSpelling,
 };
 use crate::error::{Error, Result};
+use crate::plain_text::value;
 use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
@@ -140,7 +141,7 @@ fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {
 }
 
 fn prompt_lines(prompt: &PromptSummary) -> Vec<String> {
-    let line = |name: &str, text: String| format!("{name:>13}  {text}");
+    let line = |name: &str, text: String| format!("{name:>13}  {}", value(&text));
     let (size, dtypes) = (prompt.bytes as f64 / 1e6, prompt.dtypes.join(", "));
     let mut lines = vec![
         line("format", prompt.format.clone()),
@@ -166,10 +167,11 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
     for (name, part) in &summary.parts {
         let list = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(", ");
         let ranks: Vec<String> = part.ranks.iter().map(i64::to_string).collect();
-        let modules: Vec<String> = part.modules.iter().map(|(name, count)| format!("{count} {name}")).collect();
+        let modules: Vec<String> =
+            part.modules.iter().map(|(name, count)| format!("{count} {}", value(name))).collect();
         lines.push(format!(
             "{:>13}  {} parameters, {:.2} MB, {}",
-            name.replace('_', " "),
+            value(&name.replace('_', " ")),
             with_commas(part.parameters),
             part.bytes as f64 / 1e6,
             part.dtypes.join(", ")
@@ -188,10 +190,10 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
         ));
         lines.push(format!("{:>13}  {}", "modules", modules.join(", ")));
         if let Some(task) = &part.task_type {
-            lines.push(format!("{:>13}  {task}", "task"));
+            lines.push(format!("{:>13}  {}", "task", value(task)));
         }
         if let Some(model) = &part.base_model {
-            lines.push(format!("{:>13}  {model}", "trained on"));
+            lines.push(format!("{:>13}  {}", "trained on", value(model)));
         }
         if part.whole_tensors > 0 {
             lines.push(format!("{:>13}  {} biases and whole weights", "also trained", part.whole_tensors));
@@ -200,7 +202,7 @@ fn adapter_lines(summary: &Summary) -> Vec<String> {
         change_norms.sort_by_key(|(block, _)| by_number(block));
         for (i, (block, norm)) in change_norms.into_iter().enumerate() {
             let (name, what) = if i == 0 { ("change", ": norm of what it adds to the weights") } else { ("", "") };
-            lines.push(format!("{name:>13}  {norm:<10.4} {block}{what}"));
+            lines.push(format!("{name:>13}  {norm:<10.4} {}{what}", value(block)));
         }
     }
     lines
@@ -213,6 +215,7 @@ fn by_number(path: &str) -> Vec<(u64, &str)> {
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     let (kind, interrupt) = (args.dtype.map(Kind::from), Interrupt::on_signals()?);
+    let _watch = interrupt.watch();
     let given = args.lora.iter().map(|text| path_and_scale("--lora", text)).collect::<Result<Vec<_>>>()?;
     let existing = Existing::of(args.overwrite);
     model_folder::check(&args.output_dir, existing)?;

@@ -3,6 +3,7 @@
 
 use super::recorded_options;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -117,7 +118,7 @@ fn flags_of(file: &Path) -> Result<Vec<String>> {
     if !file.exists() {
         return Err(Error::invalid(format!("--config {}: no such file", file.display())));
     }
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    let text = regular_file::read_text(file, FileKind::FLAGS)?;
     if text.trim_start().starts_with('{') {
         return recorded_options::flags_of(file, &text);
     }

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{ClassifierInputs, HeadOptions, LanguageModel, SequenceClassifier};
+use crate::plain_text;
 use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_data_args::TaskChoice;
@@ -18,12 +19,16 @@ use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
 use serde_json::{json, Map, Value};
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Tokens to write at most where no number is given.
 pub const MAX_NEW_TOKENS: usize = 50;
+
+/// A longer text on standard input is no prompt.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
 /// Flags of the command.
 #[derive(Debug, Args)]
@@ -135,13 +140,26 @@ impl CompleteArgs {
         if self.prompt != "-" {
             return Ok(self.prompt.clone());
         }
-        std::io::read_to_string(std::io::stdin()).map_err(|error| Error::io("read", "standard input", error))
+        // Standard input can be without end.
+        let mut text = String::new();
+        let read = std::io::stdin().take(MAX_PROMPT_BYTES + 1).read_to_string(&mut text);
+        match read.map_err(|error| Error::io("read", "standard input", error))? as u64 > MAX_PROMPT_BYTES {
+            true => {
+                let most = MAX_PROMPT_BYTES >> 20;
+                Err(Error::invalid(format!("standard input holds more than {most} MB, which is no prompt; shorten it")))
+            }
+            false => Ok(text),
+        }
     }
 }
 
 fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize, most_new: usize) -> Result<()> {
     let virtual_tokens = prompt.map_or(0, Prompt::length) as usize;
-    let Some(most) = model.shape().longest.filter(|&most| (virtual_tokens + tokens + most_new) as i64 > most) else {
+    let Some(most) = model
+        .shape()
+        .longest
+        .filter(|&most| virtual_tokens.saturating_add(tokens).saturating_add(most_new) as u64 > most as u64)
+    else {
         return Ok(());
     };
     let behind = if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual ones") } else { String::new() };
@@ -168,8 +186,10 @@ fn classify(
     let probabilities = Vec::<f64>::try_from(logits.get(0).softmax(0, Kind::Double))?;
     let mut ranked: Vec<(&str, f64)> = classes.iter().map(String::as_str).zip(probabilities).collect();
     ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let width = classes.iter().map(|class| class.chars().count()).max().unwrap_or(0);
-    let lines: Vec<String> = ranked.iter().map(|(class, share)| format!("{class:<width$}  {share:.4}")).collect();
+    let names: Vec<String> = ranked.iter().map(|(class, _)| plain_text::value(class)).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let lines: Vec<String> =
+        names.iter().zip(&ranked).map(|(name, (_, share))| format!("{name:<width$}  {share:.4}")).collect();
     let shares: Map<String, Value> = ranked.iter().map(|&(class, share)| (class.to_owned(), json!(share))).collect();
     let (class, probability) = ranked[0];
     let json = json!({ "class": class, "probability": probability, "probabilities": shares });

@@ -193,7 +193,7 @@ fn sampling(args: &GenerateArgs, unet: &UNetConfig, factor: i64) -> Result<Sampl
         }
     }
     check_guidance_scale(args.guidance_scale)?;
-    let (native, multiple) = (unet.sample_size.unwrap_or(64) * factor, factor.max(8));
+    let (native, multiple) = (unet.sample_size.unwrap_or(64).saturating_mul(factor), factor.max(8));
     let side = |flag: &str, value: Option<i64>| -> Result<i64> {
         let value = value.unwrap_or(native);
         if value > i64::from(MAX_RESOLUTION) {

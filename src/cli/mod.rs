@@ -16,7 +16,8 @@ mod train;
 
 use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
-use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
+use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
+use crate::plain_text;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use command_text::shell_line;
 use reporter::{Reporter, Voice};
@@ -159,7 +160,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     };
     let mut cli = match Cli::try_parse_from(&expanded.args) {
         Ok(cli) => cli,
-        Err(error) => return misused(&error, &expanded),
+        Err(error) => return misused(error, &expanded),
     };
     cli.common.command = typed;
     let hook = std::panic::take_hook();
@@ -173,7 +174,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     memory::return_freed_memory();
     host_allocator::install();
     startup::use_onednn_matmul();
-    openmp_waiting::sleep_while_others_compute();
     if let Some(threads) = cli.common.threads {
         if !(1..=MAX_THREADS).contains(&threads) {
             let error = Error::invalid(format!("--threads is {threads}; it must be 1 to {MAX_THREADS}"));
@@ -182,6 +182,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         tch::set_num_threads(threads);
     }
     let json = cli.common.json;
+    if json {
+        file_map::report_as_json();
+    }
+    if let Err(error) = threads::check() {
+        return failed(&error, json, 1);
+    }
+    openmp_waiting::sleep_while_others_compute();
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
@@ -205,39 +212,47 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 }
 
 /// Prints what clap says, with the name of the TOML file where the flag is from there, and makes the exit code.
-fn misused(error: &clap::Error, expanded: &arguments::Expanded) -> ExitCode {
+fn misused(mut error: clap::Error, expanded: &arguments::Expanded) -> ExitCode {
     use clap::error::{ContextKind, ContextValue};
+    // Help and version are no mistakes: clap tells them apart.
+    if !error.use_stderr() {
+        drop(error.print());
+        return ExitCode::SUCCESS;
+    }
     let flag = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(flag)) => flag.split([' ', '=']).next(),
         _ => None,
     };
-    match flag.and_then(|flag| expanded.file_of(flag)) {
-        Some(file) => {
-            let text = error.to_string().replacen("error: ", &format!("error: {}: ", file.display()), 1);
-            let _ = write!(std::io::stderr(), "{text}");
-        }
-        None => drop(error.print()),
+    let file = flag.and_then(|flag| expanded.file_of(flag));
+    // What was typed, as a sentence may have it.
+    let context: Vec<_> = error.context().map(|(kind, value)| (kind, value.clone())).collect();
+    for (kind, value) in context {
+        let value = match value {
+            ContextValue::String(text) => ContextValue::String(plain_text::value(&text)),
+            ContextValue::Strings(texts) => {
+                ContextValue::Strings(texts.iter().map(|text| plain_text::value(text)).collect())
+            }
+            other => other,
+        };
+        error.insert(kind, value);
     }
-    // Help and version are no mistakes: clap tells them apart.
-    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
-}
-
-/// `text` on one line that leaves the terminal as it is: file names can hold line ends and escape sequences.
-fn one_line(text: &str) -> String {
-    let plain = |c: char| match c {
-        '\n' => ' ',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    };
-    text.chars().map(plain).collect()
+    let mut text = error.to_string();
+    if let Some(file) = file {
+        text = text.replacen("error: ", &format!("error: {}: ", plain_text::value(&file.to_string_lossy())), 1);
+    }
+    let _ = write!(std::io::stderr(), "{}", plain_text::lines(&text));
+    ExitCode::from(2)
 }
 
 /// Prints an error as one line, and makes its exit code.
 fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
-    let text = one_line(&error.to_string());
+    let text = error.to_string();
     let _ = match json {
-        true => writeln!(std::io::stdout(), "{}", serde_json::json!({ "event": "error", "text": text })),
-        false => writeln!(std::io::stderr(), "error: {text}"),
+        true => {
+            let line = serde_json::json!({ "event": "error", "text": text }).to_string();
+            writeln!(std::io::stdout(), "{}", plain_text::json(&line))
+        }
+        false => writeln!(std::io::stderr(), "{}", plain_text::line(&format!("error: {text}"))),
     };
     ExitCode::from(code)
 }

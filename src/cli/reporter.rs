@@ -2,6 +2,7 @@
 //! lines with `--json`.
 
 use crate::error::{Error, Result};
+use crate::plain_text;
 use crate::recipes::observer::{Event, Observer};
 use crate::train::metrics::StepMetrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -90,9 +91,14 @@ impl Reporter {
     /// One JSON object in `--json`, one line of prose otherwise.
     pub fn result(&mut self, json: serde_json::Value, prose: &str) {
         match self.voice.json {
-            true => self.line(&json.to_string()),
-            false => self.line(prose),
+            true => self.data(&json.to_string()),
+            false => self.print(Stream::Out, &plain_text::lines(prose)),
         }
+    }
+
+    /// A line of JSON for programs, with and without `--json`: whole, however long.
+    pub fn data(&mut self, json: &str) {
+        self.print(Stream::Out, &plain_text::json(json));
     }
 
     /// The same, but nothing in `--quiet`: the end of a job whose result is in files.
@@ -104,14 +110,11 @@ impl Reporter {
 
     fn say(&mut self, text: &str) {
         if !self.voice.quiet {
-            self.print(self.aside, text);
+            self.print(self.aside, &plain_text::line(text));
         }
     }
 
-    fn line(&mut self, text: &str) {
-        self.print(Stream::Out, text);
-    }
-
+    /// Prints what has gone through [`plain_text`].
     fn print(&mut self, stream: Stream, text: &str) {
         let write = || match stream {
             Stream::Out => writeln!(std::io::stdout(), "{text}"),
@@ -121,7 +124,9 @@ impl Reporter {
             Some(bar) => bar.suspend(write),
             None => write(),
         };
-        self.note_failure(written);
+        if stream == Stream::Out {
+            self.note_failure(written);
+        }
     }
 
     /// A reader that has closed its end, as `head` does, has seen what it wanted.
@@ -142,13 +147,18 @@ impl Reporter {
         }
     }
 
-    /// A piece of a text as it is written, without a line's end; in `--json` a line of its own.
+    /// A piece of a text as it is written, without a line's end; in `--json` a line of its own. A program gets the model's very
+    /// characters, a terminal none that steers it.
     pub fn text(&mut self, piece: &str) {
         if self.voice.json {
-            return self.line(&serde_json::json!({ "event": "text", "text": piece }).to_string());
+            return self.data(&serde_json::json!({ "event": "text", "text": piece }).to_string());
         }
-        let written = write!(std::io::stdout(), "{piece}").and_then(|()| std::io::stdout().flush());
-        self.note_failure(written);
+        let mut out = std::io::stdout();
+        let written = match out.is_terminal() {
+            true => out.write_all(plain_text::prose(piece).as_bytes()),
+            false => out.write_all(piece.as_bytes()),
+        };
+        self.note_failure(written.and_then(|()| out.flush()));
     }
 
     /// The end of a text that came in pieces; in `--json`, the line `json` with all of it.
@@ -185,7 +195,7 @@ impl Reporter {
         let bar = ProgressBar::with_draw_target(Some(phase.total), target)
             .with_position(phase.before)
             .with_style(style)
-            .with_message(phase.name.clone());
+            .with_message(plain_text::value(&phase.name));
         bar.enable_steady_tick(Duration::from_millis(500));
         self.bar = Some(bar);
     }
@@ -251,19 +261,12 @@ impl Observer for Reporter {
     fn on(&mut self, event: Event) {
         if self.voice.json {
             if let Ok(text) = serde_json::to_string(&event) {
-                self.line(&text);
+                self.data(&text);
             }
             return;
         }
         match event {
-            Event::Warning { text } => {
-                let text = super::one_line(&text);
-                let write = || drop(writeln!(std::io::stderr(), "warning: {text}"));
-                match &self.bar {
-                    Some(bar) => bar.suspend(write),
-                    None => write(),
-                }
-            }
+            Event::Warning { text } => self.print(Stream::Err, &plain_text::line(&format!("warning: {text}"))),
             Event::Fact { name, text } => self.say(&format!("{name:>13}  {text}")),
             Event::Wrote { path } => self.say(&format!("{:>13}  {}", "wrote", path.display())),
             Event::Begin { phase, total, done } => self.begin(Phase::new(phase, total, done, false)),

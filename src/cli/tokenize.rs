@@ -9,6 +9,7 @@ use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::language_base::{is_gguf, WantedModel};
 use crate::recipes::observer::Observer;
 use crate::recipes::prompt_checks::{warn_of_doubled_start, warn_of_prompts, NamedPrompt};
+use crate::regular_file::{self, FileKind};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -90,7 +91,7 @@ pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
     let tokenizer = ModelTokenizer::open(&args.model, reporter)?;
     let mut prompts = args.prompts;
     if let Some(file) = args.json_lines {
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, e))?;
+        let text = regular_file::read_text(&file, FileKind::TEXT)?;
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let prompt = serde_json::from_str(line)
                 .map_err(|_| Error::file(&file, format!("line {} is no JSON string", number + 1)))?;
@@ -99,7 +100,7 @@ pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
     }
     for prompt in &prompts {
         let ids = serde_json::json!(tokenizer.ids(prompt)?);
-        reporter.result(ids.clone(), &ids.to_string());
+        reporter.data(&ids.to_string());
     }
     tokenizer.warn_of(&prompts, reporter)
 }

@@ -4,6 +4,7 @@
 //! Upper and lower case are the same, but a text whose name is a photo's to the letter is no other photo's.
 
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -117,10 +118,7 @@ fn both_names(photo: &Path) -> [&OsStr; 2] {
 
 /// What a caption says, trimmed; none where it says nothing.
 pub fn read(path: &Path) -> Result<Option<String>> {
-    if fs::metadata(path).is_ok_and(|about| !about.is_file() || about.len() > MAX_CAPTION_BYTES) {
-        return Err(Error::file(path, "is no caption: not a regular file, or larger than 1 MB; move it elsewhere"));
-    }
-    let bytes = fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    let bytes = regular_file::read(path, FileKind::CAPTION)?;
     let text = decoded(&bytes)
         .filter(|text| !text.contains('\0'))
         .ok_or_else(|| Error::file(path, "is a caption, but not UTF-8 text; save it as UTF-8"))?;

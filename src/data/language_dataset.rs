@@ -8,6 +8,7 @@ use super::records::{Record, Records};
 use super::tokenizers::language::Encoded;
 use super::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -167,6 +168,7 @@ impl LanguageDataOptions {
         let (start, end, mut doubled) = (tokenizer.start()?, tokenizer.special_ids().eos, Doubled::default());
         let mut sample = None;
         for record in records.iter() {
+            interrupt::check()?;
             let text = self.prompt.render(&record)?;
             doubled.starts += usize::from(start.as_ref().is_some_and(|start| begins_with(&text, start)));
             let (mut example, whole) = match purpose {

@@ -5,6 +5,7 @@
 use super::dreambooth_dataset::DreamBoothDataset;
 use super::photo_transform::to_tensor;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use tch::{Kind, Tensor};
 
 /// Which photos' latents are computed once.
@@ -48,6 +49,7 @@ impl LatentCache {
         let _guard = tch::no_grad_guard();
         let mut posteriors = Vec::with_capacity(dataset.photos().len());
         for photo in 0..dataset.photos().len() {
+            interrupt::check()?;
             let crop = dataset.fixed_crop(photo).filter(|_| mode != CacheMode::Never);
             let Some(crop) = crop else {
                 posteriors.push(None);

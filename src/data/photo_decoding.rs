@@ -2,16 +2,14 @@
 //! composited over white.
 
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use image::{DynamicImage, GenericImageView, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
-use std::fs;
-use std::io::Cursor;
+use std::io::{BufReader, Cursor};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 
 /// An image with more pixels is refused as a decompression bomb; Pillow's own limit.
 pub const MAX_PIXELS: u64 = 178_956_970;
-/// A larger file is not read: no photo of [`MAX_PIXELS`] needs more.
-const MAX_FILE_BYTES: u64 = 2 << 30;
 /// What a decoder may allocate: [`MAX_PIXELS`] of 16-bit RGBA, and a copy of it.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 16;
 
@@ -20,17 +18,10 @@ const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 16;
 /// The header is checked against [`MAX_PIXELS`] before a pixel is decoded. A file that is no image or is cut short is
 /// an [`Error::File`] that says so.
 pub fn decode(path: &Path) -> Result<RgbImage> {
-    let metadata = fs::metadata(path).map_err(|source| Error::io("read", path, source))?;
-    if !metadata.is_file() {
-        return Err(Error::file(path, "is not a regular file"));
-    }
-    if metadata.len() == 0 {
+    let bytes = regular_file::read(path, FileKind::PHOTO)?;
+    if bytes.is_empty() {
         return Err(Error::file(path, "is empty"));
     }
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(Error::file(path, "is too large for a photo"));
-    }
-    let bytes = fs::read(path).map_err(|source| Error::io("read", path, source))?;
     // The decoders are fed with whatever lies in a user's folder: one that panics costs that photo, not the run.
     catch_unwind(AssertUnwindSafe(|| decode_bytes(&bytes)))
         .unwrap_or_else(|_| Err("is damaged".to_owned()))
@@ -39,10 +30,8 @@ pub fn decode(path: &Path) -> Result<RgbImage> {
 
 /// Whether the first bytes of `path` are those of an image format that [`decode`] reads.
 pub fn looks_like_an_image(path: &Path) -> bool {
-    if !path.is_file() {
-        return false;
-    }
-    let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+    let Ok(file) = regular_file::open(path, FileKind::PHOTO) else { return false };
+    let reader = ImageReader::new(BufReader::new(file)).with_guessed_format();
     reader.is_ok_and(|reader| reader.format().is_some_and(|format| format.reading_enabled()))
 }
 

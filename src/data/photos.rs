@@ -4,6 +4,7 @@ use super::photo_decoding;
 use super::photo_files::{PhotoFile, PhotoFiles};
 use super::photo_transform::{crop_range, resize_shorter_side, CropRange};
 use crate::error::{Error, Result};
+use crate::interrupt;
 use image::RgbImage;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -104,6 +105,7 @@ impl PhotoFolder {
             return Err(Error::invalid("the resolution must be positive"));
         }
         let decoded = decode_all(&files.files, size);
+        interrupt::check()?;
         let (mut photos, mut skipped) = (Vec::new(), Vec::new());
         let mut kept = 0;
         for (file, image) in files.files.into_iter().zip(decoded) {
@@ -152,12 +154,15 @@ type Decoded = std::result::Result<(u32, u32, Option<RgbImage>), String>;
 /// Decodes on all cores; the results are in the order of `files`.
 fn decode_all(files: &[PhotoFile], size: u32) -> Vec<Decoded> {
     let workers = thread::available_parallelism().map_or(1, usize::from).min(DECODERS).min(files.len());
-    let (next, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (next, kept, interrupt) = (AtomicUsize::new(0), AtomicUsize::new(0), interrupt::watched());
     let work = || {
         let mut done = Vec::new();
         while let Some((index, file)) =
             Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, files.get(i)?)))
         {
+            if interrupt.requested() {
+                break;
+            }
             let path = &file.path;
             let decoded = resized(path, size).map_err(|error| reason(&error, path)).map(|image| {
                 let bytes = image.as_raw().len();
@@ -169,7 +174,9 @@ fn decode_all(files: &[PhotoFile], size: u32) -> Vec<Decoded> {
         done
     };
     let mut results: Vec<(usize, Decoded)> = thread::scope(|scope| {
-        let handles: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        // Where no more threads can be made, those that there are do the work.
+        let spawn = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        let handles: Vec<_> = (1..workers).map_while(spawn).collect();
         let own = work();
         handles.into_iter().filter_map(|handle| handle.join().ok()).flatten().chain(own).collect()
     });

@@ -1,12 +1,13 @@
 //! The next batch is decoded on a thread of its own while this one trains.
 
+use crate::error::{Error, Result};
 use std::sync::mpsc::{sync_channel, Receiver};
 use std::thread::{self, JoinHandle};
 
 /// An iterator that runs on a background thread, one item ahead of its consumer.
 ///
 /// ```
-/// let squares = lorabooth::data::prefetch::Prefetch::new((0..4).map(|x| x * x));
+/// let squares = lorabooth::data::prefetch::Prefetch::new((0..4).map(|x| x * x)).unwrap();
 /// assert_eq!(squares.collect::<Vec<_>>(), [0, 1, 4, 9]);
 /// ```
 pub struct Prefetch<T> {
@@ -17,16 +18,17 @@ pub struct Prefetch<T> {
 
 impl<T: Send + 'static> Prefetch<T> {
     /// Starts computing `items`. At most one finished item waits while the next is computed.
-    pub fn new(items: impl Iterator<Item = T> + Send + 'static) -> Self {
+    pub fn new(items: impl Iterator<Item = T> + Send + 'static) -> Result<Self> {
         let (sender, receiver) = sync_channel(1);
-        let thread = thread::spawn(move || {
+        let work = move || {
             for item in items {
                 if sender.send(item).is_err() {
                     break;
                 }
             }
-        });
-        Self { items: Some(receiver), thread: Some(thread) }
+        };
+        let thread = thread::Builder::new().name("prefetch".into()).spawn(work).map_err(Error::no_thread)?;
+        Ok(Self { items: Some(receiver), thread: Some(thread) })
     }
 }
 
@@ -60,7 +62,7 @@ mod tests {
 
     #[test]
     fn dropping_it_early_ends_its_thread() {
-        let mut endless = Prefetch::new(0..);
+        let mut endless = Prefetch::new(0..).unwrap();
         assert_eq!(endless.next(), Some(0));
         drop(endless);
     }
@@ -68,6 +70,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "decoder")]
     fn a_panic_of_its_thread_is_not_taken_for_the_end() {
-        Prefetch::new((0..3).map(|x| if x == 1 { panic!("decoder") } else { x })).for_each(drop);
+        Prefetch::new((0..3).map(|x| if x == 1 { panic!("decoder") } else { x })).unwrap().for_each(drop);
     }
 }

@@ -1,7 +1,7 @@
 //! A Rust closure as the gradient of a tensor: what `torch.autograd.Function` is to Python.
 
 use super::check;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::ffi::{c_char, c_void, CString};
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -115,7 +115,10 @@ unsafe extern "C" fn call(
     let message = match outcome {
         Ok(Ok(())) => return std::ptr::null_mut(),
         Ok(Err(message)) => message,
-        Err(_) => "a gradient computation panicked".to_owned(),
+        Err(payload) => match payload.downcast::<Error>() {
+            Ok(error) => error.to_string(),
+            Err(_) => "a gradient computation panicked".to_owned(),
+        },
     };
     let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
     // SAFETY: copies a NUL-terminated string into malloc'ed memory, which C++ frees.

@@ -26,7 +26,7 @@ where
 {
     match checked(inputs, segment) {
         Ok(output) => output,
-        Err(error) => panic!("{error}"),
+        Err(error) => std::panic::panic_any(error),
     }
 }
 

@@ -14,6 +14,10 @@ pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let outcome = catch_unwind(AssertUnwindSafe(work));
     INSIDE.set(outer);
     outcome.unwrap_or_else(|payload| {
+        let payload = match payload.downcast::<Error>() {
+            Ok(error) => return Err(*error),
+            Err(payload) => payload,
+        };
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("an operation failed");
         match text.split_once("Torch(\"") {
@@ -46,6 +50,15 @@ mod tests {
         let error = catching::<()>(|| panic!("index 3\nof 2")).unwrap_err().to_string();
         std::panic::set_hook(hook);
         assert!(error.contains("(index 3)") && error.contains("report"), "{error}");
+    }
+
+    #[test]
+    fn an_error_that_an_operation_panics_with_stays_what_it_is() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let error = catching::<()>(|| std::panic::panic_any(Error::file("x", "is cut short"))).unwrap_err();
+        std::panic::set_hook(hook);
+        assert_eq!(error.to_string(), "x: is cut short");
     }
 
     #[test]

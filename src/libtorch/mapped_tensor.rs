@@ -1,6 +1,7 @@
 //! A tensor over memory that something else owns: a mapped file, or bytes in Rust. Nothing is copied.
 
 use super::check;
+use super::file_map::FileMap;
 use crate::error::{Error, Result};
 use std::ffi::{c_char, c_void};
 use std::sync::Arc;
@@ -23,12 +24,12 @@ extern "C" {
 
 unsafe extern "C" fn release(owner: *mut c_void) {
     // SAFETY: C++ calls this once, with the box of `over`.
-    drop(unsafe { Box::from_raw(owner.cast::<Arc<memmap2::Mmap>>()) });
+    drop(unsafe { Box::from_raw(owner.cast::<Arc<FileMap>>()) });
 }
 
 /// A CPU tensor of `shape` over `map[start..]`, which it keeps mapped. It must never be written to: the map is
 /// read-only. Fails where the map ends before the tensor does.
-pub fn over(map: &Arc<memmap2::Mmap>, start: usize, shape: &[i64], kind: Kind) -> Result<Tensor> {
+pub fn over(map: &Arc<FileMap>, start: usize, shape: &[i64], kind: Kind) -> Result<Tensor> {
     let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
     let end = elements.and_then(|n| n.checked_mul(kind.elt_size_in_bytes())).and_then(|n| n.checked_add(start));
     if end.is_none_or(|end| end > map.len()) {
@@ -65,7 +66,7 @@ fn scalar_type(kind: Kind) -> Result<i32> {
 
 /// Tells the kernel that `map[start..start + len]` is not needed for now: its pages leave the resident size and come
 /// back from the file when touched.
-pub fn let_go(map: &memmap2::Mmap, start: usize, len: usize) {
+pub fn let_go(map: &FileMap, start: usize, len: usize) {
     const PAGE: usize = 4096;
     let first = (start / PAGE) * PAGE;
     let len = (start + len).min(map.len()).saturating_sub(first);

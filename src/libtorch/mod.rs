@@ -6,6 +6,7 @@ pub mod autograd_node;
 pub mod checkpoint;
 pub mod dropout;
 pub mod failure;
+pub mod file_map;
 pub mod fused_adamw;
 pub mod half_precision;
 pub mod host_allocator;
@@ -15,6 +16,7 @@ pub mod openmp_waiting;
 pub mod random;
 pub mod side_stream;
 pub mod startup;
+pub mod threads;
 
 use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};

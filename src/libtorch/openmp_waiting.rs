@@ -6,6 +6,7 @@
 //! before the process starts. But it also spins for a moment only (100 turns) whenever it manages more threads than there are
 //! cores, and an idle team of threads sees to that, for as long as it lives.
 
+use super::threads;
 use std::ffi::{c_uint, c_void};
 use std::sync::mpsc::{channel, Sender};
 use std::time::{Duration, Instant};
@@ -58,6 +59,11 @@ impl IdleTeam {
     fn start(parallel: Parallel) -> Option<Self> {
         extern "C" fn nothing(_: *mut c_void) {}
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        // libgomp ends the process where it cannot have a thread. Those that compute may not all be there yet.
+        let wanted = cores + 1 + threads::needed();
+        if threads::available(wanted) < wanted {
+            return None;
+        }
         let threads = c_uint::try_from(cores + 1).unwrap_or(c_uint::MAX);
         let (sender, receiver) = channel::<()>();
         let team = move || {

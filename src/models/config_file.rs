@@ -1,6 +1,7 @@
 //! Reads a network's `config.json` and refuses what the architectures here do not compute.
 
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::json_fields;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -8,7 +9,7 @@ use std::path::Path;
 
 /// A JSON file of a configuration's fields.
 pub fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = regular_file::read_text(path, FileKind::CONFIG)?;
     // Python writes infinities that are no JSON: `"lambda_min_clipped": -Infinity` in many a scheduler_config.json.
     let text = text.replace(": -Infinity", ": null").replace(": Infinity", ": null").replace(": NaN", ": null");
     let value: Value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))?;

@@ -2,6 +2,7 @@
 
 use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::Result;
+use crate::interrupt;
 use crate::weights::{BaseWeight, BlockStream, Int8Weight, Layout, Op, Placement, Storage, StreamedWeight, WeightSet};
 use std::cell::Cell;
 use std::ops::Div;
@@ -80,6 +81,7 @@ impl Loader {
 
     /// A tensor that is no projection's weight: a norm's, a bias.
     pub fn param(&self, name: &str, shape: &[i64]) -> Result<Rc<Param>> {
+        interrupt::check()?;
         let key = self.key(name);
         let tensor = self.weights.load(&key, shape, self.placement)?;
         Ok(self.sites.register_param(&key, tensor))
@@ -143,6 +145,7 @@ impl Loader {
     /// The weight of the projection at this path as it is to be kept. Classifiers' heads stay as they are, as in bitsandbytes: they
     /// are small, and trained whole.
     fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: &SiteTraits) -> Result<BaseWeight> {
+        interrupt::check()?;
         let key = self.key("weight");
         match self.weights.storage() {
             Storage::Streamed if op == Op::Embedding => self.table(&key, shape),

@@ -38,6 +38,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let watch = interrupt.watch();
     let config = config.with_output();
     config.check()?;
     check_init_adapter(&config)?;
@@ -55,6 +56,7 @@ pub fn train(
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
+        drop(watch);
         // 3. The loop.
         training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
             observer.on(Event::End);
@@ -215,7 +217,10 @@ impl DreamBoothJob<'_> {
                 dataset.prepare(order.micro_batch(micro_step as usize), generator, |photo| known[photo])
             }))
         };
-        let batches = self.batches.get_or_insert_with(prefetched);
+        let batches = match &mut self.batches {
+            Some(batches) => batches,
+            none => none.insert(prefetched()?),
+        };
         batches.next().ok_or_else(|| Error::invalid("the photos' thread ended"))?
     }
 }

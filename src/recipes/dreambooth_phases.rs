@@ -14,6 +14,7 @@ use crate::data::photo_files::{PhotoFile, PhotoFiles};
 use crate::data::photos::{count_images_but, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
@@ -280,7 +281,9 @@ pub fn encode_prompts(
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
         if !ids.contains_key(prompt) {
-            ids.insert(prompt.clone(), tokenizer.encode(prompt)?);
+            let encoded = tokenizer.encode(prompt)?;
+            text_encoder.model.check_ids(&encoded)?;
+            ids.insert(prompt.clone(), encoded);
         }
     }
     let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
@@ -293,6 +296,7 @@ pub fn encode_prompts(
         text_encoder.sites.set_training(false);
     }
     for (prompt, ids) in &embeddings.ids {
+        interrupt::check()?;
         let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
         let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
         embeddings.known.insert(prompt.clone(), encoded);

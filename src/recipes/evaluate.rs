@@ -11,6 +11,7 @@ use super::storage_args::StorageArgs;
 use super::training_args::MixedPrecision;
 use crate::error::{Error, Result};
 use crate::models::language::HeadOptions;
+use crate::regular_file::{self, FileKind};
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
@@ -176,7 +177,7 @@ fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> 
 
 /// Warns where the adapter in `folder` learned with another template, as the run.json beside it tells.
 fn warn_of_other_texts(config: &EvaluateConfig, folder: &Path, observer: &mut dyn Observer) {
-    let Ok(text) = std::fs::read(folder.join("run.json")) else { return };
+    let Ok(text) = regular_file::read(&folder.join("run.json"), FileKind::RUN) else { return };
     let run: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let learned = &run["options"]["prompt_template"];
     if *learned != serde_json::json!(config.data.prompt_template) && !run["options"].is_null() {

@@ -11,6 +11,7 @@ use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConf
 use crate::error::{Error, Result};
 use crate::models::language::{LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::regular_file::{self, FileKind};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -156,7 +157,7 @@ fn check_kind(path: &Path) -> Result<()> {
 }
 
 fn read_classes(file: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(file).map_err(|error| Error::io("read", file, error))?;
+    let text = regular_file::read_text(file, FileKind::CONFIG)?;
     match serde_json::from_str::<Vec<String>>(&text) {
         Ok(classes) if classes.len() > 1 && classes.iter().collect::<BTreeSet<_>>().len() == classes.len() => {
             Ok(classes)

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::regular_file::{self, FileKind};
 use crate::train::checkpoint::size_and_hash;
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
@@ -40,6 +41,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let watch = interrupt.watch();
     let config = &config.with_output();
     config.check()?;
     let model =
@@ -83,6 +85,7 @@ pub fn train(
             job.recall(&run)?;
             job.report_setup(&run, observer);
             run.begin()?;
+            drop(watch);
             // 3. The loop.
             training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
                 observer.on(Event::End);
@@ -237,7 +240,7 @@ impl LanguageJob<'_> {
             if run.step == 0 || !path.exists() {
                 return Ok(Vec::new());
             }
-            let text = std::fs::read_to_string(&path).map_err(|error| Error::io("read", &path, error))?;
+            let text = regular_file::read_text(&path, FileKind::RUN)?;
             let lines = text.lines().filter_map(|line| serde_json::from_str::<Evaluation>(line).ok());
             // That of the present step is made again where it is owed.
             let done = |step: u64| step < run.step || step == run.step && !run.evaluation_is_owed;

@@ -344,6 +344,23 @@ impl Run {
             }
         }
         observer.on(Event::Step { metrics, total: self.total_steps });
+        self.heed_removal(observer)
+    }
+
+    /// Warns where the output folder was removed: its logs are there again, and what comes is written to it.
+    fn heed_removal(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let log = self.metrics.as_mut().is_some_and(MetricsLog::came_back);
+        let events = self.events.as_mut().is_some_and(EventWriter::came_back);
+        if log {
+            self.folder.lock_again()?;
+        }
+        if log || events {
+            observer.warning(format!(
+                "{} was removed, or its logs were, while the run writes to it; they are written again, and the run goes on, but \
+                 checkpoints of earlier steps are lost if they were removed",
+                self.folder.path().display()
+            ));
+        }
         Ok(())
     }
 
@@ -404,6 +421,7 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
+        self.heed_removal(observer)?;
         write(&self.folder, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines, evaluations)?;

@@ -4,6 +4,7 @@ use super::given_flags::GivenFlags;
 use super::run::Run;
 use super::utc_time::UtcTime;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::libtorch::memory;
 use crate::whole_file::write_json;
 use serde_json::{json, Value};
@@ -46,7 +47,7 @@ impl RunRecord {
 
     /// A run that goes on from `step` keeps the command and the date that it began with, where the `file` of then has them.
     pub fn resume(&mut self, file: &Path, step: u64) {
-        let text = std::fs::read(file).unwrap_or_default();
+        let text = regular_file::read(file, FileKind::RUN).unwrap_or_default();
         let mut earlier: Value = serde_json::from_slice(&text).unwrap_or_default();
         let now = self.date.take();
         self.resumed = json!({ "step": step, "date": now, "command": self.command });

@@ -175,6 +175,7 @@ impl TrainingArgs {
                 MAX_STEPS,
             ),
             ("--lr-warmup-steps", self.lr_warmup_steps, 0, MAX_STEPS),
+            ("--lr-num-cycles", self.lr_num_cycles, 0, MAX_STEPS),
             ("--keep-checkpoints", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
         ] {
             counted(flag, number, least, most)?;

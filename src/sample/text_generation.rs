@@ -26,6 +26,13 @@ pub struct TextSampling {
     pub ends: Vec<i64>,
 }
 
+/// More tokens than any model writes.
+const MAX_TOKENS: usize = 1_000_000;
+/// More texts at once only fill the memory.
+const MAX_BEAMS: usize = 256;
+/// Below, logits overflow when they are divided by it; above, all tokens are as likely.
+const TEMPERATURES: std::ops::RangeInclusive<f64> = 1e-4..=1e4;
+
 impl TextSampling {
     /// The likeliest token each time, until one of `ends`.
     pub fn greedy(max_new_tokens: usize, ends: Vec<i64>) -> Self {
@@ -35,11 +42,16 @@ impl TextSampling {
     /// Refuses what makes no text, by its flag.
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(message));
-        if self.max_new_tokens == 0 {
-            return refuse("--max-new-tokens is 0; it must be at least 1".into());
+        for (flag, number, most) in
+            [("--max-new-tokens", self.max_new_tokens, MAX_TOKENS), ("--num-beams", self.num_beams, MAX_BEAMS)]
+        {
+            if !(1..=most).contains(&number) {
+                return refuse(format!("{flag} is {number}; it must be 1 to {most}"));
+            }
         }
-        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return refuse(format!("--temperature is {}; it must be a number of at least 0", self.temperature));
+        if self.temperature != 0.0 && !TEMPERATURES.contains(&self.temperature) {
+            let (least, most) = TEMPERATURES.into_inner();
+            return refuse(format!("--temperature is {:e}; it must be 0, or {least} to {most}", self.temperature));
         }
         if self.top_k.is_some_and(|k| k < 1) {
             return refuse("--top-k must be at least 1".into());
@@ -53,12 +65,11 @@ impl TextSampling {
                     .into(),
             );
         }
-        match self.num_beams {
-            0 => refuse("--num-beams is 0; it must be at least 1".into()),
-            2.. if self.temperature > 0.0 => {
+        match self.num_beams > 1 && self.temperature > 0.0 {
+            true => {
                 refuse("--num-beams searches the likeliest text, and --temperature draws one; give one of them".into())
             }
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 

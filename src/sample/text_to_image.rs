@@ -58,7 +58,9 @@ impl Conditioning {
         negative: &str,
     ) -> Result<Self> {
         let encode = |text: &str| -> Result<Tensor> {
-            let ids = ClipTextModel::ids(&[tokenizer.encode(text)?], device);
+            let ids = tokenizer.encode(text)?;
+            text_encoder.check_ids(&ids)?;
+            let ids = ClipTextModel::ids(&[ids], device);
             catching(|| Ok(tch::no_grad(|| text_encoder.forward(&ids, false))))
         };
         Ok(Self { prompt: encode(prompt)?, negative: encode(negative)? })

@@ -2,6 +2,7 @@
 //! Reference: diffusers' `ConfigMixin` and the `__init__` of each scheduler.
 
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::json_fields;
 use serde::Deserialize;
 use serde_json::Value;
@@ -138,7 +139,7 @@ impl SchedulerConfig {
     /// Reads `scheduler/scheduler_config.json` of a model folder.
     pub fn from_folder(model_dir: &Path) -> Result<Self> {
         let path = model_dir.join("scheduler").join("scheduler_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))?;
+        let text = regular_file::read_text(&path, FileKind::CONFIG)?;
         Self::from_json(&text).map_err(|error| Error::file(&path, error.to_string()))
     }
 

@@ -98,7 +98,7 @@ pub fn scheduler(name: Option<&str>, config: &SchedulerConfig, steps: usize) -> 
         return Err(Error::invalid(format!("there is no scheduler `{name}`; choose one of {}", names())));
     };
     let most = config.num_train_timesteps();
-    if steps == 0 || steps as i64 > most {
+    if !i64::try_from(steps).is_ok_and(|steps| (1..=most).contains(&steps)) {
         return Err(Error::invalid(format!("the number of steps is {steps}; it must be 1 to {most} (--steps)")));
     }
     constructor(config, steps)
@@ -155,6 +155,8 @@ mod tests {
         for (name, _) in SCHEDULERS {
             assert!(scheduler(Some(name), &config, 0).is_err(), "{name}");
             assert!(scheduler(Some(name), &config, 1001).is_err(), "{name}");
+            // Negative, where it were taken for a signed number.
+            assert!(scheduler(Some(name), &config, 1 << 63).is_err(), "{name}");
             assert!(scheduler(Some(name), &config, 5).is_ok(), "{name}");
         }
     }

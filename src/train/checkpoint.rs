@@ -6,12 +6,13 @@ use super::run_folder::{ADAPTER_FILES, PART_FOLDERS};
 use super::whole_folder::{entries, remove_own, restore_replaced, write_folder_atomically};
 use super::Parameters;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::tensor_file;
 use crate::whole_file::write_json;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
@@ -111,7 +112,7 @@ impl Fingerprint {
 pub fn size_and_hash(path: &Path) -> Result<(u64, String)> {
     let failed = |error| Error::io("read", path, error);
     let mut digest = Sha256::new();
-    let bytes = std::io::copy(&mut File::open(path).map_err(failed)?, &mut digest).map_err(failed)?;
+    let bytes = std::io::copy(&mut regular_file::open(path, FileKind::SAFETENSORS)?, &mut digest).map_err(failed)?;
     Ok((bytes, digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
@@ -186,7 +187,7 @@ fn damaged(folder: &Path, cause: &Error) -> Error {
 
 fn read_state(folder: &Path) -> Result<StateFile> {
     let path = folder.join(STATE);
-    let text = fs::read(&path).map_err(|error| Error::io("read", &path, error))?;
+    let text = regular_file::read(&path, FileKind::RUN)?;
     serde_json::from_slice(&text).map_err(|error| Error::file(&path, error.to_string()))
 }
 

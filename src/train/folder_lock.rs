@@ -61,7 +61,8 @@ impl FolderLock {
         }
     }
 
-    fn is_of_its_path(&self) -> bool {
+    /// Whether the folder that has this name now is the one that was locked.
+    pub(super) fn is_of_its_path(&self) -> bool {
         let same = |named: fs::Metadata, own: fs::Metadata| (named.dev(), named.ino()) == (own.dev(), own.ino());
         match (fs::symlink_metadata(&self.path), self.file.metadata()) {
             (Ok(named), Ok(own)) => same(named, own),

@@ -1,11 +1,11 @@
 //! `metrics.jsonl`: one JSON object a line, one line an optimizer step, readable while the run goes on.
 
+use super::growing_file::GrowingFile;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What is known of one optimizer step. Losses are means over its micro-steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,8 +32,7 @@ pub struct StepMetrics {
 /// An open `metrics.jsonl`.
 #[derive(Debug)]
 pub struct MetricsLog {
-    path: PathBuf,
-    file: File,
+    file: GrowingFile,
     bytes: u64,
 }
 
@@ -46,35 +45,34 @@ impl MetricsLog {
     /// Continues a log behind its first `bytes` bytes (a checkpoint's count): later lines are of steps that will be done
     /// again.
     pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
-        let open = || {
-            let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-            let bytes = bytes.min(file.metadata()?.len());
-            file.set_len(bytes)?;
-            file.seek(SeekFrom::Start(bytes))?;
-            Ok(Self { path: path.to_owned(), file, bytes })
-        };
-        open().map_err(|error| Error::io("write", path, error))
+        let (file, bytes) = GrowingFile::resume(path, bytes)?;
+        Ok(Self { file, bytes })
+    }
+
+    /// Whether the file was removed and is there again ([`GrowingFile::came_back`]).
+    pub fn came_back(&mut self) -> bool {
+        self.file.came_back()
     }
 
     /// Appends one line, seen by other programs at once.
     pub fn append(&mut self, metrics: &StepMetrics) -> Result<()> {
-        let mut line = serde_json::to_vec(metrics).map_err(|error| Error::file(&self.path, error.to_string()))?;
+        let mut line = serde_json::to_vec(metrics).map_err(|error| Error::file(self.file.path(), error.to_string()))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|error| Error::io("write", &self.path, error))?;
+        self.file.append(&line)?;
         self.bytes += line.len() as u64;
         Ok(())
     }
 
     /// Makes all lines durable and returns the log's length: what a checkpoint keeps.
     pub fn sync(&mut self) -> Result<u64> {
-        self.file.sync_data().map_err(|error| Error::io("write", &self.path, error))?;
+        self.file.sync()?;
         Ok(self.bytes)
     }
 }
 
 /// All whole lines of a log, in their order; a last line that was cut short is left out.
 pub fn read(path: &Path) -> Result<Vec<StepMetrics>> {
-    let text = std::fs::read_to_string(path).map_err(|error| Error::io("read", path, error))?;
+    let text = regular_file::read_text(path, FileKind::RUN)?;
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
@@ -119,7 +117,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::create(&path).unwrap();
         log.append(&line(1, f64::NAN)).unwrap();
-        log.file.write_all(b"{\"step\": 2, \"ep").unwrap();
+        log.file.append(b"{\"step\": 2, \"ep").unwrap();
         let lines = read(&path).unwrap();
         assert_eq!((lines.len(), lines[0].loss), (1, None));
     }

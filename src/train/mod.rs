@@ -6,8 +6,8 @@ pub mod adamw8bit;
 pub mod checkpoint;
 pub mod folder_lock;
 pub mod gradients;
+pub mod growing_file;
 pub mod head_loss;
-pub mod interrupt;
 pub mod loss_curve;
 pub mod losses;
 pub mod lr_schedule;
@@ -20,6 +20,7 @@ pub mod run_folder;
 pub mod tensorboard;
 mod whole_folder;
 
+pub use crate::interrupt;
 use std::collections::BTreeMap;
 use tch::Tensor;
 

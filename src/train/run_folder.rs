@@ -93,6 +93,14 @@ impl RunFolder {
         self.remove_left_overs()
     }
 
+    /// Takes the lock of the folder that has this name now, where the one that was locked was removed.
+    pub fn lock_again(&mut self) -> Result<()> {
+        if !self.lock.is_of_its_path() {
+            self.lock = Arc::new(FolderLock::take(&self.path)?);
+        }
+        Ok(())
+    }
+
     /// The folder itself.
     pub fn path(&self) -> &Path {
         &self.path

@@ -4,17 +4,15 @@
 //! (tensorflow/core/util/event.proto, summary.proto). It is written by hand because the crates for it rest: the last
 //! release of tensorboard-rs is of 2022 and brings its own image 0.23 and protobuf 2.
 
+use super::growing_file::GrowingFile;
 use crate::error::{Error, Result};
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An open event file. Each event is seen by TensorBoard as soon as it is written.
 #[derive(Debug)]
 pub struct EventWriter {
-    path: PathBuf,
-    file: File,
+    file: GrowingFile,
 }
 
 impl EventWriter {
@@ -27,8 +25,7 @@ impl EventWriter {
         let free = (0..).map(|n| folder.join(format!("events.out.tfevents.{seconds:010}.lorabooth.{id}.{n}")));
         // TensorBoard reads the files of a folder in the order of their names, which begin with the time.
         let path = free.into_iter().find(|path| !path.exists()).unwrap_or_default();
-        let file = File::create_new(&path).map_err(|error| Error::io("create", &path, error))?;
-        let mut writer = Self { path, file };
+        let mut writer = Self { file: GrowingFile::create(&path)? };
         // Event.file_version = 3
         writer.event(0, &Message::default().bytes(3, b"brain.Event:2"))?;
         if let Some(step) = resumed_at {
@@ -40,7 +37,12 @@ impl EventWriter {
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
+    }
+
+    /// Whether the file was removed and is there again ([`GrowingFile::came_back`]).
+    pub fn came_back(&mut self) -> bool {
+        self.file.came_back()
     }
 
     /// One value of the curve `tag`.
@@ -71,7 +73,7 @@ impl EventWriter {
         record.extend(masked_crc(&length).to_le_bytes());
         record.extend(&event);
         record.extend(masked_crc(&event).to_le_bytes());
-        self.file.write_all(&record).map_err(|error| Error::io("write", &self.path, error))
+        self.file.append(&record)
     }
 }
 

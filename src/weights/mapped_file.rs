@@ -2,7 +2,9 @@
 
 use super::tensor_source::TensorSource;
 use crate::error::{Error, Result};
+use crate::libtorch::file_map::FileMap;
 use crate::libtorch::mapped_tensor;
+use crate::regular_file::{self, FileKind};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use tch::{Kind, Tensor};
 /// A mapped safetensors file.
 pub struct MappedFile {
     path: PathBuf,
-    map: Arc<memmap2::Mmap>,
+    map: Arc<FileMap>,
     metadata: Metadata,
     data_start: usize,
 }
@@ -28,7 +30,7 @@ impl MappedFile {
                 ),
             ));
         }
-        let map = map_file(path, ".safetensors")?;
+        let map = map_file(path, FileKind::SAFETENSORS)?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::file(path, format!("not a whole safetensors file ({e}); download or copy it again")))?;
         Ok(Self { path: path.to_owned(), map, metadata, data_start: header + 8 })
@@ -63,6 +65,7 @@ impl MappedFile {
         let info = self.metadata.info(name).ok_or_else(|| self.missing(name))?;
         let shape: Vec<i64> = info.shape.iter().map(|&d| d as i64).collect();
         let kind = self.kind_of(name, info.dtype)?;
+        self.map.check()?;
         mapped_tensor::over(&self.map, self.data_start + info.data_offsets.0, &shape, kind)
     }
 
@@ -118,19 +121,9 @@ impl TensorSource for MappedFile {
     }
 }
 
-/// Maps the file `path`, which should be a `kind` file (".safetensors").
-#[allow(unsafe_code, reason = "mapping a file is unsafe in memmap2")]
-pub(super) fn map_file(path: &Path, kind: &str) -> Result<Arc<memmap2::Mmap>> {
-    // Asked first: opening a named pipe would wait for its other end.
-    let about = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
-    if !about.is_file() {
-        return Err(Error::file(path, format!("is not a regular file; it must be a {kind} file")));
-    }
-    let file = std::fs::File::open(path).map_err(|e| Error::io("open", path, e))?;
-    // SAFETY: the map is read-only; a file that another program cuts short while we read it ends the process, as
-    // with every memory-mapped reader.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
-    Ok(Arc::new(map))
+/// Maps the file `path`.
+pub(super) fn map_file(path: &Path, kind: FileKind) -> Result<Arc<FileMap>> {
+    FileMap::of(regular_file::open(path, kind)?, path).map(Arc::new)
 }
 
 #[cfg(test)]

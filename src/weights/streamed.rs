@@ -109,7 +109,7 @@ impl StreamedWeight {
         };
         let weight = match stored {
             Ok(stored) => tch::no_grad(|| streamed.layout.of(stored)),
-            Err(error) => std::panic::panic_any(error.to_string()),
+            Err(error) => std::panic::panic_any(error),
         };
         let made = compute(&weight);
         if let Waiting::InFile(weights) = &streamed.waiting {
@@ -136,7 +136,7 @@ impl StreamedWeight {
         let inputs: Vec<&Tensor> = std::iter::once(xs).chain(bias).collect();
         match autograd_node::attach(&inputs, &[], &[&ys], Box::new(backward)) {
             Ok(()) => ys,
-            Err(error) => std::panic::panic_any(error.to_string()),
+            Err(error) => std::panic::panic_any(error),
         }
     }
 

@@ -5,6 +5,7 @@ use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -63,7 +64,7 @@ struct ShardIndex {
 
 /// The shard of each key, from an index file.
 pub(super) fn shard_names(index: &Path) -> Result<BTreeMap<String, String>> {
-    let text = std::fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
+    let text = regular_file::read_text(index, FileKind::CONFIG)?;
     let parsed: ShardIndex =
         serde_json::from_str(&text).map_err(|e| Error::file(index, format!("not a shard index: {e}")))?;
     let inside = |shard: &str| {

@@ -2,7 +2,10 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
 use super::support::lorabooth;
-use std::process::Output;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
 
 /// What was run, and which words of the answer were missing or should not have been there.
 #[derive(Default)]
@@ -51,4 +54,37 @@ pub fn refusal(output: &Output, code: i32, words: &[&str]) -> Result<(), String>
 /// The words of a command line.
 pub fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
+}
+
+/// What can lie in a file's place, and what the answer calls it.
+pub const ODD: [(&str, &str); 4] = [
+    ("a pipe", "a named pipe"),
+    ("a link to a device without end", "a device"),
+    ("a folder", "a folder"),
+    ("a file of 100 TB", "too large"),
+];
+
+/// Puts `odd`, one of [`ODD`], in the place of `path`.
+pub fn replace_by(path: &Path, odd: &str) {
+    fs::remove_file(path).ok();
+    fs::remove_dir(path).ok();
+    match odd {
+        "a pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        "a link to a device without end" => symlink("/dev/zero", path).unwrap(),
+        "a folder" => fs::create_dir(path).unwrap(),
+        _ => fs::File::create(path).unwrap().set_len(100 << 40).unwrap(),
+    }
+}
+
+impl Complaints {
+    /// The same as [`Complaints::refused`], of a command that might wait, or read, without end.
+    pub fn refused_at_once(&mut self, what: &str, args: &[String], code: i32, words: &[&str]) {
+        // Memory too is limited: what reads without end is stopped by one of them.
+        let script = format!("ulimit -v {}; exec timeout 60 \"$0\" \"$@\"", 16 << 20);
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_lorabooth")]).args(args);
+        let output = command.env("OMP_NUM_THREADS", "1").env("HF_HUB_OFFLINE", "1").output();
+        let said = refusal(&output.unwrap(), code, words);
+        self.0.extend(said.err().map(|complaint| format!("{what}: {complaint}")));
+    }
 }

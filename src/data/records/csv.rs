@@ -2,11 +2,13 @@
 
 use super::{places, Row};
 use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::regular_file::{self, FileKind};
 use csv::{ErrorKind, Position, ReaderBuilder};
 use std::path::Path;
 
 pub(super) fn read(path: &Path, columns: &[String], delimiter: u8) -> Result<Vec<Row>> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    let bytes = regular_file::read(path, FileKind::RECORDS)?;
     let mut lines = Lines { bytes: &bytes, start: 0, line: 1 };
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bytes.as_slice());
     let header = reader.headers().map_err(|error| broken(path, &error, &mut lines))?;
@@ -17,6 +19,7 @@ pub(super) fn read(path: &Path, columns: &[String], delimiter: u8) -> Result<Vec
     let places = places(path, columns, &found)?;
     let mut rows = Vec::new();
     for record in reader.records() {
+        interrupt::check()?;
         let record = record.map_err(|error| broken(path, &error, &mut lines))?;
         let line = lines.of(record.position());
         let values = places.iter().map(|&place| record.get(place).unwrap_or_default().to_owned()).collect();

@@ -2,16 +2,30 @@
 
 use super::{no_column, Row};
 use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::regular_file::{self, FileKind};
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+/// A longer line is no record.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+
 pub(super) fn read(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-    let mut rows = Vec::new();
-    for (line, bytes) in (1..).zip(BufReader::new(file).split(b'\n')) {
-        let bytes = bytes.map_err(|source| Error::io("read", path, source))?;
+    let mut file = BufReader::new(regular_file::open(path, FileKind::RECORDS)?);
+    let (mut rows, mut bytes) = (Vec::new(), Vec::new());
+    for line in 1.. {
+        interrupt::check()?;
+        bytes.clear();
+        let read = file.by_ref().take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut bytes);
+        match read.map_err(|source| Error::io("read", path, source))? {
+            0 => break,
+            read if read as u64 > MAX_LINE_BYTES => {
+                let most = MAX_LINE_BYTES >> 20;
+                return Err(Error::file(path, format!("line {line} is longer than {most} MB; is it JSON Lines?")));
+            }
+            _ => {}
+        }
         let text = std::str::from_utf8(&bytes)
             .map_err(|_| Error::file(path, format!("line {line} is not UTF-8; save the file as UTF-8")))?;
         let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text };

@@ -2,13 +2,14 @@
 
 use super::{no_column, Row};
 use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::regular_file::{self, FileKind};
 use parquet::basic::{ConvertedType, LogicalType};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
-use std::fs::File;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 
@@ -22,7 +23,7 @@ pub(super) fn read(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
 }
 
 fn read_columns(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+    let file = regular_file::open(path, FileKind::RECORDS)?;
     let reader = SerializedFileReader::new(file).map_err(|error| broken(path, &error))?;
     let schema = reader.metadata().file_metadata().schema_descr();
     let names = || schema.root_schema().get_fields().iter().map(|field| field.name());
@@ -41,6 +42,7 @@ fn read_columns(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
         }
         let mut line = 0;
         for group in 0..reader.num_row_groups() {
+            interrupt::check()?;
             let group = reader.get_row_group(group).map_err(|error| broken(path, &error))?;
             let values = group.get_column_reader(leaf).map_err(|error| broken(path, &error))?;
             for value in texts(values, &column).map_err(|cause| Error::file(path, format!("`{name}`: {cause}")))? {

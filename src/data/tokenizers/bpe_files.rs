@@ -2,9 +2,9 @@
 
 use super::json_files::optional_json;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use tokenizers::models::bpe::{BpeBuilder, Merges, Vocab, BPE};
 
@@ -22,7 +22,7 @@ impl BpeFiles {
     pub(super) fn read(folder: &Path) -> Result<Option<Self>> {
         let (vocabulary_path, merges_path) = (folder.join(VOCABULARY), folder.join("merges.txt"));
         let Some(vocabulary) = optional_json(&vocabulary_path)? else { return Ok(None) };
-        let text = fs::read_to_string(&merges_path).map_err(|source| Error::io("read", &merges_path, source))?;
+        let text = regular_file::read_text(&merges_path, FileKind::TOKENIZER)?;
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
         let merges = lines.map(|line| Value::String(line.to_owned())).collect();
         Self::parse(&vocabulary_path, vocabulary, merges).map(Some)

@@ -1,8 +1,8 @@
 //! JSON files that can be missing.
 
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use serde_json::{Map, Value};
-use std::fs;
 use std::path::Path;
 
 /// The fields of a JSON file; none where there is no such file.
@@ -16,10 +16,6 @@ pub(crate) fn optional_object(path: &Path) -> Result<Map<String, Value>> {
 
 /// A JSON file, or none where there is no such file.
 pub(super) fn optional_json(path: &Path) -> Result<Option<Value>> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(source) if source.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(Error::io("read", path, source)),
-    };
+    let Some(text) = regular_file::read_text_if_there(path, FileKind::TOKENIZER)? else { return Ok(None) };
     serde_json::from_str(&text).map(Some).map_err(|error| Error::file(path, format!("is broken JSON: {error}")))
 }

@@ -5,11 +5,11 @@ use super::json_files::optional_object;
 use super::special_tokens::SpecialTokens;
 use super::{gguf, vocabulary_files, TextStream};
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::gguf::GgufFile;
 use crate::whole_file::{write_json, write_whole};
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
-use std::fs;
 use std::path::{Path, PathBuf};
 use tokenizers::models::ModelWrapper;
 use tokenizers::{PaddingDirection, PostProcessor, Tokenizer, TruncationDirection};
@@ -61,10 +61,9 @@ impl LanguageTokenizer {
     /// of `config.json`.
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let (mut tokenizer, special) = match fs::read(&path) {
-            Ok(bytes) => whole_file(folder, &path, &bytes)?,
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => vocabulary_files::read(folder)?,
-            Err(source) => return Err(Error::io("read", &path, source)),
+        let (mut tokenizer, special) = match regular_file::read_if_there(&path, FileKind::TOKENIZER)? {
+            Some(bytes) => whole_file(folder, &path, &bytes)?,
+            None => vocabulary_files::read(folder)?,
         };
         let sides = Sides::of(&tokenizer, &special);
         // They are asked for by the caller, whatever the file says.

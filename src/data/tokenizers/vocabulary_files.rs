@@ -6,8 +6,8 @@ use super::bpe_files::{self, BpeFiles};
 use super::json_files::optional_object;
 use super::special_tokens::SpecialTokens;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use serde_json::Value;
-use std::fs;
 use std::path::Path;
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::bpe::Vocab;
@@ -87,7 +87,7 @@ fn is_roberta(folder: &Path) -> Result<bool> {
 fn word_piece(folder: &Path) -> Result<(Tokenizer, SpecialTokens)> {
     let special = SpecialTokens::read(folder, None, &BERT_TOKENS)?;
     let path = folder.join(BERT_VOCABULARY);
-    let text = fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))?;
+    let text = regular_file::read_text(&path, FileKind::TOKENIZER)?;
     let vocabulary: Vocab = text.lines().zip(0u32..).map(|(token, id)| (token.to_owned(), id)).collect();
     let unknown = special.name("unk_token").unwrap_or_default().to_owned();
     let model = WordPiece::builder().vocab(vocabulary);

@@ -79,6 +79,8 @@ impl ClipTextConfig {
 
 /// CLIP's text model.
 pub struct ClipTextModel {
+    /// Rows of the tables of tokens and positions.
+    rows: (i64, i64),
     token_embedding: Embedding,
     position_embedding: Embedding,
     layers: Vec<Rc<EncoderLayer>>,
@@ -92,6 +94,7 @@ impl ClipTextModel {
         let layers = loader / "encoder.layers";
         let width = config.hidden_size;
         Ok(Self {
+            rows: (config.vocab_size, config.max_position_embeddings),
             token_embedding: Embedding::load(&(&embeddings / "token_embedding"), config.vocab_size, width)?,
             position_embedding: Embedding::load(
                 &(&embeddings / "position_embedding"),
@@ -120,6 +123,23 @@ impl ClipTextModel {
             };
         }
         self.final_layer_norm.forward(&xs)
+    }
+
+    /// Refuses a text's token ids for which the model has no embedding: they are of another model's tokenizer.
+    pub fn check_ids(&self, ids: &[i64]) -> Result<()> {
+        let (tokens, positions) = self.rows;
+        let cure = "take the tokenizer of this model";
+        if ids.len() as i64 > positions {
+            let found = ids.len();
+            let fault = format!("the tokenizer makes texts of {found} tokens (model_max_length)");
+            return Err(Error::invalid(format!("{fault}, and the text encoder has {positions} positions; {cure}")));
+        }
+        match ids.iter().find(|id| !(0..tokens).contains(*id)) {
+            Some(id) => Err(Error::invalid(format!(
+                "the tokenizer has a token of id {id}, and the text encoder embeds the ids below {tokens}; {cure}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The dtype-preserving ids tensor of token lists of one length: `[b, t]`.

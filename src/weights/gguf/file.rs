@@ -3,7 +3,9 @@
 use super::header::{self, Header, TensorInfo};
 use super::metadata::Metadata;
 use crate::error::{Error, Result};
+use crate::libtorch::file_map::FileMap;
 use crate::libtorch::mapped_tensor;
+use crate::regular_file::FileKind;
 use crate::weights::mapped_file::map_file;
 use crate::weights::tensor_source::TensorSource;
 use std::path::{Path, PathBuf};
@@ -16,14 +18,14 @@ const DECODED_AT_ONCE: usize = 1 << 20;
 /// A mapped GGUF file (version 2 or 3, little-endian) of tensors in floats, or in blocks of 2 to 8 bits.
 pub struct GgufFile {
     path: PathBuf,
-    map: Arc<memmap2::Mmap>,
+    map: Arc<FileMap>,
     header: Header,
 }
 
 impl GgufFile {
     /// Maps `path` and checks its header against the file's length. A file with a tensor in another encoding is refused.
     pub fn open(path: &Path) -> Result<Self> {
-        let map = map_file(path, ".gguf")?;
+        let map = map_file(path, FileKind::GGUF)?;
         let header = header::parse(&map).map_err(|cause| Error::file(path, cause))?;
         Ok(Self { path: path.to_owned(), map, header })
     }
@@ -53,6 +55,7 @@ impl GgufFile {
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let info = self.header.tensors.get(name);
         let info = info.ok_or_else(|| Error::MissingWeight { path: self.path.clone(), key: name.to_owned() })?;
+        self.map.check()?;
         match info.encoding.is_float() {
             true => mapped_tensor::over(&self.map, info.start, &info.shape, info.encoding.kind()),
             false => self.dequantised(info),

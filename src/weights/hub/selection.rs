@@ -2,6 +2,7 @@
 
 use super::Request;
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::weight_files::{self, WeightFile};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +90,7 @@ impl Selection {
             return Ok(());
         };
         let path = folder.join(name);
-        let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+        let text = regular_file::read_text(&path, FileKind::CONFIG)?;
         let index: Value =
             serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))?;
         let has = |part: &str| index.get(part).and_then(|value| value.get(0)).is_some_and(Value::is_string);

@@ -1,8 +1,12 @@
-//! Ctrl-C, SIGTERM and a closed terminal as a question that the loop asks between steps.
+//! Ctrl-C, SIGTERM and a closed terminal as a question that a job asks between steps.
+//!
+//! What is far below a job's loop, as the reading of a photo or a weight, asks with [`check`]: the job says by
+//! [`Interrupt::watch`] which interrupt that is, as `no_grad` says for a thread that no gradients are needed.
 
 use crate::error::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -30,6 +34,11 @@ impl Interrupt {
             flag::register(signal, interrupt.0.clone()).map_err(failed)?;
         }
         Ok(interrupt)
+    }
+
+    /// Has [`check`] and [`watched`] on this thread ask this interrupt, until what is returned is dropped.
+    pub fn watch(&self) -> Watch {
+        Watch(WATCHED.replace(Some(self.clone())))
     }
 
     /// Asks the run to stop after its step.
@@ -99,9 +108,52 @@ impl Drop for BriefInterrupt {
     }
 }
 
+thread_local! {
+    static WATCHED: RefCell<Option<Interrupt>> = const { RefCell::new(None) };
+}
+
+/// While it lives, [`check`] asks the interrupt of [`Interrupt::watch`]; then the one before it again.
+pub struct Watch(Option<Interrupt>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        WATCHED.set(self.0.take());
+    }
+}
+
+/// The interrupt that this thread watches, to be handed to another; one that nothing sets where it watches none.
+pub fn watched() -> Interrupt {
+    WATCHED.with_borrow(Clone::clone).unwrap_or_default()
+}
+
+/// An error, where the interrupt that this thread watches was asked to stop.
+pub fn check() -> Result<()> {
+    match WATCHED.with_borrow(|watched| watched.as_ref().is_some_and(Interrupt::requested)) {
+        true => Err(Error::Interrupted(
+            "stopped before the first step, so that nothing is lost; the same command starts again".to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn work_far_below_a_job_asks_the_interrupt_that_the_job_watches() {
+        let (outer, inner) = (Interrupt::new(), Interrupt::new());
+        inner.request();
+        let watch = outer.watch();
+        assert!(check().is_ok());
+        let inner_watch = inner.watch();
+        assert!(check().is_err() && watched().requested());
+        assert!(std::thread::spawn(check).join().unwrap().is_ok(), "another thread watches nothing");
+        drop(inner_watch);
+        assert!(check().is_ok());
+        drop(watch);
+        assert!(check().is_ok());
+    }
 
     #[test]
     fn a_signal_asks_the_run_to_stop_instead_of_ending_it() {
