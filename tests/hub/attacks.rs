@@ -139,6 +139,7 @@ fn odd_files_are_one_sentence() {
         &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked"), ("x-linked-size", "2")],
         &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked")],
     );
+    let huge: &[(&str, &str)] = &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("content-length", "99999999999")];
     each_is_refused(vec![
         ("login page", reply("200 OK", &[("content-type", "text/html")], b"<html>"), &[file_of, "web page"]),
         ("no commit", headers(&[("x-repo-commit", "")]), &[file_of, "X-Repo-Commit"]),
@@ -146,6 +147,7 @@ fn odd_files_are_one_sentence() {
         ("no size", reply("200 OK", unknown, b"2\r\n{}\r\n0\r\n\r\n"), &[file_of, "how large"]),
         ("too much", reply("200 OK", sized, b"4\r\n{  }\r\n0\r\n\r\n"), &[file_of, "more than the 2 bytes"]),
         ("other size", headers(&[("x-linked-size", "3")]), &[file_of, "2 bytes where the hub says 3"]),
+        ("huge", reply("200 OK", huge, b"{"), &[file_of, "99999999999 bytes for a file without weights"]),
         ("no size at all", headers(&[("x-linked-size", "-1")]), &[file_of, "not a size"]),
         ("other bytes", headers(&[("content-range", "bytes 1-2/3")]), &[file_of, "other bytes"]),
         ("past the end", headers(&[("content-range", "bytes 0-9/2")]), &[file_of, "other bytes"]),

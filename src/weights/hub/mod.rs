@@ -1,9 +1,9 @@
 //! Models by hub id (`stable-diffusion-v1-5/stable-diffusion-v1-5`), in the cache that Python's libraries share.
 //!
 //! A repository is asked once what it holds; then only the files that are used come, each from the commit that answered. A hub,
-//! or anybody on the way to one without https, is not trusted: its names are checked before they name files ([`names`]), its
-//! answers before they are used ([`client`]), bytes are counted and verified before they get their name ([`transfer`]), and nothing
-//! is written outside the cache ([`cache`]).
+//! or anybody on the way to one without https, is not trusted: its names are checked before they name files (`names`), its
+//! answers before they are used (`client`), bytes are counted and verified before they get their name (`transfer`), and nothing
+//! is written outside the cache (`cache`).
 
 mod cache;
 mod client;
@@ -29,6 +29,10 @@ use transfer::Transfer;
 const RETRIES: u32 = 2;
 /// Seconds that a single read may take, as in Python's library.
 const PATIENCE: f64 = 10.0;
+/// Folders in folders of a snapshot that are looked into: what is used of a model lies in one.
+const DEEPEST: usize = 4;
+/// Bytes of a file with a token; a larger one is something else.
+const LARGEST_TOKEN: u64 = 4096;
 /// Characters of an address that a sentence shows.
 const LONGEST_ADDRESS: usize = 200;
 
@@ -105,7 +109,8 @@ pub fn is_language_model_id(text: &str) -> bool {
 }
 
 impl Hub {
-    /// What HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT say, with huggingface_hub's defaults.
+    /// What HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT say, with the defaults of
+    /// huggingface_hub.
     pub fn from_env() -> Result<Self> {
         Self::from_lookup(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -120,7 +125,11 @@ impl Hub {
             }
         };
         let cache = lookup("HF_HUB_CACHE").map_or_else(|| home.join("hub"), PathBuf::from);
-        let saved_token = || std::fs::read_to_string(home.join("token")).ok();
+        let saved_token = || {
+            let path = home.join("token");
+            let is_small = path.metadata().is_ok_and(|data| data.is_file() && data.len() <= LARGEST_TOKEN);
+            is_small.then(|| std::fs::read_to_string(path).ok()).flatten()
+        };
         let token = lookup("HF_TOKEN").or_else(saved_token).map(|token| token.trim().to_owned());
         let endpoint = lookup("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         let offline = lookup("HF_HUB_OFFLINE");
@@ -244,14 +253,15 @@ fn cached_snapshot(cache: &RepositoryCache, attempt: Attempt, selection: &Select
     }
 }
 
-/// The files under `folder`, by their paths in it.
+/// The files under `folder`, by their paths in it. A link to a blob that is gone is none.
 fn list(folder: &Path, prefix: &str, names: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        // `is_dir` follows links, as the cache's files are.
-        match entry.path().is_dir() {
-            true => list(&entry.path(), &format!("{name}/"), names),
-            false => names.extend([name]),
+        // Both follow links, as the cache's files are.
+        match entry.path() {
+            path if path.is_file() => names.extend([name]),
+            path if path.is_dir() && prefix.matches('/').count() < DEEPEST => list(&path, &format!("{name}/"), names),
+            _ => {}
         }
     }
 }

@@ -85,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_commit_is_hexadecimal_and_whole() {
-        assert!(is_commit(&"0123456789abcdef0123456789abcdef01234567".to_owned()) && is_commit(&"f".repeat(64)));
+        assert!(is_commit("0123456789abcdef0123456789abcdef01234567") && is_commit(&"f".repeat(64)));
         for text in ["", "main", "../../x", &"F".repeat(40), &"a".repeat(39), &"g".repeat(40), &"/".repeat(40)] {
             assert!(!is_commit(text), "{text}");
         }

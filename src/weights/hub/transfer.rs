@@ -25,6 +25,9 @@ const BLOCK: usize = 1 << 20;
 /// Files in the cache up to this size are verified again each time; larger ones where their own form is broken.
 const SMALL: u64 = 32 << 20;
 
+/// A file that holds no weights is smaller than this.
+const LARGEST_TEXT: u64 = 1 << 30;
+
 /// Fetches files of one commit.
 pub(super) struct Transfer<'a> {
     pub(super) attempt: Attempt<'a>,
@@ -95,7 +98,7 @@ impl Transfer<'_> {
             // An empty file has no byte 0; this is a server that takes no ranges.
             answer = self.client.get(url.clone(), None, listener)?;
         }
-        let claim = self.claim(&answer)?;
+        let claim = self.claim(name, &answer)?;
         let (mut answer, mut watched) = (Some(answer), None);
         let lock = loop {
             if self.cache.has_blob(&claim.etag, claim.size) {
@@ -145,7 +148,7 @@ impl Transfer<'_> {
                 incoming.start_afresh()?;
                 return Err(Failure::Broken("the server does not continue downloads".into()));
             }
-            if self.claim(&answer)? != *incoming.claim {
+            if self.claim(incoming.name, &answer)? != *incoming.claim {
                 return Err(answer.failed(Failure::Odd("the file has changed while it came".into())));
             }
             incoming.accept(&answer).map_err(|failure| answer.failed(failure))?;
@@ -161,7 +164,7 @@ impl Transfer<'_> {
     }
 
     /// What the hub's answers say of the file. What another host says does not count, but for the size.
-    fn claim(&self, answer: &Answer) -> Attempted<Claim> {
+    fn claim(&self, name: &str, answer: &Answer) -> Attempted<Claim> {
         let odd = |oddity: &str| Failure::Odd(oddity.to_owned());
         let is_page = answer.head.get("content-type").is_some_and(|kind| kind.starts_with("text/html"));
         let commits: Vec<&str> = answer.of_hub.iter().flat_map(|head| head.all("x-repo-commit")).collect();
@@ -187,7 +190,10 @@ impl Transfer<'_> {
             (Some(Ok(size)), _) | (None, Some(size)) => size,
             (None, None) => return Err(answer.failed(odd("it does not say how large the file is"))),
         };
-        Ok(Claim { etag, size })
+        match size > LARGEST_TEXT && !name.ends_with(".safetensors") {
+            true => Err(odd(&format!("it claims {size} bytes for a file without weights"))),
+            false => Ok(Claim { etag, size }),
+        }
     }
 }
 
