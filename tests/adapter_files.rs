@@ -3,6 +3,8 @@
 
 #[path = "support/complaints.rs"]
 mod complaints;
+#[path = "adapter_files/refusals.rs"]
+mod refusals;
 #[path = "adapter_files/spellings.rs"]
 mod spellings;
 mod support;

@@ -191,19 +191,19 @@ impl BaseModel {
 
     /// The first module that has no place here, or another shape.
     fn misfit(&self, part: Part, adapter: &PartAdapter) -> Option<String> {
-        let weights = match part {
-            Part::UNet => &self.unet,
-            Part::TextEncoder => &self.text_encoder,
+        let (network, weights) = match part {
+            Part::UNet => ("UNet", &self.unet),
+            Part::TextEncoder => ("text encoder", &self.text_encoder),
         };
         adapter.modules().into_iter().find_map(|module| {
-            let Some(shape) = weights.get(&format!("{module}.weight")) else {
-                return Some(format!("the model's {} has no `{module}`", part.name().replace('_', " ")));
+            let Some(shape) = weights.get(&format!("{module}.weight")).filter(|shape| shape.len() > 1) else {
+                return Some(format!("the model's {network} has no `{module}`"));
             };
             let [a, b] = [A, B].map(|end| adapter.tensors[&format!("{module}{end}")].size());
             let (mut a_shape, mut b_shape) = (shape.clone(), vec![1; shape.len()]);
             let rank = adapter.config.rank_of(&module);
             (a_shape[0], b_shape[0]) = (rank, shape[0]);
-            b_shape.get_mut(1).map(|inner| *inner = rank);
+            b_shape[1] = rank;
             let fits = fits_up_to_ones(&a, &a_shape) && fits_up_to_ones(&b, &b_shape);
             if !fits {
                 return Some(format!("its pair for `{module}` has the shapes {a:?} and {b:?}, the weight {shape:?}"));
@@ -224,7 +224,7 @@ pub(super) fn of_other_family(path: &Path, family: Family, base: Option<&BaseMod
         path,
         match base {
             Some(base) => format!("is a LoRA for {family}, but the model is {}{why}", base.family()),
-            None => format!("is a LoRA for {family}, and {} and {} are supported", Family::V1, Family::V2),
+            None => format!("is a LoRA for {family}, which is not supported; Stable Diffusion 1.x and 2.x are"),
         },
     )
 }

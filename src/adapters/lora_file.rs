@@ -55,7 +55,7 @@ pub(super) fn read(file: &MappedFile, base: Option<&BaseModel>) -> Result<(Adapt
         let first: Vec<String> = first.iter().map(|name| format!("`{name}`")).collect();
         let more = if left_out.len() > NAMED { ", …" } else { "" };
         set.warnings.push(format!(
-            "{}: {} of its {} tensors are left out, because they belong to no LoRA pair of a UNet or text encoder: {}{more}",
+            "{}: left out {} of its {} tensors (not part of a LoRA of a UNet or text encoder): {}{more}",
             file.path().display(),
             left_out.len(),
             names.len(),
