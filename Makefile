@@ -1,6 +1,7 @@
 # On a fresh machine each of these sets up what it needs: Rust, a C++ compiler and python3 with pip are all it takes.
 CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lorabooth
 export LORABOOTH_PYTHON ?= $(CACHE)/venv/bin/python
+export LORABOOTH_TOOLS ?= $(CACHE)/packaging
 
 .PHONY: setup build test reference demo bench dist
 
