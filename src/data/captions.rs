@@ -7,11 +7,7 @@ use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::{Path, PathBuf};
-
-/// A larger caption is a mistake: 77 tokens are read.
-const MAX_CAPTION_BYTES: u64 = 1 << 20;
 
 /// Endings of captions, in the order in which they are taken.
 const ENDINGS: [&str; 2] = ["txt", "caption"];
@@ -144,6 +140,7 @@ fn decoded(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn matched(photos: &[&str], texts: &[&str]) -> (Vec<Vec<String>>, Vec<String>) {
         let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
