@@ -135,10 +135,9 @@ fn odd_files_are_one_sentence() {
     let reply = |status: &'static str, headers: &'static [(&'static str, &'static str)], body: &'static [u8]| {
         about("config.json", move |_, stream| answer(stream, status, headers, body))
     };
-    let (sized, unknown): (&[(&str, &str)], &[(&str, &str)]) = (
-        &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked"), ("x-linked-size", "2")],
-        &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked")],
-    );
+    let sized: &[(&str, &str)] =
+        &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked"), ("x-linked-size", "2")];
+    let unknown: &[(&str, &str)] = &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked")];
     let huge: &[(&str, &str)] = &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("content-length", "99999999999")];
     each_is_refused(vec![
         ("login page", reply("200 OK", &[("content-type", "text/html")], b"<html>"), &[file_of, "web page"]),
