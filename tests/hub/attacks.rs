@@ -171,7 +171,20 @@ fn other_bytes_than_the_hub_names_are_dropped() {
         mischief,
         &["`model.safetensors` of `someone/a-model`", "damaged", "run the command again"],
     )]);
-    // A git blob's name is verified, too.
+    // Nothing of it stays, and a git blob's name is verified, too.
+    let place = Place::new(
+        model(),
+        about("config.json", |asked, stream| {
+            file(
+                stream,
+                asked.from(),
+                b"{]",
+                &[("etag", Box::leak(format!("\"{}\"", sha256(b"{}")).into_boxed_str()))],
+            );
+        }),
+    );
+    place.fails("damaged");
+    assert_eq!(place.blobs(), Vec::<std::path::PathBuf>::new());
     let mischief = about("config.json", |asked, stream| {
         file(stream, asked.from(), b"{}", &[("etag", "\"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0\"")]);
     });
