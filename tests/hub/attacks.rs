@@ -135,10 +135,9 @@ fn odd_files_are_one_sentence() {
     let reply = |status: &'static str, headers: &'static [(&'static str, &'static str)], body: &'static [u8]| {
         about("config.json", move |_, stream| answer(stream, status, headers, body))
     };
-    let (sized, unknown): (&[(&str, &str)], &[(&str, &str)]) = (
-        &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked"), ("x-linked-size", "2")],
-        &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked")],
-    );
+    let sized: &[(&str, &str)] =
+        &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked"), ("x-linked-size", "2")];
+    let unknown: &[(&str, &str)] = &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("transfer-encoding", "chunked")];
     let huge: &[(&str, &str)] = &[("x-repo-commit", COMMIT), ("etag", "\"abc\""), ("content-length", "99999999999")];
     each_is_refused(vec![
         ("login page", reply("200 OK", &[("content-type", "text/html")], b"<html>"), &[file_of, "web page"]),
@@ -172,7 +171,20 @@ fn other_bytes_than_the_hub_names_are_dropped() {
         mischief,
         &["`model.safetensors` of `someone/a-model`", "damaged", "run the command again"],
     )]);
-    // A git blob's name is verified, too.
+    // Nothing of it stays, and a git blob's name is verified, too.
+    let place = Place::new(
+        model(),
+        about("config.json", |asked, stream| {
+            file(
+                stream,
+                asked.from(),
+                b"{]",
+                &[("etag", Box::leak(format!("\"{}\"", sha256(b"{}")).into_boxed_str()))],
+            );
+        }),
+    );
+    place.fails("damaged");
+    assert_eq!(place.blobs(), Vec::<std::path::PathBuf>::new());
     let mischief = about("config.json", |asked, stream| {
         file(stream, asked.from(), b"{}", &[("etag", "\"b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0\"")]);
     });

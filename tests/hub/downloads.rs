@@ -5,6 +5,7 @@ use super::support;
 use lorabooth::error::Error;
 use lorabooth::weights::hub::{Download, Listener, Request};
 use serde_json::json;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -239,6 +240,27 @@ fn ctrl_c_ends_every_command_that_downloads() {
             assert!(began.elapsed() < Duration::from_secs(5), "{args:?}: {:?}", began.elapsed());
         }
     }
+}
+
+#[test]
+fn after_a_download_ctrl_c_does_what_it_always_does() {
+    let model = super::jobs::gpt2(true).folder.join("model");
+    let entries = std::fs::read_dir(&model).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let place = Place::new(entries.map(|path| (name(&path), std::fs::read(&path).unwrap())).collect(), None);
+    place.fetch().unwrap();
+    place.server.asked();
+    // All is there but the prompt, which is waited for.
+    let mut command = support::lorabooth_command(&["complete", "--device", "cpu", "--prompt", "-", "--model", ID]);
+    command.env("HF_HUB_OFFLINE", "0").env("HF_ENDPOINT", &place.hub.endpoint).env("HF_HUB_CACHE", &place.hub.cache);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    while place.server.asked().is_empty() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it asked for the model");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().signal(), Some(2));
 }
 
 #[test]

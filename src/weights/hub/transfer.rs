@@ -157,7 +157,8 @@ impl Transfer<'_> {
         match incoming.is_verified() {
             true => Ok(()),
             false => {
-                incoming.start_afresh()?;
+                let path = &incoming.partial.path;
+                std::fs::remove_file(path).map_err(|error| Error::io("remove", path, error))?;
                 Err(Failure::Damaged)
             }
         }
