@@ -148,12 +148,13 @@ pub(super) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<P
 /// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
 fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
     let set = read_any(path, base)?;
+    if set.parts().any(|(_, adapter)| adapter.has_column_magnitudes()) {
+        let message =
+            "is a DoRA with magnitudes by input column, which can be used and merged but not trained on: PEFT's files \
+            have magnitudes by output row alone";
+        return Err(Error::file(path, message));
+    }
     match set.part(part) {
-        Some(adapter) if adapter.has_column_magnitudes() => Err(Error::file(
-            path,
-            "is a DoRA with magnitudes by input column, which can be used and merged but not trained on: PEFT's files have \
-             magnitudes by output row alone",
-        )),
         Some(adapter) => {
             let PartAdapter { config, tensors } = adapter.shallow_clone();
             Ok((config, tensors))
