@@ -62,10 +62,10 @@ impl GrowingFile {
         std::mem::take(&mut self.came_back)
     }
 
-    /// Writes the file anew where its name is gone.
+    /// Writes the file anew where it was removed, or moved away with its folder.
     fn bring_back(&mut self) -> Result<()> {
         let failed = |error| Error::io("write", &self.path, error);
-        if self.file.metadata().map_err(failed)?.nlink() > 0 {
+        if self.path.exists() && self.file.metadata().map_err(failed)?.nlink() > 0 {
             return Ok(());
         }
         let mut bytes = Vec::new();
@@ -104,6 +104,10 @@ mod tests {
         file.sync().unwrap();
         file.append(b"three").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"one two three");
+        std::fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
+        file.append(b"!").unwrap();
+        assert!(file.came_back());
+        assert_eq!(std::fs::read(&path).unwrap(), b"one two three!");
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "theirs").unwrap();
         let said = file.append(b"x").unwrap_err().to_string();

@@ -61,7 +61,7 @@ pub const ODD: [(&str, &str); 4] = [
     ("a pipe", "a named pipe"),
     ("a link to a device without end", "a device"),
     ("a folder", "a folder"),
-    ("a file of 100 TB", "too large"),
+    ("a file of 1 TB", "too large"),
 ];
 
 /// Puts `odd`, one of [`ODD`], in the place of `path`.
@@ -72,7 +72,7 @@ pub fn replace_by(path: &Path, odd: &str) {
         "a pipe" => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
         "a link to a device without end" => symlink("/dev/zero", path).unwrap(),
         "a folder" => fs::create_dir(path).unwrap(),
-        _ => fs::File::create(path).unwrap().set_len(100 << 40).unwrap(),
+        _ => fs::File::create(path).unwrap().set_len(1 << 40).unwrap(),
     }
 }
 
