@@ -234,7 +234,7 @@ fn folders_inside_are_trained_on_with_their_repeats_and_class_images_in_them_are
     assert_eq!(fs::read_dir(&reg).unwrap().count(), 1);
 
     let steps = |args: &[String]| {
-        let mut plan = [&["plan".to_owned(), "--json".to_owned()], &args[1..]].concat();
+        let mut plan = [&["plan".to_owned()], &args[1..], &["--json".to_owned()]].concat();
         let place = plan.iter().position(|arg| arg == "--max-train-steps").unwrap();
         plan.splice(place..place + 2, ["--num-train-epochs".to_owned(), "2".to_owned()]);
         let [out, _] = said(&plan);
