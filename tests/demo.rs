@@ -70,3 +70,17 @@ fn a_folder_with_other_files_is_left_alone() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("holds other files"));
     assert_eq!(files(folder.path()), 1);
 }
+
+#[test]
+fn an_earlier_demo_is_replaced_only_when_asked_to() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [".lorabooth-demo", "report.json"] {
+        std::fs::write(folder.path().join(name), "earlier").unwrap();
+    }
+    let output = lorabooth(&["demo", "--device", "cpu", "--output-dir", folder.path().to_str().unwrap()]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(error.contains("is there already; replace it with --overwrite, or name another --output-dir"), "{error}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("report.json")).unwrap(), "earlier");
+    assert_eq!(files(folder.path()), 2);
+}

@@ -174,8 +174,17 @@ fn what_cannot_be_evaluated_is_refused() {
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::copy(path("adapter").join(name), path("bare").join(name)).unwrap();
     }
+    let taken = path("taken.csv").display().to_string();
+    fs::write(&taken, "mine").unwrap();
     for (what, job, records, more, words) in [
-        ("no such file", &writer, Path::new("/nowhere.jsonl"), &[][..], &["/nowhere.jsonl"][..]),
+        (
+            "answers that are there",
+            &writer,
+            records.as_path(),
+            &["--output", taken.as_str()][..],
+            &["taken.csv", "--overwrite"][..],
+        ),
+        ("no such file", &writer, Path::new("/nowhere.jsonl"), &[], &["--validation-file", "/nowhere.jsonl"]),
         ("no such adapter", &writer, &records, &["--adapter", "/nowhere"], &["/nowhere"]),
         ("a classifier of other classes", &classifier, &records, &[], &["line 1", "LABEL_0, LABEL_1, LABEL_2"]),
         ("an adapter without classes", &classifier, &records, &["--adapter", &bare], &["LABEL_0, LABEL_1, LABEL_2"]),
@@ -190,6 +199,9 @@ fn what_cannot_be_evaluated_is_refused() {
         args.retain(|arg| arg != "--json");
         complaints.refused(what, &args, 1, words);
     }
+    complaints.check("answers were replaced", fs::read(&taken).unwrap() == b"mine");
+    lorabooth_ok(&evaluate(&writer, &records, &["--output", &taken, "--overwrite"]));
+    complaints.check("answers were not replaced", fs::read(&taken).unwrap() != b"mine");
     let classes = read_json(path("adapter").join("classes.json"));
     assert_eq!(classes.as_array().unwrap().len(), 3);
 }

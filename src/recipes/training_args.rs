@@ -278,8 +278,9 @@ impl TrainingArgs {
 
     /// What becomes of what is in the output folder already. A checkpoint of another folder goes on in this one as a new run does.
     pub fn existing(&self, output: &Path) -> ExistingRun {
+        // Joined to the folder, a name is of it, and an absolute path stays what it is.
         let is_inside =
-            |which: &str| which == "latest" || output.join(which).is_dir() || is_in(Path::new(which), output);
+            |which: &str| which == "latest" || is_in(&output.join(which), output) || is_in(Path::new(which), output);
         match (&self.resume_from_checkpoint, self.overwrite) {
             (Some(which), _) if is_inside(which) => ExistingRun::Resume,
             (_, true) => ExistingRun::Overwrite,
@@ -332,6 +333,23 @@ mod tests {
             let args = args(text);
             assert_eq!((args.steps(5, Some(600)), args.steps(5, None)), (with_usual, without), "{text}");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_folder_goes_on_as_a_new_run_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|name| folder.path().join(name).join("checkpoint-1"));
+        [&own, &other].iter().for_each(|path| std::fs::create_dir_all(path).unwrap());
+        let existing = |text: &str| args(text).existing(own.parent().unwrap());
+        let (own_path, other_path) = (own.display(), other.display());
+        for text in
+            ["--resume", "--resume latest", "--resume checkpoint-1", &format!("--resume {own_path} --overwrite")]
+        {
+            assert_eq!(existing(text), ExistingRun::Resume, "{text}");
+        }
+        assert_eq!(existing(&format!("--resume {other_path}")), ExistingRun::Refuse);
+        assert_eq!(existing(&format!("--resume {other_path} --overwrite")), ExistingRun::Overwrite);
+        assert_eq!((existing(""), existing("--overwrite")), (ExistingRun::Refuse, ExistingRun::Overwrite));
     }
 
     #[test]
