@@ -70,5 +70,6 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
 fn libtorch_path() -> Option<String> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("libtorch_cpu.so"))?;
-    line.split_whitespace().last().map(str::to_owned)
+    // The path is the last field, and may have spaces in it.
+    line.find('/').map(|start| line[start..].to_owned())
 }
