@@ -13,6 +13,7 @@ use crate::recipes::language_data_args::TaskChoice;
 use crate::recipes::observer::Observer;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
+use crate::recipes::{report_device, report_given_adapter, report_model};
 use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
@@ -82,10 +83,10 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     };
     let text = args.text()?;
     let observer: &mut dyn Observer = reporter;
-    observer.fact("model", format!("{}, {}", args.model.display(), base.files.architecture().model_type));
-    observer.fact("device", crate::recipes::device_name(device, kind));
+    report_model(&args.model.display().to_string(), Some(base.files.architecture().model_type), observer);
+    report_device(device, kind, observer);
     args.weights.report(device, observer);
-    args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
+    args.adapter.iter().for_each(|text| report_given_adapter(text, observer));
     // A head that no adapter brings must be in the model's files.
     let labels = adapters.head_rows(&base.files)?;
     let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed: common.seed })?;

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod arguments;
+mod bars;
 mod complete;
 mod demo;
 mod doctor;
@@ -95,26 +96,38 @@ pub struct Common {
 }
 
 impl Common {
-    /// The device asked for, or the best there is.
-    fn device(&self) -> Result<Device> {
-        let count = || startup::cuda_devices();
-        let index = match self.device.as_str() {
-            "auto" => return Ok(startup::best_device()),
-            "cpu" => return Ok(Device::Cpu),
-            "cuda" => 0,
+    /// The device that `--device` names, be it in this machine or not; none for `auto`.
+    fn named_device(&self) -> Result<Option<Device>> {
+        Ok(Some(match self.device.as_str() {
+            "auto" => return Ok(None),
+            "cpu" => Device::Cpu,
+            "cuda" => Device::Cuda(0),
             other => match other.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()) {
-                Some(index) => index,
+                Some(index) => Device::Cuda(index),
                 None => return Err(Error::invalid(format!("--device {other} is not one of auto, cpu, cuda, cuda:N"))),
             },
-        };
-        match (index as i64) < count() {
-            true => Ok(Device::Cuda(index)),
+        }))
+    }
+
+    /// The device asked for, or the best there is.
+    fn device(&self) -> Result<Device> {
+        let device = self.named_device()?.unwrap_or_else(startup::best_device);
+        match is_present(device) {
+            true => Ok(device),
             false => Err(Error::invalid(format!(
                 "--device {}: {} CUDA devices were found; `lorabooth doctor` says why",
                 self.device,
-                count()
+                startup::cuda_devices()
             ))),
         }
+    }
+}
+
+/// Whether `device` is in this machine.
+fn is_present(device: Device) -> bool {
+    match device {
+        Device::Cuda(index) => (index as i64) < startup::cuda_devices(),
+        _ => true,
     }
 }
 
@@ -174,13 +187,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
     let json = cli.common.json;
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
+    // A plan that says "no" has done what it should, and scripts ask its exit code.
+    let mut answer_is_yes = true;
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
         Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
-        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter),
+        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
@@ -188,7 +203,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let outcome = outcome.and_then(|()| reporter.check_output());
     drop(reporter);
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(u8::from(!answer_is_yes)),
         Err(error @ Error::Interrupted(_)) => failed(&error, json, 130),
         Err(error @ Error::Usage(_)) => failed(&error, json, 2),
         Err(error) => failed(&error, json, 1),

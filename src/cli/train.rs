@@ -1,7 +1,7 @@
 //! `lorabooth train`.
 
 use super::complete::MAX_NEW_TOKENS;
-use super::reporter::duration;
+use super::bars::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;

@@ -58,7 +58,7 @@ impl Adapters {
     pub fn report(&self, observer: &mut dyn Observer) {
         self.0
             .iter()
-            .for_each(|(part, adapter)| super::report_adapter(&part.name().replace('_', " "), adapter, observer));
+            .for_each(|(part, adapter)| super::report_adapter(part.name(), adapter, observer));
     }
 
     fn set(&self) -> AdapterSet {

@@ -21,6 +21,7 @@ use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
 use crate::weights::Placement;
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -39,8 +40,8 @@ pub fn train(
     config.warnings().into_iter().for_each(|text| observer.warning(text));
     let files = open_files(config, observer)?;
     let mut run = start(config, device, seed)?;
-    observer.fact("model", config.model.name.clone());
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_model(&config.model.name, None, observer);
+    super::report_device(device, run.kind, observer);
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         let photos = ("photos", job.dataset.fingerprint());
@@ -101,7 +102,7 @@ fn prepare<'a>(
     let mut dataset = phases::open_dataset(config, observer)?;
     let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
     let scheduler = scheduler_config(files)?;
-    observer.begin("loading the model", 2);
+    observer.begin("loading the model", 2, "networks");
     let (embeddings, text_encoder) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
@@ -148,11 +149,17 @@ impl DreamBoothJob<'_> {
             0 => String::new(),
             class => format!(", and {class} of the class, {:?}", config.class_prompt.as_deref().unwrap_or_default()),
         };
-        observer.fact("photos", format!("{instances} of the subject, {:?}{class}", config.instance_prompt));
+        let text = format!("{instances} of the subject, {:?}{class}", config.instance_prompt);
+        let fields = json!({
+            "instance_images": instances, "instance_prompt": config.instance_prompt,
+            "class_images": self.dataset.class_count(), "class_prompt": config.class_prompt,
+        });
+        observer.fact_with("photos", text, fields);
         let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
-        observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        let fields = json!({ "batch_size": config.train_batch_size, "resolution": config.resolution });
+        run.report_length(self.batches_per_epoch(), &each, fields, observer);
         self.adapters.report(observer);
-        observer.fact("output", run.folder.path().display().to_string());
+        super::report_output(run.folder.path(), observer);
     }
 
     /// The batches from the run's place on, each decoded while the one before it trains.

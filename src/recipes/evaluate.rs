@@ -103,10 +103,10 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     check_positions(&files.outline()?, adapters.prompt(), data.longest(), observer)?;
     config.output.as_deref().map(|path| check_output(path, &config.validation_file)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
-    observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
-    observer.fact("device", super::device_name(device, kind));
+    super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
+    super::report_device(device, kind, observer);
     config.weights.report(device, observer);
-    config.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
+    config.adapter.iter().for_each(|text| super::report_given_adapter(text, observer));
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
     let prompt = adapters.put_on(&loaded, device)?;
@@ -118,14 +118,17 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         max_new_tokens: config.data.eval_max_new_tokens,
         ends: &ends,
     };
-    let interrupt = Interrupt::new();
+    let interrupt = Interrupt::on_signals()?;
     let measured = match answers_alone {
         true => evaluator.answers(&data, &interrupt, observer).map(|answers| (None, answers)),
         false => {
             evaluator.evaluate(&data, 0, &interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
         }
     };
-    let (evaluation, answers) = measured.map_err(|error| error.advising(EVALUATE_IN_LESS))?;
+    let (evaluation, answers) = measured.map_err(|error| match error {
+        Error::Interrupted(_) => Error::Interrupted("nothing was written".into()),
+        error => error.advising(EVALUATE_IN_LESS),
+    })?;
     if let Some(loss) = evaluation.as_ref().map(|measured| measured.loss).filter(|loss| !loss.is_finite()) {
         return Err(Error::invalid(format!(
             "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \

@@ -13,6 +13,7 @@ use crate::sample::text_generation::{Prompts, TextWriter};
 use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::Path;
 use tch::Device;
 
@@ -38,6 +39,18 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Its fields by name, for programs.
+    pub fn fields(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// What was measured, by name.
+    pub fn values(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let values = [("perplexity", self.perplexity), ("accuracy", self.accuracy), ("f1", self.f1)];
+        let known = values.into_iter().filter_map(|(name, value)| value.map(|value| (name, value)));
+        std::iter::once(("loss", self.loss)).chain(known)
+    }
+
     /// In one line.
     pub fn in_words(&self) -> String {
         let number =
@@ -166,7 +179,7 @@ impl Evaluator<'_> {
     /// Reads all of `data` once.
     fn pass(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Pass> {
         let _no_grad = tch::no_grad_guard();
-        let mut work = Watched::begin("evaluating", data.len(), interrupt, observer);
+        let mut work = Watched::begin("evaluating", data.len(), "records", interrupt, observer);
         let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
         let options = LossOptions { prompt, pad, device, checkpointing: false };
         let (mut sum, mut count, mut classes) = (0.0, 0, Vec::new());
@@ -187,7 +200,7 @@ impl Evaluator<'_> {
 
     /// The text that the model writes for each example of `data`, several at a time: what reads weights reads them for all of them.
     fn texts(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Vec<String>> {
-        let mut work = Watched::begin("answering", data.len(), interrupt, observer);
+        let mut work = Watched::begin("answering", data.len(), "records", interrupt, observer);
         let mut answers = vec![String::new(); data.len()];
         // Texts of like lengths together, so that few places are filled up; the longest first, where memory ends soonest.
         let mut places: Vec<usize> = (0..data.len()).collect();

@@ -26,6 +26,7 @@ use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
 use std::cmp::Ordering;
 use std::io::ErrorKind;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -65,8 +66,8 @@ pub fn train(
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
-    observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
-    observer.fact("device", super::device_name(device, run.kind));
+    super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
+    super::report_device(device, run.kind, observer);
     config.training.weights.report(device, observer);
     report_memory(peak_and_advice, device, observer)?;
 
@@ -124,7 +125,7 @@ fn prepare<'a>(
     run: &Run,
     observer: &mut dyn Observer,
 ) -> Result<LanguageJob<'a>> {
-    observer.begin("loading the model", 1);
+    observer.begin("loading the model", 1, "");
     let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
@@ -183,11 +184,17 @@ impl LanguageJob<'_> {
             [] => String::new(),
             classes => format!(", of the classes {}", classes.join(", ")),
         };
-        observer.fact("records", format!("{} to learn from{validation}{classes}", self.data.len()));
+        let text = format!("{} to learn from{validation}{classes}", self.data.len());
+        let fields = json!({
+            "training_records": self.data.len(), "validation_records": self.validation.as_ref().map_or(0, LanguageDataset::len),
+            "classes": self.data.classes(),
+        });
+        observer.fact_with("records", text, fields);
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
-        observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        let fields = json!({ "batch_size": self.config.train_batch_size, "longest_tokens": self.data.longest() });
+        run.report_length(self.batches_per_epoch(), &each, fields, observer);
         self.adapter.report(observer);
-        observer.fact("output", run.folder.path().display().to_string());
+        super::report_output(run.folder.path(), observer);
     }
 
     fn evaluator(&self, run: &Run) -> Evaluator<'_> {
@@ -248,7 +255,7 @@ impl LanguageJob<'_> {
     /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
     fn restore_best(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
         let Some(best) = &self.best else { return Ok(()) };
-        observer.fact("kept", format!("the adapter of step {}: {}", best.step, best.in_words()));
+        observer.fact_with("kept", format!("the adapter of step {}: {}", best.step, best.in_words()), best.fields());
         if best.step == 0 && self.evaluations.len() > 1 {
             observer.warning(
                 "no evaluation was better than the one before training: what is kept has learned nothing; the trained adapter is in \
@@ -342,7 +349,10 @@ impl Job for LanguageJob<'_> {
         let Some(data) = &self.validation else { return Ok(()) };
         let (evaluation, answers) = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?;
         let has_answers = data.has_answers();
-        observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
+        observer.fact_with("evaluation", format!("step {}: {}", run.step, evaluation.in_words()), evaluation.fields());
+        for (name, value) in evaluation.values() {
+            run.events_scalar(&format!("evaluation/{name}"), value)?;
+        }
         self.evaluations.push(evaluation.clone());
         if self.best.as_ref().is_none_or(|best| self.compare(&evaluation, best).is_lt()) {
             self.keep(evaluation, &run.folder.join(BEST))?;

@@ -43,6 +43,8 @@ use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
 pub use shell_word::{shell_path, shell_word};
+use serde_json::json;
+use std::path::Path;
 use tch::{Device, Kind};
 
 /// Opens a model, with a bar for what has to be downloaded.
@@ -65,13 +67,26 @@ fn with_bar<T>(observer: &mut dyn Observer, fetch: impl FnOnce(&mut dyn FnMut(Do
     result
 }
 
-/// What computes, and in which dtype, in words.
-pub fn device_name(device: Device, kind: Kind) -> String {
-    let dtype = match kind {
+/// A dtype's usual short name.
+pub fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
         Kind::BFloat16 => "bf16",
         Kind::Half => "fp16",
         _ => "fp32",
-    };
+    }
+}
+
+/// A device as `--device` takes it.
+pub fn device_flag(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
+/// What computes, and in which dtype, in words.
+pub fn device_name(device: Device, kind: Kind) -> String {
+    let dtype = dtype_name(kind);
     match (device, tch::get_num_threads()) {
         (Device::Cuda(index), _) => format!("CUDA device {index}, {dtype}"),
         (_, 1) => format!("CPU with 1 thread, {dtype}"),
@@ -79,7 +94,32 @@ pub fn device_name(device: Device, kind: Kind) -> String {
     }
 }
 
-/// Tells what an adapter is and how large.
+/// Reports the model that a command uses; `kind` is its type where there are several.
+pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer) {
+    let text = kind.map_or(name.to_owned(), |kind| format!("{name}, {kind}"));
+    observer.fact_with("model", text, json!({ "model": name, "model_type": kind }));
+}
+
+/// Reports what computes.
+pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) {
+    let fields =
+        json!({ "device": device_flag(device), "dtype": dtype_name(kind), "threads": tch::get_num_threads() });
+    observer.fact_with("device", device_name(device, kind), fields);
+}
+
+/// Reports an adapter, as `PATH=SCALE` names it.
+pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
+    let (path, scale) = adapter_argument::path_and_scale(text).unwrap_or((text.into(), 1.0));
+    observer.fact_with("adapter", text, json!({ "path": path.display().to_string(), "scale": scale }));
+}
+
+/// Reports where a run writes.
+fn report_output(folder: &Path, observer: &mut dyn Observer) {
+    let path = folder.display().to_string();
+    observer.fact_with("output", path.clone(), json!({ "path": path }));
+}
+
+/// Reports what an adapter is and how large.
 fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     let sorted = |mut ranks: Vec<i64>| {
         ranks.sort_unstable();
@@ -90,8 +130,13 @@ fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     kinds.sort_unstable();
     kinds.dedup();
     let ranks = sorted(adapter.targets.iter().map(|path| adapter.config.rank_of(path)).collect());
+    let (alpha, modules) = (adapter.config.lora_alpha, adapter.targets.len());
+    let fields = json!({
+        "ranks": ranks, "alpha": alpha, "modules": modules, "targets": kinds,
+        "trainable_parameters": adapter.trainable(),
+    });
     let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
-    let (ranks, alpha, modules) = (ranks.join(" and "), adapter.config.lora_alpha, adapter.targets.len());
-    observer.fact(name, format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")));
-    observer.fact("", adapter.summary());
+    let (ranks, kinds) = (ranks.join(" and "), kinds.join(", "));
+    let text = format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {kinds}\n{}", adapter.summary());
+    observer.fact_with(name, text, fields);
 }

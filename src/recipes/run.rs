@@ -24,6 +24,9 @@ use tch::{Device, Kind, Tensor};
 /// Steps in a row that may overflow in float16 before the run is given up.
 const MOST_SKIPPED: u32 = 25;
 
+/// The name of the phase in which steps are made.
+pub const TRAINING: &str = "training";
+
 /// What a finished run leaves.
 #[derive(Debug)]
 pub struct Finished {
@@ -189,7 +192,7 @@ impl Run {
 
     /// The training goes on where it stands: time that was spent on anything else is none of a step's.
     pub fn report_training(&self, observer: &mut dyn Observer) {
-        observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
+        observer.on(Event::Begin { phase: TRAINING.into(), total: self.total_steps, done: self.step, unit: "steps" });
     }
 
     /// Optimizer steps of an epoch: its last batch ends the addition.
@@ -197,11 +200,16 @@ impl Run {
         (batches_per_epoch as u64).div_ceil(self.training.gradient_accumulation_steps)
     }
 
-    /// The run's length in words; `each` is what else is to be said of a batch.
-    pub fn length(&self, batches_per_epoch: usize, each: &str) -> String {
+    /// Reports the run's length; `each` is what else is to be said of a batch, and `fields` the same for programs.
+    pub fn report_length(&self, batches_per_epoch: usize, each: &str, fields: Value, observer: &mut dyn Observer) {
         let epochs = self.total_steps as f64 / self.steps_per_epoch(batches_per_epoch).max(1) as f64;
         let (steps, learning_rate, seed) = (self.total_steps, self.schedule.learning_rate, self.seed);
-        format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}")
+        let mut all = json!({ "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "seed": seed });
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            all[name] = value.clone();
+        }
+        let text = format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}");
+        observer.fact_with("training", text, all);
     }
 
     /// Restores a checkpoint; the step that it was made at.
@@ -249,7 +257,11 @@ impl Run {
             observer.warning(format!("{} lacks lines of the steps before; it goes on without them", log.display()));
         }
         self.metrics = Some(MetricsLog::resume(&log, saved.state.metrics_bytes)?);
-        observer.fact("resumed", format!("{} at step {}", folder.display(), self.step));
+        observer.fact_with(
+            "resumed",
+            format!("{} at step {}", folder.display(), self.step),
+            json!({ "checkpoint": folder.display().to_string(), "step": self.step }),
+        );
         Ok(Some(self.step))
     }
 
@@ -317,6 +329,14 @@ impl Run {
         Ok(())
     }
 
+    /// Puts a value of the present step in the TensorBoard events.
+    pub fn events_scalar(&mut self, tag: &str, value: f64) -> Result<()> {
+        match &mut self.events {
+            Some(events) => events.scalar(tag, value, self.step),
+            None => Ok(()),
+        }
+    }
+
     /// Puts a picture in the TensorBoard events.
     pub fn events_image(&mut self, tag: &str, png: &[u8], size: (u32, u32)) -> Result<()> {
         match &mut self.events {
@@ -370,7 +390,9 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
+        observer.begin("writing", 1, "");
         write(&self.folder, observer)?;
+        observer.on(Event::End);
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines, evaluations)?;
         self.write_run_json("finished", None)?;

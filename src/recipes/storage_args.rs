@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use serde_json::json;
 use tch::Device;
 
 /// Where frozen weights wait.
@@ -59,15 +60,19 @@ impl StorageArgs {
 
     /// Tells how they are kept, where that is not as they lie in memory anyway.
     pub fn report(&self, device: Device, observer: &mut dyn Observer) {
-        let kept = match (self.storage(), device) {
+        let (kept, name) = match (self.storage(), device) {
             (Storage::Dense, _) => return,
             (Storage::Int8 { threshold }, _) => {
-                format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16")
+                (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
             }
-            (Storage::Streamed, Device::Cpu) => "in their files, each block brought for its use".to_owned(),
-            (Storage::Streamed, _) => "in host memory, each block brought for its use".to_owned(),
+            (Storage::Streamed, Device::Cpu) => ("in their files, each block loaded when it is used".to_owned(), "files"),
+            (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
         };
-        observer.fact("weights", kept);
+        let threshold = match self.storage() {
+            Storage::Int8 { threshold } => Some(threshold),
+            _ => None,
+        };
+        observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
     }
 
     /// The flags that ask for it, behind a space each.
