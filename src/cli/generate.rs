@@ -33,44 +33,44 @@ const DRAW_IN_LESS: &str = "lower --height and --width or --batch-size, turn on 
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// What to draw
+    /// What the image shows
     #[arg(long)]
     prompt: String,
-    /// What not to draw
+    /// What the image must not show
     #[arg(long, default_value = "")]
     negative_prompt: String,
-    /// Adapter, with a strength after an equals sign; any number of times
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times
     #[arg(long, value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     lora: Vec<String>,
-    /// Steps of the sampler
+    /// Number of sampling steps
     #[arg(long, default_value_t = 30)]
     steps: usize,
-    /// How closely to follow the prompt
+    /// Guidance scale: how closely to follow the prompt
     #[arg(long, default_value_t = 7.5)]
     guidance_scale: f64,
-    /// pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; the model's own where not given
+    /// Sampler: pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; by default the model's own
     #[arg(long)]
     scheduler: Option<String>,
-    /// Height in pixels; the model's own where not given
+    /// Height in pixels; by default the model's own
     #[arg(long)]
     height: Option<i64>,
-    /// Width in pixels
+    /// Width in pixels; by default the model's own
     #[arg(long)]
     width: Option<i64>,
-    /// Images to make; image i is that of seed + i
+    /// Number of images; image i uses the seed --seed + i
     #[arg(long, default_value_t = 1)]
     num_images: usize,
-    /// Images at a time; the VAE decodes them one by one, whatever this is
+    /// Images to sample at a time; they are decoded one by one
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Decode images larger than the model's own tile by tile, in the memory of one tile
+    /// Decode large images tile by tile, which needs the memory of one tile
     #[arg(long)]
     vae_tiling: bool,
-    /// Dtype to compute in
+    /// Dtype of the computation
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// FILE.png, or a folder
-    #[arg(long, default_value = "image.png")]
+    #[arg(long, visible_alias = "output-dir", default_value = "image.png")]
     output: PathBuf,
     /// How the weights of UNet and text encoder are kept.
     #[command(flatten)]

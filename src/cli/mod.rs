@@ -4,10 +4,12 @@ mod adapter;
 mod arguments;
 mod bars;
 mod complete;
+mod completion;
 mod demo;
 mod doctor;
 mod evaluate;
 mod generate;
+mod help;
 mod plan;
 mod reporter;
 mod tokenize;
@@ -16,7 +18,7 @@ mod train;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
 use std::io::Write;
@@ -28,7 +30,7 @@ use tch::Device;
 /// More threads than any machine has cores only fill memory with stacks.
 const MAX_THREADS: i32 = 1024;
 
-/// DreamBooth LoRA for Stable Diffusion, and LoRA for language models, without Python
+/// DreamBooth LoRA for Stable Diffusion and PEFT fine-tuning of language models, without Python
 #[derive(Parser)]
 #[command(name = "lorabooth", version, args_override_self = true, infer_subcommands = false)]
 struct Cli {
@@ -43,54 +45,59 @@ enum Command {
     /// Train an adapter
     #[command(subcommand)]
     Train(train::TrainCommand),
-    /// Make images from a prompt, with any number of adapters
+    /// Generate images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
     Generate(generate::GenerateArgs),
-    /// Go on with a text, answer it, or name its class, with a language model
+    /// Continue, answer or classify a text with a language model, with any number of adapters
     #[command(args_override_self = true)]
     Complete(complete::CompleteArgs),
-    /// Measure a language model, with any number of adapters, on records, or have it answer them
+    /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
     Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
-    /// Look at an adapter, fold it into a model, convert it
+    /// Inspect, merge or convert an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
-    /// Say what memory and time a training run will need, and what to turn on to fit a card
+    /// Predict the memory and time of a training run, and what makes it fit a card
     #[command(subcommand)]
     Plan(plan::PlanCommand),
-    /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
+    /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
     /// Print a text's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
-    /// Say what was found on this machine, with the cure for each problem
+    /// Print the completion script for a shell
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Man(completion::ManArgs),
+    /// Check this machine: libtorch, CUDA, memory; each problem with its solution
     Doctor,
 }
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", help_heading = "Common")]
     device: String,
-    /// CPU threads; the physical cores where not given
+    /// Number of CPU threads; by default the physical cores
     #[arg(long, global = true, help_heading = "Common")]
     threads: Option<i32>,
-    /// Seed of all draws
+    /// Random seed
     #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true, help_heading = "Common")]
     seed: i64,
-    /// TOML file of flags, such as `lora_r = 8`; those of the command line win
+    /// TOML file with flags, such as `lora_r = 8`; flags on the command line take precedence
     // Taken from the command line before clap reads it (`arguments`); here for --help.
     #[arg(long, global = true, value_name = "FILE.toml", help_heading = "Common")]
     config: Option<PathBuf>,
-    /// One JSON object a line instead of bars and prose
+    /// Print one JSON object a line instead of text and progress bars
     #[arg(long, global = true, help_heading = "Common")]
     json: bool,
-    /// Say more: every step, where there is no bar
+    /// Print every step where there is no progress bar
     #[arg(short, long, global = true, help_heading = "Common")]
     verbose: bool,
-    /// Say nothing but warnings and errors
+    /// Print only warnings and errors
     #[arg(short, long, global = true, help_heading = "Common")]
     quiet: bool,
 }
@@ -134,7 +141,7 @@ fn is_present(device: Device) -> bool {
 /// Dtype for commands that do not train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// bf16 where the device computes in it, else fp32 on the CPU and fp16 on a GPU.
+    /// bf16 where the device supports it, otherwise fp32 on the CPU and fp16 on a GPU.
     Auto,
     /// float32.
     #[value(alias = "no")]
@@ -156,13 +163,20 @@ impl Dtype {
     }
 }
 
+/// The whole command line with its help.
+fn whole_command() -> clap::Command {
+    help::arranged(Cli::command())
+}
+
 /// Runs the command line `args` (the program's name first).
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let expanded = match arguments::expand(args) {
         Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
-    let cli = match Cli::try_parse_from(&expanded.args) {
+    let mut command = whole_command();
+    let matches = command.try_get_matches_from_mut(&expanded.args);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return misused(&error, &expanded),
     };
@@ -198,6 +212,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
+        Command::Completion(args) => completion::completion(&args, &mut reporter),
+        Command::Man(args) => completion::man(&args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
     });
     let outcome = outcome.and_then(|()| reporter.check_output());

@@ -28,25 +28,25 @@ pub struct EvaluateConfig {
     #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
     #[serde(serialize_with = "path_text")]
     pub model: PathBuf,
-    /// Revision of a hub id
+    /// Branch, tag or commit of a hub id
     #[arg(long, help_heading = "Model")]
     pub revision: Option<String>,
-    /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
     #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append, help_heading = "Model")]
     pub adapter: Vec<String>,
     /// What the model does with records.
     #[command(flatten)]
     #[serde(flatten)]
     pub data: LanguageDataArgs,
-    /// Records to evaluate on: JSONL, CSV, TSV or Parquet
+    /// Records to evaluate on: a JSONL, CSV, TSV or Parquet file
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub validation_file: PathBuf,
-    /// CSV file for the answers, beside what is right where --label-column tells it
+    /// CSV file for the model's answers, next to the expected ones where --label-column is given
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     #[serde(serialize_with = "optional_path_text")]
     pub output: Option<PathBuf>,
-    /// Dtype to compute in
+    /// Dtype of the computation
     #[arg(long, visible_alias = "dtype", value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Model")]
     pub mixed_precision: MixedPrecision,
     /// How the model's weights are kept.

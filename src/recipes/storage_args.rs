@@ -22,13 +22,14 @@ pub enum Offload {
 /// How frozen weights are kept.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct StorageArgs {
-    /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
+    /// Store the frozen weights of linear layers in 8 bits (LLM.int8())
     #[arg(long, help_heading = "Memory")]
     pub load_in_8bit: bool,
-    /// With --load-in-8bit inputs of at least this size are computed in 16 bits, not in 8; 6 where not given
+    /// With --load-in-8bit: input features of at least this magnitude are computed in 16 bits [default: 6]
     #[arg(long, help_heading = "Memory")]
     pub int8_threshold: Option<f64>,
-    /// cpu: keep the frozen weights in host memory, where the device is the CPU in their files, and bring each block for its use
+    /// cpu: keep the frozen weights in host memory and copy each block to the device when it is used; on the CPU they stay in
+    /// their files
     #[arg(long, value_enum, default_value_t = Offload::None, help_heading = "Memory")]
     pub offload: Offload,
 }

@@ -9,6 +9,7 @@ mod int8;
 pub mod json_fields;
 mod mapped_file;
 mod original_stable_diffusion;
+pub(crate) mod other_pipelines;
 pub mod spelling;
 mod streamed;
 pub mod tensor_file;
