@@ -191,7 +191,7 @@ impl<'a> Training<'a> {
             seed: self.args.seed,
             scaler: None,
             metrics_bytes: self.log.sync()?,
-            look_is_owed: false,
+            evaluation_is_owed: false,
             options: BTreeMap::new(),
         };
         checkpoint::save(&self.args.output, &state, &self.everything(), &self.optimizer.state(), |_| Ok(()))?;

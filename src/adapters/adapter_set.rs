@@ -99,6 +99,12 @@ impl PartAdapter {
         }
     }
 
+    /// The same adapter, with the same tensors.
+    pub fn shallow_clone(&self) -> Self {
+        let shared = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
+        Self { config: self.config.clone(), tensors: self.tensors.iter().map(shared).collect() }
+    }
+
     /// An adapter whose file has no configuration: ranks are read off the tensors, `alphas` (by module) default to
     /// them, and the targets are the modules that are there.
     pub fn inferred(tensors: BTreeMap<String, Tensor>, alphas: &BTreeMap<String, f64>) -> Result<Self> {

@@ -5,11 +5,11 @@
 use super::adapter::{Init, METHODS};
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
 use super::lora::EMBEDDING_A;
+use super::model_folder::{into_folder, Existing};
 use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
 use crate::weights::{is_float, spelling, BaseWeight, Op, Placement, Stride, WeightSet};
-use crate::whole_file::{beside, TEMPORARY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
@@ -29,7 +29,7 @@ pub struct Merge<'a> {
 impl Merge<'_> {
     /// Writes the merged pipeline to the folder `out`, which must not exist or be empty.
     pub fn write(&self, out: &Path) -> Result<()> {
-        into_new_folder(out, |partial| self.write_parts(partial, &mut |_, _| Ok(())))
+        into_folder(out, Existing::Refuse, |partial| self.write_parts(partial, &mut |_, _| Ok(())))
     }
 
     /// Writes all parts into the folder `out`; `progress` is that of [`Folding::write`].
@@ -76,34 +76,6 @@ fn is_weights(path: &Path) -> bool {
     const ENDS: [&str; 9] = [".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx", ".ot", ".gguf"];
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     ENDS.iter().any(|end| name.ends_with(end)) || name.contains(".index.")
-}
-
-/// The folder `out`, which must not exist or be empty, filled by `write`: whole or not at all.
-pub(crate) fn into_new_folder(out: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let taken = std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
-    if taken || out.is_file() {
-        return Err(Error::file(out, "is there already; name a folder that is not"));
-    }
-    out.file_name().ok_or_else(|| Error::file(out, "is no folder name"))?;
-    let partial = beside(out, TEMPORARY);
-    // Of a process that was killed.
-    _ = std::fs::remove_dir_all(&partial);
-    let done = create(&partial).and_then(|()| write(&partial)).and_then(|()| {
-        // An empty folder would stand in the way on some systems.
-        _ = std::fs::remove_dir(out);
-        std::fs::rename(&partial, out).map_err(|e| Error::io("write", out, e))
-    });
-    // An error names the place that was asked for, not the one beside it.
-    done.map_err(|error| {
-        _ = std::fs::remove_dir_all(&partial);
-        match error {
-            Error::Io { action, path, source } => match path.strip_prefix(&partial) {
-                Ok(inside) => Error::io(action, out.join(inside), source),
-                Err(_) => Error::io(action, path, source),
-            },
-            other => other,
-        }
-    })
 }
 
 /// Copies the files of the folder `from` that are `wanted` into the folder `to`, over those of the same names.

@@ -11,6 +11,7 @@ pub mod inspect;
 pub mod kohya_file;
 mod lora;
 pub mod merge;
+pub mod model_folder;
 mod p_tuning;
 pub mod peft_folder;
 mod prefix_tuning;

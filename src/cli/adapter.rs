@@ -4,9 +4,11 @@ use super::Reporter;
 use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::language_adapter_at;
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
-use crate::adapters::merge::into_new_folder;
-use crate::adapters::peft_folder::peft_type;
-use crate::adapters::{inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
+use crate::adapters::model_folder::{self, into_folder, Existing};
+use crate::adapters::peft_folder::{peft_type, CONFIG_FILE, MODEL_FILE};
+use crate::adapters::{
+    inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, AdapterSet, Part, TextEncoderSpelling,
+};
 use crate::error::{Error, Result};
 use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::given_adapters::GivenAdapters;
@@ -14,6 +16,7 @@ use crate::recipes::language_base::WantedModel;
 use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
 use crate::recipes::{merged_language_model, merged_pipeline};
+use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -47,6 +50,9 @@ pub struct MergeArgs {
     /// Folder for the merged model
     #[arg(long, visible_alias = "output")]
     output_dir: PathBuf,
+    /// Replace a model that is already there
+    #[arg(long)]
+    overwrite: bool,
     /// Dtype of the merged weights; by default that of the model's files
     #[arg(long, value_enum)]
     dtype: Option<WrittenDtype>,
@@ -198,20 +204,26 @@ fn by_number(path: &str) -> Vec<(u64, &str)> {
 
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     let (kind, interrupt) = (args.dtype.map(Kind::from), Interrupt::on_signals()?);
-    let given = args.lora.iter().map(|text| path_and_scale(text)).collect::<Result<Vec<_>>>()?;
+    let given = args.lora.iter().map(|text| path_and_scale("--lora", text)).collect::<Result<Vec<_>>>()?;
+    let existing = Existing::of(args.overwrite);
+    model_folder::check(&args.output_dir, existing)?;
+    FolderLock::check_free(&args.output_dir)?;
+    let out = (args.output_dir.as_path(), existing);
     // What cannot be read is told where it is read for good.
     match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
         true => {
             args.model.check_for_language_model()?;
             let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
+            model.check_path()?;
             let adapters = GivenAdapters::read(&args.lora)?;
-            merged_language_model::write(&model, &adapters, kind, &args.output_dir, &interrupt, reporter)
+            merged_language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
         }
         false => {
             let read = |(path, scale): (PathBuf, f64)| Ok((read_any(&path, None)?, scale));
             let adapters = given.into_iter().map(read).collect::<Result<Vec<_>>>()?;
+            args.model.check_paths()?;
             let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
-            merged_pipeline::write(&files, &args.model, &adapters, kind, &args.output_dir, &interrupt, reporter)
+            merged_pipeline::write(&files, &args.model, &adapters, kind, out, &interrupt, reporter)
         }
     }
     .map_err(|error| match error {
@@ -221,6 +233,17 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     let text = format!("the merged model is in {}", args.output_dir.display());
     reporter.result(json!({ "event": "wrote", "path": args.output_dir.display().to_string() }), &text);
     Ok(())
+}
+
+/// Files of PEFT's in `folder` for parts that `set` has no adapter for.
+fn parts_of_another(folder: &Path, set: &AdapterSet) -> impl Iterator<Item = PathBuf> {
+    let others: Vec<Part> = Part::ALL.into_iter().filter(|part| set.part(*part).is_none()).collect();
+    let folder = folder.to_owned();
+    let files = others.into_iter().flat_map(move |part| {
+        let part = folder.join(part.name());
+        [CONFIG_FILE, MODEL_FILE].map(|file| part.join(file))
+    });
+    files.filter(|file| std::fs::symlink_metadata(file).is_ok())
 }
 
 fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
@@ -237,12 +260,20 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
         OutputFormat::Peft | OutputFormat::Kohya => args.output.clone(),
     };
     let taken = match args.to {
-        OutputFormat::Peft => set.parts().map(|(part, _)| path.join(part.name())).find(|folder| folder.exists()),
-        OutputFormat::Diffusers | OutputFormat::Kohya => Some(path.clone()).filter(|path| path.exists()),
+        OutputFormat::Peft => set
+            .parts()
+            .map(|(part, _)| path.join(part.name()))
+            .chain(parts_of_another(&path, &set))
+            .find(|folder| std::fs::symlink_metadata(folder).is_ok()),
+        OutputFormat::Diffusers | OutputFormat::Kohya => {
+            Some(path.clone()).filter(|path| std::fs::symlink_metadata(path).is_ok())
+        }
     };
     if let Some(taken) = taken.filter(|_| !args.overwrite) {
-        return Err(Error::file(taken, "is there already; name another --output, or replace it with --overwrite"));
+        return Err(Error::is_there(taken, "--output"));
     }
+    let folder = if args.to == OutputFormat::Kohya { path.parent().unwrap_or(&path) } else { &args.output };
+    FolderLock::check_free(folder)?;
     let made = Some(&args.output).filter(|folder| !folder.exists());
     match args.to {
         OutputFormat::Peft => {
@@ -252,8 +283,15 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
             };
             // Both parts or none; a folder that is there may hold anything else too.
             match path.exists() {
-                true => write_peft(&path, &set, spelling)?,
-                false => into_new_folder(&path, |folder| write_peft(folder, &set, spelling))?,
+                true => {
+                    write_peft(&path, &set, spelling)?;
+                    // The adapters of one folder are one: what stayed of another would be read with the new one.
+                    let stale: Vec<PathBuf> = parts_of_another(&path, &set).collect();
+                    stale
+                        .iter()
+                        .try_for_each(|file| std::fs::remove_file(file).map_err(|e| Error::io("remove", file, e)))?;
+                }
+                false => into_folder(&path, Existing::Refuse, |folder| write_peft(folder, &set, spelling))?,
             }
         }
         OutputFormat::Diffusers => {

@@ -1,6 +1,7 @@
 //! What was typed becomes what clap reads: Python's `--snake_case` flags, and `--config FILE.toml` as flags that later
 //! ones override.
 
+use super::recorded_options;
 use crate::error::{Error, Result};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,10 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
             out.push(arg);
             out.extend(args.by_ref());
         } else if arg == "--config" {
-            file = Some(args.next().ok_or_else(|| Error::invalid("--config needs a TOML file"))?);
+            file = Some(
+                args.next()
+                    .ok_or_else(|| Error::invalid("--config needs a TOML file, or the run.json of an earlier run"))?,
+            );
         } else if let Some(given) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
             file = Some(OsString::from(given));
         } else if let Some(flag) = out.last_mut().filter(|last| takes_value(last)).filter(|_| is_negative(&arg)) {
@@ -47,13 +51,26 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
         name_what_is_planned(&mut out, &[]);
         return Ok(Expanded { args: out, config: None });
     };
-    let flags = flags_of(&file)?;
+    let flags = without_overridden(flags_of(&file)?, &out);
     name_what_is_planned(&mut out, &flags);
     // Behind the words of the subcommand, before its flags.
     let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
     let place = out.iter().skip(1).position(is_flag).map_or(out.len(), |i| i + 1);
     out.splice(place..place, flags.iter().map(OsString::from));
     Ok(Expanded { args: out, config: Some((file, flags)) })
+}
+
+/// The `flags` of a file without the number of steps where `typed` gives a number of epochs: steps win over epochs, and what is typed
+/// over the file.
+fn without_overridden(mut flags: Vec<String>, typed: &[OsString]) -> Vec<String> {
+    let is_typed = |names: &[&str]| {
+        let name = |arg: &OsString| arg.to_str().and_then(|arg| arg.split('=').next()).map(str::to_owned);
+        typed.iter().filter_map(name).any(|name| names.contains(&name.as_str()))
+    };
+    if is_typed(&["--num-train-epochs"]) && !is_typed(&["--max-train-steps", "--steps"]) {
+        flags.retain(|flag| flag.split('=').next() != Some("--max-train-steps"));
+    }
+    flags
 }
 
 /// `plan` with nothing but flags behind it plans DreamBooth, or a language model where a task is among them or in the `file`.
@@ -97,7 +114,13 @@ fn kebab(arg: &OsStr) -> OsString {
 const TAKE_TRUE_AND_FALSE: &[&str] = &["--cache-latents", "--lora-init"];
 
 fn flags_of(file: &Path) -> Result<Vec<String>> {
+    if !file.exists() {
+        return Err(Error::invalid(format!("--config {}: no such file", file.display())));
+    }
     let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    if text.trim_start().starts_with('{') {
+        return recorded_options::flags_of(file, &text);
+    }
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
@@ -165,6 +188,22 @@ mod tests {
             expand(words("lorabooth generate --guidance_scale -1e-4 --seed -3 -q")).unwrap().args,
             words("lorabooth generate --guidance-scale=-1e-4 --seed=-3 -q")
         );
+    }
+
+    #[test]
+    fn epochs_that_are_typed_win_over_a_files_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.toml");
+        std::fs::write(&file, "max_train_steps = 7").unwrap();
+        let of = |more: &str| {
+            expand(words(&format!("lorabooth train llm --config {} {more}", file.display()))).unwrap().args
+        };
+        assert_eq!(of("--num-train-epochs=2"), words("lorabooth train llm --num-train-epochs=2"));
+        assert_eq!(
+            of("--num_train_epochs 2 --max-train-steps 3"),
+            words("lorabooth train llm --max-train-steps=7 --num-train-epochs 2 --max-train-steps 3")
+        );
+        assert_eq!(of("-q"), words("lorabooth train llm --max-train-steps=7 -q"));
     }
 
     #[test]

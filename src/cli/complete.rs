@@ -69,7 +69,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let device = common.device()?;
     let kind = args.dtype.kind(device);
     reporter.result_is_for_programs();
-    let mut base = WantedModel::new(&args.model, args.revision.as_deref()).open(reporter)?;
+    let model = WantedModel::new(&args.model, args.revision.as_deref());
+    model.check_path()?;
+    let mut base = model.open(reporter)?;
     base.files.store_in(args.weights.storage());
     let sampling = args.sampling(base.ends()?);
     sampling.check()?;

@@ -30,6 +30,11 @@ const MAX_IMAGES: usize = 100_000;
 /// What to do where memory is full.
 const DRAW_IN_LESS: &str = "lower --height and --width or --batch-size, turn on --vae-tiling, or use --dtype bf16";
 
+/// How closely a picture follows its prompt where nothing else is asked for.
+pub const GUIDANCE_SCALE: f64 = 7.5;
+/// The picture's name, without its ending, where none is given.
+const NAME: &str = "image";
+
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
@@ -46,7 +51,7 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 30)]
     steps: usize,
     /// Guidance scale: how closely to follow the prompt
-    #[arg(long, default_value_t = 7.5)]
+    #[arg(long, default_value_t = GUIDANCE_SCALE)]
     guidance_scale: f64,
     /// Sampler: pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; by default the model's own
     #[arg(long)]
@@ -69,9 +74,12 @@ pub struct GenerateArgs {
     /// Dtype of the computation
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// FILE.png, or a folder
-    #[arg(long, visible_alias = "output-dir", default_value = "image.png")]
-    output: PathBuf,
+    /// FILE.png, or a folder in which images are numbered; by default image.png, numbered if that is taken
+    #[arg(long, visible_alias = "output-dir", value_name = "FILE.png|FOLDER")]
+    output: Option<PathBuf>,
+    /// Replace an image that is already there
+    #[arg(long)]
+    overwrite: bool,
     /// How the weights of UNet and text encoder are kept.
     #[command(flatten)]
     weights: StorageArgs,
@@ -83,7 +91,8 @@ pub struct GenerateArgs {
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let folder = if is_png(&args.output) { args.output.parent() } else { Some(args.output.as_path()) };
+    let output = args.output.as_deref();
+    let folder = output.and_then(|output| if is_png(output) { output.parent() } else { Some(output) });
     let made = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
     // Caught here, where it is known what was too large.
     catching(|| draw(args, common, reporter)).map_err(|error| {
@@ -99,6 +108,7 @@ fn is_png(output: &Path) -> bool {
 
 fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
     args.weights.check()?;
+    args.model.check_paths()?;
     let device = common.device()?;
     let kind = args.dtype.kind(device);
     let mut files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
@@ -114,7 +124,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     crate::schedulers::scheduler(sampling.scheduler.as_deref(), &scheduler, args.steps)?;
     let mut adapters = Vec::new();
     for (index, text) in args.lora.iter().enumerate() {
-        let (path, scale) = path_and_scale(text)?;
+        let (path, scale) = path_and_scale("--lora", text)?;
         // Numbered: the same adapter twice is twice its change.
         adapters.push((format!("{index} {text}"), read_any(&path, None)?, scale));
     }
@@ -221,13 +231,14 @@ fn sampling(args: &GenerateArgs, unet: &UNetConfig, factor: i64) -> Result<Sampl
     })
 }
 
-/// One file, or numbered files in a folder that overwrite nothing.
+/// One file, or numbered files in a folder, none of which is there unless it is to be replaced.
 fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
+    let Some(output) = &args.output else { return Ok(free_names(args.num_images)) };
     let create = |folder: &Path| match folder.as_os_str().is_empty() {
         true => Ok(()),
         false => std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e)),
     };
-    if let (false, Some(ending)) = (is_png(&args.output) || args.output.is_dir(), args.output.extension()) {
+    if let (false, Some(ending)) = (is_png(output) || output.is_dir(), output.extension()) {
         let ending = ending.to_string_lossy();
         if image::ImageFormat::from_extension(ending.as_ref()).is_some() {
             return Err(Error::invalid(format!(
@@ -235,23 +246,43 @@ fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
             )));
         }
     }
-    if is_png(&args.output) {
-        create(args.output.parent().unwrap_or(Path::new("")))?;
-        if args.num_images == 1 {
-            return Ok(vec![args.output.clone()]);
+    if is_png(output) {
+        let paths = numbered(&output.with_extension(""), output, args.num_images);
+        if let Some(taken) = paths.iter().find(|path| is_taken(path)).filter(|_| !args.overwrite) {
+            return Err(Error::is_there(taken, "--output"));
         }
-        let stem = args.output.with_extension("");
-        return Ok((0..args.num_images).map(|i| PathBuf::from(format!("{}-{i}.png", stem.display()))).collect());
+        create(output.parent().unwrap_or(Path::new("")))?;
+        return Ok(paths);
     }
-    create(&args.output)?;
-    let free = (0..).map(|i| args.output.join(format!("{i:05}.png"))).filter(|path| !path.exists());
+    create(output)?;
+    let free = (0..).map(|i| output.join(format!("{i:05}.png"))).filter(|path| !is_taken(path));
     Ok(free.take(args.num_images).collect())
+}
+
+/// Whether something is at `path`, be it a link to nothing.
+fn is_taken(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
+/// `one`, or where there are to be several `STEM-0.png`, `STEM-1.png`, …
+fn numbered(stem: &Path, one: &Path, count: usize) -> Vec<PathBuf> {
+    match count {
+        1 => vec![one.to_owned()],
+        _ => (0..count).map(|i| PathBuf::from(format!("{}-{i}.png", stem.display()))).collect(),
+    }
+}
+
+/// `image.png`, `image-2.png`, … of the working folder: the first that is free, with all its numbers.
+fn free_names(count: usize) -> Vec<PathBuf> {
+    let stems = std::iter::once(NAME.to_owned()).chain((2..).map(|number| format!("{NAME}-{number}")));
+    let mut names = stems.map(|stem| numbered(Path::new(&stem), Path::new(&format!("{stem}.png")), count));
+    names.find(|names| !names.iter().any(|path| is_taken(path))).unwrap_or_default()
 }
 
 /// The text that image tools read (AUTOMATIC1111's form).
 fn parameters(args: &GenerateArgs, sampling: &Sampling, seed: i64, (width, height): (u32, u32)) -> String {
     let stem = |path: &Path| path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let lora = |text: &String| match path_and_scale(text) {
+    let lora = |text: &String| match path_and_scale("--lora", text) {
         Ok((path, scale)) => format!(" <lora:{}:{scale}>", stem(&path)),
         Err(_) => String::new(),
     };

@@ -3,6 +3,7 @@
 mod adapter;
 mod arguments;
 mod bars;
+mod command_text;
 mod complete;
 mod completion;
 mod demo;
@@ -11,6 +12,7 @@ mod evaluate;
 mod generate;
 mod help;
 mod plan;
+mod recorded_options;
 mod reporter;
 mod tokenize;
 mod train;
@@ -19,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{host_allocator, memory, openmp_waiting, startup};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use command_text::shell_line;
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
 use std::io::Write;
@@ -87,9 +90,10 @@ pub struct Common {
     /// Random seed
     #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true, help_heading = "Common")]
     seed: i64,
-    /// TOML file with flags, such as `lora_r = 8`; flags on the command line take precedence
+    /// TOML file with flags, such as `lora_r = 8`, or the run.json of an earlier run to repeat it; flags on the command line
+    /// take precedence
     // Taken from the command line before clap reads it (`arguments`); here for --help.
-    #[arg(long, global = true, value_name = "FILE.toml", help_heading = "Common")]
+    #[arg(long, global = true, value_name = "FILE.toml|run.json", help_heading = "Common")]
     config: Option<PathBuf>,
     /// Print one JSON object a line instead of text and progress bars
     #[arg(long, global = true, help_heading = "Common")]
@@ -100,6 +104,9 @@ pub struct Common {
     /// Print only warnings and errors
     #[arg(short, long, global = true, help_heading = "Common")]
     quiet: bool,
+    /// The command line as it was typed, without secrets.
+    #[arg(skip)]
+    command: String,
 }
 
 impl Common {
@@ -170,16 +177,18 @@ fn whole_command() -> clap::Command {
 
 /// Runs the command line `args` (the program's name first).
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    let typed = shell_line(&args);
     let expanded = match arguments::expand(args) {
         Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
     let mut command = whole_command();
     let matches = command.try_get_matches_from_mut(&expanded.args);
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let mut cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return misused(&error, &expanded),
     };
+    cli.common.command = typed;
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !failure::is_caught() {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
 use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
-use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
+use crate::recipes::dreambooth_plan::{plan_input, why_that_length, NetworkConfigs, Photos};
 use crate::recipes::language_adapter::WantedAdapter;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_config::LanguageConfig;
@@ -45,9 +45,9 @@ pub struct PlanDreamBooth {
     fit: FitFlag,
 }
 
-/// The flags of `train llm`, of which the records and the output folder may be left out.
+/// The flags of `train llm`, of which the records may be left out.
 #[derive(Debug, Args)]
-#[command(mut_arg("train_file", optional_path), mut_arg("output_dir", self::optional_path))]
+#[command(mut_arg("train_file", optional_path))]
 pub struct PlanLlm {
     #[command(flatten)]
     config: Box<LanguageConfig>,
@@ -181,19 +181,22 @@ pub fn run(command: PlanCommand, common: &Common, reporter: &mut Reporter) -> Re
 fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) -> Result<bool> {
     let (mut config, place) = (args.config, Place::of(common, &args.fit)?);
     place.set_precision(&mut config.training);
+    let budget = place.budget(&args.fit)?;
     config.check()?;
     config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
-    let budget = place.budget(&args.fit)?;
     let options = ModelOptions { configs_only: true, ..config.model.options() };
-    let networks = NetworkConfigs::of(&crate::recipes::open_model(&config.model.name, &options, reporter)?)?;
-    let photos = Photos::of(&config)?;
-    let input = plan_input(&config, &networks, photos.as_ref(), place.device)?;
+    let files = crate::recipes::open_model(&config.model.name, &options, reporter)?;
+    let (networks, config) = (NetworkConfigs::of(&files)?, &config.for_model(&files)?);
+    let photos = Photos::of(config)?;
+    let input = plan_input(config, &networks, photos.as_ref(), place.device)?;
     let input = PlanInput { half: place.half(), ..input };
     let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
     let asked = Asked {
         targets: format!("{}; to_q,to_v are usual", config.lora_targets),
         assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
+        length: photos.as_ref().and_then(|photos| why_that_length(config, photos)),
+        resolution: Some(config.side()),
         kind: input.kind,
         place,
         budget,
@@ -204,8 +207,8 @@ fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) ->
 fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> {
     let (mut config, place) = (args.config, Place::of(common, &args.fit)?);
     place.set_precision(&mut config.training);
-    config.check()?;
     let budget = place.budget(&args.fit)?;
+    config.check()?;
     let model = WantedModel { configs_only: true, ..WantedModel::new(&config.model, config.revision.as_deref()) };
     let has_records = config.train_file != Path::new("");
     let (files, records, labels) = match has_records {
@@ -232,6 +235,8 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
         targets: format!("{}; {usual} are usual", config.lora_targets.as_deref().unwrap_or_default()),
         assumed: (!has_records).then(assumed).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
+        length: None,
+        resolution: None,
         kind: input.kind,
         place,
         budget,
@@ -246,6 +251,10 @@ struct Asked {
     /// What was assumed, a sentence each.
     assumed: Vec<String>,
     steps: u64,
+    /// Why they are so many, where the flags do not say.
+    length: Option<String>,
+    /// Height and width of the images, in pixels.
+    resolution: Option<u32>,
     kind: Kind,
     place: Place,
     /// Bytes that the run must fit in, and the same in words.
@@ -261,7 +270,8 @@ fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Resul
     // Nothing is known of the speed of a card that is not here.
     let rates = asked.place.is_measured().then(|| Rates::measure(asked.place.device, asked.kind)).transpose()?;
     let fitted = asked.budget.as_ref().map(|(bytes, _)| fit(*bytes, input)).transpose()?;
-    let mut lines = asked.assumed.clone();
+    let size = asked.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
+    let mut lines: Vec<String> = asked.assumed.iter().cloned().chain(size).collect();
     lines.extend(phase_lines(&plan, rates.as_ref()));
     lines.extend(summary_lines(&plan, asked, rates.as_ref()));
     if let (Some((_, budget)), Some(fitted)) = (&asked.budget, &fitted) {
@@ -288,7 +298,8 @@ fn as_json(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>, fitted: Opti
     json!({
         "event": "plan", "device": device_flag(asked.place.device), "card": asked.place.card.map(|card| card.name),
         "dtype": dtype_name(asked.kind), "phases": phases, "peak_bytes": plan.peak_bytes,
-        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps,
+        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length,
+        "resolution": asked.resolution,
         "seconds": rates.filter(|_| asked.steps > 0).map(|rates| seconds_in_all(plan, rates)),
         "assumed": (!asked.assumed.is_empty()).then(|| asked.assumed.join("; ")),
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
@@ -351,6 +362,7 @@ fn summary_lines(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>) -> Vec
         }
         None => lines.push("no time is predicted: the card is not in this machine, so its speed cannot be measured".into()),
     }
+    lines.extend(asked.length.clone());
     lines
 }
 

@@ -2,6 +2,7 @@
 
 use super::complete::MAX_NEW_TOKENS;
 use super::bars::duration;
+use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
@@ -24,11 +25,12 @@ pub enum TrainCommand {
     Llm(Box<LanguageConfig>),
 }
 
-/// What Stable Diffusion draws where no size is asked for, in pixels.
-const NATIVE_RESOLUTION: u32 = 512;
-
 /// Runs the command.
-pub fn run(command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
+pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
+    match &mut command {
+        TrainCommand::Dreambooth(config) => config.training.command = Some(common.command.clone()),
+        TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
+    }
     let device = common.device()?;
     let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
     let (finished, again) = match &command {
@@ -80,8 +82,11 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
             command.push_str(&format!(" {flag} {}", shell_word(value)));
         }
     }
-    if config.resolution != NATIVE_RESOLUTION {
-        command.push_str(&format!(" --height {0} --width {0}", config.resolution));
+    if let Some(side) = finished.resolution {
+        command.push_str(&format!(" --height {side} --width {side}"));
+    }
+    if config.guidance_scale != GUIDANCE_SCALE {
+        command.push_str(&format!(" --guidance-scale {}", config.guidance_scale));
     }
     command.push_str(&config.training.weights.flags());
     let lora = shell_path(&finished.output_dir);

@@ -3,16 +3,22 @@
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// `PATH` or `PATH=SCALE`. A path that exists is never taken apart.
-pub fn path_and_scale(text: &str) -> Result<(PathBuf, f64)> {
+/// `PATH` or `PATH=SCALE`, as `flag` has it. A path that exists is never taken apart; one that does not is refused.
+pub fn path_and_scale(flag: &str, text: &str) -> Result<(PathBuf, f64)> {
     if Path::new(text).exists() {
         return Ok((PathBuf::from(text), 1.0));
     }
-    match text.rsplit_once('=') {
-        None => Ok((PathBuf::from(text), 1.0)),
+    let (path, scale) = match text.rsplit_once('=') {
+        None => (text, 1.0),
         Some((path, scale)) => match scale.parse::<f64>() {
-            Ok(scale) if scale.is_finite() => Ok((PathBuf::from(path), scale)),
-            _ => Err(Error::invalid(format!("the strength `{scale}` of {path} is no number"))),
+            Ok(scale) if scale.is_finite() => (path, scale),
+            _ => {
+                return Err(Error::invalid(format!("{flag} {text}: the strength `{scale}` of {path} is not a number")))
+            }
         },
+    };
+    match Path::new(path).exists() {
+        true => Ok((PathBuf::from(path), scale)),
+        false => Err(Error::invalid(format!("{flag} {path}: no such adapter"))),
     }
 }

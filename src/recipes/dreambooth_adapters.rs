@@ -17,27 +17,35 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// The adapter of each network that trains.
-pub struct Adapters(Vec<(Part, Attached)>);
+/// The adapter of each network that trains, and one of the text encoder's that stays as it is.
+pub struct Adapters {
+    trained: Vec<(Part, Attached)>,
+    carried: Option<PartAdapter>,
+}
 
 impl Adapters {
-    /// Puts them on: new ones drawn from `seed`, or those of `--init-adapter`.
-    pub fn attach(config: &DreamBoothConfig, networks: &Networks, seed: i64) -> Result<Self> {
+    /// Puts them on: new ones drawn from `seed`, or those of `--init-adapter`. What does not train is `carried` along.
+    pub fn attach(
+        config: &DreamBoothConfig,
+        networks: &Networks,
+        carried: Option<PartAdapter>,
+        seed: i64,
+    ) -> Result<Self> {
         let mut generator = Generator::new(seed);
         let mut parts = vec![(Part::UNet, &networks.unet.sites)];
         if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
             parts.push((Part::TextEncoder, &text_encoder.sites));
         }
-        let mut adapters = Vec::new();
+        let mut trained = Vec::new();
         for (part, sites) in parts {
             let given = config.init_adapter.as_ref().map(|folder| read_part(folder, part)).transpose()?;
             let attached = match given {
                 Some((lora, tensors)) => attach(sites, "default", lora, Init::Tensors(&tensors))?,
                 None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
             };
-            adapters.push((part, attached));
+            trained.push((part, attached));
         }
-        Ok(Self(adapters))
+        Ok(Self { trained, carried })
     }
 
     /// What they train: `unet.` and `text_encoder.` before the adapters' names.
@@ -48,23 +56,37 @@ impl Adapters {
             adapter.params.iter().map(param).collect::<Vec<_>>()
         };
         Trained {
-            params: self.0.iter().flat_map(named).collect(),
-            trainable: self.0.iter().map(|(_, adapter)| adapter.trainable()).sum(),
-            frozen: self.0.iter().map(|(_, adapter)| adapter.base_elements).sum(),
+            params: self.trained.iter().flat_map(named).collect(),
+            trainable: self.trained.iter().map(|(_, adapter)| adapter.trainable()).sum(),
+            frozen: self.trained.iter().map(|(_, adapter)| adapter.base_elements).sum(),
         }
     }
 
     /// Tells of each what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
-        self.0
+        self.trained
             .iter()
             .for_each(|(part, adapter)| super::report_adapter(part.name(), adapter, observer));
     }
 
+    /// What they start from, in words.
+    pub fn start(&self, config: &DreamBoothConfig) -> String {
+        let Some(path) = &config.init_adapter else { return "a new adapter".to_owned() };
+        let parts: Vec<String> = self.trained.iter().map(|(part, _)| part.name().replace('_', " ")).collect();
+        let carried = match self.carried {
+            Some(_) => "; its text encoder's adapter is used and written as it is (--train-text-encoder trains it)",
+            None => "",
+        };
+        format!("the adapter {}: {}{carried}", path.display(), parts.join(" and "))
+    }
+
     fn set(&self) -> AdapterSet {
         let mut set = AdapterSet::default();
-        for (part, adapter) in &self.0 {
+        for (part, adapter) in &self.trained {
             set.set(*part, PartAdapter::of(adapter));
+        }
+        if let Some(adapter) = &self.carried {
+            set.set(Part::TextEncoder, adapter.shallow_clone());
         }
         set
     }
@@ -108,14 +130,29 @@ pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
     }
 }
 
+/// The text encoder's adapter of `--init-adapter` where it does not train: the UNet's was made to go with it.
+pub(super) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<PartAdapter>> {
+    match &config.init_adapter {
+        Some(path) if !config.train_text_encoder => {
+            Ok(read_any(path, None)?.part(Part::TextEncoder).map(PartAdapter::shallow_clone))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
 fn read_part(path: &Path, part: Part) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
     let set = read_any(path, None)?;
     match set.part(part) {
         Some(adapter) => {
-            let shared = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
-            Ok((adapter.config.clone(), adapter.tensors.iter().map(shared).collect()))
+            let PartAdapter { config, tensors } = adapter.shallow_clone();
+            Ok((config, tensors))
         }
-        None => Err(Error::file(path, format!("has no adapter for the {}", part.name()))),
+        None if part == Part::TextEncoder => Err(Error::file(
+            path,
+            "has no adapter for the text encoder, which --train-text-encoder goes on with; leave the flag out, or give an \
+             --init-adapter that has both",
+        )),
+        None => Err(Error::file(path, format!("has no adapter for the {}, which --init-adapter must have", part.name()))),
     }
 }

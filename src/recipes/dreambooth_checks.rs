@@ -1,12 +1,13 @@
 //! What is wrong with the options of a DreamBooth run by themselves, before anything is read.
 
 use super::dreambooth_config::{DreamBoothConfig, MAX_RESOLUTION};
-use super::option_checks::{self, counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use super::option_checks::{self, counted, in_range, is_folder, is_there, refuse, MAX_FACTOR, MAX_PLACES};
 use super::pattern_flag::PatternFlag;
 use super::training_args::TrainingArgs;
 use crate::data::photos::count_images;
 use crate::error::Result;
 use crate::sample::text_to_image::check_guidance_scale;
+use std::path::Path;
 
 impl DreamBoothConfig {
     /// Refuses options that cannot be meant, each by its flag and with what to give instead.
@@ -15,15 +16,30 @@ impl DreamBoothConfig {
         self.check_counts()?;
         self.check_numbers()?;
         self.check_adapter()?;
-        self.training.check_logging_dir(&self.output_dir)?;
+        self.training.check_logging_dir(self.output())?;
         self.init_adapter
             .as_ref()
-            .map_or(Ok(()), |adapter| TrainingArgs::check_stays("--init-adapter", adapter, &self.output_dir))?;
+            .map_or(Ok(()), |adapter| TrainingArgs::check_stays("--init-adapter", adapter, self.output()))?;
+        self.check_paths()?;
         self.check_class_images()?;
         if self.accepted.push_to_hub {
             return refuse("--push-to-hub is not supported; upload the output folder with the hub's own tool".into());
         }
         Ok(())
+    }
+
+    /// What is to be read must be there: each path is named with its flag.
+    fn check_paths(&self) -> Result<()> {
+        // A plan needs no photos.
+        if self.instance_data_dir != Path::new("") {
+            is_folder("--instance-data-dir", &self.instance_data_dir)?;
+        }
+        match (self.with_prior_preservation, &self.class_data_dir) {
+            (true, Some(folder)) if folder.exists() => is_folder("--class-data-dir", folder)?,
+            _ => {}
+        }
+        self.model.check_paths()?;
+        self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("--init-adapter", path))
     }
 
     fn check_class_images(&self) -> Result<()> {
@@ -44,7 +60,7 @@ impl DreamBoothConfig {
     }
 
     fn check_counts(&self) -> Result<()> {
-        let resolution = self.resolution;
+        let resolution = self.resolution.unwrap_or(8);
         if resolution > MAX_RESOLUTION {
             return refuse(format!("--resolution is {resolution}; it can be at most {MAX_RESOLUTION}"));
         }

@@ -3,11 +3,13 @@
 
 use super::given_flags::GivenFlags;
 use super::model_args::ModelArgs;
+use super::output_name;
 use super::pattern_flag::PatternFlag;
 use super::training_args::{MixedPrecision, TrainingArgs};
 use crate::adapters::{Bias, InitWeights};
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
+use crate::models::stable_diffusion::PipelineFiles;
 use clap::{Args, FromArgMatches, ValueEnum};
 use serde::{Serialize, Serializer};
 use std::path::{Path, PathBuf};
@@ -140,9 +142,9 @@ pub struct DreamBoothConfig {
     /// Batch size for generating class images
     #[arg(long, default_value_t = 4, help_heading = "Data")]
     pub sample_batch_size: usize,
-    /// Size of the training images in pixels (height and width)
-    #[arg(long, default_value_t = 512, help_heading = "Data")]
-    pub resolution: u32,
+    /// Size of the training images in pixels (height and width); by default the model's own
+    #[arg(long, help_heading = "Data")]
+    pub resolution: Option<u32>,
     /// Crop photos at their centre instead of at random
     #[arg(long, help_heading = "Data")]
     pub center_crop: bool,
@@ -245,10 +247,10 @@ pub struct DreamBoothConfig {
     #[serde(flatten)]
     pub training: TrainingArgs,
 
-    /// Folder for everything that the run writes
-    #[arg(long, visible_alias = "output", default_value = "text-inversion-model", help_heading = "Output")]
-    #[serde(serialize_with = "path_text")]
-    pub output_dir: PathBuf,
+    /// Folder for everything that the run writes; by default named after the prompt and the date
+    #[arg(long, visible_alias = "output", help_heading = "Output")]
+    #[serde(serialize_with = "optional_path_text")]
+    pub output_dir: Option<PathBuf>,
     /// Prompt for sample images during the training
     #[arg(long, help_heading = "Output")]
     pub validation_prompt: Option<String>,
@@ -271,6 +273,38 @@ impl DreamBoothConfig {
         let command = Self::augment_args(clap::Command::new("train dreambooth").no_binary_name(true));
         let matches = command.try_get_matches_from(flags).and_then(|matches| Self::from_arg_matches(&matches));
         matches.map_err(|error| Error::invalid(error.to_string()))
+    }
+
+    /// The folder that the run writes to, once it is named.
+    pub fn output(&self) -> &Path {
+        self.output_dir.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The same options with an output folder: the one that was given, or one named after the prompt and the date.
+    pub(super) fn with_output(&self) -> Self {
+        let named = || output_name::free_folder(&self.instance_prompt, "dreambooth");
+        Self { output_dir: Some(self.output_dir.clone().unwrap_or_else(named)), ..self.clone() }
+    }
+
+    /// Height and width to train at, once [`DreamBoothConfig::for_model`] has settled them.
+    pub fn side(&self) -> u32 {
+        self.resolution.unwrap_or_default()
+    }
+
+    /// The same options with the resolution of the model `files` where none was given; one that the model does not take is refused.
+    pub fn for_model(&self, files: &PipelineFiles) -> Result<Self> {
+        let native = u32::try_from(files.native_resolution()?).unwrap_or(MAX_RESOLUTION).min(MAX_RESOLUTION);
+        let side = self.resolution.unwrap_or(native);
+        let multiple = files.unet_config()?.size_multiple() * files.vae_config()?.scale_factor();
+        let resolution = i64::from(side);
+        if resolution % multiple != 0 {
+            let below = (resolution / multiple * multiple).max(multiple);
+            return Err(Error::invalid(format!(
+                "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
+                below + multiple
+            )));
+        }
+        Ok(Self { resolution: Some(side), ..self.clone() })
     }
 }
 

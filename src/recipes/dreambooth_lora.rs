@@ -3,15 +3,16 @@
 
 use super::dreambooth_adapters::{check_init_adapter, Adapters};
 use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_options::free_options;
+use super::dreambooth_options::{free_options, usual_steps, why_so_long};
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::peak_and_advice;
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions};
+use super::run::{Finished, Run, RunOptions, TrainingData};
 use super::training_loop::{self, Job, Losses};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
+use crate::data::photos::Photo;
 use crate::data::prefetch::Prefetch;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
@@ -35,17 +36,18 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let config = config.with_output();
     config.check()?;
-    check_init_adapter(config)?;
+    check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let files = open_files(config, observer)?;
+    let files = open_files(&config, observer)?;
+    let config = &config.for_model(&files)?;
     let mut run = start(config, device, seed)?;
     super::report_model(&config.model.name, None, observer);
     super::report_device(device, run.kind, observer);
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
-        let photos = ("photos", job.dataset.fingerprint());
-        run.prepare(job.adapters.trained(), job.batches_per_epoch(), photos, observer)?;
+        run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
         // 3. The loop.
@@ -54,24 +56,16 @@ pub fn train(
             with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
         })?;
         // 4. The adapter files.
-        run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))
+        let finished = run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))?;
+        Ok(Finished { resolution: config.resolution, ..finished })
     });
     outcome.inspect_err(|error| run.fail(error))
 }
 
-/// Opens the model, which must take images of the resolution.
+/// Opens the model.
 fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
     let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
-    let multiple = files.unet_config()?.size_multiple() * files.vae_config()?.scale_factor();
-    let resolution = i64::from(config.resolution);
-    if resolution % multiple != 0 {
-        let below = (resolution / multiple * multiple).max(multiple);
-        return Err(Error::invalid(format!(
-            "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
-            below + multiple
-        )));
-    }
     Ok(files)
 }
 
@@ -80,7 +74,8 @@ fn start(config: &DreamBoothConfig, device: Device, seed: i64) -> Result<Run> {
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
-        output_dir: &config.output_dir,
+        output_dir: config.output(),
+        given: &config.given,
         all: serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?,
         free: &free_options(config),
     };
@@ -103,7 +98,7 @@ fn prepare<'a>(
     let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
     let scheduler = scheduler_config(files)?;
     observer.begin("loading the model", 2, "networks");
-    let (embeddings, text_encoder) = phases::encode_prompts(config, files, run, &dataset)?;
+    let (embeddings, text_encoder, carried) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
@@ -112,7 +107,7 @@ fn prepare<'a>(
     Ok(DreamBoothJob {
         config,
         files,
-        adapters: Adapters::attach(config, &networks, seed)?,
+        adapters: Adapters::attach(config, &networks, carried, seed)?,
         networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
@@ -155,11 +150,34 @@ impl DreamBoothJob<'_> {
             "class_images": self.dataset.class_count(), "class_prompt": config.class_prompt,
         });
         observer.fact_with("photos", text, fields);
-        let each = format!("batch {}, {} px", config.train_batch_size, config.resolution);
-        let fields = json!({ "batch_size": config.train_batch_size, "resolution": config.resolution });
+        let each = format!("batch {}, {} px", config.train_batch_size, config.side());
+        let fields = json!({ "batch_size": config.train_batch_size, "resolution": config.side() });
         run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        if let Some(why) = why_so_long(config, instances as u64) {
+            observer.fact("length", why);
+        }
+        super::report_start(self.adapters.start(config), config.init_adapter.as_deref(), observer);
         self.adapters.report(observer);
         super::report_output(run.folder.path(), observer);
+    }
+
+    /// What it learns from, and for how long where the options do not say.
+    fn training_data(&self) -> TrainingData {
+        let dataset = &self.dataset;
+        let file = |(index, photo): (usize, &Photo)| {
+            json!({
+                "file": photo.path().display().to_string(),
+                "kind": if index < dataset.instance_count() { "instance" } else { "class" },
+                "caption": dataset.prompt(index),
+                "bytes": std::fs::metadata(photo.path()).map(|about| about.len()).ok(),
+            })
+        };
+        TrainingData {
+            name: "photos",
+            fingerprint: dataset.fingerprint(),
+            files: dataset.photos().iter().enumerate().map(file).collect(),
+            usual_steps: Some(usual_steps(dataset.instance_count() as u64)),
+        }
     }
 
     /// The batches from the run's place on, each decoded while the one before it trains.

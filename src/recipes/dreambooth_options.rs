@@ -29,6 +29,36 @@ pub(super) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
     }
 }
 
+/// Steps for each photo of a run whose options give no length: enough for a subject to be learned, too few to learn its photos by
+/// heart.
+const STEPS_A_PHOTO: u64 = 120;
+/// Fewer teach little.
+const FEWEST_STEPS: u64 = 400;
+/// More are for those who ask for them.
+const MOST_STEPS: u64 = 1200;
+
+/// Steps of a run on so many photos whose options give no length.
+pub(super) fn usual_steps(photos: u64) -> u64 {
+    photos.saturating_mul(STEPS_A_PHOTO).clamp(FEWEST_STEPS, MOST_STEPS)
+}
+
+/// Why a run on so many photos has the length that it has, where its options give none.
+pub(super) fn why_so_long(config: &DreamBoothConfig, photos: u64) -> Option<String> {
+    if config.training.max_train_steps.is_some() || config.training.num_train_epochs.is_some() {
+        return None;
+    }
+    let steps = usual_steps(photos);
+    let counted = if photos == 1 { "1 photo".to_owned() } else { format!("{photos} photos") };
+    let limits = match steps {
+        FEWEST_STEPS => format!(", but at least {FEWEST_STEPS}"),
+        MOST_STEPS => format!(", but at most {MOST_STEPS}"),
+        _ => String::new(),
+    };
+    Some(format!(
+        "{steps} steps for {counted}: {STEPS_A_PHOTO} each{limits}; --max-train-steps or --num-train-epochs choose another length"
+    ))
+}
+
 /// Options that change none of a run's numbers: what photos and class images come to is weighed as such.
 pub(super) fn free_options(config: &DreamBoothConfig) -> Vec<&'static str> {
     let mut free = vec![
@@ -46,4 +76,25 @@ pub(super) fn free_options(config: &DreamBoothConfig) -> Vec<&'static str> {
         free.push("cache_latents");
     }
     free
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_length_follows_the_photos_within_its_bounds() {
+        assert_eq!([0, 1, 3, 4, 5, 9, 10, 500].map(usual_steps), [400, 400, 400, 480, 600, 1080, 1200, 1200]);
+        let config = |more: &str| {
+            let flags = format!("--model m --instance-data-dir d --instance-prompt p {more}");
+            DreamBoothConfig::from_flags(&flags.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).unwrap()
+        };
+        let why = |photos| why_so_long(&config(""), photos).unwrap();
+        assert!(why(1).starts_with("400 steps for 1 photo: 120 each, but at least 400"), "{}", why(1));
+        assert!(why(5).starts_with("600 steps for 5 photos: 120 each; --max-train-steps"), "{}", why(5));
+        assert!(why(50).contains("but at most 1200"), "{}", why(50));
+        for more in ["--max-train-steps 5", "--num-train-epochs 1"] {
+            assert_eq!(why_so_long(&config(more), 5), None);
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
 
+use super::dreambooth_adapters::carried_text_encoder;
 use super::dreambooth_config::DreamBoothConfig;
 use super::observer::{Event, Observer};
 use super::run::Run;
 use super::training_args::MixedPrecision;
 use super::watched::Watched;
+use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
@@ -19,8 +21,8 @@ use crate::models::stable_diffusion::{
 use crate::sample::grid::grid;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
+use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;
-use crate::train::run_folder::FolderLock;
 use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use serde_json::json;
@@ -184,17 +186,17 @@ pub fn make_class_images(
 
 /// Height and width of latents for images of the training resolution.
 fn native_latent_size(config: &DreamBoothConfig, files: &PipelineFiles) -> Result<(i64, i64)> {
-    let side = i64::from(config.resolution) / files.vae_config()?.scale_factor();
+    let side = i64::from(config.side()) / files.vae_config()?.scale_factor();
     Ok((side, side))
 }
 
 /// Opens the photos.
 pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<DreamBoothDataset> {
-    let instances = PhotoFolder::open(&config.instance_data_dir, config.resolution)?;
+    let instances = PhotoFolder::open(&config.instance_data_dir, config.side())?;
     instances.warnings.iter().for_each(|text| observer.warning(text.clone()));
     let class = match (&config.class_data_dir, &config.class_prompt) {
         (Some(folder), Some(prompt)) if config.with_prior_preservation => {
-            let class = PhotoFolder::open(folder, config.resolution)?;
+            let class = PhotoFolder::open(folder, config.side())?;
             class.warnings.iter().for_each(|text| observer.warning(text.clone()));
             Some((class, prompt.as_str()))
         }
@@ -228,13 +230,14 @@ pub fn encode_photos(
     Ok((cache, vae))
 }
 
-/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does.
+/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does; else its adapter,
+/// where `--init-adapter` has one, which stays as it is.
 pub fn encode_prompts(
     config: &DreamBoothConfig,
     files: &PipelineFiles,
     run: &Run,
     dataset: &DreamBoothDataset,
-) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>)> {
+) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>, Option<PartAdapter>)> {
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
     let text_encoder = files.load_text_encoder(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
@@ -246,7 +249,12 @@ pub fn encode_prompts(
     }
     let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
     if config.train_text_encoder {
-        return Ok((embeddings, Some(text_encoder)));
+        return Ok((embeddings, Some(text_encoder), None));
+    }
+    let carried = carried_text_encoder(config)?;
+    if let Some(adapter) = &carried {
+        attach(&text_encoder.sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+        text_encoder.sites.set_training(false);
     }
     for (prompt, ids) in &embeddings.ids {
         let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
@@ -259,7 +267,7 @@ pub fn encode_prompts(
     }
     drop(text_encoder);
     memory::release_cached(run.device)?;
-    Ok((embeddings, None))
+    Ok((embeddings, None, carried))
 }
 
 /// Makes the sample images of the run's present step, if it has a prompt for them, until `interrupt` is set.

@@ -1,7 +1,7 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
-use super::dreambooth_options::lora_config;
+use super::dreambooth_options::{lora_config, usual_steps, why_so_long};
 use super::dreambooth_phases::{class_image_kind, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
 use super::memory_advice;
 use crate::adapters::Part;
@@ -40,16 +40,21 @@ impl Photos {
         if config.instance_data_dir == Path::new("") {
             return Ok(None);
         }
-        let mut photos = PhotoFolder::open(&config.instance_data_dir, config.resolution)?.photos;
+        let mut photos = PhotoFolder::open(&config.instance_data_dir, config.side())?.photos;
         let instances = photos.len() as u64;
         if let (true, Some(folder)) = (config.with_prior_preservation, &config.class_data_dir) {
             if count_images(folder)? > 0 {
-                photos.extend(PhotoFolder::open(folder, config.resolution)?.photos);
+                photos.extend(PhotoFolder::open(folder, config.side())?.photos);
             }
         }
         let crops_are_fixed = photos.iter().all(|photo| photo.dimensions().0 == photo.dimensions().1);
         Ok(Some(Self { instances, crops_are_fixed }))
     }
+}
+
+/// Why a run on these photos has the length that it has, where its options give none.
+pub fn why_that_length(config: &DreamBoothConfig, photos: &Photos) -> Option<String> {
+    why_so_long(config, photos.instances)
 }
 
 fn class_images(config: &DreamBoothConfig) -> u64 {
@@ -81,8 +86,7 @@ pub fn plan_input<'a>(
     let places = instances.max(class_images(config));
     let batches = places.div_ceil(config.train_batch_size as u64);
     let updates_per_epoch = batches.div_ceil(config.training.gradient_accumulation_steps);
-    let steps =
-        config.training.max_train_steps.unwrap_or(config.training.num_train_epochs.saturating_mul(updates_per_epoch));
+    let steps = config.training.steps(updates_per_epoch, photos.map(|photos| usual_steps(photos.instances)));
     let kind = config.training.precision(device).compute_kind();
     let present = config.class_data_dir.as_deref().map_or(Ok(0), count_images)? as u64;
     let missing = class_images(config).saturating_sub(present);
@@ -92,7 +96,7 @@ pub fn plan_input<'a>(
         unet: &networks.unet,
         vae: &networks.vae,
         text: &networks.text_encoder,
-        resolution: config.resolution.into(),
+        resolution: config.side().into(),
         batch: config.train_batch_size as i64,
         prior_preservation: config.with_prior_preservation,
         class_images: (missing > 0).then_some(SampledImages {

@@ -6,6 +6,7 @@ use super::language_base::{LanguageBase, WantedModel};
 use super::language_data_args::{LanguageDataArgs, TaskChoice};
 use super::language_evaluation::{check_positions, Evaluation, Evaluator};
 use super::observer::{Event, Observer};
+use super::option_checks::is_file;
 use super::storage_args::StorageArgs;
 use super::training_args::MixedPrecision;
 use crate::error::{Error, Result};
@@ -46,6 +47,9 @@ pub struct EvaluateConfig {
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     #[serde(serialize_with = "optional_path_text")]
     pub output: Option<PathBuf>,
+    /// Replace a file that is already there
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
     /// Dtype of the computation
     #[arg(long, visible_alias = "dtype", value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Model")]
     pub mixed_precision: MixedPrecision,
@@ -68,6 +72,8 @@ pub struct Evaluated {
 pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Evaluated> {
     config.weights.check()?;
     config.data.check()?;
+    is_file("--validation-file", &config.validation_file)?;
+    WantedModel::new(&config.model, None).check_path()?;
     // Without labels a text can be its own, or is answered.
     let answers_alone = config.data.label_column.is_none() && config.output.is_some();
     if !answers_alone {
@@ -101,7 +107,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     };
     data.warnings().iter().for_each(|text| observer.warning(text.clone()));
     check_positions(&files.outline()?, adapters.prompt(), data.longest(), observer)?;
-    config.output.as_deref().map(|path| check_output(path, &config.validation_file)).transpose()?;
+    config.output.as_deref().map(|path| check_output(path, config)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
     super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     super::report_device(device, kind, observer);
@@ -144,12 +150,16 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
 }
 
 /// Answers go to a CSV file of their own.
-fn check_output(path: &Path, records: &Path) -> Result<()> {
+fn check_output(path: &Path, config: &EvaluateConfig) -> Result<()> {
+    let records = &config.validation_file;
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("csv")) {
         return Err(Error::Usage(format!("--output {} is to be a CSV file; end its name in .csv", path.display())));
     }
     if path.canonicalize().is_ok_and(|path| records.canonicalize().is_ok_and(|records| path == records)) {
         return Err(Error::Usage(format!("--output {} are the records themselves; give another name", path.display())));
+    }
+    if std::fs::symlink_metadata(path).is_ok() && !config.overwrite {
+        return Err(Error::is_there(path, "--output"));
     }
     // Begun and given up, so that a place that cannot be written to shows now.
     WholeFile::create(path).map(drop)

@@ -29,7 +29,7 @@ impl GivenAdapters {
     pub fn read(given: &[String]) -> Result<Self> {
         let mut adapters = Self::default();
         for (index, text) in given.iter().enumerate() {
-            let (path, scale) = path_and_scale(text)?;
+            let (path, scale) = path_and_scale("--adapter", text)?;
             check_kind(&path)?;
             match PromptMethod::of(&peft_folder::peft_type(&path)?) {
                 // Numbered: the same adapter twice is twice its change.

@@ -1,6 +1,7 @@
 //! A language model on disk with its tokenizer.
 
 use super::observer::Observer;
+use super::option_checks::is_there;
 use crate::data::tokenizers::{json_files, LanguageTokenizer};
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
@@ -31,6 +32,15 @@ impl<'a> WantedModel<'a> {
     /// All of the model `name`.
     pub fn new(name: &'a Path, revision: Option<&'a str>) -> Self {
         Self { name, revision, configs_only: false }
+    }
+
+    /// Refuses a path that is not there.
+    pub fn check_path(&self) -> Result<()> {
+        let is_id = !is_gguf(self.name) && self.name.to_str().is_some_and(hub::is_language_model_id);
+        match is_id {
+            true => Ok(()),
+            false => is_there("--model", self.name),
+        }
     }
 
     /// Where it is on disk, fetched first if it is a hub id, with a bar for what has to be downloaded.

@@ -2,8 +2,10 @@
 
 use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
 use super::given_flags::GivenFlags;
+use super::language_base::{is_gguf, WantedModel};
 use super::language_data_args::{LanguageDataArgs, TaskChoice};
-use super::option_checks::{self, counted, in_range, refuse, MAX_PLACES};
+use super::option_checks::{self, counted, in_range, is_file, is_there, refuse, MAX_PLACES};
+use super::output_name;
 use super::pattern_flag::PatternFlag;
 use super::prompt_args::{PeftMethodChoice, PromptArgs};
 use super::training_args::TrainingArgs;
@@ -12,7 +14,7 @@ use crate::error::Result;
 use crate::models::language::Architecture;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options that change none of a run's numbers: what records come to is weighed as such, and `classes` are theirs.
 pub(super) const FREE_OPTIONS: &[&str] =
@@ -125,10 +127,10 @@ pub struct LanguageConfig {
     #[serde(flatten)]
     pub training: TrainingArgs,
 
-    /// Folder for everything that the run writes
+    /// Folder for everything that the run writes; by default named after the records, the model and the date
     #[arg(long, visible_alias = "output", help_heading = "Output")]
-    #[serde(serialize_with = "path_text")]
-    pub output_dir: PathBuf,
+    #[serde(serialize_with = "optional_path_text")]
+    pub output_dir: Option<PathBuf>,
 }
 
 impl LanguageConfig {
@@ -145,18 +147,47 @@ impl LanguageConfig {
         option_checks::alpha("--lora-alpha", self.lora_alpha)?;
         option_checks::dropout("--lora-dropout", self.lora_dropout)?;
         self.prompt.check(self.peft_method)?;
-        self.training.check_logging_dir(&self.output_dir)?;
+        self.check_paths()?;
+        self.training.check_logging_dir(self.output())?;
         for (flag, path) in [
             ("--train-file", Some(&self.train_file)),
             ("--validation-file", self.validation_file.as_ref()),
             ("--init-adapter", self.init_adapter.as_ref()),
         ] {
-            path.map_or(Ok(()), |path| TrainingArgs::check_stays(flag, path, &self.output_dir))?;
+            path.map_or(Ok(()), |path| TrainingArgs::check_stays(flag, path, self.output()))?;
         }
         if self.eval_steps.is_some() && self.validation_file.is_none() {
             return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
         }
         Ok(())
+    }
+
+    /// What is to be read must be there: each path is named with its flag.
+    fn check_paths(&self) -> Result<()> {
+        // A plan needs no records.
+        let train_file = Some(&self.train_file).filter(|path| **path != Path::new(""));
+        for (flag, path) in [("--train-file", train_file), ("--validation-file", self.validation_file.as_ref())] {
+            path.map_or(Ok(()), |path| is_file(flag, path))?;
+        }
+        WantedModel::new(&self.model, None).check_path()?;
+        self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("--init-adapter", path))
+    }
+
+    /// The folder that the run writes to, once it is named.
+    pub fn output(&self) -> &Path {
+        self.output_dir.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The same options with an output folder: the one that was given, or one named after the records, the model and the date.
+    pub(super) fn with_output(&self) -> Self {
+        let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let model = match is_gguf(&self.model) {
+            true => stem(&self.model),
+            // A dot in a folder's name begins no ending.
+            false => self.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        };
+        let named = || output_name::free_folder(&format!("{} {model}", stem(&self.train_file)), "language-model");
+        Self { output_dir: Some(self.output_dir.clone().unwrap_or_else(named)), ..self.clone() }
     }
 
     /// The adapter that the options ask for on a model of `architecture`.

@@ -95,7 +95,7 @@ impl PlannedModel {
         let training = &config.training;
         let batches = records.training.count.div_ceil(config.train_batch_size as u64);
         let updates = batches.div_ceil(training.gradient_accumulation_steps);
-        let steps = training.max_train_steps.unwrap_or(training.num_train_epochs.saturating_mul(updates));
+        let steps = training.steps(updates, None);
         let between = config.eval_steps.unwrap_or(updates).max(1);
         let writes = config.data.task != TaskChoice::SeqCls;
         let evaluations = records.validation.map(|records| Evaluations {

@@ -10,7 +10,7 @@ use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions, TextSample, Trained};
+use super::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
 use super::training_loop::{self, Job, Losses};
 use crate::adapters::Prompt;
 use crate::data::epoch_order::EpochOrder;
@@ -20,13 +20,14 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::train::checkpoint::size_and_hash;
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_whole};
+use serde_json::json;
 use std::cmp::Ordering;
 use std::io::ErrorKind;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
@@ -39,6 +40,7 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let config = &config.with_output();
     config.check()?;
     let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
     let ends = base.ends()?;
@@ -75,8 +77,7 @@ pub fn train(
     let outcome =
         prepare(config, &files, adapter, (data, validation), (tokenizer, ends), &run, observer).and_then(|mut job| {
             let trained = job.trained();
-            let records = ("records", job.data.fingerprint());
-            run.prepare(trained, job.batches_per_epoch(), records, observer)?;
+            run.prepare(trained, job.batches_per_epoch(), job.training_data()?, observer)?;
             job.recall(&run)?;
             job.report_setup(&run, observer);
             run.begin()?;
@@ -108,7 +109,8 @@ fn start(config: &LanguageConfig, classes: &[String], device: Device, seed: i64)
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
-        output_dir: &config.output_dir,
+        output_dir: config.output(),
+        given: &config.given,
         all,
         free: FREE_OPTIONS,
     };
@@ -193,8 +195,32 @@ impl LanguageJob<'_> {
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         let fields = json!({ "batch_size": self.config.train_batch_size, "longest_tokens": self.data.longest() });
         run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        let start = match &self.config.init_adapter {
+            Some(path) => format!("the adapter {}", path.display()),
+            None => "a new adapter".to_owned(),
+        };
+        super::report_start(start, self.config.init_adapter.as_deref(), observer);
         self.adapter.report(observer);
         super::report_output(run.folder.path(), observer);
+    }
+
+    /// What it learns from.
+    fn training_data(&self) -> Result<TrainingData> {
+        let (config, mut files) = (self.config, Vec::new());
+        let validation = config.validation_file.as_ref().zip(self.validation.as_ref());
+        for (kind, path, data) in std::iter::once(("train", &config.train_file, &self.data))
+            .chain(validation.map(|(path, data)| ("validation", path, data)))
+        {
+            let (bytes, sha256) = size_and_hash(path)?;
+            let path = path.display().to_string();
+            files.push(json!({ "file": path, "kind": kind, "records": data.len(), "bytes": bytes, "sha256": sha256 }));
+        }
+        Ok(TrainingData {
+            name: "records",
+            fingerprint: self.data.fingerprint(),
+            files: files.into(),
+            usual_steps: None,
+        })
     }
 
     fn evaluator(&self, run: &Run) -> Evaluator<'_> {

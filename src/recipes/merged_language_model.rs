@@ -6,6 +6,7 @@ use super::language_data_args::TaskChoice;
 use super::observer::{Event, Observer};
 use crate::adapters::inspect::dtype;
 use crate::adapters::merge::{self, Folding, Shapes};
+use crate::adapters::model_folder::{into_folder, Existing};
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
@@ -17,13 +18,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-/// Writes the model with the adapters, each at its strength, folded in to the folder `out`, which must not exist or be empty. Dtypes
-/// are those of the model's files, float32 where a GGUF file's are quantised, or `kind` where it is given.
+/// Writes the model with the adapters, each at its strength, folded in to the folder `out`; `existing` says what becomes of
+/// a model that is there. Dtypes are those of the model's files, float32 where a GGUF file's are quantised, or `kind` where it is given.
 pub fn write(
     model: &WantedModel,
     adapters: &GivenAdapters,
     kind: Option<Kind>,
-    out: &Path,
+    (out, existing): (&Path, Existing),
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
@@ -50,7 +51,7 @@ pub fn write(
             }
         }
     }
-    merge::into_new_folder(out, |partial| {
+    into_folder(out, existing, |partial| {
         match files.gguf() {
             Some(model) => LanguageTokenizer::from_gguf(model.file())?.write(partial)?,
             None => merge::copy_files(files.root(), partial, is_kept)?,

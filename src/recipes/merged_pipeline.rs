@@ -4,6 +4,7 @@
 use super::model_args::ModelArgs;
 use super::observer::{Event, Observer};
 use crate::adapters::merge::{self, Folding, Merge, Shapes};
+use crate::adapters::model_folder::{into_folder, Existing};
 use crate::adapters::{AdapterSet, Part};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
@@ -14,14 +15,14 @@ use serde_json::json;
 use std::path::Path;
 use tch::Kind;
 
-/// Writes `files`, opened as `model` says, with `adapters`, each at its strength, folded in to the folder `out`, which must
-/// not exist or be empty. Dtypes are those of the files where no `kind` is given.
+/// Writes `files`, opened as `model` says, with `adapters`, each at its strength, folded in to the folder `out`; `existing`
+/// says what becomes of a model that is there. Dtypes are those of the files where no `kind` is given.
 pub fn write(
     files: &PipelineFiles,
     model: &ModelArgs,
     adapters: &[(AdapterSet, f64)],
     kind: Option<Kind>,
-    out: &Path,
+    (out, existing): (&Path, Existing),
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
@@ -32,7 +33,7 @@ pub fn write(
         false => None,
     };
     let mut progress = |done, total| observer.merging(done, total, interrupt);
-    let written = merge::into_new_folder(out, |partial| {
+    let written = into_folder(out, existing, |partial| {
         match single {
             true => write_single_file(files, adapters, kind, partial, &mut progress)?,
             false => Merge { model: files.root(), variant: model.variant.as_deref(), adapters, kind }

@@ -26,15 +26,18 @@ pub mod merged_pipeline;
 pub mod model_args;
 pub mod observer;
 mod option_checks;
+mod output_name;
 pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompted_text;
 mod resumed_options;
 pub mod run;
+mod run_record;
 mod shell_word;
 pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
+mod utc_time;
 mod watched;
 
 use crate::adapters::{short_name, Attached};
@@ -109,8 +112,14 @@ pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) {
 
 /// Reports an adapter, as `PATH=SCALE` names it.
 pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
-    let (path, scale) = adapter_argument::path_and_scale(text).unwrap_or((text.into(), 1.0));
+    let (path, scale) = adapter_argument::path_and_scale("--adapter", text).unwrap_or((text.into(), 1.0));
     observer.fact_with("adapter", text, json!({ "path": path.display().to_string(), "scale": scale }));
+}
+
+/// Reports what a run starts from: `text`, and the adapter at `path` where there is one.
+fn report_start(text: String, path: Option<&Path>, observer: &mut dyn Observer) {
+    let path = path.map(|path| path.display().to_string());
+    observer.fact_with("starts_from", text, json!({ "init_adapter": path }));
 }
 
 /// Reports where a run writes.

@@ -1,10 +1,12 @@
 //! Which model a command works on: the same flags for training, generating, planning and merging.
 
+use super::option_checks::{is_folder, is_there};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
+use crate::weights::hub;
 use clap::Args;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model and how it is read.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -49,6 +51,13 @@ impl ModelArgs {
         Ok(())
     }
 
+    /// Refuses paths that are not there.
+    pub fn check_paths(&self) -> Result<()> {
+        check_model("--model", &self.name)?;
+        self.tokenizer_name.as_deref().map_or(Ok(()), |name| check_model("--tokenizer-name", name))?;
+        self.config_folder.as_deref().map_or(Ok(()), |folder| is_folder("--config-folder", folder))
+    }
+
     /// How the model is looked for.
     pub fn options(&self) -> ModelOptions {
         ModelOptions {
@@ -59,5 +68,14 @@ impl ModelArgs {
             prediction_type: self.prediction_type.clone(),
             configs_only: false,
         }
+    }
+}
+
+/// Refuses the `name` of a model that is not there and no hub id either.
+fn check_model(flag: &str, name: &str) -> Result<()> {
+    let is_file_name = [".safetensors", ".gguf", ".ckpt"].iter().any(|end| name.to_lowercase().ends_with(end));
+    match hub::is_id(name) && !is_file_name {
+        true => Ok(()),
+        false => is_there(flag, Path::new(name)),
     }
 }

@@ -1,6 +1,7 @@
 //! Ranges of options, in words that a user can act on.
 
 use crate::error::{Error, Result};
+use std::path::Path;
 
 /// More places in a batch, or images, than any run has.
 pub(super) const MAX_PLACES: u64 = 1_000_000;
@@ -11,6 +12,32 @@ pub const MAX_RANK: i64 = 4096;
 
 pub(super) fn refuse<T>(message: String) -> Result<T> {
     Err(Error::invalid(message))
+}
+
+/// A path that is to be read.
+pub(super) fn is_there(flag: &str, path: &Path) -> Result<()> {
+    match path.exists() {
+        true => Ok(()),
+        false => refuse(format!("{flag} {}: no such file or folder", path.display())),
+    }
+}
+
+/// A folder that is to be read.
+pub(super) fn is_folder(flag: &str, path: &Path) -> Result<()> {
+    match (path.is_dir(), path.exists()) {
+        (true, _) => Ok(()),
+        (false, true) => refuse(format!("{flag} {} is a file; name a folder", path.display())),
+        (false, false) => refuse(format!("{flag} {}: no such folder", path.display())),
+    }
+}
+
+/// A file that is to be read. What is there and is no file is refused where it is opened, with more to say of it.
+pub(super) fn is_file(flag: &str, path: &Path) -> Result<()> {
+    match (path.is_dir(), path.exists()) {
+        (true, _) => refuse(format!("{flag} {} is a folder; name a file", path.display())),
+        (false, true) => Ok(()),
+        (false, false) => refuse(format!("{flag} {}: no such file", path.display())),
+    }
 }
 
 /// A count from `least` to `most`.

@@ -19,11 +19,17 @@ const FREE: &[&str] = &[
     "max_train_steps",
 ];
 
+/// Options that came after checkpoints which do not name them, with the value that those mean.
+const LATER: &[(&str, &str)] = &[("gradient_accumulation_average", "full")];
+
 /// Of `all` options of a run, as run.json has them, those that are not `free` to change: flag → value in words. One that is
 /// off or not given is left out, so that a checkpoint is none the worse for options that came after it.
 pub(super) fn options_that_matter(all: &Value, free: &[&str]) -> BTreeMap<String, String> {
     let is_free = |name: &str| FREE.contains(&name) || free.contains(&name);
-    let options = all.as_object().into_iter().flatten().filter(|(name, _)| !is_free(name));
+    let is_as_before =
+        |name: &str, value: &Value| LATER.iter().any(|(later, before)| name == *later && value == before);
+    let options = all.as_object().into_iter().flatten();
+    let options = options.filter(|(name, value)| !is_free(name) && !is_as_before(name, value));
     options.filter_map(|(name, value)| Some((flag(name), given(value)?))).collect()
 }
 
@@ -54,6 +60,9 @@ mod tests {
         let matter = options_that_matter(&all, &["eval_steps"]);
         let expected =
             [("--learning-rate", "0.0001"), ("--lora-r", "8"), ("--lora-targets", "q,v"), ("--use-dora", "given")];
+        assert_eq!(options_that_matter(&json!({ "gradient_accumulation_average": "full" }), &[]), BTreeMap::new());
+        let present = options_that_matter(&json!({ "gradient_accumulation_average": "present" }), &[]);
+        assert_eq!(present["--gradient-accumulation-average"], "present");
         assert_eq!(matter, expected.map(|(flag, value)| (flag.to_owned(), value.to_owned())).into());
     }
 }

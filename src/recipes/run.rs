@@ -1,7 +1,9 @@
 //! The state of a training run, whatever it trains: where it stands, and what it leaves on disk.
 
+use super::given_flags::GivenFlags;
 use super::observer::{Event, Observer};
 use super::resumed_options::options_that_matter;
+use super::run_record::RunRecord;
 use super::training_args::TrainingArgs;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
@@ -14,7 +16,6 @@ use crate::train::precision::LossScaler;
 use crate::train::run_folder::RunFolder;
 use crate::train::tensorboard::EventWriter;
 use crate::train::{loss_curve, Parameters};
-use crate::whole_file::write_json;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Finished {
     pub final_loss: Option<f64>,
     /// What to try it on, where it is a language model's.
     pub sample: Option<TextSample>,
+    /// Height and width of the images that it learned from, where it is a pipeline's.
+    pub resolution: Option<u32>,
 }
 
 /// A text to try a language model on.
@@ -61,10 +64,24 @@ pub struct RunOptions<'a> {
     pub batch_size: usize,
     /// Folder for everything that the run writes.
     pub output_dir: &'a Path,
+    /// Which of the options were given.
+    pub given: &'a GivenFlags,
     /// All options, for `run.json`.
     pub all: Value,
     /// Names of those that may change when the run resumes, beside those that every training has.
     pub free: &'a [&'a str],
+}
+
+/// What a run learns from.
+pub struct TrainingData {
+    /// What it is: photos or records.
+    pub name: &'static str,
+    /// By which a resumed run knows it again.
+    pub fingerprint: String,
+    /// Its files, for `run.json`.
+    pub files: Value,
+    /// Steps of a run whose options give no length; none: those of one epoch.
+    pub usual_steps: Option<u64>,
 }
 
 /// What is trained.
@@ -105,16 +122,18 @@ pub struct Run {
     pub schedule: LrSchedule,
     /// float16's loss scale.
     pub scaler: Option<LossScaler>,
+    /// By how many batches the gradients of the present group are divided.
+    pub accumulated: u64,
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
-    all_options: Value,
     options: BTreeMap<String, String>,
     resumed_at: u64,
-    skipped: u64,
+    pub(super) skipped: u64,
     skipped_in_a_row: u32,
-    began: Instant,
     training_began: Option<Instant>,
-    host_start: u64,
+    pub(super) record: RunRecord,
+    /// The output folder was named by the command line.
+    names_output: bool,
 }
 
 impl Run {
@@ -125,6 +144,7 @@ impl Run {
         schedule.check()?;
         let optimizer = Optimizer::new(training.adamw(), training.use_8bit_adam)?;
         let precision = training.precision(device);
+        training.check_resumed(options.output_dir)?;
         let mut that_matter = options_that_matter(&options.all, options.free);
         that_matter.insert("--seed".into(), seed.to_string());
         that_matter.insert("--mixed-precision".into(), precision.flag().into());
@@ -132,7 +152,11 @@ impl Run {
             device,
             kind: precision.compute_kind(),
             seed,
-            folder: RunFolder::create(options.output_dir, training.existing())?,
+            folder: RunFolder::create(
+                options.output_dir,
+                training.existing(options.output_dir),
+                &options.output_dir.join(&training.logging_dir),
+            )?,
             training: training.clone(),
             step: 0,
             micro_step: 0,
@@ -142,52 +166,63 @@ impl Run {
             optimizer,
             schedule,
             scaler: precision.needs_loss_scale().then(LossScaler::default),
+            accumulated: training.gradient_accumulation_steps,
             metrics: None,
             events: None,
-            all_options: options.all,
+            names_output: options.given.names().any(|name| name == "output_dir"),
+            record: RunRecord::new(options.all, options.given, training.command.clone()),
             options: that_matter,
             resumed_at: 0,
             skipped: 0,
             skipped_in_a_row: 0,
-            began: Instant::now(),
             training_began: None,
-            host_start: memory::host_now(),
         })
     }
 
-    /// Takes what is trained, resumes where asked to, and opens the logs. `data` is a fingerprint of what it learns from.
+    /// Takes what is trained, resumes where asked to, and opens the logs.
     pub fn prepare(
         &mut self,
         trained: Trained,
         batches_per_epoch: usize,
-        data: (&str, String),
+        data: TrainingData,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         self.trained = trained;
         let training = &self.training;
-        let steps_of_epochs = training.num_train_epochs.saturating_mul(self.steps_per_epoch(batches_per_epoch));
-        self.total_steps = training.max_train_steps.unwrap_or(steps_of_epochs);
+        self.total_steps = training.steps(self.steps_per_epoch(batches_per_epoch), data.usual_steps);
         self.schedule.total_steps = self.total_steps;
-        self.options.insert(data.0.to_owned(), data.1);
+        self.options.insert(data.name.to_owned(), data.fingerprint);
+        self.record.data = data.files;
         if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
             self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
         }
         let resumed = self.resume(observer)?;
+        if let Some((folder, _)) = &resumed {
+            self.record.resume(&folder.with_file_name("run.json"), self.step);
+        }
         let logs = self.folder.join(&self.training.logging_dir);
         // Refused, where it must be, before the run that is there goes.
         std::fs::create_dir_all(&logs).map_err(|error| Error::io("create", &logs, error))?;
         self.folder.remove_run(&logs)?;
-        if self.metrics.is_none() {
-            self.metrics = Some(MetricsLog::create(&self.folder.join("metrics.jsonl"))?);
-        }
-        self.events = Some(EventWriter::create(&logs, resumed)?);
+        let (log, resumed_at) = (self.folder.join("metrics.jsonl"), resumed.as_ref().map(|_| self.step));
+        self.metrics = Some(match resumed {
+            Some((_, bytes)) => {
+                if std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) < bytes {
+                    observer
+                        .warning(format!("{} lacks lines of the steps before; it goes on without them", log.display()));
+                }
+                MetricsLog::resume(&log, bytes)?
+            }
+            None => MetricsLog::create(&log)?,
+        });
+        self.events = Some(EventWriter::create(&logs, resumed_at)?);
         Ok(())
     }
 
     /// The training begins.
     pub fn begin(&mut self) -> Result<()> {
         self.training_began = Some(Instant::now());
-        self.write_run_json("running", None)
+        self.record.write(self, "running", None)
     }
 
     /// The training goes on where it stands: time that was spent on anything else is none of a step's.
@@ -212,8 +247,8 @@ impl Run {
         observer.fact_with("training", text, all);
     }
 
-    /// Restores a checkpoint; the step that it was made at.
-    fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<u64>> {
+    /// Restores a checkpoint; its folder, and the length of the log when it was made.
+    fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
         let Some(which) = &self.training.resume_from_checkpoint else { return Ok(None) };
         let folder = match which.as_str() {
             "latest" => {
@@ -252,17 +287,12 @@ impl Run {
             self.scaler = Some(LossScaler::from_state(state)?);
             self.skipped = state.skipped_steps;
         }
-        let log = self.folder.join("metrics.jsonl");
-        if std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) < saved.state.metrics_bytes {
-            observer.warning(format!("{} lacks lines of the steps before; it goes on without them", log.display()));
-        }
-        self.metrics = Some(MetricsLog::resume(&log, saved.state.metrics_bytes)?);
         observer.fact_with(
             "resumed",
             format!("{} at step {}", folder.display(), self.step),
             json!({ "checkpoint": folder.display().to_string(), "step": self.step }),
         );
-        Ok(Some(self.step))
+        Ok(Some((folder, saved.state.metrics_bytes)))
     }
 
     /// Steps that the optimizer took: overflowed ones are not counted, so the learning rate waits for them.
@@ -369,13 +399,17 @@ impl Run {
 
     /// The error of a run that was asked to stop, which says where it goes on from.
     pub fn interrupted(&self) -> Error {
+        let output = match self.names_output {
+            true => String::new(),
+            false => format!(" --output-dir {}", super::shell_path(self.folder.path())),
+        };
         Error::Interrupted(match checkpoint::latest(self.folder.path()) {
             Ok(Some(folder)) => format!(
-                "step {} is saved in {}, with its adapter; go on with the same command and --resume",
+                "step {} is saved in {}, with its adapter; go on with the same command and --resume{output}",
                 self.step,
                 folder.display()
             ),
-            _ => "stopped before anything was saved; start anew with --overwrite".to_owned(),
+            _ => format!("stopped before anything was saved; start anew with --overwrite{output}"),
         })
     }
 
@@ -395,14 +429,17 @@ impl Run {
         observer.on(Event::End);
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines, evaluations)?;
-        self.write_run_json("finished", None)?;
         let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();
+        let final_loss = (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64);
+        self.record.final_loss = final_loss;
+        self.record.write(self, "finished", None)?;
         Ok(Finished {
             output_dir: self.folder.path().to_owned(),
             steps: self.step,
             resumed_at: self.resumed_at,
-            final_loss: (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64),
+            final_loss,
             sample: None,
+            resolution: None,
         })
     }
 
@@ -413,36 +450,12 @@ impl Run {
         }
         let status = if matches!(error, Error::Interrupted(_)) { "interrupted" } else { "failed" };
         // Where it cannot be written, the error itself says why.
-        drop(self.write_run_json(status, Some(error)));
+        drop(self.record.write(self, status, Some(error)));
     }
 
-    /// Writes `run.json` as far as the run is.
-    fn write_run_json(&self, status: &str, error: Option<&Error>) -> Result<()> {
+    /// Seconds before the training, and of it so far.
+    pub(super) fn seconds(&self) -> (f64, f64) {
         let training_began = self.training_began.unwrap_or_else(Instant::now);
-        let run = json!({
-            "status": status,
-            "error": error.map(Error::to_string),
-            "lorabooth": env!("CARGO_PKG_VERSION"),
-            "libtorch": "2.11",
-            "options": self.all_options,
-            "device": format!("{:?}", self.device),
-            "precision": format!("{:?}", self.kind),
-            "seed": self.seed,
-            "steps": self.step,
-            "skipped_steps": self.skipped,
-            "trainable_parameters": self.trained.trainable,
-            "total_parameters": self.trained.frozen + self.trained.trainable,
-            "seconds": {
-                "before_training": (training_began - self.began).as_secs_f64(),
-                "training": training_began.elapsed().as_secs_f64(),
-            },
-            "peak_memory_bytes": {
-                "host": memory::host_peak(),
-                "host_private": memory::host_private(),
-                "host_above_start": memory::host_peak().saturating_sub(self.host_start),
-                "device": memory::device_peak(self.device)?.0,
-            },
-        });
-        write_json(&self.folder.join("run.json"), &run)
+        ((training_began - self.record.began).as_secs_f64(), training_began.elapsed().as_secs_f64())
     }
 }

@@ -69,18 +69,33 @@ impl From<LrSchedulerChoice> for ScheduleKind {
     }
 }
 
+/// `--gradient-accumulation-average`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccumulationAverage {
+    /// By the full number of accumulation steps, as accelerate does.
+    Full,
+    /// By the batches that are there.
+    Present,
+}
+
 /// Options of a training.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct TrainingArgs {
-    /// Passes over the photos or records, where --max-train-steps is not given
-    #[arg(long, default_value_t = 1, help_heading = "Training")]
-    pub num_train_epochs: u64,
+    /// Passes over the photos or records, where --max-train-steps is not given. Where neither is given: one pass over records;
+    /// with photos 120 steps a photo, but at least 400 and at most 1200
+    #[arg(long, help_heading = "Training")]
+    pub num_train_epochs: Option<u64>,
     /// Optimizer steps; 0 writes the initial adapter
     #[arg(long, visible_alias = "steps", value_name = "STEPS", help_heading = "Training")]
     pub max_train_steps: Option<u64>,
-    /// Batches to accumulate gradients over before each optimizer step
+    /// Batches to accumulate gradients over before each optimizer step; the last group of an epoch can be shorter
     #[arg(long, default_value_t = 1, help_heading = "Training")]
     pub gradient_accumulation_steps: u64,
+    /// What the gradients of an epoch's last, shorter group are divided by: full (the accumulation steps, as in accelerate, so
+    /// that the group counts for less) or present (the number of its batches)
+    #[arg(long, value_enum, default_value_t = AccumulationAverage::Full, help_heading = "Training")]
+    pub gradient_accumulation_average: AccumulationAverage,
     /// Recompute activations in the backward pass to save memory
     #[arg(long, help_heading = "Training")]
     pub gradient_checkpointing: bool,
@@ -124,7 +139,7 @@ pub struct TrainingArgs {
     /// Dtype of the frozen weights and the computation; the adapter itself is trained in fp32
     #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
     pub mixed_precision: MixedPrecision,
-    /// Replace the run that is in the output folder
+    /// Replace what is already in the output folder: another run, or an adapter of another program
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
     /// Continue from a checkpoint: latest, or the folder checkpoint-N
@@ -139,6 +154,10 @@ pub struct TrainingArgs {
     /// Folder for TensorBoard logs: a name in the output folder, or an absolute path
     #[arg(long, default_value = "logs", help_heading = "Output")]
     pub logging_dir: String,
+    /// The command line that asked for the run, for run.json.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub command: Option<String>,
 }
 
 impl TrainingArgs {
@@ -149,7 +168,12 @@ impl TrainingArgs {
             ("--gradient-accumulation-steps", self.gradient_accumulation_steps, 1, MAX_PLACES),
             ("--checkpointing-steps", self.checkpointing_steps, 1, u64::MAX),
             ("--max-train-steps", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
-            ("--num-train-epochs", self.num_train_epochs, u64::from(self.max_train_steps.is_none()), MAX_STEPS),
+            (
+                "--num-train-epochs",
+                self.num_train_epochs.unwrap_or(1),
+                u64::from(self.max_train_steps.is_none()),
+                MAX_STEPS,
+            ),
             ("--lr-warmup-steps", self.lr_warmup_steps, 0, MAX_STEPS),
             ("--keep-checkpoints", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
         ] {
@@ -234,12 +258,87 @@ impl TrainingArgs {
         }
     }
 
-    /// What becomes of a run that is in the output folder already.
-    pub fn existing(&self) -> ExistingRun {
-        match (&self.resume_from_checkpoint, self.overwrite) {
-            (Some(_), _) => ExistingRun::Resume,
-            (None, true) => ExistingRun::Overwrite,
-            (None, false) => ExistingRun::Refuse,
+    /// Optimizer steps of a run with `steps_per_epoch`; `usual` where neither steps nor epochs are given.
+    pub fn steps(&self, steps_per_epoch: u64, usual: Option<u64>) -> u64 {
+        self.max_train_steps.unwrap_or(match (self.num_train_epochs, usual) {
+            (None, Some(usual)) => usual,
+            (epochs, _) => epochs.unwrap_or(1).saturating_mul(steps_per_epoch),
+        })
+    }
+
+    /// By how many batches the gradients of a group are divided that begins with an epoch's batch `first`.
+    pub fn accumulation_divisor(&self, first: usize, batches_per_epoch: usize) -> u64 {
+        let full = self.gradient_accumulation_steps;
+        match self.gradient_accumulation_average {
+            AccumulationAverage::Full => full,
+            AccumulationAverage::Present => full.min(batches_per_epoch.saturating_sub(first).max(1) as u64),
         }
+    }
+
+    /// What becomes of what is in the output folder already. A checkpoint of another folder goes on in this one as a new run does.
+    pub fn existing(&self, output: &Path) -> ExistingRun {
+        let is_inside =
+            |which: &str| which == "latest" || output.join(which).is_dir() || is_in(Path::new(which), output);
+        match (&self.resume_from_checkpoint, self.overwrite) {
+            (Some(which), _) if is_inside(which) => ExistingRun::Resume,
+            (_, true) => ExistingRun::Overwrite,
+            (_, false) => ExistingRun::Refuse,
+        }
+    }
+
+    /// Refuses to resume from a checkpoint that is not there.
+    pub fn check_resumed(&self, output: &Path) -> Result<()> {
+        match self.resume_from_checkpoint.as_deref() {
+            None | Some("latest") => Ok(()),
+            Some(which) if output.join(which).is_dir() || Path::new(which).is_dir() => Ok(()),
+            Some(which) => refuse(format!(
+                "--resume {which}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give --resume alone \
+                 for the latest",
+                output.display()
+            )),
+        }
+    }
+}
+
+/// Whether `path` lies in `folder`.
+fn is_in(path: &Path, folder: &Path) -> bool {
+    match (path.canonicalize(), folder.canonicalize()) {
+        (Ok(path), Ok(folder)) => path.starts_with(folder),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    fn args(text: &str) -> TrainingArgs {
+        let command = TrainingArgs::augment_args(clap::Command::new("train").no_binary_name(true));
+        TrainingArgs::from_arg_matches(&command.get_matches_from(text.split_whitespace())).unwrap()
+    }
+
+    #[test]
+    fn a_usual_length_is_taken_where_nothing_else_is_asked_for() {
+        for (text, with_usual, without) in [
+            ("", 600, 5),
+            ("--num-train-epochs 1", 5, 5),
+            ("--num-train-epochs 3", 15, 15),
+            ("--max-train-steps 7", 7, 7),
+            ("--max-train-steps 0", 0, 0),
+            ("--max-train-steps 7 --num-train-epochs 3", 7, 7),
+        ] {
+            let args = args(text);
+            assert_eq!((args.steps(5, Some(600)), args.steps(5, None)), (with_usual, without), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_short_group_is_divided_by_what_it_is_told_to_be() {
+        let divisors = |text: &str| [0, 4, 8].map(|first| args(text).accumulation_divisor(first, 9));
+        assert_eq!(divisors("--gradient-accumulation-steps 4"), [4, 4, 4]);
+        let present = "--gradient-accumulation-steps 4 --gradient-accumulation-average present";
+        assert_eq!(divisors(present), [4, 4, 1]);
+        assert_eq!(args(present).accumulation_divisor(0, 2), 2);
     }
 }

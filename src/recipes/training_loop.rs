@@ -51,7 +51,7 @@ pub trait Job {
 impl Run {
     /// Gradients of a batch's `loss`, as its share of an optimizer step.
     pub fn backward(&self, loss: &Tensor) {
-        let mut loss = loss / self.training.gradient_accumulation_steps as f64;
+        let mut loss = loss / self.accumulated as f64;
         if let Some(scaler) = &self.scaler {
             loss = scaler.scale(&loss);
         }
@@ -69,6 +69,7 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
     while run.step < run.total_steps {
         let began = Instant::now();
         let first = run.micro_step;
+        run.accumulated = run.training.accumulation_divisor(job.position(first).1, job.batches_per_epoch());
         let mut losses: Vec<Losses> = Vec::new();
         // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
         // an epoch ends the addition.

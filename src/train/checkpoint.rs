@@ -2,7 +2,8 @@
 //! content is durable, so that a run killed at any moment leaves its previous checkpoint as it was.
 
 use super::precision::ScalerState;
-use super::run_folder::{entries, remove_own, restore_replaced, write_folder_atomically, ADAPTER_FILES, PART_FOLDERS};
+use super::run_folder::{ADAPTER_FILES, PART_FOLDERS};
+use super::whole_folder::{entries, remove_own, restore_replaced, write_folder_atomically};
 use super::Parameters;
 use crate::error::{Error, Result};
 use crate::weights::tensor_file;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
 /// The numbers.
-const STATE: &str = "state.json";
+pub(super) const STATE: &str = "state.json";
 /// The tensors.
 const TENSORS: &str = "state.safetensors";
 /// All files of a checkpoint, those that make it one first; whatever else is in its folder is a user's.
@@ -101,11 +102,17 @@ struct Fingerprint {
 
 impl Fingerprint {
     fn of(path: &Path) -> Result<Self> {
-        let failed = |error| Error::io("read", path, error);
-        let mut digest = Sha256::new();
-        let bytes = std::io::copy(&mut File::open(path).map_err(failed)?, &mut digest).map_err(failed)?;
-        Ok(Self { bytes, sha256: digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect() })
+        let (bytes, sha256) = size_and_hash(path)?;
+        Ok(Self { bytes, sha256 })
     }
+}
+
+/// The number of a file's bytes, and their SHA-256.
+pub fn size_and_hash(path: &Path) -> Result<(u64, String)> {
+    let failed = |error| Error::io("read", path, error);
+    let mut digest = Sha256::new();
+    let bytes = std::io::copy(&mut File::open(path).map_err(failed)?, &mut digest).map_err(failed)?;
+    Ok((bytes, digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
 }
 
 /// The N of a name `checkpoint-N`.

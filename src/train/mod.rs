@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod adamw8bit;
 pub mod checkpoint;
+pub mod folder_lock;
 pub mod gradients;
 pub mod head_loss;
 pub mod interrupt;
@@ -17,6 +18,7 @@ pub mod plot_font;
 pub mod precision;
 pub mod run_folder;
 pub mod tensorboard;
+mod whole_folder;
 
 use std::collections::BTreeMap;
 use tch::Tensor;

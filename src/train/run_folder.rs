@@ -1,105 +1,13 @@
 //! The folder that a run writes: each file whole or not at all, and never over another run by accident.
 
+use super::folder_lock::FolderLock;
+use super::whole_folder::{entries, name_of, remove_file, remove_own, restore_replaced};
 use crate::error::{Error, Result};
-use crate::whole_file::{beside, sync, sync_parent, TEMPORARY};
+use crate::whole_file::{beside, TEMPORARY};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Where a folder waits while its successor takes its name.
-const REPLACED: &str = ".lorabooth-old";
-
-/// The folder `path`, whole or not at all: `write` fills an empty folder with the files `ours`, which are made durable
-/// before the folder takes the name `path`; some may be in folders of it. A folder that has the name waits beside it until then, and
-/// what a user put into it, which is whatever is not called as one of `ours`, moves into the new one; [`restore_replaced`] brings all
-/// of it back if the process ended in between.
-pub fn write_folder_atomically(path: &Path, ours: &[String], write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let (temporary, replaced) = (beside(path, TEMPORARY), beside(path, REPLACED));
-    if fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir()) {
-        return Err(Error::file(path, "is a file or a link where a folder is to be written; move it away"));
-    }
-    let finish = || -> Result<()> {
-        drop(fs::remove_dir_all(&temporary));
-        fs::create_dir_all(&temporary).map_err(|error| Error::io("create", path, error))?;
-        write(&temporary)?;
-        sync_whole(&temporary)?;
-        if path.exists() {
-            fs::rename(path, &replaced).map_err(|error| Error::io("replace", path, error))?;
-        }
-        fs::rename(&temporary, path).map_err(|error| Error::io("write", path, error))?;
-        sync_parent(path)
-    };
-    finish().inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
-    empty_into(&replaced, path, ours)
-}
-
-/// Brings a folder with all that is in it to the disk.
-fn sync_whole(folder: &Path) -> Result<()> {
-    for entry in entries(folder)? {
-        if entry.is_dir() { sync_whole(&entry) } else { sync(&entry) }?;
-    }
-    sync(folder)
-}
-
-/// Takes the folder `replaced` away, if it is there: the files `ours` go, everything else moves into `successor`.
-fn empty_into(replaced: &Path, successor: &Path, ours: &[String]) -> Result<()> {
-    if !fs::symlink_metadata(replaced).is_ok_and(|metadata| metadata.is_dir()) {
-        return Ok(());
-    }
-    remove_own(replaced, ours)?;
-    if !replaced.exists() {
-        return Ok(());
-    }
-    for entry in entries(replaced)? {
-        let place = successor.join(entry.file_name().unwrap_or_default());
-        if !place.exists() {
-            fs::rename(&entry, &place).map_err(|error| Error::io("move", &entry, error))?;
-        }
-    }
-    // Fails, rightly, where something of a user's is in both.
-    drop(fs::remove_dir(replaced));
-    Ok(())
-}
-
-/// Removes the files `ours` of the folder `path`, the folders that they are in, and itself, where a user put nothing else into them.
-pub(super) fn remove_own(path: &Path, ours: &[impl AsRef<Path>]) -> Result<()> {
-    ours.iter().try_for_each(|name| remove_file(&path.join(name)))?;
-    for folder in ours.iter().filter_map(|name| name.as_ref().parent()).filter(|folder| *folder != Path::new("")) {
-        drop(fs::remove_dir(path.join(folder)));
-    }
-    // Fails, rightly, where something else is left in it.
-    drop(fs::remove_dir(path));
-    Ok(())
-}
-
-/// Finishes the replacing of folders in `parent` that a process began and did not end: a folder whose successor is not
-/// there gets its name back; of another what is not called as one of `ours` moves into the successor.
-pub fn restore_replaced(parent: &Path, ours: &[String]) -> Result<()> {
-    for entry in entries(parent)? {
-        if let Some(name) = name_of(&entry).strip_prefix('.').and_then(|name| name.strip_suffix(REPLACED)) {
-            let place = parent.join(name);
-            if place.exists() {
-                empty_into(&entry, &place, ours)?;
-            } else {
-                fs::rename(&entry, &place).map_err(|error| Error::io("restore", &place, error))?;
-            }
-        }
-    }
-    Ok(())
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// What lies in `folder`, sorted.
-pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let list = fs::read_dir(folder).map_err(|error| Error::io("read", folder, error))?;
-    let mut paths: Vec<PathBuf> = list.flatten().map(|entry| entry.path()).collect();
-    paths.sort();
-    Ok(paths)
-}
 
 /// Files that runs write, in the order in which they go.
 const FILES: &[&str] = &[
@@ -141,48 +49,35 @@ pub enum ExistingRun {
     Overwrite,
 }
 
-/// A folder that this process alone writes to, until it is dropped.
-#[derive(Debug)]
-pub struct FolderLock(#[allow(dead_code, reason = "it holds the lock")] File);
-
-impl FolderLock {
-    /// Takes the lock of `folder`, or says that another run has it. A file system without locks has none to take.
-    pub fn take(folder: &Path) -> Result<Self> {
-        let file = File::open(folder).map_err(|error| Error::io("read", folder, error))?;
-        match file.try_lock() {
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::file(folder, "another run is writing here; wait for it to end, or name another folder"))
-            }
-            _ => Ok(Self(file)),
-        }
-    }
-}
-
 /// `--output-dir` of a run, made and known to be writable.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
     existing: ExistingRun,
     made: bool,
-    _lock: Arc<FolderLock>,
+    lock: Arc<FolderLock>,
 }
 
 impl RunFolder {
-    /// Makes the folder, and answers for it before any time is spent: that it can be written to, and that it holds no
-    /// other run unless `existing` says so.
-    pub fn create(path: &Path, existing: ExistingRun) -> Result<Self> {
+    /// Makes the folder, and answers for it before any time is spent: that it can be written to, that no other process writes
+    /// a run to it, and that it holds what `existing` says. `logs` is the folder of TensorBoard events.
+    pub fn create(path: &Path, existing: ExistingRun, logs: &Path) -> Result<Self> {
         let made = !path.exists();
+        if made && existing == ExistingRun::Resume {
+            return Err(no_run_in(path));
+        }
         fs::create_dir_all(path).map_err(|error| Error::io("create", path, error))?;
         let lock = Arc::new(FolderLock::take(path)?);
-        let folder = Self { path: path.to_owned(), existing, made, _lock: lock };
-        if existing == ExistingRun::Refuse {
-            if let Some(trace) = folder.trace_of_a_run()? {
-                return Err(Error::file(
-                    path,
-                    format!("holds another run ({trace}); continue it with --resume, or replace it with --overwrite"),
-                ));
-            }
+        let folder = Self { path: path.to_owned(), existing, made, lock };
+        folder.answer(logs).inspect_err(|_| folder.remove_if_unused())?;
+        Ok(folder)
+    }
+
+    fn answer(&self, logs: &Path) -> Result<()> {
+        if let (ExistingRun::Refuse, Some(taken)) = (self.existing, self.in_the_way(logs)?) {
+            return Err(taken);
         }
+        let path = &self.path;
         // Written and removed, so that a read-only or full disk shows now and not after the first checkpoint.
         let probe = beside(&path.join("probe"), TEMPORARY);
         let mut file = File::create(&probe).map_err(|error| Error::io("write to", path, error))?;
@@ -190,8 +85,10 @@ impl RunFolder {
         drop(fs::remove_file(&probe));
         written.map_err(|error| Error::io("write to", path, error))?;
         restore_replaced(path, &super::checkpoint::files())?;
-        folder.remove_left_overs()?;
-        Ok(folder)
+        if self.existing == ExistingRun::Resume && !self.holds_a_run()? {
+            return Err(no_run_in(path));
+        }
+        self.remove_left_overs()
     }
 
     /// The folder itself.
@@ -204,10 +101,40 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    fn trace_of_a_run(&self) -> Result<Option<String>> {
+    /// The refusal of a folder in which this run would replace something: of another run, or of anybody's.
+    fn in_the_way(&self, logs: &Path) -> Result<Option<Error>> {
         let is_trace =
             |name: &String| name == "run.json" || name == "metrics.jsonl" || super::checkpoint::step_of(name).is_some();
-        Ok(entries(&self.path)?.iter().map(|entry| name_of(entry)).find(is_trace))
+        let names = entries(&self.path)?.iter().map(|entry| name_of(entry)).collect::<Vec<_>>();
+        if let Some(trace) = names.into_iter().find(is_trace) {
+            return Ok(Some(Error::is_of_a_run(self.join(&trace))));
+        }
+        let in_folders = PART_FOLDERS.iter().chain([&BEST]).flat_map(|folder| {
+            let files = ADAPTER_FILES.iter().chain([&BEST_EVALUATION]);
+            files.map(move |file| format!("{folder}/{file}"))
+        });
+        let own = FILES.iter().chain(ADAPTER_FILES).map(|name| (*name).to_owned()).chain(in_folders);
+        let there = own.map(|name| self.join(&name)).find(|path| fs::symlink_metadata(path).is_ok());
+        // A file in the place of a folder could not stay either.
+        let folders = PART_FOLDERS.iter().chain([&BEST, &SAMPLES]).map(|name| self.join(name));
+        let no_folder = folders.into_iter().find(|path| path.exists() && !path.is_dir());
+        let mut taken = there.or(no_folder);
+        if taken.is_none() {
+            taken = first_where(&self.join(SAMPLES), is_sample)?;
+        }
+        if taken.is_none() && logs.starts_with(&self.path) {
+            taken = first_where(logs, is_events)?;
+        }
+        Ok(taken.map(|path| Error::is_there(path, "--output-dir")))
+    }
+
+    /// Whether there is a run to go on with.
+    fn holds_a_run(&self) -> Result<bool> {
+        let is_whole = |entry: &PathBuf| {
+            super::checkpoint::step_of(&name_of(entry)).is_some() && entry.join(super::checkpoint::STATE).exists()
+        };
+        let logs = ["run.json", "metrics.jsonl"].iter().any(|name| self.join(name).exists());
+        Ok(logs || entries(&self.path)?.iter().any(is_whole))
     }
 
     /// Temporary files and folders of a run that was killed.
@@ -225,6 +152,7 @@ impl RunFolder {
     /// Takes the folder away again if this run made it and wrote nothing.
     pub fn remove_if_unused(&self) {
         if self.made {
+            self.lock.remove_file();
             // Fails, rightly, where something is in it.
             drop(fs::remove_dir(&self.path));
         }
@@ -241,19 +169,42 @@ impl RunFolder {
             remove_file(&self.join(name))?;
         }
         if logs.starts_with(&self.path) && logs.is_dir() {
-            remove_where(logs, |name| name.starts_with("events.out.tfevents."))?;
+            remove_where(logs, is_events)?;
         }
         for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
             match name_of(entry).as_str() {
                 name if name == BEST || PART_FOLDERS.contains(&name) => {
                     remove_own(entry, &[ADAPTER_FILES, &[BEST_EVALUATION]].concat())?;
                 }
-                SAMPLES => remove_where(entry, |name| name.starts_with("step-") && name.ends_with(".png"))?,
+                SAMPLES => remove_where(entry, is_sample)?,
                 name if super::checkpoint::step_of(name).is_some() => remove_own(entry, &super::checkpoint::files())?,
                 _ => {}
             }
         }
         Ok(())
+    }
+}
+
+fn no_run_in(path: &Path) -> Error {
+    Error::file(
+        path,
+        "holds no run that --resume could continue; leave --resume out to begin one, or name a run's folder as --output-dir",
+    )
+}
+
+fn is_sample(name: &str) -> bool {
+    name.starts_with("step-") && name.ends_with(".png")
+}
+
+fn is_events(name: &str) -> bool {
+    name.starts_with("events.out.tfevents.")
+}
+
+/// The first file of `folder`, which need not be there, whose name is `written` by a run.
+fn first_where(folder: &Path, written: impl Fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    match folder.is_dir() {
+        true => Ok(entries(folder)?.into_iter().find(|path| written(&name_of(path)))),
+        false => Ok(None),
     }
 }
 
@@ -264,38 +215,15 @@ fn remove_where(folder: &Path, written: impl Fn(&str) -> bool) -> Result<()> {
     remove_own(folder, &names.iter().map(String::as_str).filter(|name| written(name)).collect::<Vec<_>>())
 }
 
-fn remove_file(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Err(Error::io("remove", path, error))
-        }
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::whole_folder::write_folder_atomically;
     use super::*;
 
     fn touch(folder: &Path, name: &str) {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "x").unwrap();
-    }
-
-    #[test]
-    fn a_folder_is_replaced_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("checkpoint-1");
-        for name in ["first", "second"] {
-            write_folder_atomically(&path, &["first", "second"].map(str::to_owned), |temporary| {
-                touch(temporary, name);
-                Ok(())
-            })
-            .unwrap();
-        }
-        assert_eq!(entries(&path).unwrap(), [path.join("second")]);
-        assert_eq!(entries(folder.path()).unwrap(), [path]);
     }
 
     #[test]
@@ -313,7 +241,7 @@ mod tests {
         for name in ["state.json", "state.safetensors", "more.txt"] {
             touch(folder.path(), &format!(".checkpoint-1.lorabooth-old/{name}"));
         }
-        RunFolder::create(folder.path(), ExistingRun::Resume).unwrap();
+        RunFolder::create(folder.path(), ExistingRun::Resume, &folder.path().join("logs")).unwrap();
         assert!(["state.json", "notes.txt", "deep/er.txt", "more.txt"].iter().all(|name| path.join(name).exists()));
         assert!(!path.join("state.safetensors").exists());
         assert_eq!(entries(folder.path()).unwrap(), [path]);
@@ -323,7 +251,7 @@ mod tests {
     fn a_folder_whose_replacing_was_cut_short_is_restored() {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path(), ".checkpoint-4.lorabooth-old/state.json");
-        RunFolder::create(folder.path(), ExistingRun::Resume).unwrap();
+        RunFolder::create(folder.path(), ExistingRun::Resume, &folder.path().join("logs")).unwrap();
         assert!(folder.path().join("checkpoint-4/state.json").exists());
     }
 
@@ -332,12 +260,63 @@ mod tests {
         for trace in ["run.json", "metrics.jsonl", "checkpoint-10/state.json"] {
             let folder = tempfile::tempdir().unwrap();
             touch(folder.path(), trace);
-            let message = RunFolder::create(folder.path(), ExistingRun::Refuse).unwrap_err().to_string();
+            let message = RunFolder::create(folder.path(), ExistingRun::Refuse, &folder.path().join("logs"))
+                .unwrap_err()
+                .to_string();
             assert!(message.contains("--resume") && message.contains("--overwrite"), "{message}");
             assert!(folder.path().join(trace).exists());
-            RunFolder::create(folder.path(), ExistingRun::Resume).unwrap();
+            RunFolder::create(folder.path(), ExistingRun::Resume, &folder.path().join("logs")).unwrap();
             assert!(folder.path().join(trace).exists());
         }
+    }
+
+    #[test]
+    fn what_no_run_wrote_is_refused_too_and_stays() {
+        let names = [FILES, ADAPTER_FILES].concat();
+        let more = [
+            "unet/adapter_config.json",
+            "text_encoder/adapter_model.safetensors",
+            "best/evaluation.json",
+            "best/classes.json",
+        ];
+        let others = ["samples/step-000100-0.png", "logs/events.out.tfevents.1.x", "unet", "samples"];
+        for name in names.iter().chain(&more).chain(&others) {
+            let folder = tempfile::tempdir().unwrap();
+            touch(folder.path(), name);
+            let create = |existing| RunFolder::create(folder.path(), existing, &folder.path().join("logs"));
+            let message = create(ExistingRun::Refuse).unwrap_err().to_string();
+            assert!(message.contains("--overwrite") && message.contains(name), "{message}");
+            assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"x", "{name}");
+            if !["run.json", "metrics.jsonl"].contains(name) {
+                assert!(!message.contains("--resume"), "{message}");
+                let message = create(ExistingRun::Resume).unwrap_err().to_string();
+                assert!(message.contains("no run that --resume"), "{name}: {message}");
+            }
+            assert_eq!(entries(folder.path()).unwrap().len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_run_does_not_write_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "notes.txt",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "samples/mine.png",
+            "logs/mine.txt",
+        ] {
+            touch(folder.path(), name);
+        }
+        RunFolder::create(folder.path(), ExistingRun::Refuse, &folder.path().join("logs")).unwrap();
+    }
+
+    #[test]
+    fn a_run_that_is_not_there_cannot_be_resumed_and_leaves_no_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let message = RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap_err().to_string();
+        assert!(message.contains("holds no run that --resume could continue") && !path.exists(), "{message}");
     }
 
     #[test]
@@ -367,7 +346,7 @@ mod tests {
         for name in theirs.iter().chain(&ours).chain(&in_folders).chain(&half) {
             touch(folder.path(), name);
         }
-        let run = RunFolder::create(folder.path(), ExistingRun::Overwrite).unwrap();
+        let run = RunFolder::create(folder.path(), ExistingRun::Overwrite, &folder.path().join("logs")).unwrap();
         assert!(ours.iter().all(|name| folder.path().join(name).exists()), "removed before the new run begins");
         run.remove_run(&run.join("logs")).unwrap();
         assert!(theirs.iter().all(|name| folder.path().join(name).exists()));
@@ -381,7 +360,9 @@ mod tests {
     fn a_place_that_cannot_be_written_is_one_plain_error() {
         let folder = tempfile::tempdir().unwrap();
         touch(folder.path(), "file");
-        let message = RunFolder::create(&folder.path().join("file/run"), ExistingRun::Refuse).unwrap_err().to_string();
+        let message = RunFolder::create(&folder.path().join("file/run"), ExistingRun::Refuse, Path::new("logs"))
+            .unwrap_err()
+            .to_string();
         assert!(message.starts_with("cannot create") && message.contains("file/run"), "{message}");
     }
 }

@@ -133,11 +133,14 @@ pub fn scheduler(checkpoint: &OriginalCheckpoint) -> Value {
     })
 }
 
+/// Latent height and width of a model of 512 pixels.
+pub const BASE_LATENT_SIZE: i64 = 64;
+
 /// Latent height and width that a model was made for: 768 pixels for those of Stable Diffusion 2 that predict v, else 512.
 pub fn sample_size(prediction_type: Option<&str>) -> i64 {
     match prediction_type {
         Some("v_prediction") => 96,
-        _ => 64,
+        _ => BASE_LATENT_SIZE,
     }
 }
 

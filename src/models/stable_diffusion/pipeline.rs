@@ -239,6 +239,12 @@ impl PipelineFiles {
         }
     }
 
+    /// Height and width, in pixels, of the images that the model was made for.
+    pub fn native_resolution(&self) -> Result<i64> {
+        let latent = self.unet_config()?.sample_size.unwrap_or(inferred_config::BASE_LATENT_SIZE);
+        Ok(latent * self.vae_config()?.scale_factor())
+    }
+
     /// The text encoder's configuration.
     pub fn text_encoder_config(&self) -> Result<ClipTextConfig> {
         match self.described("text_encoder") {

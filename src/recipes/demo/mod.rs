@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::sample::pipeline::Pipeline;
+use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;
 use crate::train::precision::Precision;
 use crate::weights::Placement;
@@ -26,6 +27,7 @@ use clap::Args;
 use gallery::{Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
 use likeness::{appearances, Appearance, Distances, Likeness};
 use report::Report;
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -46,6 +48,9 @@ pub struct DemoConfig {
     /// Folder for everything that the demo writes
     #[arg(long, visible_alias = "output", default_value = "lorabooth-demo")]
     pub output_dir: PathBuf,
+    /// Replace an earlier demo that is there
+    #[arg(long)]
+    pub overwrite: bool,
     /// Optimizer steps
     #[arg(long, visible_alias = "steps", value_name = "STEPS", default_value_t = 400)]
     pub max_train_steps: u64,
@@ -75,9 +80,10 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     let began = Instant::now();
-    let folder = Folder::create(&config.output_dir)?;
+    let folder = Folder::create(&config.output_dir, config.overwrite)?;
     let training = training_flags(config, &folder);
-    let options = DreamBoothConfig::from_flags(&training)?;
+    let mut options = DreamBoothConfig::from_flags(&training)?;
+    options.training.command = Some(command(&training));
     options.check()?;
     assets::write_model(&folder.model())?;
     assets::write_subject(&folder.photos())?;
@@ -110,7 +116,7 @@ pub fn run(
     };
     let (measured_before, measured_after) = (measured(&appearances_before), measured(&appearances_after));
     let report = Report {
-        command: format!("lorabooth train dreambooth {}", words(&training)),
+        command: command(&training),
         seed,
         seconds: began.elapsed().as_secs_f64(),
         training_seconds,
@@ -130,41 +136,51 @@ pub fn run(
     };
     gallery.write(&folder.images(), "before", &before)?;
     gallery.write(&folder.images(), "after", &after)?;
-    let contact_sheet = folder.0.join("contact-sheet.png");
+    let contact_sheet = folder.path.join("contact-sheet.png");
     report::write_sheet(&contact_sheet, &folder, &gallery, (&before, &after), &report)?;
-    write_json(&folder.0.join("report.json"), &report)?;
+    write_json(&folder.path.join("report.json"), &report)?;
     Ok(Finished { contact_sheet, adapter: folder.adapter(), model: folder.model(), report })
 }
 
-fn words(flags: &[String]) -> String {
-    flags.iter().map(|flag| shell_word(flag)).collect::<Vec<_>>().join(" ")
+/// The training as a command of its own.
+fn command(flags: &[String]) -> String {
+    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
+    format!("lorabooth train dreambooth {}", words.join(" "))
 }
 
 /// The demo has nothing to resume: it is short.
 fn stopped(error: Error) -> Error {
     match error {
-        Error::Interrupted(_) => Error::Interrupted("the demo was stopped; run it again".into()),
+        Error::Interrupted(_) => Error::Interrupted("the demo was stopped; run it again with --overwrite".into()),
         other => other,
     }
 }
 
 /// The folders of a demo.
-struct Folder(PathBuf);
+struct Folder {
+    path: PathBuf,
+    _lock: FolderLock,
+}
 
 impl Folder {
-    /// A new folder, or that of an earlier demo, whose images and adapter go.
-    fn create(path: &Path) -> Result<Self> {
+    /// A new folder, or to `overwrite` that of an earlier demo, whose images and adapter go.
+    fn create(path: &Path, overwrite: bool) -> Result<Self> {
         let failed = |error| Error::io("create", path, error);
         std::fs::create_dir_all(path).map_err(failed)?;
-        let empty = std::fs::read_dir(path).map_err(failed)?.next().is_none();
+        FolderLock::check_free(path)?;
+        let is_other = |entry: std::io::Result<DirEntry>| entry.is_ok_and(|entry| entry.file_name() != LOCK_FILE);
+        let empty = !std::fs::read_dir(path).map_err(failed)?.any(is_other);
         if !empty && !path.join(MARK).exists() {
             return Err(Error::invalid(format!(
                 "--output-dir: {} holds other files; name a folder of its own for the demo",
                 path.display()
             )));
         }
+        if !empty && !overwrite {
+            return Err(Error::is_there(path, "--output-dir"));
+        }
+        let folder = Self { path: path.to_owned(), _lock: FolderLock::take(path)? };
         write_whole(&path.join(MARK), b"")?;
-        let folder = Self(path.to_owned());
         for old in [folder.class_images(), folder.adapter(), folder.images()].iter().filter(|old| old.exists()) {
             std::fs::remove_dir_all(old).map_err(|error| Error::io("remove", old, error))?;
         }
@@ -172,24 +188,24 @@ impl Folder {
     }
 
     fn model(&self) -> PathBuf {
-        self.0.join("model")
+        self.path.join("model")
     }
 
     fn photos(&self) -> PathBuf {
-        self.0.join("photos")
+        self.path.join("photos")
     }
 
     fn class_images(&self) -> PathBuf {
-        self.0.join("class-images")
+        self.path.join("class-images")
     }
 
     /// Single images, before and after, of the class, and the photos through the autoencoder.
     fn images(&self) -> PathBuf {
-        self.0.join("images")
+        self.path.join("images")
     }
 
     fn adapter(&self) -> PathBuf {
-        self.0.join("adapter")
+        self.path.join("adapter")
     }
 }
 
