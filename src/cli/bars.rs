@@ -40,20 +40,21 @@ impl TermLike for BarTerminal {
         self.term.size().0
     }
 
-    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
-        self.term.move_cursor_up(n)
+    // The bar is one line, whatever indicatif makes of its length before it is cut: nothing to move between.
+    fn move_cursor_up(&self, _n: usize) -> io::Result<()> {
+        Ok(())
     }
 
-    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
-        self.term.move_cursor_down(n)
+    fn move_cursor_down(&self, _n: usize) -> io::Result<()> {
+        Ok(())
     }
 
-    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
-        self.term.move_cursor_right(n)
+    fn move_cursor_right(&self, _n: usize) -> io::Result<()> {
+        Ok(())
     }
 
-    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
-        self.term.move_cursor_left(n)
+    fn move_cursor_left(&self, _n: usize) -> io::Result<()> {
+        Ok(())
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
@@ -231,6 +232,9 @@ mod tests {
 
     #[test]
     fn a_line_lies_on_as_many_rows_as_a_narrower_window_makes_of_it() {
-        assert_eq!([(0, 80), (76, 80), (76, 40), (76, 38), (76, 10)].map(|(n, w)| BarTerminal::rows(n, w)), [1, 1, 2, 2, 8]);
+        assert_eq!(
+            [(0, 80), (76, 80), (76, 40), (76, 38), (76, 10)].map(|(n, w)| BarTerminal::rows(n, w)),
+            [1, 1, 2, 2, 8]
+        );
     }
 }

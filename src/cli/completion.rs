@@ -40,7 +40,7 @@ pub fn completion(args: &CompletionArgs, reporter: &mut Reporter) -> Result<()> 
 pub fn man(args: &ManArgs, reporter: &mut Reporter) -> Result<()> {
     let folder = &args.output;
     let mut pages = BTreeMap::new();
-    let mut command = whole_command().disable_help_subcommand(true);
+    let mut command = with_other_names(whole_command().disable_help_subcommand(true));
     // Gives commands within commands their whole names.
     command.build();
     collect(&command, &mut pages)?;
@@ -57,10 +57,30 @@ pub fn man(args: &ManArgs, reporter: &mut Reporter) -> Result<()> {
     Ok(())
 }
 
+/// `command` with the other names of flags in their descriptions, which manual pages lack otherwise.
+fn with_other_names(mut command: Command) -> Command {
+    let below: Vec<String> = command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
+    for name in below {
+        command = command.mut_subcommand(name, with_other_names);
+    }
+    command.mut_args(|arg| {
+        let names: Vec<String> =
+            arg.get_visible_aliases().into_iter().flatten().map(|name| format!("--{name}")).collect();
+        match (names.is_empty(), arg.get_help()) {
+            (false, Some(help)) => {
+                let text = format!("{help} (also {})", names.join(", "));
+                arg.help(text.clone()).long_help(text)
+            }
+            _ => arg,
+        }
+    })
+}
+
 /// The pages of `command` and of those below it.
 fn collect(command: &Command, pages: &mut BTreeMap<String, Vec<u8>>) -> Result<()> {
     let mut page = Vec::new();
-    let manual = clap_mangen::Man::new(command.clone());
+    let version = concat!("lorabooth ", env!("CARGO_PKG_VERSION"));
+    let manual = clap_mangen::Man::new(command.clone()).source(version).manual("lorabooth");
     manual.render(&mut page).map_err(|error| Error::Internal(error.to_string()))?;
     pages.insert(manual.get_filename(), page);
     command.get_subcommands().filter(|below| !below.is_hide_set()).try_for_each(|below| collect(below, pages))

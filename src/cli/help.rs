@@ -116,7 +116,16 @@ To see whether it fits your card: `lorabooth plan llm` with the same flags and -
     },
     Page {
         command: "evaluate",
-        shown: &["model", "task", "validation_file", "adapter", "text_column", "label_column", "prompt_template", "output"],
+        shown: &[
+            "model",
+            "task",
+            "validation_file",
+            "adapter",
+            "text_column",
+            "label_column",
+            "prompt_template",
+            "output",
+        ],
         below: "Example:
   lorabooth evaluate --model distilbert/distilbert-base-uncased --adapter my-classifier --task seq-cls \\
       --validation-file test.csv --text-column review --label-column rating --output answers.csv",

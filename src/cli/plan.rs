@@ -27,10 +27,10 @@ use tch::{Device, Kind};
 /// What to plan.
 #[derive(Debug, Subcommand)]
 pub enum PlanCommand {
-    /// A run of `train dreambooth`, whose flags these are; meant where neither is named
+    /// Plan a run of `train dreambooth`, with its flags; the default
     #[command(args_override_self = true)]
     Dreambooth(PlanDreamBooth),
-    /// A run of `train llm`, whose flags these are
+    /// Plan a run of `train llm`, with its flags; the default with --task
     #[command(args_override_self = true)]
     Llm(PlanLlm),
 }
@@ -228,7 +228,9 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
     let input = LanguagePlanInput { half: place.half(), ..model.input(&config, lengths, place.device) };
     let assumed = || {
         let longest = input.texts.most.length;
-        format!("planned for texts of {longest} tokens (--max-seq-length); give --train-file to use the lengths of yours")
+        format!(
+            "planned for texts of {longest} tokens (--max-seq-length); give --train-file to use the lengths of yours"
+        )
     };
     let usual = files.architecture().lora_targets.join(",");
     let asked = Asked {
@@ -360,7 +362,9 @@ fn summary_lines(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>) -> Vec
                 lines.push(format!("the run of {} steps takes {}", asked.steps, about(seconds_in_all(plan, rates))));
             }
         }
-        None => lines.push("no time is predicted: the card is not in this machine, so its speed cannot be measured".into()),
+        None => {
+            lines.push("no time is predicted: the card is not in this machine, so its speed cannot be measured".into())
+        }
     }
     lines.extend(asked.length.clone());
     lines

@@ -1,7 +1,7 @@
 //! `lorabooth train`.
 
-use super::complete::MAX_NEW_TOKENS;
 use super::bars::duration;
+use super::complete::MAX_NEW_TOKENS;
 use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;

@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::language::{Architecture, LanguageModel, TransformerShape};
 use crate::models::Loaded;
-use std::collections::BTreeMap;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
 

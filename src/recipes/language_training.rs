@@ -5,7 +5,7 @@ use super::language_adapter::{LanguageAdapter, WantedAdapter};
 use super::language_base::{LanguageBase, WantedModel};
 use super::language_config::{BestBy, LanguageConfig, FREE_OPTIONS};
 use super::language_data_args::TaskChoice;
-use super::language_evaluation::{Answers, Evaluation, Evaluator, check_positions};
+use super::language_evaluation::{check_positions, Answers, Evaluation, Evaluator};
 use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
 use super::memory_advice::{report_memory, with_advice};

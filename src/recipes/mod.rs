@@ -45,8 +45,8 @@ use crate::error::Result;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::weights::hub::Download;
 use observer::{Event, Observer};
-pub use shell_word::{shell_path, shell_word};
 use serde_json::json;
+pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -105,8 +105,7 @@ pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer)
 
 /// Reports what computes.
 pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) {
-    let fields =
-        json!({ "device": device_flag(device), "dtype": dtype_name(kind), "threads": tch::get_num_threads() });
+    let fields = json!({ "device": device_flag(device), "dtype": dtype_name(kind), "threads": tch::get_num_threads() });
     observer.fact_with("device", device_name(device, kind), fields);
 }
 

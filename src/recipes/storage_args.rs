@@ -66,7 +66,9 @@ impl StorageArgs {
             (Storage::Int8 { threshold }, _) => {
                 (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
             }
-            (Storage::Streamed, Device::Cpu) => ("in their files, each block loaded when it is used".to_owned(), "files"),
+            (Storage::Streamed, Device::Cpu) => {
+                ("in their files, each block loaded when it is used".to_owned(), "files")
+            }
             (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
         };
         let threshold = match self.storage() {

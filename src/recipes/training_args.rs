@@ -188,7 +188,9 @@ impl TrainingArgs {
             in_range(flag, number, most)?;
         }
         if self.adam_epsilon == 0.0 {
-            return refuse("--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into());
+            return refuse(
+                "--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
+            );
         }
         if self.max_grad_norm == 0.0 {
             return refuse(

@@ -31,7 +31,8 @@ mod tests {
         let images: Vec<RgbImage> = (1..=5).map(|shade| RgbImage::from_pixel(8, 6, Rgb([shade; 3]))).collect();
         let all = grid(&images);
         assert_eq!(all.dimensions(), (3 * 8 + 2 * GAP, 2 * 6 + GAP));
-        let shades = [(0, 0), (12, 0), (24, 0), (0, 10), (12, 10), (24, 10), (9, 0)].map(|(x, y)| all.get_pixel(x, y)[0]);
+        let shades =
+            [(0, 0), (12, 0), (24, 0), (0, 10), (12, 10), (24, 10), (9, 0)].map(|(x, y)| all.get_pixel(x, y)[0]);
         assert_eq!(shades, [1, 2, 3, 4, 5, 255, 255]);
     }
 }

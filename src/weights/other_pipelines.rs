@@ -105,7 +105,8 @@ mod tests {
     fn stable_diffusion_itself_is_none_of_them() {
         let unet = ("unet/config.json", json!({ "_class_name": "UNet2DConditionModel" }));
         for class in ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline"] {
-            let index = json!({ "_class_name": class, "unet": ["diffusers", "U"], "text_encoder": ["transformers", "C"] });
+            let index =
+                json!({ "_class_name": class, "unet": ["diffusers", "U"], "text_encoder": ["transformers", "C"] });
             assert_eq!(of_index(&index), None);
             assert_eq!(folder(&[("model_index.json", index), unet.clone()]), None, "{class}");
         }

@@ -7,7 +7,9 @@ use super::{
 use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Download, Hub};
-use crate::weights::{other_pipelines, spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet};
+use crate::weights::{
+    other_pipelines, spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -112,8 +112,15 @@ fn a_run_is_made_to_fit_with_the_cheapest_options() {
 
 #[test]
 fn sizes_are_read_in_decimal_and_binary_units() {
-    let sizes =
-        [("11GB", 11_000_000_000), ("8GiB", 8 << 30), ("6000MB", 6_000_000_000), ("1.5 gib", 3 << 29), ("8", 8_000_000_000), ("0.5", 500_000_000), ("42b", 42)];
+    let sizes = [
+        ("11GB", 11_000_000_000),
+        ("8GiB", 8 << 30),
+        ("6000MB", 6_000_000_000),
+        ("1.5 gib", 3 << 29),
+        ("8", 8_000_000_000),
+        ("0.5", 500_000_000),
+        ("42b", 42),
+    ];
     for (text, bytes) in sizes {
         assert_eq!(parse_size(text).unwrap(), bytes);
     }
