@@ -1,8 +1,11 @@
 //! The command line's contract: which flags it takes, what it prints, and which files it leaves.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/documented.rs"]
+mod documented;
 mod support;
 
+use documented::{keys, Documented};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
@@ -204,6 +207,196 @@ fn with_json_every_line_is_an_object_that_names_its_event() {
     assert!(last["text"].as_str().unwrap().contains("--overwrite"), "{last}");
     let quiet = lorabooth_ok(&train(&out, "--overwrite -q"));
     assert_eq!(quiet, "");
+}
+
+#[test]
+fn what_a_run_writes_and_says_is_what_is_documented() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let more = format!(
+        "--json --train-text-encoder --with-prior-preservation --class-prompt dog --class-data-dir {} \
+         --num-class-images 2 --validation-prompt sks --num-validation-images 2 --validation-steps 1 --checkpointing-steps 1",
+        folder.path().join("class").display()
+    );
+    let said = lorabooth_ok(&train(&out, &more));
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let documented = Documented::read();
+    assert_eq!(documented.undocumented(&events), Default::default());
+    let facts: Vec<&str> = events.iter().filter_map(|event| event["name"].as_str()).collect();
+    for name in ["model", "device", "memory", "class_images", "photos", "training", "unet", "text_encoder", "output"] {
+        assert!(facts.contains(&name), "no fact `{name}` in {facts:?}");
+        // As values too, and not in words alone.
+        let fact = events.iter().find(|event| event["name"] == name).unwrap();
+        assert_eq!(keys(fact).intersection(&documented.facts()[name]).count() > 0, true, "{fact}");
+    }
+    let phases: Vec<&str> = events.iter().filter_map(|event| event["phase"].as_str()).collect();
+    for phase in ["class images", "encoding", "training", "sampling", "writing"] {
+        assert!(phases.contains(&phase), "no phase `{phase}` in {phases:?}");
+    }
+    let sampled = events.iter().find(|event| event["phase"] == "class images").unwrap();
+    // Two images at once, of 50 steps.
+    assert_eq!((sampled["total"].as_u64(), sampled["unit"].as_str()), (Some(50), Some("sampler steps")));
+    for line in lines(&out.join("metrics.jsonl")) {
+        assert_eq!(keys(&line), documented.fields("metrics.jsonl"));
+    }
+    let run = read_json(out.join("run.json"));
+    let mut fields = keys(&run);
+    for name in ["seconds", "peak_memory_bytes"] {
+        fields.remove(name);
+        fields.extend(keys(&run[name]).iter().map(|inner| format!("{name}.{inner}")));
+    }
+    assert_eq!(fields, documented.fields("run.json"));
+    let finished = events.last().unwrap();
+    assert_eq!(keys(finished), documented.fields("finished"));
+}
+
+#[test]
+fn samples_are_one_line_and_one_grid() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let said = lorabooth_ok(&train(&out, "--validation-prompt sks --num-validation-images 4 --validation-steps 2"));
+    let wrote: Vec<&str> = said.lines().filter(|line| line.contains("samples")).collect();
+    assert!(wrote.len() == 2 && wrote[1].contains("step-000002-grid.png, of 4 images"), "{said}");
+    let [one, all] = ["step-000002-3.png", "step-000002-grid.png"]
+        .map(|name| image::open(out.join("samples").join(name)).unwrap().to_rgb8());
+    let (side, gap) = (one.width(), all.width() - 2 * one.width());
+    assert_eq!(all.dimensions(), (2 * side + gap, 2 * side + gap));
+    let corner = image::imageops::crop_imm(&all, side + gap, side + gap, side, side).to_image();
+    assert!(corner == one, "the last image is not in its place");
+}
+
+#[test]
+fn short_names_of_flags_are_those_flags_also_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let [typed, filed] = ["typed", "filed"].map(|name| folder.path().join(name));
+    let common = format!(
+        "train dreambooth --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --mixed-precision no \
+         --device cpu --threads 1",
+        model("tiny").display(),
+        photos(5, 0).display()
+    );
+    let typed_flags = "--steps 1 --batch_size 2 --lr 1e-3 --network_dim 4 --network-alpha 6";
+    lorabooth_ok(&words(&format!("{common} {typed_flags} --output {}", typed.display())));
+    let file = folder.path().join("run.toml");
+    let text = format!(
+        "steps = 1\nbatch_size = 2\nlr = 1e-3\nrank = 4\nnetwork_alpha = 6\noutput = {:?}\n",
+        filed.display().to_string()
+    );
+    fs::write(&file, text).unwrap();
+    lorabooth_ok(&words(&format!("{common} --config {}", file.display())));
+    for out in [typed, filed] {
+        let options = &read_json(out.join("run.json"))["options"];
+        for (name, value) in [
+            ("max_train_steps", json!(1)),
+            ("train_batch_size", json!(2)),
+            ("learning_rate", json!(1e-3)),
+            ("lora_r", json!(4)),
+            ("lora_alpha", json!(6.0)),
+        ] {
+            assert_eq!(options[name], value, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_plan_answers_for_cards_that_are_elsewhere_and_by_its_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    configurations(folder.path(), false);
+    let plan = |more: &str| {
+        let output = lorabooth(&words(&format!("plan --json --model {} {more}", folder.path().display())));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), serde_json::from_str::<Value>(text.trim()).unwrap_or_else(|_| json!({ "said": text })))
+    };
+    let documented = Documented::read().fields("plan");
+    // (flags, exit code, dtype, bytes that it must fit in)
+    for (more, code, dtype, budget) in [
+        ("--device cpu --mixed-precision no --fit 8", 0, "fp32", Some(8e9)),
+        ("--device cpu --mixed-precision no --fit 0.1", 1, "fp32", Some(1e8)),
+        ("--device cuda --fit 8GB", 0, "bf16", Some(8e9)),
+        ("--for t4", 0, "fp16", None),
+        ("--for 3060", 0, "bf16", None),
+    ] {
+        let (status, plan) = plan(more);
+        assert_eq!(status, Some(code), "{more}: {plan}");
+        assert_eq!(keys(&plan), documented, "{more}");
+        assert_eq!(plan["dtype"], dtype, "{more}");
+        assert_eq!(plan["fits"], json!(code == 0), "{more}");
+        let is_here = more.contains("cpu");
+        assert_eq!(plan["seconds_per_step"].is_null(), !is_here, "{more}");
+        assert_eq!(plan["assumed"].as_str().unwrap_or_default().contains("compute capability"), !is_here, "{more}");
+        match budget {
+            Some(bytes) => assert_eq!(plan["budget_bytes"].as_f64(), Some(bytes), "{more}"),
+            // Less than what is sold, and not much less.
+            None => {
+                let sold = if more.contains("t4") { 16.0 } else { 12.0 };
+                let share = plan["budget_bytes"].as_f64().unwrap() / (sold * f64::from(1 << 30));
+                assert!((0.85..0.98).contains(&share), "{more}: {share}");
+            }
+        }
+    }
+    let suggested = plan("--for t4 --mixed-precision no --train-batch-size 8").1["suggestions"].to_string();
+    assert!(suggested.contains("--mixed-precision fp16") && !suggested.contains("bf16"), "{suggested}");
+    for (more, words) in [
+        ("--for voodoo", "--for"),
+        ("--for t4 --fit 8", "--fit"),
+        ("--for t4 --device cpu", "--device cpu"),
+        ("--fit 8bananas", "--fit"),
+    ] {
+        let output = lorabooth(&[&["plan", "--model", "x"], words_of(more).as_slice()].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() != Some(0) && said.contains(words), "{more}: {said}");
+    }
+    let help = lorabooth_ok(&["plan", "--help"]);
+    assert!(help.contains("--fit <SIZE>") && help.contains("lorabooth plan --model"), "{help}");
+}
+
+fn words_of(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
+}
+
+#[test]
+fn shells_complete_flags_and_their_short_names() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = lorabooth_ok(&["completion", shell]);
+        for flag in ["instance-data-dir", "network-dim", "steps", "lr"] {
+            assert!(script.contains(flag), "{shell}: {flag}");
+        }
+    }
+    let script = tempfile::NamedTempFile::new().unwrap();
+    fs::write(script.path(), lorabooth_ok(&["completion", "bash"])).unwrap();
+    let complete = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let program = format!(
+            "source {}; COMP_WORDS=({line}); COMP_CWORD={}; _lorabooth lorabooth '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
+            script.path().display(),
+            words.len() - 1,
+            words[words.len() - 1],
+            words[words.len() - 2]
+        );
+        let output = Command::new("bash").args(["--norc", "-c", &program]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(complete("lorabooth tr").contains("train"));
+    let flags = complete("lorabooth train dreambooth --net");
+    assert!(flags.contains("--network-dim") && flags.contains("--network-alpha"), "{flags}");
+}
+
+#[test]
+fn manual_pages_are_written_for_every_command_and_over_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("man");
+    let line = ["man", "--output", to.to_str().unwrap()];
+    lorabooth_ok(&line);
+    for page in ["lorabooth.1", "lorabooth-train-dreambooth.1", "lorabooth-adapter-merge.1", "lorabooth-plan.1"] {
+        let text = fs::read_to_string(to.join(page)).unwrap();
+        assert!(text.contains(".TH") && text.contains("NAME"), "{page}");
+    }
+    let text = fs::read_to_string(to.join("lorabooth-train-dreambooth.1")).unwrap();
+    assert!(text.contains("network\\-dim") && text.contains("train dreambooth"), "{text}");
+    let again = lorabooth(&line);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("--overwrite"));
+    lorabooth_ok(&[&line[..], &["--overwrite"]].concat());
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! `lorabooth demo`, whole: the subject is learned, the class is kept, and what it says of it is there.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/documented.rs"]
+mod documented;
 mod support;
 
+use documented::{keys, Documented};
 use serde_json::Value;
 use std::path::Path;
 use support::{lorabooth, lorabooth_ok, read_json};
@@ -21,6 +24,7 @@ fn the_demo_teaches_the_subject_and_keeps_the_class() {
     let out = folder.path().join("demo");
     let said = lorabooth_ok(&["demo", "--device", "cpu", "--output-dir", out.to_str().unwrap()]);
     let report = read_json(out.join("report.json"));
+    assert_eq!(keys(&report), Documented::read().fields("report.json"));
 
     // What it measured by colour and shape.
     let after = |key: &str| number(&report, &["subject_after", key]);

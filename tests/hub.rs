@@ -282,7 +282,7 @@ fn repositories_that_cannot_be_used_are_refused_before_their_weights_come() {
         "model_index.json",
         br#"{"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "U"], "text_encoder_2": ["transformers", "C"]}"#,
     ));
-    refused(&xl, "is a StableDiffusionXLPipeline, which is not supported");
+    refused(&xl, "is Stable Diffusion XL; this version supports Stable Diffusion 1.x and 2.x");
 }
 
 #[test]

@@ -178,8 +178,8 @@ fn sample_images_are_made_up_for() {
         let config = DreamBooth::parse_from(words.split_whitespace().chain(more.iter().copied())).config;
         dreambooth_lora::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
     };
-    // The first of the two images of each look is there, the second is not.
-    let first = |event: &Event| matches!(event, Event::Wrote { path } if path.to_string_lossy().ends_with("-0.png"));
+    // In the first of 25 steps of the second of two images: the first is there, the second is not.
+    let first = |event: &Event| matches!(event, Event::Progress { done: 26 });
     check(&first, 3, &run);
 }
 
@@ -358,4 +358,17 @@ fn the_adapter_of_an_unfinished_run_is_in_its_checkpoint() {
             assert_eq!(of(&out.join("checkpoint-1")), of(&out), "{part}/{file}");
         }
     }
+}
+
+#[test]
+fn a_narrower_window_and_ctrl_c_leave_no_bar_on_the_screen() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let (model, photos) = (model("tiny"), photos(5, 0));
+    let [model, photos, out] = [&model, &photos, &out].map(|path| path.to_str().unwrap());
+    let program = env!("CARGO_BIN_EXE_lorabooth");
+    let run = ["train", "dreambooth", "--model", model, "--instance-data-dir", photos, "--instance-prompt", "sks"];
+    let more = "--resolution 32 --mixed-precision no --device cpu --threads 1 --max-train-steps 1000000 --output-dir";
+    let args: Vec<&str> = [&[program], &run[..]].concat().into_iter().chain(more.split(' ')).chain([out]).collect();
+    support::python_alone("terminal.py", &args);
 }

@@ -1,12 +1,16 @@
 //! What `lorabooth train llm` says: how weights are kept, and a command that tries the adapter.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/documented.rs"]
+mod documented;
 #[path = "support/jobs.rs"]
 mod jobs;
 mod support;
 
+use documented::{keys, Documented};
 use jobs::{bert, gpt2, lines, t5, Job};
-use serde_json::json;
+use serde_json::{json, Value};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use support::{complete, lorabooth, lorabooth_ok, read_json};
@@ -29,7 +33,51 @@ fn the_first_screen_says_how_weights_are_kept() {
     assert_eq!(line("plain", &[]), None);
     let int8 = line("int8", &["--load-in-8bit", "--int8-threshold", "4.5"]).unwrap();
     assert_eq!(int8, "linear layers in 8 bits; inputs of 4.5 or more are computed in 16");
-    assert_eq!(line("offload", &["--offload", "cpu"]).unwrap(), "in their files, each block brought for its use");
+    assert_eq!(line("offload", &["--offload", "cpu"]).unwrap(), "in their files, each block loaded when it is used");
+}
+
+#[test]
+fn what_a_language_run_writes_and_says_is_what_is_documented() {
+    let (folder, documented) = (tempfile::tempdir().unwrap(), Documented::read());
+    let mut measured = BTreeSet::new();
+    for job in [gpt2(true), bert()] {
+        let (out, validation) = (folder.path().join(job.name), job.folder.join("validation.jsonl"));
+        let more = ["--max-train-steps", "1", "--validation-file", validation.to_str().unwrap(), "--json"];
+        let mut args = job.train(&out, &more);
+        args.retain(|arg| arg != "--quiet");
+        let said = lorabooth_ok(&args);
+        let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(documented.undocumented(&events), BTreeSet::new(), "{}", job.name);
+        let evaluations = lines(&out.join("evaluations.jsonl"));
+        assert_eq!(evaluations.len(), 2, "{}", job.name);
+        measured.extend(evaluations.iter().flat_map(keys));
+        // TensorBoard's tags stand in the events as they are.
+        let logs: Vec<u8> = std::fs::read_dir(out.join("logs"))
+            .unwrap()
+            .flat_map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+            .collect();
+        for name in keys(&evaluations[0]).iter().filter(|name| *name != "step") {
+            let tag = format!("evaluation/{name}");
+            let found = logs.windows(tag.len()).filter(|bytes| *bytes == tag.as_bytes()).count();
+            assert_eq!(found, 2, "{}: {tag}", job.name);
+        }
+        let mut table = csv::Reader::from_path(out.join("predictions.csv")).unwrap();
+        let columns: Vec<String> = table.headers().unwrap().iter().map(str::to_owned).collect();
+        let (plain, shares) = columns.split_at(3);
+        assert_eq!(plain, ["text", "label", "prediction"]);
+        let classes: Vec<String> = match job.name {
+            "bert" => serde_json::from_value(support::read_json(out.join("classes.json"))).unwrap(),
+            _ => Vec::new(),
+        };
+        assert_eq!(shares, classes.iter().map(|class| format!("probability_{class}")).collect::<Vec<_>>());
+        for row in table.records().map(Result::unwrap).filter(|_| !classes.is_empty()) {
+            let shares: Vec<f64> = row.iter().skip(3).map(|share| share.parse().unwrap()).collect();
+            assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{row:?}");
+            let most = (0..shares.len()).max_by(|a, b| shares[*a].total_cmp(&shares[*b])).unwrap();
+            assert_eq!(row[2], classes[most], "{row:?}");
+        }
+    }
+    assert_eq!(measured, documented.fields("evaluations.jsonl"));
 }
 
 /// The command that a run of `job` closes with.

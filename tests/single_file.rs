@@ -281,7 +281,7 @@ fn files_that_are_no_model_are_refused_with_what_they_are() {
         failure(&path)
     };
     let sdxl = ["conditioner.embedders.1.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight"];
-    assert!(refused(&sdxl).contains("Stable Diffusion XL checkpoint, which is not supported"));
+    assert!(refused(&sdxl).contains("Stable Diffusion XL checkpoint; this version supports Stable Diffusion 1.x"));
     assert!(refused(&["unet.mid_block.attentions.0.to_q.lora_A.weight"]).contains("a LoRA adapter, not a model"));
     assert!(refused(&["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"]).contains("LoRA adapter"));
     assert!(refused(&["x.weight"]).contains("no UNet"));

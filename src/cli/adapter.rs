@@ -28,15 +28,15 @@ use tch::Kind;
 /// What to do with an adapter.
 #[derive(Debug, Subcommand)]
 pub enum AdapterCommand {
-    /// Say what an adapter is: format, ranks, alphas, modules, sizes
+    /// Show an adapter's format, ranks, alphas, modules and sizes
     Inspect {
         /// Adapter folder or file, in any format
         adapter: PathBuf,
     },
-    /// Fold adapters into a model: a whole pipeline, or language model, in a folder of its own
+    /// Merge adapters into a model and save it in a folder of its own
     #[command(args_override_self = true)]
     Merge(MergeArgs),
-    /// Write an adapter in another format
+    /// Convert an adapter to another format
     #[command(args_override_self = true)]
     Convert(ConvertArgs),
 }
@@ -45,16 +45,16 @@ pub enum AdapterCommand {
 #[derive(Debug, Args)]
 #[command(mut_arg("model", |arg| arg.help("Model: a diffusers folder, a .safetensors checkpoint or a hub id; a language model's folder, .gguf file or hub id")))]
 pub struct MergeArgs {
-    /// Adapter, with a strength after an equals sign; any number of times
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times
     #[arg(long, required = true, visible_alias = "adapter", value_name = "PATH[=SCALE]")]
     lora: Vec<String>,
     /// Folder for the merged model
     #[arg(long, visible_alias = "output")]
     output_dir: PathBuf,
-    /// Replace a model that is there already
+    /// Replace a model that is already there
     #[arg(long)]
     overwrite: bool,
-    /// Dtype to write; that of the model's files where not given
+    /// Dtype of the merged weights; by default that of the model's files
     #[arg(long, value_enum)]
     dtype: Option<WrittenDtype>,
     // Last: its heading holds for what follows.
@@ -106,13 +106,13 @@ pub struct ConvertArgs {
     /// Folder (peft, diffusers) or file (kohya) to write
     #[arg(long, visible_alias = "output-dir")]
     output: PathBuf,
-    /// Replace an adapter that is there already
+    /// Replace an adapter that is already there
     #[arg(long)]
     overwrite: bool,
     /// Write tensors in float16 (kohya)
     #[arg(long)]
     half: bool,
-    /// Name the text encoder's modules as transformers before version 5 did (peft)
+    /// Use the text encoder module names of transformers before version 5 (peft)
     #[arg(long)]
     old_text_encoder_names: bool,
 }

@@ -69,7 +69,7 @@ fn without_overridden(mut flags: Vec<String>, typed: &[OsString]) -> Vec<String>
         typed.iter().filter_map(name).any(|name| names.contains(&name.as_str()))
     };
     if is_typed(&["--num-train-epochs"]) && !is_typed(&["--max-train-steps", "--steps"]) {
-        flags.retain(|flag| flag.split('=').next() != Some("--max-train-steps"));
+        flags.retain(|flag| !matches!(flag.split('=').next(), Some("--max-train-steps" | "--steps")));
     }
     flags
 }
@@ -195,16 +195,16 @@ mod tests {
     fn epochs_that_are_typed_win_over_a_files_steps() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("c.toml");
-        std::fs::write(&file, "max_train_steps = 7").unwrap();
+        std::fs::write(&file, "max_train_steps = 7\nsteps = 7").unwrap();
         let of = |more: &str| {
             expand(words(&format!("lorabooth train llm --config {} {more}", file.display()))).unwrap().args
         };
         assert_eq!(of("--num-train-epochs=2"), words("lorabooth train llm --num-train-epochs=2"));
         assert_eq!(
             of("--num_train_epochs 2 --max-train-steps 3"),
-            words("lorabooth train llm --max-train-steps=7 --num-train-epochs 2 --max-train-steps 3")
+            words("lorabooth train llm --max-train-steps=7 --steps=7 --num-train-epochs 2 --max-train-steps 3")
         );
-        assert_eq!(of("-q"), words("lorabooth train llm --max-train-steps=7 -q"));
+        assert_eq!(of("-q"), words("lorabooth train llm --max-train-steps=7 --steps=7 -q"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `lorabooth complete`: text from a language model, or the class that it finds for one, with any number of adapters.
+//! `lorabooth complete`: continues, answers or classifies a text with a language model and any number of adapters.
 
 use super::{Common, Dtype, Reporter};
 use crate::adapters::Prompt;
@@ -15,6 +15,7 @@ use crate::recipes::observer::Observer;
 use crate::recipes::prompt_checks::warn_of_doubled_start;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
+use crate::recipes::{report_device, report_given_adapter, report_model};
 use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
@@ -24,7 +25,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Tokens to write at most where no number is given.
+/// The default of `--max-new-tokens`.
 pub const MAX_NEW_TOKENS: usize = 50;
 
 /// A longer text on standard input is no prompt.
@@ -36,31 +37,31 @@ pub struct CompleteArgs {
     /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
     #[arg(long)]
     model: PathBuf,
-    /// Revision of a hub id
+    /// Branch, tag or commit of a hub id
     #[arg(long)]
     revision: Option<String>,
-    /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
     #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     adapter: Vec<String>,
-    /// The text to go on with, to answer, or to sort into a classifier's classes; - reads standard input as it is
+    /// The text to continue, answer or classify; - reads standard input
     #[arg(long)]
     prompt: String,
-    /// Tokens to write at most
+    /// Maximum number of tokens to generate
     #[arg(long, default_value_t = MAX_NEW_TOKENS)]
     max_new_tokens: usize,
-    /// 0 takes the likeliest token; 1 draws by the model's own probabilities
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
-    /// Draw from so many of the likeliest tokens
+    /// Sample from the K most likely tokens
     #[arg(long)]
     top_k: Option<i64>,
-    /// Draw from the likeliest tokens that have this probability together
+    /// Sample from the most likely tokens whose probabilities add up to P (nucleus sampling)
     #[arg(long)]
     top_p: Option<f64>,
-    /// Texts to follow at once in search of the likeliest
+    /// Number of beams of beam search
     #[arg(long, default_value_t = 1)]
     num_beams: usize,
-    /// Dtype to compute in
+    /// Dtype of the computation
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// How the model's weights are kept.
@@ -90,10 +91,10 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     };
     let text = args.text()?;
     let observer: &mut dyn Observer = reporter;
-    observer.fact("model", format!("{}, {}", args.model.display(), base.files.architecture().model_type));
-    crate::recipes::report_device(device, kind, observer)?;
+    report_model(&args.model.display().to_string(), Some(base.files.architecture().model_type), observer);
+    report_device(device, kind, observer)?;
     args.weights.report(device, observer);
-    args.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
+    args.adapter.iter().for_each(|text| report_given_adapter(text, observer));
     // A head that no adapter brings must be in the model's files.
     let labels = adapters.head_rows(&base.files)?;
     let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed: common.seed })?;

@@ -1,6 +1,6 @@
 //! `lorabooth demo`.
 
-use super::reporter::duration;
+use super::bars::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::libtorch::memory;

@@ -13,14 +13,17 @@ use crate::recipes::model_args::ModelArgs;
 use crate::recipes::observer::{Event, Observer};
 use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
 use crate::recipes::storage_args::StorageArgs;
+use crate::recipes::{report_device, report_given_adapter, report_model};
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{
     check_guidance_scale, decode, png_with_parameters, sample_latents, Conditioning, Sampling,
 };
 use crate::schedulers::default_name;
+use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::{write_whole, WholeFile};
 use clap::Args;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// More images than anyone looks at, and fewer than fill a machine with their names.
@@ -36,46 +39,46 @@ const NAME: &str = "image";
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// What to draw
+    /// What the image shows
     #[arg(long)]
     prompt: String,
-    /// What not to draw
+    /// What the image must not show
     #[arg(long, default_value = "")]
     negative_prompt: String,
-    /// Adapter, with a strength after an equals sign; any number of times
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times
     #[arg(long, value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     lora: Vec<String>,
-    /// Steps of the sampler
+    /// Number of sampling steps
     #[arg(long, default_value_t = 30)]
     steps: usize,
-    /// How closely to follow the prompt
+    /// Guidance scale: how closely to follow the prompt
     #[arg(long, default_value_t = GUIDANCE_SCALE)]
     guidance_scale: f64,
-    /// pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; the model's own where not given
+    /// Sampler: pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; by default the model's own
     #[arg(long)]
     scheduler: Option<String>,
-    /// Height in pixels; the model's own where not given
+    /// Height in pixels; by default the model's own
     #[arg(long)]
     height: Option<i64>,
-    /// Width in pixels
+    /// Width in pixels; by default the model's own
     #[arg(long)]
     width: Option<i64>,
-    /// Images to make; image i is that of seed + i
+    /// Number of images; image i uses the seed --seed + i
     #[arg(long, default_value_t = 1)]
     num_images: usize,
-    /// Images at a time; the VAE decodes them one by one, whatever this is
+    /// Images to sample at a time; they are decoded one by one
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Decode images larger than the model's own tile by tile, in the memory of one tile
+    /// Decode large images tile by tile, which needs the memory of one tile
     #[arg(long)]
     vae_tiling: bool,
-    /// Dtype to compute in
+    /// Dtype of the computation
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// FILE.png, or a folder, in which pictures are numbered; image.png where not given, numbered where that is taken
+    /// FILE.png, or a folder in which images are numbered; by default image.png, numbered if that is taken
     #[arg(long, visible_alias = "output-dir", value_name = "FILE.png|FOLDER")]
     output: Option<PathBuf>,
-    /// Replace a picture that is there already
+    /// Replace an image that is already there
     #[arg(long)]
     overwrite: bool,
     /// How the weights of UNet and text encoder are kept.
@@ -142,11 +145,13 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
         Ok(())
     };
 
-    reporter.fact("model", args.model.name.clone());
-    crate::recipes::report_device(device, kind, reporter)?;
+    report_model(&args.model.name, None, reporter);
+    report_device(device, kind, reporter)?;
     args.weights.report(device, reporter);
-    reporter.fact("sampler", format!("{}, {} steps", sampling.scheduler.as_deref().unwrap_or_default(), args.steps));
-    args.lora.iter().for_each(|text| reporter.fact("adapter", text.clone()));
+    let name = sampling.scheduler.as_deref().unwrap_or_default();
+    let fields = json!({ "scheduler": name, "steps": args.steps, "guidance_scale": args.guidance_scale });
+    reporter.fact_with("sampler", format!("{name}, {} steps", args.steps), fields);
+    args.lora.iter().for_each(|text| report_given_adapter(text, reporter));
 
     let place = Placement { device, kind };
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
@@ -165,24 +170,38 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     vae.model.use_tiling(args.vae_tiling);
     memory::release_cached(device)?;
 
+    let interrupt = Interrupt::on_signals()?;
     let seeds: Vec<i64> = (0..args.num_images).map(|i| common.seed.wrapping_add(i as i64)).collect();
     let groups: Vec<&[i64]> = seeds.chunks(args.batch_size.max(1)).collect();
-    reporter.on(Event::Begin { phase: "generating".into(), total: (groups.len() * args.steps) as u64, done: 0 });
-    let mut paths = paths.into_iter();
+    reporter.begin("generating", (groups.len() * args.steps) as u64, "sampler steps");
+    let (mut paths, mut written) = (paths.into_iter(), Vec::new());
     for (group, seeds) in groups.iter().enumerate() {
         let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, seeds, &mut |done, total| {
             let done = (group * args.steps + done * args.steps / total) as u64;
             reporter.on(Event::Progress { done });
-            Ok(())
-        })?;
+            interrupt.check()
+        });
+        let latents = match latents {
+            Err(Error::Interrupted(_)) => return Err(interrupted(written, args.num_images, reporter)),
+            latents => latents?,
+        };
         for (image, seed) in decode(&vae.model, &latents, vae_kind)?.iter().zip(*seeds) {
             let Some(path) = paths.next() else { break };
             write_whole(&path, &png_with_parameters(image, &parameters(args, &sampling, *seed, image.dimensions()))?)?;
-            reporter.on(Event::Wrote { path });
+            written.push(path);
         }
     }
     reporter.on(Event::End);
+    reporter.on(Event::WroteImages { paths: written, grid: None });
     Ok(())
+}
+
+/// The error of a job that was asked to stop after `written` of `wanted` images.
+fn interrupted(written: Vec<PathBuf>, wanted: usize, reporter: &mut dyn Observer) -> Error {
+    let count = written.len();
+    reporter.on(Event::End);
+    reporter.on(Event::WroteImages { paths: written, grid: None });
+    Error::Interrupted(format!("{count} of {wanted} images were written"))
 }
 
 /// The sizes of a job, or which flag asks for what cannot be.

@@ -2,12 +2,15 @@
 
 mod adapter;
 mod arguments;
+mod bars;
 mod command_text;
 mod complete;
+mod completion;
 mod demo;
 mod doctor;
 mod evaluate;
 mod generate;
+mod help;
 mod plan;
 mod recorded_options;
 mod reporter;
@@ -18,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use command_text::shell_line;
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
@@ -31,7 +34,7 @@ use tch::Device;
 /// More threads than any machine has cores only fill memory with stacks.
 const MAX_THREADS: i32 = 1024;
 
-/// DreamBooth LoRA for Stable Diffusion, and LoRA for language models, without Python
+/// DreamBooth LoRA for Stable Diffusion and PEFT fine-tuning of language models, without Python
 #[derive(Parser)]
 #[command(name = "lorabooth", version, args_override_self = true, infer_subcommands = false)]
 struct Cli {
@@ -46,55 +49,60 @@ enum Command {
     /// Train an adapter
     #[command(subcommand)]
     Train(train::TrainCommand),
-    /// Make images from a prompt, with any number of adapters
+    /// Generate images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
     Generate(generate::GenerateArgs),
-    /// Go on with a text, answer it, or name its class, with a language model
+    /// Continue, answer or classify a text with a language model, with any number of adapters
     #[command(args_override_self = true)]
     Complete(complete::CompleteArgs),
-    /// Measure a language model, with any number of adapters, on records, or have it answer them
+    /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
     Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
-    /// Look at an adapter, fold it into a model, convert it
+    /// Inspect, merge or convert an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
-    /// Say what memory and time a training run will need, and what to turn on to fit a card
+    /// Predict the memory and time of a training run, and what makes it fit a card
     #[command(subcommand)]
     Plan(plan::PlanCommand),
-    /// Teach the model inside this binary a subject: the whole DreamBooth job in minutes, without a download
+    /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
     /// Print a text's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
-    /// Say what was found on this machine, with the cure for each problem
+    /// Print the completion script for a shell
+    Completion(completion::CompletionArgs),
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Man(completion::ManArgs),
+    /// Check this machine: libtorch, CUDA, memory; each problem with its solution
     Doctor,
 }
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", help_heading = "Common")]
     device: String,
-    /// CPU threads; the physical cores where not given
+    /// Number of CPU threads; by default the physical cores
     #[arg(long, global = true, help_heading = "Common")]
     threads: Option<i32>,
-    /// Seed of all draws
+    /// Random seed
     #[arg(long, global = true, default_value_t = 0, allow_negative_numbers = true, help_heading = "Common")]
     seed: i64,
-    /// TOML file of flags, such as `lora_r = 8`, or the run.json of an earlier run, to make the same one again; flags of the
-    /// command line win
+    /// TOML file with flags, such as `lora_r = 8`, or the run.json of an earlier run to repeat it; flags on the command line
+    /// take precedence
     // Taken from the command line before clap reads it (`arguments`); here for --help.
     #[arg(long, global = true, value_name = "FILE.toml|run.json", help_heading = "Common")]
     config: Option<PathBuf>,
-    /// One JSON object a line instead of bars and prose
+    /// Print one JSON object a line instead of text and progress bars
     #[arg(long, global = true, help_heading = "Common")]
     json: bool,
-    /// Say more: every step, where there is no bar
+    /// Print every step where there is no progress bar
     #[arg(short, long, global = true, help_heading = "Common")]
     verbose: bool,
-    /// Say nothing but warnings and errors
+    /// Print only warnings and errors
     #[arg(short, long, global = true, help_heading = "Common")]
     quiet: bool,
     /// The command line as it was typed, without secrets.
@@ -103,33 +111,45 @@ pub struct Common {
 }
 
 impl Common {
-    /// The device asked for, or the best there is.
-    fn device(&self) -> Result<Device> {
-        let count = || startup::cuda_devices();
-        let index = match self.device.as_str() {
-            "auto" => return Ok(startup::best_device()),
-            "cpu" => return Ok(Device::Cpu),
-            "cuda" => 0,
+    /// The device that `--device` names, be it in this machine or not; none for `auto`.
+    fn named_device(&self) -> Result<Option<Device>> {
+        Ok(Some(match self.device.as_str() {
+            "auto" => return Ok(None),
+            "cpu" => Device::Cpu,
+            "cuda" => Device::Cuda(0),
             other => match other.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()) {
-                Some(index) => index,
+                Some(index) => Device::Cuda(index),
                 None => return Err(Error::invalid(format!("--device {other} is not one of auto, cpu, cuda, cuda:N"))),
             },
-        };
-        match (index as i64) < count() {
-            true => Ok(Device::Cuda(index)),
+        }))
+    }
+
+    /// The device asked for, or the best there is.
+    fn device(&self) -> Result<Device> {
+        let device = self.named_device()?.unwrap_or_else(startup::best_device);
+        match is_present(device) {
+            true => Ok(device),
             false => Err(Error::invalid(format!(
                 "--device {}: {} CUDA devices were found; `lorabooth doctor` says why",
                 self.device,
-                count()
+                startup::cuda_devices()
             ))),
         }
+    }
+}
+
+/// Whether `device` is in this machine.
+fn is_present(device: Device) -> bool {
+    match device {
+        Device::Cuda(index) => (index as i64) < startup::cuda_devices(),
+        _ => true,
     }
 }
 
 /// Dtype for commands that do not train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
-    /// bf16 where the device computes in it, else fp32 on the CPU and fp16 on a GPU.
+    /// bf16 where the device supports it, otherwise fp32 on the CPU and fp16 on a GPU.
     Auto,
     /// float32.
     #[value(alias = "no")]
@@ -151,6 +171,11 @@ impl Dtype {
     }
 }
 
+/// The whole command line with its help.
+fn whole_command() -> clap::Command {
+    help::arranged(Cli::command())
+}
+
 /// Runs the command line `args` (the program's name first).
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let typed = shell_line(&args);
@@ -158,7 +183,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(expanded) => expanded,
         Err(error) => return failed(&error, false, 2),
     };
-    let mut cli = match Cli::try_parse_from(&expanded.args) {
+    let mut command = whole_command();
+    let matches = command.try_get_matches_from_mut(&expanded.args);
+    let mut cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return misused(error, &expanded),
     };
@@ -190,21 +217,25 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
     openmp_waiting::sleep_while_others_compute();
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
+    // A plan that says "no" has done what it should, and scripts ask its exit code.
+    let mut answer_is_yes = true;
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
         Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
-        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter),
+        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
+        Command::Completion(args) => completion::completion(&args, &mut reporter),
+        Command::Man(args) => completion::man(&args, &mut reporter),
         Command::Doctor => doctor::run(&mut reporter),
     });
     let outcome = outcome.and_then(|()| reporter.check_output());
     drop(reporter);
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::from(u8::from(!answer_is_yes)),
         Err(error @ Error::Interrupted(_)) => failed(&error, json, 130),
         Err(error @ Error::Usage(_)) => failed(&error, json, 2),
         Err(error) => failed(&error, json, 1),

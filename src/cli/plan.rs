@@ -1,6 +1,6 @@
 //! `lorabooth plan`: the memory and time that a training run will need, from configurations alone.
 
-use super::{Common, Reporter};
+use super::{is_present, Common, Reporter};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
@@ -12,20 +12,25 @@ use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::language_data_args::TaskChoice;
 use crate::recipes::language_plan::{PlannedModel, RecordLengths};
 use crate::recipes::observer::{Event, Observer};
-use crate::train::memory_plan::{fit, parse_size, Fit, MemoryPlan, Planned, Rates};
+use crate::recipes::training_args::{MixedPrecision, TrainingArgs};
+use crate::recipes::{device_flag, dtype_name};
+use crate::train::memory_plan::{
+    fit, parse_size, Card, Fit, LanguagePlanInput, MemoryPlan, PlanInput, Planned, Rates, Work,
+};
+use crate::train::precision::{half_kind, Precision};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, Args, Subcommand};
-use serde_json::json;
+use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 /// What to plan.
 #[derive(Debug, Subcommand)]
 pub enum PlanCommand {
-    /// A run of `train dreambooth`, whose flags these are; meant where neither is named
+    /// Plan a run of `train dreambooth`, with its flags; the default
     #[command(args_override_self = true)]
     Dreambooth(PlanDreamBooth),
-    /// A run of `train llm`, whose flags these are
+    /// Plan a run of `train llm`, with its flags; the default with --task
     #[command(args_override_self = true)]
     Llm(PlanLlm),
 }
@@ -50,20 +55,112 @@ pub struct PlanLlm {
     fit: FitFlag,
 }
 
-/// What a run shall fit.
+/// What a run must fit in.
 #[derive(Debug, Args)]
 struct FitFlag {
-    /// Say what to turn on to fit this much memory, such as 11GB
-    #[arg(long, help_heading = "Plan")]
+    /// Memory that the run must fit in: 8 (GB), 8GiB or 6000MB. Names the options to turn on where it does not fit as it is; exit
+    /// code 1 if it does not fit with all of them either
+    #[arg(long, value_name = "SIZE", help_heading = "Plan")]
     fit: Option<String>,
+    /// Plan for a graphics card that need not be in this machine, such as t4, 3060 or a100-80gb: --fit with what CUDA and the driver
+    /// leave of its memory, and the dtype that it computes in
+    #[arg(long = "for", value_name = "CARD", conflicts_with = "fit", help_heading = "Plan")]
+    card: Option<String>,
 }
 
-/// Less than this is told in MiB.
+/// Where the planned run computes.
+struct Place {
+    device: Device,
+    /// The card of `--for`.
+    card: Option<Card>,
+    /// The precision that it computes in, where it is not in this machine.
+    assumed_precision: Option<Precision>,
+}
+
+impl Place {
+    /// What the flags say. A card that is asked about need not be here.
+    fn of(common: &Common, flags: &FitFlag) -> Result<Self> {
+        let named = common.named_device()?;
+        if let Some(name) = &flags.card {
+            let card = Card::named(name)?;
+            if named == Some(Device::Cpu) {
+                return Err(Error::Usage("--for plans for a graphics card; leave --device cpu out".into()));
+            }
+            let precision = Precision::of_capability(Some(card.capability));
+            let device = named.unwrap_or(Device::Cuda(0));
+            return Ok(Self { device, card: Some(card), assumed_precision: Some(precision) });
+        }
+        match named.filter(|device| !is_present(*device)) {
+            Some(device) => Ok(Self { device, card: None, assumed_precision: Some(Precision::Bf16) }),
+            None => Ok(Self { device: common.device()?, card: None, assumed_precision: None }),
+        }
+    }
+
+    /// Lets `training` compute as the card would, where that is left to the device.
+    fn set_precision(&self, training: &mut TrainingArgs) {
+        if let (MixedPrecision::Auto, Some(precision)) = (training.mixed_precision, self.assumed_precision) {
+            training.mixed_precision = match precision {
+                Precision::Fp32 => MixedPrecision::No,
+                Precision::Fp16 => MixedPrecision::Fp16,
+                Precision::Bf16 => MixedPrecision::Bf16,
+            };
+        }
+    }
+
+    /// The 16-bit dtype of the device.
+    fn half(&self) -> Kind {
+        self.assumed_precision.map_or_else(|| half_kind(self.device), Precision::compute_kind)
+    }
+
+    /// What the plan assumes of a card that it cannot look at.
+    fn assumptions(&self) -> Option<String> {
+        let precision = self.assumed_precision?.flag();
+        Some(match &self.card {
+            Some(card) => {
+                let (major, minor) = card.capability;
+                let others = match card.other_sizes().as_slice() {
+                    [] => String::new(),
+                    names => format!("; there is also --for {}", names.join(" and ")),
+                };
+                format!(
+                    "planned for a {} of {} GB, compute capability {major}.{minor}, which computes in {precision}: error correction, \
+                     the driver and the CUDA context leave {} to a run{others}",
+                    card.name,
+                    card.sold_gb,
+                    gib(card.usable_bytes())
+                )
+            }
+            None => format!(
+                "planned for a CUDA card that is not in this machine, assumed to be of compute capability 8.0 or higher, which \
+                 computes in {precision}; name an older one with --for, such as --for t4"
+            ),
+        })
+    }
+
+    /// Bytes that the run must fit in, and the same in words.
+    fn budget(&self, flags: &FitFlag) -> Result<Option<(u64, String)>> {
+        match (&self.card, &flags.fit) {
+            (Some(card), _) => Ok(Some((card.usable_bytes(), format!("a {} of {} GB", card.name, card.sold_gb)))),
+            (None, Some(size)) => {
+                let is_bare = size.trim().parse::<f64>().is_ok();
+                let bytes = parse_size(size).map_err(|error| Error::Usage(format!("--fit: {error}")))?;
+                Ok(Some((bytes, if is_bare { format!("{} GB", size.trim()) } else { size.clone() })))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn is_measured(&self) -> bool {
+        self.assumed_precision.is_none()
+    }
+}
+
+/// Less than this is given in MiB.
 const SMALL: u64 = 100 << 20;
 
 const ASSUMED_PHOTOS: &str =
     "planned for photos that are not square: their crops are random, so the VAE's encoder stays loaded; \
-    give --instance-data-dir to have yours looked at";
+    give --instance-data-dir to plan for yours";
 
 fn optional(arg: Arg) -> Arg {
     arg.required(false).default_value("").hide_default_value(true)
@@ -73,38 +170,44 @@ fn optional_path(arg: Arg) -> Arg {
     optional(arg).value_parser(OsStringValueParser::new().map(PathBuf::from))
 }
 
-/// Runs the command.
-pub fn run(command: PlanCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
+/// Runs the command; false where nothing makes the run fit.
+pub fn run(command: PlanCommand, common: &Common, reporter: &mut Reporter) -> Result<bool> {
     match command {
-        PlanCommand::Dreambooth(args) => dreambooth(&args, common.device()?, reporter),
-        PlanCommand::Llm(args) => llm(&args, common.device()?, reporter),
+        PlanCommand::Dreambooth(args) => dreambooth(args, common, reporter),
+        PlanCommand::Llm(args) => llm(args, common, reporter),
     }
 }
 
-fn dreambooth(args: &PlanDreamBooth, device: Device, reporter: &mut Reporter) -> Result<()> {
-    let config = &args.config;
+fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) -> Result<bool> {
+    let (mut config, place) = (args.config, Place::of(common, &args.fit)?);
+    place.set_precision(&mut config.training);
+    let budget = place.budget(&args.fit)?;
     config.check()?;
     config.warnings().into_iter().for_each(|text| reporter.on(Event::Warning { text }));
     let options = ModelOptions { configs_only: true, ..config.model.options() };
     let files = crate::recipes::open_model(&config.model.name, &options, reporter)?;
     let (networks, config) = (NetworkConfigs::of(&files)?, &config.for_model(&files)?);
     let photos = Photos::of(config, &files, reporter)?;
-    let input = plan_input(config, &networks, photos.as_ref(), device)?;
+    let input = plan_input(config, &networks, photos.as_ref(), place.device)?;
+    let input = PlanInput { half: place.half(), ..input };
     let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
-    let said = Said {
+    let asked = Asked {
         targets: format!("{}; to_q,to_v are usual", config.lora_targets),
-        assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()),
+        assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
         length: photos.as_ref().and_then(|photos| why_that_length(config, photos)),
         resolution: Some(config.side()),
         kind: input.kind,
-        device,
+        place,
+        budget,
     };
-    report(&input, args.fit.fit.as_deref(), said, reporter)
+    report(&input, &asked, reporter)
 }
 
-fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
-    let config = &args.config;
+fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> {
+    let (mut config, place) = (args.config, Place::of(common, &args.fit)?);
+    place.set_precision(&mut config.training);
+    let budget = place.budget(&args.fit)?;
     config.check()?;
     let model = WantedModel { configs_only: true, ..WantedModel::new(&config.model, config.revision.as_deref()) };
     let has_records = config.train_file != Path::new("");
@@ -123,64 +226,80 @@ fn llm(args: &PlanLlm, device: Device, reporter: &mut Reporter) -> Result<()> {
         }
         false => (model.open_files(reporter)?, None, None),
     };
-    let model = PlannedModel::of(&files, &WantedAdapter::new(config, files.architecture())?, labels)?;
-    let lengths = records.unwrap_or_else(|| RecordLengths::longest(config, model.outline().longest));
-    let input = model.input(config, lengths, device);
+    let model = PlannedModel::of(&files, &WantedAdapter::new(&config, files.architecture())?, labels)?;
+    let lengths = records.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().longest));
+    let input = LanguagePlanInput { half: place.half(), ..model.input(&config, lengths, place.device) };
     let assumed = || {
         let longest = input.texts.most.length;
-        format!("planned for texts of {longest} tokens (--max-seq-length); give --train-file to have yours looked at")
+        format!(
+            "planned for texts of {longest} tokens (--max-seq-length); give --train-file to use the lengths of yours"
+        )
     };
     let usual = files.architecture().lora_targets.join(",");
-    let said = Said {
+    let asked = Asked {
         targets: format!("{}; {usual} are usual", config.lora_targets.as_deref().unwrap_or_default()),
-        assumed: (!has_records).then(assumed),
+        assumed: (!has_records).then(assumed).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
         length: None,
         resolution: None,
         kind: input.kind,
-        device,
+        place,
+        budget,
     };
-    report(&input, args.fit.fit.as_deref(), said, reporter)
+    report(&input, &asked, reporter)
 }
 
-/// What is told beside the plan.
-struct Said {
+/// What a plan is asked for, beside the run's own options.
+struct Asked {
     /// The targets that were asked for, and usual ones.
     targets: String,
-    /// What was taken for granted.
-    assumed: Option<String>,
+    /// What was assumed, a sentence each.
+    assumed: Vec<String>,
     steps: u64,
     /// Why they are so many, where the flags do not say.
     length: Option<String>,
     /// Height and width of the images, in pixels.
     resolution: Option<u32>,
     kind: Kind,
-    device: Device,
+    place: Place,
+    /// Bytes that the run must fit in, and the same in words.
+    budget: Option<(u64, String)>,
 }
 
-fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut Reporter) -> Result<()> {
-    let bytes = budget.map(parse_size).transpose()?;
+/// Reports the plan of `input`; false where nothing makes it fit.
+fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Result<bool> {
     let plan = input.plan()?;
     if plan.trained_parameters == 0 {
-        return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", said.targets)));
+        return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", asked.targets)));
     }
-    let rates = Rates::measure(said.device, said.kind)?;
-    let slow_dtype = crate::recipes::slow_dtype(said.device, said.kind)?;
-    let fitted = bytes.map(|bytes| fit(bytes, input)).transpose()?;
-    let size = said.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
-    let mut lines: Vec<String> = said.assumed.clone().into_iter().chain(size).collect();
-    lines.extend(phase_lines(&plan, &rates));
-    lines.extend(summary_lines(&plan, &said, &rates));
+    // Nothing is known of the speed of a card that is not here.
+    let rates = asked.place.is_measured().then(|| Rates::measure(asked.place.device, asked.kind)).transpose()?;
+    let slow_dtype = match rates {
+        Some(_) => crate::recipes::slow_dtype(asked.place.device, asked.kind)?,
+        None => None,
+    };
+    let fitted = asked.budget.as_ref().map(|(bytes, _)| fit(*bytes, input)).transpose()?;
+    let size = asked.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
+    let mut lines: Vec<String> = asked.assumed.iter().cloned().chain(size).collect();
+    lines.extend(phase_lines(&plan, rates.as_ref()));
+    lines.extend(summary_lines(&plan, asked, rates.as_ref()));
     lines.extend(slow_dtype.clone());
-    if let (Some(budget), Some(fitted)) = (budget, &fitted) {
+    if let (Some((_, budget)), Some(fitted)) = (&asked.budget, &fitted) {
         lines.extend(fit_lines(budget, fitted));
     }
+    let mut json = as_json(&plan, asked, rates.as_ref(), fitted.as_ref());
+    json["slow_dtype"] = json!(slow_dtype);
+    reporter.result(json, &lines.join("\n"));
+    Ok(fitted.is_none_or(|fitted| fitted.fits))
+}
+
+fn as_json(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>, fitted: Option<&Fit>) -> Value {
+    let seconds = |work: &Work| rates.map(|rates| rates.seconds(work));
     let phases: Vec<_> = plan
         .phases
         .iter()
         .map(|phase| {
-            let seconds = rates.seconds(&phase.work);
-            json!({ "name": phase.name, "bytes": phase.bytes(), "parts": phase.parts, "seconds": seconds })
+            json!({ "name": phase.name, "bytes": phase.bytes(), "parts": phase.parts, "seconds": seconds(&phase.work) })
         })
         .collect();
     let suggestions: Vec<_> = fitted
@@ -188,16 +307,19 @@ fn report(input: &impl Planned, budget: Option<&str>, said: Said, reporter: &mut
         .flat_map(|fitted| &fitted.suggestions)
         .map(|s| json!({ "what": s.what, "saves_bytes": s.saves_bytes, "costs": s.costs }))
         .collect();
-    let report = json!({
-        "phases": phases, "peak_bytes": plan.peak_bytes, "seconds_per_step": rates.seconds(&plan.step_work),
-        "steps": said.steps, "length": said.length, "resolution": said.resolution, "seconds": (said.steps > 0).then(|| seconds_in_all(&plan, &rates)), "assumed": said.assumed,
+    json!({
+        "event": "plan", "device": device_flag(asked.place.device), "card": asked.place.card.map(|card| card.name),
+        "dtype": dtype_name(asked.kind), "phases": phases, "peak_bytes": plan.peak_bytes,
+        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length,
+        "resolution": asked.resolution,
+        "seconds": rates.filter(|_| asked.steps > 0).map(|rates| seconds_in_all(plan, rates)),
+        "assumed": (!asked.assumed.is_empty()).then(|| asked.assumed.join("; ")),
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
-        "slow_dtype": slow_dtype,
-        "suggestions": suggestions, "fits": fitted.as_ref().map(|fitted| fitted.fits),
-        "fitted_peak_bytes": fitted.as_ref().map(|fitted| fitted.peak_bytes),
-    });
-    reporter.result(report, &lines.join("\n"));
-    Ok(())
+        "budget_bytes": asked.budget.as_ref().map(|(bytes, _)| bytes),
+        "suggestions": suggestions, "fits": fitted.map(|fitted| fitted.fits),
+        "fits_as_asked": fitted.map(|fitted| fitted.fits && fitted.suggestions.is_empty()),
+        "fitted_peak_bytes": fitted.map(|fitted| fitted.peak_bytes),
+    })
 }
 
 fn gib(bytes: u64) -> String {
@@ -223,32 +345,38 @@ fn seconds_in_all(plan: &MemoryPlan, rates: &Rates) -> f64 {
 }
 
 /// Each phase with its parts.
-fn phase_lines(plan: &MemoryPlan, rates: &Rates) -> Vec<String> {
+fn phase_lines(plan: &MemoryPlan, rates: Option<&Rates>) -> Vec<String> {
     let mut lines = Vec::new();
     for phase in &plan.phases {
-        let time = about(rates.seconds(&phase.work));
+        let time = rates.map_or(String::new(), |rates| about(rates.seconds(&phase.work)));
         lines.push(format!("{:>10}  {:<18}  {time}", gib(phase.bytes()), phase.name).trim_end().to_owned());
         lines.extend(phase.parts.iter().map(|(name, bytes)| format!("{:>24}  {name}", gib(*bytes))));
     }
     lines
 }
 
-fn summary_lines(plan: &MemoryPlan, said: &Said, rates: &Rates) -> Vec<String> {
-    let beside = match said.device {
-        Device::Cpu => format!(", beside {} of the program itself", gib(memory::host_now())),
-        _ => String::new(),
+fn summary_lines(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>) -> Vec<String> {
+    let more = match asked.place.device {
+        Device::Cpu => format!(", plus {} for the program itself", gib(memory::host_now())),
+        _ => ", plus about 0.5 GiB for the CUDA context".to_owned(),
     };
-    let step = about(rates.seconds(&plan.step_work));
     let mut lines = vec![
-        format!("{:>10}  peak of the run{beside}", gib(plan.peak_bytes)),
+        format!("{:>10}  peak of the run in {}{more}", gib(plan.peak_bytes), dtype_name(asked.kind)),
         format!("{:>10}  trained parameters", plan.trained_parameters),
-        format!("a step takes {step}, by a quick measure of this machine"),
     ];
-    if said.steps > 0 {
-        let all = about(seconds_in_all(plan, rates));
-        lines.push(format!("the run of {} steps takes {all}", said.steps));
-        lines.extend(said.length.clone());
+    match rates {
+        Some(rates) => {
+            let step = about(rates.seconds(&plan.step_work));
+            lines.push(format!("a step takes {step}, estimated from a quick benchmark of this machine"));
+            if asked.steps > 0 {
+                lines.push(format!("the run of {} steps takes {}", asked.steps, about(seconds_in_all(plan, rates))));
+            }
+        }
+        None => {
+            lines.push("no time is predicted: the card is not in this machine, so its speed cannot be measured".into())
+        }
     }
+    lines.extend(asked.length.clone());
     lines
 }
 

@@ -1,21 +1,22 @@
 //! What a person or a machine sees of a job: bars where standard output is a terminal, plain lines where it is not, JSON
 //! lines with `--json`.
 
+use super::bars::{Phase, StepTime};
 use crate::error::{Error, Result};
 use crate::plain_text;
 use crate::recipes::observer::{Event, Observer};
+use crate::recipes::run::TRAINING;
 use crate::train::metrics::StepMetrics;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use console::Term;
+use indicatif::ProgressBar;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Seconds between two progress lines where there is no bar.
 const QUIET_SECONDS: u64 = 10;
-/// The bar takes what the terminal's width leaves, so that what stands behind it is never cut off.
-const UNITS: &str = "{msg:<13} {wide_bar:.cyan/blue} {pos}/{len}  {prefix}{pace}{left}";
-const BYTES: &str = "{msg:<13} {wide_bar:.cyan/blue} {bytes}/{total_bytes} · {bytes_per_sec}{left}";
-
 /// How much is said.
 #[derive(Debug, Clone, Copy)]
 pub struct Voice {
@@ -42,42 +43,26 @@ pub struct Reporter {
     aside: Stream,
     bar: Option<ProgressBar>,
     phase: Phase,
+    step_time: Arc<StepTime>,
     last_line: Instant,
     write_error: Option<std::io::Error>,
-}
-
-/// The work of known length that is being done.
-#[derive(Clone)]
-struct Phase {
-    name: String,
-    total: u64,
-    before: u64,
-    began: Instant,
-    in_bytes: bool,
-}
-
-impl Phase {
-    fn new(name: String, total: u64, before: u64, in_bytes: bool) -> Self {
-        Self { name, total, before, began: Instant::now(), in_bytes }
-    }
-
-    /// Seconds for one unit of work, over all that was done since the phase began.
-    fn seconds_each(&self, done: u64) -> f64 {
-        self.began.elapsed().as_secs_f64() / done.saturating_sub(self.before).max(1) as f64
-    }
-
-    fn left(&self, done: u64) -> String {
-        let seconds = self.seconds_each(done) * self.total.saturating_sub(done) as f64;
-        format!("{} left", duration(seconds))
-    }
 }
 
 impl Reporter {
     /// A reporter for standard output.
     pub fn new(voice: Voice) -> Self {
-        let phase = Phase::new(String::new(), 0, 0, false);
+        let phase = Phase::new(String::new(), 0, 0, "");
         let terminal = std::io::stdout().is_terminal();
-        Self { voice, terminal, aside: Stream::Out, bar: None, phase, last_line: Instant::now(), write_error: None }
+        Self {
+            voice,
+            terminal,
+            aside: Stream::Out,
+            bar: None,
+            phase,
+            step_time: Arc::default(),
+            last_line: Instant::now(),
+            write_error: None,
+        }
     }
 
     /// The result is a text that another program may read: what else is said in prose goes to standard error.
@@ -169,35 +154,11 @@ impl Reporter {
     fn begin(&mut self, phase: Phase) {
         self.end();
         self.last_line = Instant::now();
-        self.phase = phase;
-        let phase = &self.phase;
-        if self.voice.quiet || !self.terminal {
-            return;
+        if !self.voice.quiet && self.terminal {
+            let term = if self.aside == Stream::Out { Term::stdout() } else { Term::stderr() };
+            self.bar = Some(phase.bar(term));
         }
-        let template = if phase.in_bytes { BYTES } else { UNITS };
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        // The phase's own times: the bar's would begin with what was done before. Nothing is known before the first unit is done.
-        let timed = phase.clone();
-        let style = style.with_key("pace", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            let known = state.pos() > timed.before;
-            _ = text.write_str(&pace(if known { timed.seconds_each(state.pos()) } else { f64::INFINITY }));
-        });
-        let timed = phase.clone();
-        let style = style.with_key("left", move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-            if state.pos() > timed.before {
-                _ = write!(text, " · {}", timed.left(state.pos()));
-            }
-        });
-        let target = match self.aside {
-            Stream::Out => ProgressDrawTarget::stdout(),
-            Stream::Err => ProgressDrawTarget::stderr(),
-        };
-        let bar = ProgressBar::with_draw_target(Some(phase.total), target)
-            .with_position(phase.before)
-            .with_style(style)
-            .with_message(plain_text::value(&phase.name));
-        bar.enable_steady_tick(Duration::from_millis(500));
-        self.bar = Some(bar);
+        self.phase = phase;
     }
 
     fn end(&mut self) {
@@ -213,15 +174,17 @@ impl Reporter {
         } else if self.last_line.elapsed().as_secs() >= QUIET_SECONDS {
             self.last_line = Instant::now();
             let phase = &self.phase;
-            let amount = match phase.in_bytes {
-                true => format!("{:.1} of {:.1} MB", done as f64 / 1e6, phase.total as f64 / 1e6),
-                false => format!("{done}/{}  {}", phase.total, pace(phase.seconds_each(done))),
+            let amount = match (phase.in_bytes, phase.unit) {
+                (true, _) => format!("{:.1} of {:.1} MB", done as f64 / 1e6, phase.total as f64 / 1e6),
+                (false, "") => format!("{done}/{}  {}", phase.total, phase.pace(done)),
+                (false, unit) => format!("{done}/{} {unit}  {}", phase.total, phase.pace(done)),
             };
             self.say(&format!("{:>13}  {amount}  {}", phase.name, phase.left(done)));
         }
     }
 
     fn step(&mut self, metrics: &StepMetrics, total: u64) {
+        self.step_time.add(metrics.step_s);
         let loss = metrics.loss.map_or("overflow, step skipped".to_owned(), |loss| format!("loss {loss:.4}"));
         let memory = format!("{:.2} GiB", metrics.peak_mib / 1024.0);
         if let Some(bar) = &self.bar {
@@ -237,42 +200,54 @@ impl Reporter {
             self.say(&line);
         }
     }
-}
 
-/// Seconds as a person says them.
-pub fn duration(seconds: f64) -> String {
-    match seconds.max(0.0).round() as u64 {
-        seconds @ 0..=99 => format!("{seconds} s"),
-        seconds @ 100..=5999 => format!("{} min", (seconds + 30) / 60),
-        seconds => format!("{:.1} h", seconds as f64 / 3600.0),
+    /// A fact, its name before its first line.
+    fn fact(&mut self, name: &str, text: &str) {
+        for (i, line) in text.lines().enumerate() {
+            let name = if i == 0 { name.replace('_', " ") } else { String::new() };
+            self.say(&format!("{name:>13}  {line}"));
+        }
     }
-}
 
-/// How fast work goes, given the seconds for one unit of it.
-fn pace(seconds_each: f64) -> String {
-    match seconds_each.is_finite() {
-        true if seconds_each < 1.0 => format!("{:.1}/s", 1.0 / seconds_each.max(1e-6)),
-        true => format!("{seconds_each:.1} s each"),
-        false => "…".to_owned(),
+    fn wrote_images(&mut self, paths: &[PathBuf], grid: Option<&Path>) {
+        let line = match (paths, grid) {
+            ([], None) => return,
+            (paths, Some(grid)) => format!("{}, of {} images beside it", grid.display(), paths.len()),
+            ([path], None) => path.display().to_string(),
+            ([first, .., last], None) => {
+                let last = last.file_name().unwrap_or_default().display();
+                format!("{} images, {} to {last}", paths.len(), first.display())
+            }
+        };
+        self.say(&format!("{:>13}  {line}", "wrote"));
     }
 }
 
 impl Observer for Reporter {
     fn on(&mut self, event: Event) {
         if self.voice.json {
-            if let Ok(text) = serde_json::to_string(&event) {
-                self.data(&text);
-            }
+            let events: Vec<Event> = match event {
+                Event::WroteImages { paths, grid } => {
+                    paths.into_iter().chain(grid).map(|path| Event::Wrote { path }).collect()
+                }
+                event => vec![event],
+            };
+            events.iter().filter_map(|event| serde_json::to_string(event).ok()).for_each(|text| self.data(&text));
             return;
         }
         match event {
             Event::Warning { text } => self.print(Stream::Err, &plain_text::line(&format!("warning: {text}"))),
-            Event::Fact { name, text } => self.say(&format!("{name:>13}  {text}")),
+            Event::Fact { name, text, .. } => self.fact(&name, &text),
             Event::Wrote { path } => self.say(&format!("{:>13}  {}", "wrote", path.display())),
-            Event::Begin { phase, total, done } => self.begin(Phase::new(phase, total, done, false)),
+            Event::WroteImages { paths, grid } => self.wrote_images(&paths, grid.as_deref()),
+            Event::Begin { phase, total, done, unit } => {
+                let is_training = phase == TRAINING;
+                let phase = Phase::new(phase, total, done, unit);
+                self.begin(if is_training { phase.paced_by(&self.step_time) } else { phase });
+            }
             Event::Download { file, total, done } => {
                 if self.phase.name != file {
-                    self.begin(Phase::new(file, total, done, true));
+                    self.begin(Phase::of_bytes(file, total, done));
                 }
                 self.progress(done);
             }
@@ -286,17 +261,5 @@ impl Observer for Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_said_as_people_say_them() {
-        let said = [0.0, 59.4, 100.0, 3600.0, 7200.0, f64::INFINITY].map(duration);
-        assert_eq!(said[..5], ["0 s", "59 s", "2 min", "60 min", "2.0 h"]);
-        assert_eq!([pace(0.25), pace(12.34), pace(f64::INFINITY)], ["4.0/s", "12.3 s each", "…"]);
     }
 }

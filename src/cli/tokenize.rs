@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 /// Flags of the command.
 #[derive(Debug, Args)]
 pub struct TokenizeArgs {
-    /// Model whose tokenizer is used: of Stable Diffusion a diffusers folder, a hub id, or a folder that holds a tokenizer; a
-    /// language model's folder or .gguf file
+    /// Model whose tokenizer is used: a Stable Diffusion folder or hub id, a language model's folder or .gguf file, or a folder
+    /// with a tokenizer
     #[arg(long)]
     model: String,
-    /// Prompts; each gives one line, a JSON list of ids
+    /// Prompts; each is printed as one line, a JSON list of ids
     #[arg(required_unless_present = "json_lines", value_name = "PROMPT")]
     prompts: Vec<String>,
-    /// A file with a JSON string a line
+    /// File with one JSON string a line
     #[arg(long)]
     json_lines: Option<PathBuf>,
 }

@@ -1,8 +1,8 @@
 //! `lorabooth train`.
 
+use super::bars::duration;
 use super::complete::MAX_NEW_TOKENS;
 use super::generate::GUIDANCE_SCALE;
-use super::reporter::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
@@ -17,10 +17,10 @@ use std::time::Instant;
 /// What to train.
 #[derive(Subcommand)]
 pub enum TrainCommand {
-    /// LoRA on UNet (and text encoder) from a folder of photos of one subject
+    /// Train a LoRA for Stable Diffusion on photos of one subject (DreamBooth)
     #[command(args_override_self = true)]
     Dreambooth(Box<DreamBoothConfig>),
-    /// LoRA, prompt tuning, prefix tuning or P-tuning of a language model from a file of records
+    /// Fine-tune a language model on a file of records: LoRA, prompt tuning, prefix tuning or P-tuning
     #[command(args_override_self = true)]
     Llm(Box<LanguageConfig>),
 }

@@ -69,9 +69,7 @@ impl Adapters {
 
     /// Tells of each what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
-        self.trained
-            .iter()
-            .for_each(|(part, adapter)| super::report_adapter(&part.name().replace('_', " "), adapter, observer));
+        self.trained.iter().for_each(|(part, adapter)| super::report_adapter(part.name(), adapter, observer));
     }
 
     /// What they start from, in words.

@@ -108,7 +108,7 @@ pub struct DreamBoothConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub model: ModelArgs,
-    /// Adapter of an earlier run to start from
+    /// Adapter to start from: a folder or file of an earlier run
     #[arg(long, help_heading = "Model")]
     #[serde(serialize_with = "optional_path_text")]
     pub init_adapter: Option<PathBuf>,
@@ -118,128 +118,128 @@ pub struct DreamBoothConfig {
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub instance_data_dir: PathBuf,
-    /// Prompt that names the subject, such as "a photo of sks dog"
+    /// Prompt that describes the subject with a rare word, such as "a photo of sks dog"
     #[arg(long, help_heading = "Data")]
     pub instance_prompt: String,
-    /// Folder with photos of the subject's class, and folders inside it; missing ones are generated
+    /// Folder with images of the subject's class, and folders inside it; missing images are generated
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "optional_path_text")]
     pub class_data_dir: Option<PathBuf>,
-    /// Prompt that names the class, such as "a photo of dog"
+    /// Prompt that describes the class, such as "a photo of a dog"
     #[arg(long, help_heading = "Data")]
     pub class_prompt: Option<String>,
-    /// Keep the model's idea of the class (prior preservation)
+    /// Train on images of the class as well, so that the model does not forget it (prior preservation)
     #[arg(long, help_heading = "Data")]
     pub with_prior_preservation: bool,
-    /// Weight of the class images' loss
+    /// Weight of the loss on class images
     #[arg(long, default_value_t = 1.0, help_heading = "Data")]
     pub prior_loss_weight: f64,
-    /// Class images to have
+    /// Number of class images; missing ones are generated
     #[arg(long, default_value_t = 100, help_heading = "Data")]
     pub num_class_images: usize,
-    /// How closely class images and sample images follow their prompts
+    /// Guidance scale for class images and sample images
     #[arg(long, default_value_t = 7.5, help_heading = "Data")]
     pub guidance_scale: f64,
-    /// Class images generated at a time
+    /// Batch size for generating class images
     #[arg(long, default_value_t = 4, help_heading = "Data")]
     pub sample_batch_size: usize,
-    /// Height and width to train at, in pixels; the model's own where not given
+    /// Size of the training images in pixels (height and width); by default the model's own
     #[arg(long, help_heading = "Data")]
     pub resolution: Option<u32>,
-    /// Crop the centre instead of a random part
+    /// Crop photos at their centre instead of at random
     #[arg(long, help_heading = "Data")]
     pub center_crop: bool,
-    /// Take photos by name instead of shuffled
+    /// Train on the photos in the order of their names instead of shuffled
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
-    /// Run the VAE once a photo: where the crop is fixed, always, or never
+    /// Encode each photo once, before training: where its crop is fixed, always, or never
     #[arg(long, value_enum, default_value_t = CacheLatents::Auto, help_heading = "Data")]
     pub cache_latents: CacheLatents,
 
-    /// Train the text encoder too
+    /// Train a LoRA on the text encoder too
     #[arg(long, help_heading = "Adapter")]
     pub train_text_encoder: bool,
-    /// Accepted: LoRA is what this trains
+    /// Accepted: this trains LoRA anyway
     #[arg(long, hide = true)]
     #[serde(skip)]
     pub use_lora: bool,
-    /// Rank of the UNet's LoRA
-    #[arg(long, default_value_t = 8, help_heading = "Adapter")]
+    /// Rank of the LoRA on the UNet
+    #[arg(long, visible_aliases = ["rank", "network-dim"], default_value_t = 8, help_heading = "Adapter")]
     pub lora_r: i64,
-    /// Alpha of the UNet's LoRA; its strength is alpha/r
-    #[arg(long, default_value_t = 32.0, help_heading = "Adapter")]
+    /// Alpha of the LoRA on the UNet; its output is scaled by alpha/rank
+    #[arg(long, visible_alias = "network-alpha", default_value_t = 32.0, help_heading = "Adapter")]
     pub lora_alpha: f64,
-    /// Dropout before A
+    /// Dropout on the adapter's input
     #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
     pub lora_dropout: f64,
-    /// Biases of the UNet to train
+    /// Which biases of the UNet to train
     #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
     pub lora_bias: BiasChoice,
-    /// UNet modules: names, a regular expression, or all-linear
+    /// UNet modules that get a LoRA: names, a regular expression, or all-linear
     #[arg(long, default_value = "to_q,to_v", help_heading = "Adapter")]
     pub lora_targets: String,
-    /// Ranks that differ, of UNet modules: name=rank,name=rank or a JSON object; a name can be a regular expression
+    /// Other ranks for some UNet modules: name=rank,name=rank or a JSON object; a name can be a regular expression
     #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
     pub lora_rank_pattern: Option<PatternFlag<i64>>,
-    /// Alphas that differ, in the same form
+    /// Other alphas for some UNet modules, in the same form
     #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
     pub lora_alpha_pattern: Option<PatternFlag<f64>>,
-    /// UNet modules that get no LoRA although they are targets: names, or a regular expression
+    /// UNet modules to leave out of the targets: names, or a regular expression
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
     pub lora_exclude_modules: Option<String>,
-    /// UNet modules to train and save whole, such as conv_in,conv_out
+    /// UNet modules to train and save in full, such as conv_in,conv_out
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
     pub lora_modules_to_save: Vec<String>,
-    /// Rank of the text encoder's LoRA
+    /// Rank of the LoRA on the text encoder
     #[arg(long, default_value_t = 8, help_heading = "Adapter")]
     pub lora_text_encoder_r: i64,
-    /// Alpha of the text encoder's LoRA
+    /// Alpha of the LoRA on the text encoder
     #[arg(long, default_value_t = 32.0, help_heading = "Adapter")]
     pub lora_text_encoder_alpha: f64,
-    /// Dropout before A
+    /// Dropout on the input of the text encoder's adapter
     #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
     pub lora_text_encoder_dropout: f64,
-    /// Biases of the text encoder to train
+    /// Which biases of the text encoder to train
     #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
     pub lora_text_encoder_bias: BiasChoice,
-    /// Text encoder modules
+    /// Text encoder modules that get a LoRA: names, a regular expression, or all-linear
     #[arg(long, default_value = "q_proj,v_proj", help_heading = "Adapter")]
     pub lora_text_encoder_targets: String,
-    /// Ranks that differ, of text encoder modules: name=rank,name=rank or a JSON object; a name can be a regular expression
+    /// Other ranks for some text encoder modules, in the form of --lora-rank-pattern
     #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
     pub lora_text_encoder_rank_pattern: Option<PatternFlag<i64>>,
-    /// Alphas that differ, in the same form
+    /// Other alphas for some text encoder modules, in the form of --lora-alpha-pattern
     #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
     pub lora_text_encoder_alpha_pattern: Option<PatternFlag<f64>>,
-    /// Text encoder modules that get no LoRA although they are targets: names, or a regular expression
+    /// Text encoder modules to leave out of the targets: names, or a regular expression
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
     pub lora_text_encoder_exclude_modules: Option<String>,
-    /// Text encoder modules to train and save whole, such as final_layer_norm
+    /// Text encoder modules to train and save in full, such as final_layer_norm
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
     pub lora_text_encoder_modules_to_save: Vec<String>,
-    /// How A starts: true is Kaiming-uniform, gaussian normal with deviation 1/r; B is zero
+    /// Initialization of A: true (Kaiming-uniform) or gaussian (standard deviation 1/rank); B is zero
     #[arg(long, value_enum, default_value_t = LoraInit::True, help_heading = "Adapter")]
     pub lora_init: LoraInit,
-    /// Scale by alpha/√r instead of alpha/r
+    /// Scale by alpha/√rank instead of alpha/rank (rank-stabilized LoRA)
     #[arg(long, help_heading = "Adapter")]
     pub use_rslora: bool,
-    /// Train the norms of the weights' rows beside (DoRA)
+    /// Also train the magnitudes of the weights (DoRA)
     #[arg(long, help_heading = "Adapter")]
     pub use_dora: bool,
 
     /// Instance images in a batch
-    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    #[arg(long, visible_alias = "batch-size", default_value_t = 1, help_heading = "Training")]
     pub train_batch_size: usize,
     /// Learning rate
-    #[arg(long, default_value_t = 1e-4, help_heading = "Training")]
+    #[arg(long, visible_alias = "lr", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
-    /// Weigh timesteps by min-SNR with this gamma (5 is usual)
+    /// Weight the loss by min-SNR with this gamma; 5 is usual
     #[arg(long, help_heading = "Training")]
     pub snr_gamma: Option<f64>,
-    /// Strength of an offset in the noise (0.1 is usual)
+    /// Strength of the noise offset; 0.1 is usual
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub noise_offset: f64,
-    /// Dtype for generating class images; as training where not given
+    /// Dtype for generating class images; by default that of the training
     #[arg(long, value_enum, help_heading = "Training")]
     pub prior_generation_precision: Option<MixedPrecision>,
 
@@ -248,21 +248,21 @@ pub struct DreamBoothConfig {
     #[serde(flatten)]
     pub training: TrainingArgs,
 
-    /// Folder for everything that the run writes; one named after the prompt and the date where not given
-    #[arg(long, help_heading = "Output")]
+    /// Folder for everything that the run writes; by default named after the prompt and the date
+    #[arg(long, visible_alias = "output", help_heading = "Output")]
     #[serde(serialize_with = "optional_path_text")]
     pub output_dir: Option<PathBuf>,
-    /// Prompt for sample images during training
+    /// Prompt for sample images during the training
     #[arg(long, help_heading = "Output")]
     pub validation_prompt: Option<String>,
-    /// Sample images at a time
+    /// Number of sample images each time
     #[arg(long, default_value_t = 4, help_heading = "Output")]
     pub num_validation_images: usize,
-    /// Optimizer steps between sample images
+    /// Generate sample images every so many optimizer steps
     #[arg(long, default_value_t = 100, help_heading = "Output")]
     pub validation_steps: u64,
 
-    /// Flags of PEFT's script that change nothing here
+    /// Flags of PEFT's script that change nothing here.
     #[command(flatten)]
     #[serde(skip)]
     pub accepted: AcceptedFlags,

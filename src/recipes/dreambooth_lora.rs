@@ -49,7 +49,7 @@ pub fn train(
         super::read_adapter(path, &files, observer)?;
     }
     let mut run = start(config, device, seed)?;
-    observer.fact("model", config.model.name.clone());
+    super::report_model(&config.model.name, None, observer);
     super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
@@ -107,7 +107,7 @@ fn prepare<'a>(
     let mut dataset = phases::open_dataset(config, observer)?;
     let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
     let scheduler = scheduler_config(files)?;
-    observer.begin("loading the model", 2);
+    observer.begin("loading the model", 2, "networks");
     let (embeddings, text_encoder, carried) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
@@ -157,13 +157,14 @@ impl DreamBoothJob<'_> {
         let config = self.config;
         self.report_photos(observer);
         let each = format!("batch {}, {} px", config.train_batch_size, config.side());
-        observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        let fields = json!({ "batch_size": config.train_batch_size, "resolution": config.side() });
+        run.report_length(self.batches_per_epoch(), &each, fields, observer);
         if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
             observer.fact("length", why);
         }
-        observer.fact("starts from", self.adapters.start(config));
+        super::report_start(self.adapters.start(config), config.init_adapter.as_deref(), observer);
         self.adapters.report(observer);
-        observer.fact("output", run.folder.path().display().to_string());
+        super::report_output(run.folder.path(), observer);
     }
 
     /// How many photos there are, what they are trained with, and the folders that they are in.
@@ -176,15 +177,22 @@ impl DreamBoothJob<'_> {
             _ if captions == photos => format!("such as \"{example}\""),
             _ => format!("such as \"{example}\"; the others are trained with \"{prompt}\""),
         };
-        observer.fact("photos", format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo")));
-        if self.dataset.class_count() > 0 {
-            let (images, prompt) =
-                (self.dataset.class_count(), self.config.class_prompt.as_deref().unwrap_or_default());
-            observer.fact("class images", format!("{images}, trained with \"{}\"", shown(prompt)));
+        let mut text = format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo"));
+        let (images, class_prompt) = (self.dataset.class_count(), self.config.class_prompt.as_deref());
+        if images > 0 {
+            let prompt = shown(class_prompt.unwrap_or_default());
+            text.push_str(&format!("\nand {} trained with \"{prompt}\"", counted(images, "class image")));
         }
+        let fields = json!({
+            "instance_images": photos, "captions": captions, "instance_prompt": self.config.instance_prompt,
+            "class_images": images, "class_prompt": class_prompt,
+        });
+        observer.fact_with("photos", text, fields);
         for (folder, photos, repeats) in self.dataset.folders() {
-            let (photos, repeats) = (counted(photos, "photo"), counted(repeats, "repeat"));
-            observer.fact("folder", format!("{}: {photos}, {repeats} an epoch", folder.display()));
+            let text =
+                format!("{}: {}, {} an epoch", folder.display(), counted(photos, "photo"), counted(repeats, "repeat"));
+            let fields = json!({ "path": folder.display().to_string(), "photos": photos, "repeats": repeats });
+            observer.fact_with("folder", text, fields);
         }
     }
 

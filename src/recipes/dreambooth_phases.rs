@@ -6,6 +6,7 @@ use super::observer::{Event, Observer};
 use super::prompt_checks::{warn_of_prompts, NamedPrompt};
 use super::run::Run;
 use super::training_args::MixedPrecision;
+use super::watched::Watched;
 use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
@@ -20,12 +21,14 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
     vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
 };
+use crate::sample::grid::grid;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
 use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
-use crate::whole_file::write_whole;
+use crate::whole_file::{write_png, write_whole};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -34,6 +37,9 @@ use tch::{Device, Kind, Tensor};
 pub const CLASS_IMAGE_STEPS: usize = 50;
 /// Steps of the sampler for a sample image.
 pub const SAMPLE_STEPS: usize = 25;
+
+/// What the bars of sampling count.
+const SAMPLER_STEPS: &str = "sampler steps";
 
 /// The dtype in which class images are made, where training computes in `kind`.
 pub fn class_image_kind(config: &DreamBoothConfig, kind: Kind) -> Kind {
@@ -142,40 +148,45 @@ pub fn make_class_images(
         latent_height: height,
         latent_width: width,
     };
-    observer.on(Event::Begin {
-        phase: "class images".into(),
-        total: config.num_class_images as u64,
-        done: present as u64,
-    });
     let mut done = present;
     let missing = free_numbers(folder, config.num_class_images - present)?;
     let end = missing.last().map_or(0, |last| last + 1).max(config.num_class_images);
     // A group of images rounds as one: a resumed run draws the whole group again that it was stopped in.
-    for numbers in missing.chunk_by(|a, b| a / config.sample_batch_size == b / config.sample_batch_size) {
+    let groups: Vec<&[usize]> =
+        missing.chunk_by(|a, b| a / config.sample_batch_size == b / config.sample_batch_size).collect();
+    observer.begin("class images", (groups.len() * CLASS_IMAGE_STEPS) as u64, SAMPLER_STEPS);
+    for (index, numbers) in groups.iter().enumerate() {
         let first = numbers[0] / config.sample_batch_size * config.sample_batch_size;
         let group = first..end.min(first + config.sample_batch_size);
         let seeds: Vec<i64> = group.clone().map(|number| run.seed.wrapping_add(number as i64)).collect();
-        let mut go_on = |_, _| match interrupt.requested() {
-            true => Err(Error::Interrupted(format!(
-                "{done} class images are in {}; go on with the same command",
-                folder.display()
-            ))),
-            false => Ok(()),
+        let mut go_on = |step: usize, steps: usize| {
+            let steps_done = index * CLASS_IMAGE_STEPS + step * CLASS_IMAGE_STEPS / steps.max(1);
+            observer.on(Event::Progress { done: steps_done as u64 });
+            match interrupt.requested() {
+                true => Err(Error::Interrupted(format!(
+                    "{done} class images are in {}; go on with the same command",
+                    folder.display()
+                ))),
+                false => Ok(()),
+            }
         };
         let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut go_on)
             .map_err(|error| error.advising(DRAW_IN_LESS))?;
-        for &number in numbers {
+        for &number in *numbers {
             let own = latents.narrow(0, (number - first) as i64, 1);
             let images = decode(&vae.model, &own, vae_kind(kind)).map_err(|error| error.advising(DRAW_IN_LESS))?;
             for image in images {
                 save_class_image(folder, number, &image)?;
             }
             done += 1;
-            observer.on(Event::Progress { done: done as u64 });
         }
     }
     observer.on(Event::End);
-    observer.fact("class images", format!("{} made in {}", missing.len(), folder.display()));
+    observer.fact_with(
+        "class_images",
+        format!("{} made in {}", missing.len(), folder.display()),
+        json!({ "images": missing.len(), "path": folder.display().to_string() }),
+    );
     drop((unet, vae));
     memory::release_cached(run.device)
 }
@@ -253,7 +264,7 @@ pub fn encode_photos(
     let kind = vae_kind(run.kind);
     let vae = files.load_vae_encoder(placement(run, kind))?;
     let total = dataset.photos().len() as u64;
-    observer.begin("latents", total);
+    observer.begin("encoding", total, "photos");
     let mut done = 0;
     let cache = LatentCache::fill(dataset, config.cache_latents.into(), run.seed, |pixels| {
         let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
@@ -329,6 +340,7 @@ pub fn write_samples(
         None => None,
     };
     let Some(conditioning) = retrained.as_ref().or(embeddings.validation.as_ref()) else { return Ok(()) };
+    let folder = run.folder.join("samples");
     let vae = files.load_vae_decoder(placement(run, networks.vae_kind))?;
     let scheduler = scheduler_config(files)?.for_stable_diffusion();
     let (latent_height, latent_width) = native_latent_size(config, files)?;
@@ -339,12 +351,18 @@ pub fn write_samples(
         latent_height,
         latent_width,
     };
+    let (mut images, mut paths) = (Vec::new(), Vec::new());
+    let mut work =
+        Watched::begin("sampling", config.num_validation_images * SAMPLE_STEPS, SAMPLER_STEPS, interrupt, observer);
     for i in 0..config.num_validation_images {
         let seeds = [run.seed.wrapping_add(i as i64)];
-        let mut go_on = |_, _| interrupt.check();
+        let mut go_on = |_, _| {
+            work.add(1);
+            work.check()
+        };
         let latents = sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut go_on)?;
         for image in decode(&vae.model, &latents, networks.vae_kind)? {
-            let path = run.folder.join("samples").join(format!("step-{:06}-{i}.png", run.step));
+            let path = folder.join(format!("step-{:06}-{i}.png", run.step));
             let text = format!(
                 "{prompt}\nSteps: {SAMPLE_STEPS}, Sampler: dpm++2m, CFG scale: {}, Seed: {}",
                 config.guidance_scale, seeds[0]
@@ -352,9 +370,20 @@ pub fn write_samples(
             let png = png_with_parameters(&image, &text)?;
             write_whole(&path, &png)?;
             run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;
-            observer.on(Event::Wrote { path });
+            images.push(image);
+            paths.push(path);
         }
     }
+    drop(work);
+    let grid = match images.len() {
+        0 | 1 => None,
+        _ => {
+            let path = folder.join(format!("step-{:06}-grid.png", run.step));
+            write_png(&path, &grid(&images))?;
+            Some(path)
+        }
+    };
+    observer.on(Event::WroteImages { paths, grid });
     drop(vae);
     memory::release_cached(run.device)
 }

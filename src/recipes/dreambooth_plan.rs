@@ -13,6 +13,7 @@ use crate::data::tokenizers::ClipTokenizer;
 use crate::error::Result;
 use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
 use crate::train::memory_plan::{PlanInput, SampledImages};
+use crate::train::precision::half_kind;
 use std::path::Path;
 use tch::Device;
 
@@ -149,6 +150,7 @@ pub fn plan_input<'a>(
             true => Some(lora_config(config, Part::TextEncoder).checked()?),
             false => None,
         },
+        half: half_kind(device),
         gradient_checkpointing: config.training.gradient_checkpointing,
         optimizer_8bit: config.training.use_8bit_adam,
         cache_latents: caches_latents(config, photos),

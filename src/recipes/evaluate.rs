@@ -30,28 +30,28 @@ pub struct EvaluateConfig {
     #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
     #[serde(serialize_with = "path_text")]
     pub model: PathBuf,
-    /// Revision of a hub id
+    /// Branch, tag or commit of a hub id
     #[arg(long, help_heading = "Model")]
     pub revision: Option<String>,
-    /// Adapter, with a strength after an equals sign; any number of times, at most one of them a prompt
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
     #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append, help_heading = "Model")]
     pub adapter: Vec<String>,
     /// What the model does with records.
     #[command(flatten)]
     #[serde(flatten)]
     pub data: LanguageDataArgs,
-    /// Records to evaluate on: JSONL, CSV, TSV or Parquet
+    /// Records to evaluate on: a JSONL, CSV, TSV or Parquet file
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub validation_file: PathBuf,
-    /// CSV file for the answers, beside what is right where --label-column tells it
+    /// CSV file for the model's answers, next to the expected ones where --label-column is given
     #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
     #[serde(serialize_with = "optional_path_text")]
     pub output: Option<PathBuf>,
-    /// Replace a file that is there already
+    /// Replace a file that is already there
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Dtype to compute in
+    /// Dtype of the computation
     #[arg(long, visible_alias = "dtype", value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Model")]
     pub mixed_precision: MixedPrecision,
     /// How the model's weights are kept.
@@ -110,10 +110,10 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     check_positions(&files.outline()?, adapters.prompt(), data.longest(), observer)?;
     config.output.as_deref().map(|path| check_output(path, config)).transpose()?;
     let kind = config.mixed_precision.on(device).compute_kind();
-    observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
+    super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     super::report_device(device, kind, observer)?;
     config.weights.report(device, observer);
-    config.adapter.iter().for_each(|text| observer.fact("adapter", text.clone()));
+    config.adapter.iter().for_each(|text| super::report_given_adapter(text, observer));
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
     let prompt = adapters.put_on(&loaded, device)?;
@@ -125,14 +125,17 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         max_new_tokens: config.data.eval_max_new_tokens,
         ends: &ends,
     };
-    let interrupt = Interrupt::new();
+    let interrupt = Interrupt::on_signals()?;
     let measured = match answers_alone {
         true => evaluator.answers(&data, &interrupt, observer).map(|answers| (None, answers)),
         false => {
             evaluator.evaluate(&data, 0, &interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
         }
     };
-    let (evaluation, answers) = measured.map_err(|error| error.advising(EVALUATE_IN_LESS))?;
+    let (evaluation, answers) = measured.map_err(|error| match error {
+        Error::Interrupted(_) => Error::Interrupted("nothing was written".into()),
+        error => error.advising(EVALUATE_IN_LESS),
+    })?;
     if let Some(loss) = evaluation.as_ref().map(|measured| measured.loss).filter(|loss| !loss.is_finite()) {
         return Err(Error::invalid(format!(
             "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::language::{Architecture, LanguageModel, TransformerShape};
 use crate::models::Loaded;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -213,8 +214,8 @@ impl LanguageAdapter {
         match self {
             Self::Lora(attached) => super::report_adapter("adapter", attached, observer),
             Self::Prompt(prompt) => {
-                observer.fact("adapter", prompt.describe());
-                observer.fact("", prompt.summary());
+                let fields = json!({ "virtual_tokens": prompt.length(), "trainable_parameters": prompt.trainable() });
+                observer.fact_with("adapter", format!("{}\n{}", prompt.describe(), prompt.summary()), fields);
             }
         }
     }

@@ -26,7 +26,7 @@ pub(super) const FREE_OPTIONS: &[&str] =
 pub enum BestBy {
     /// The lowest loss.
     Loss,
-    /// The most right answers.
+    /// The highest accuracy.
     Accuracy,
 }
 
@@ -41,10 +41,10 @@ pub struct LanguageConfig {
     #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
     #[serde(serialize_with = "path_text")]
     pub model: PathBuf,
-    /// Revision of a hub id
+    /// Branch, tag or commit of a hub id
     #[arg(long, help_heading = "Model")]
     pub revision: Option<String>,
-    /// Adapter of an earlier run to start from
+    /// Adapter to start from: the folder of an earlier run
     #[arg(long, help_heading = "Model")]
     #[serde(serialize_with = "optional_path_text")]
     pub init_adapter: Option<PathBuf>,
@@ -53,55 +53,55 @@ pub struct LanguageConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub data: LanguageDataArgs,
-    /// Records to learn from: JSONL, CSV, TSV or Parquet
+    /// Records to train on: a JSONL, CSV, TSV or Parquet file
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub train_file: PathBuf,
-    /// Records to evaluate on
+    /// Records to evaluate on during the training; the adapter of the best evaluation is kept
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "optional_path_text")]
     pub validation_file: Option<PathBuf>,
-    /// Take records as they are instead of shuffled
+    /// Train on the records in their order instead of shuffled
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
 
-    /// What to train while the model stays as it is
+    /// Method of parameter-efficient fine-tuning
     #[arg(long, value_enum, default_value_t = PeftMethodChoice::Lora, help_heading = "Adapter")]
     pub peft_method: PeftMethodChoice,
     /// Rank of the LoRA
-    #[arg(long, default_value_t = 8, help_heading = "Adapter")]
+    #[arg(long, visible_aliases = ["rank", "network-dim"], default_value_t = 8, help_heading = "Adapter")]
     pub lora_r: i64,
-    /// Alpha of the LoRA; its strength is alpha/r
-    #[arg(long, default_value_t = 16.0, help_heading = "Adapter")]
+    /// Alpha of the LoRA; its output is scaled by alpha/rank
+    #[arg(long, visible_alias = "network-alpha", default_value_t = 16.0, help_heading = "Adapter")]
     pub lora_alpha: f64,
-    /// Dropout before A
+    /// Dropout on the adapter's input
     #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
     pub lora_dropout: f64,
-    /// Biases to train
+    /// Which biases to train
     #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
     pub lora_bias: BiasChoice,
-    /// Modules: names, a regular expression, or all-linear; PEFT's for the architecture where not given
+    /// Modules that get a LoRA: names, a regular expression, or all-linear; by default PEFT's for the architecture
     #[arg(long, help_heading = "Adapter")]
     pub lora_targets: Option<String>,
-    /// Ranks that differ: name=rank,name=rank or a JSON object; a name can be a regular expression
+    /// Other ranks for some modules: name=rank,name=rank or a JSON object; a name can be a regular expression
     #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
     pub lora_rank_pattern: Option<PatternFlag<i64>>,
-    /// Alphas that differ, in the same form
+    /// Other alphas for some modules, in the same form
     #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
     pub lora_alpha_pattern: Option<PatternFlag<f64>>,
-    /// Modules that get no LoRA although they are targets: names, or a regular expression
+    /// Modules to leave out of the targets: names, or a regular expression
     #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
     pub lora_exclude_modules: Option<String>,
-    /// Modules to train and save whole; a classifier's head is always
+    /// Modules to train and save in full; a classifier's head always is
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
     pub lora_modules_to_save: Vec<String>,
-    /// How A starts: true is Kaiming-uniform, gaussian normal with deviation 1/r; B is zero
+    /// Initialization of A: true (Kaiming-uniform) or gaussian (standard deviation 1/rank); B is zero
     #[arg(long, value_enum, default_value_t = LoraInit::True, help_heading = "Adapter")]
     pub lora_init: LoraInit,
-    /// Scale by alpha/√r instead of alpha/r
+    /// Scale by alpha/√rank instead of alpha/rank (rank-stabilized LoRA)
     #[arg(long, help_heading = "Adapter")]
     pub use_rslora: bool,
-    /// Train the norms of the weights' rows beside (DoRA)
+    /// Also train the magnitudes of the weights (DoRA)
     #[arg(long, help_heading = "Adapter")]
     pub use_dora: bool,
 
@@ -111,15 +111,15 @@ pub struct LanguageConfig {
     pub prompt: PromptArgs,
 
     /// Records in a batch
-    #[arg(long, default_value_t = 4, help_heading = "Training")]
+    #[arg(long, visible_alias = "batch-size", default_value_t = 4, help_heading = "Training")]
     pub train_batch_size: usize,
     /// Learning rate
-    #[arg(long, default_value_t = 3e-4, help_heading = "Training")]
+    #[arg(long, visible_alias = "lr", default_value_t = 3e-4, help_heading = "Training")]
     pub learning_rate: f64,
-    /// Optimizer steps between evaluations; at each epoch's end where not given
+    /// Evaluate every so many optimizer steps; by default at the end of each epoch
     #[arg(long, help_heading = "Training")]
     pub eval_steps: Option<u64>,
-    /// Which evaluation's adapter is kept: that of the lowest loss, or of the most right answers
+    /// Which evaluation is the best: the one with the lowest loss, or with the highest accuracy
     #[arg(long, value_enum, default_value_t = BestBy::Loss, help_heading = "Training")]
     pub best_by: BestBy,
     /// Steps, optimizer, precision and checkpoints.
@@ -127,8 +127,8 @@ pub struct LanguageConfig {
     #[serde(flatten)]
     pub training: TrainingArgs,
 
-    /// Folder for everything that the run writes; one named after the records, the model and the date where not given
-    #[arg(long, help_heading = "Output")]
+    /// Folder for everything that the run writes; by default named after the records, the model and the date
+    #[arg(long, visible_alias = "output", help_heading = "Output")]
     #[serde(serialize_with = "optional_path_text")]
     pub output_dir: Option<PathBuf>,
 }

@@ -12,13 +12,13 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskChoice {
-    /// Go on with a text.
+    /// Continue a text.
     CausalLm,
-    /// Write a text for a text.
+    /// Text to text.
     #[value(name = "seq2seq-lm")]
     #[serde(rename = "seq2seq-lm")]
     Seq2SeqLm,
-    /// Sort texts into classes.
+    /// Text classification.
     SeqCls,
 }
 
@@ -78,22 +78,22 @@ impl From<TaskChoice> for LanguageTask {
 #[derive(Debug, Clone, Args, Serialize)]
 #[command(next_help_heading = "Data")]
 pub struct LanguageDataArgs {
-    /// What to do with a record
+    /// Task: causal-lm (continue a text), seq2seq-lm (text to text) or seq-cls (text classification)
     #[arg(long, value_enum)]
     pub task: TaskChoice,
-    /// Column of the text
+    /// Column with the text
     #[arg(long, default_value = "text")]
     pub text_column: String,
-    /// Column of what shall be answered, or of the class
+    /// Column with the expected answer or the class
     #[arg(long)]
     pub label_column: Option<String>,
-    /// The text in place of its column, with columns in braces: "Tweet text : {text} Label : "
+    /// Template of the text in place of --text-column, with columns in braces: "Tweet: {text} Label: "
     #[arg(long)]
     pub prompt_template: Option<String>,
-    /// Tokens of the longest text, and of the longest answer; longer ones are cut
+    /// Maximum length of a text, and of an answer, in tokens; longer ones are truncated
     #[arg(long, default_value_t = 512)]
     pub max_seq_length: usize,
-    /// Tokens to write at most where answers are compared
+    /// Maximum number of tokens to generate for an answer in evaluations
     #[arg(long, default_value_t = 32)]
     pub eval_max_new_tokens: usize,
 }
@@ -108,7 +108,7 @@ impl LanguageDataArgs {
     /// The same of what is to be learnt, which records must tell.
     pub fn check_labels(&self) -> Result<()> {
         match self.label_column.is_none() && self.task != TaskChoice::CausalLm {
-            true => refuse("--label-column is missing: the column of what shall be answered, or of the class".into()),
+            true => refuse("--label-column is missing: the column with the expected answer or the class".into()),
             false => Ok(()),
         }
     }

@@ -13,8 +13,9 @@ use crate::sample::text_generation::{Prompts, TextWriter};
 use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::Path;
-use tch::Device;
+use tch::{Device, Kind};
 
 /// Records at a time.
 pub(super) const BATCH: usize = 8;
@@ -38,6 +39,18 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// Its fields by name, for programs.
+    pub fn fields(&self) -> Value {
+        serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// What was measured, by name.
+    pub fn values(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let values = [("perplexity", self.perplexity), ("accuracy", self.accuracy), ("f1", self.f1)];
+        let known = values.into_iter().filter_map(|(name, value)| value.map(|value| (name, value)));
+        std::iter::once(("loss", self.loss)).chain(known)
+    }
+
     /// In one line.
     pub fn in_words(&self) -> String {
         let number =
@@ -101,8 +114,17 @@ pub struct Evaluator<'a> {
 struct Pass {
     /// Mean loss of a label.
     loss: f64,
-    /// The class that each record is taken for, by a classifier.
-    classes: Vec<String>,
+    /// Of a classifier, the class of each record and the probabilities.
+    answers: Answers,
+}
+
+/// What the model answers to records.
+#[derive(Debug, Clone, Default)]
+pub struct Answers {
+    /// A text, or the name of a class, for each.
+    pub texts: Vec<String>,
+    /// Of a classifier, the probability of each class for each, in the order of the classes.
+    pub probabilities: Vec<Vec<f64>>,
 }
 
 impl Evaluator<'_> {
@@ -113,17 +135,17 @@ impl Evaluator<'_> {
         step: u64,
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
-    ) -> Result<(Evaluation, Vec<String>)> {
-        let Pass { loss, classes } = self.pass(data, interrupt, observer)?;
+    ) -> Result<(Evaluation, Answers)> {
+        let Pass { loss, answers } = self.pass(data, interrupt, observer)?;
         let classifies = self.classifies();
         let mut evaluation =
             Evaluation { step, loss, perplexity: (!classifies).then(|| loss.exp()), accuracy: None, f1: None };
         if !data.has_answers() {
-            return Ok((evaluation, Vec::new()));
+            return Ok((evaluation, Answers::default()));
         }
-        let answers = if classifies { classes } else { self.texts(data, interrupt, observer)? };
+        let answers = if classifies { answers } else { self.texts(data, interrupt, observer)? };
         let pairs: Vec<(&str, &str)> =
-            (0..data.len()).map(|place| (data.answer(place).trim(), answers[place].trim())).collect();
+            (0..data.len()).map(|place| (data.answer(place).trim(), answers.texts[place].trim())).collect();
         let right = pairs.iter().filter(|(expected, answer)| expected == answer).count();
         evaluation.accuracy = Some(right as f64 / pairs.len() as f64);
         evaluation.f1 = classifies.then(|| macro_f1(&pairs));
@@ -136,24 +158,27 @@ impl Evaluator<'_> {
         data: &LanguageDataset,
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<String>> {
+    ) -> Result<Answers> {
         match self.classifies() {
-            true => self.pass(data, interrupt, observer).map(|pass| pass.classes),
+            true => self.pass(data, interrupt, observer).map(|pass| pass.answers),
             false => self.texts(data, interrupt, observer),
         }
     }
 
-    /// Writes the texts of `data`, what is right where that is known, and what was answered.
-    pub fn write_predictions(data: &LanguageDataset, answers: &[String], path: &Path) -> Result<()> {
+    /// Writes the texts of `data`, what is right where that is known, what was answered, and a classifier's probabilities.
+    pub fn write_predictions(data: &LanguageDataset, answers: &Answers, path: &Path) -> Result<()> {
         let failed = |error: csv::Error| Error::file(path, error.to_string());
         let mut writer = csv::Writer::from_writer(Vec::new());
         let labelled = data.is_labelled();
         let columns: &[&str] = if labelled { &["text", "label", "prediction"] } else { &["text", "prediction"] };
-        writer.write_record(columns).map_err(failed)?;
-        for (place, answer) in answers.iter().enumerate() {
+        let classes = if answers.probabilities.is_empty() { &[][..] } else { data.classes() };
+        let of_classes = classes.iter().map(|class| format!("probability_{class}"));
+        writer.write_record(columns.iter().map(|column| (*column).to_owned()).chain(of_classes)).map_err(failed)?;
+        for (place, answer) in answers.texts.iter().enumerate() {
             let label = labelled.then(|| data.answer(place));
-            let fields = [Some(data.text(place)), label, Some(answer)];
-            writer.write_record(fields.into_iter().flatten()).map_err(failed)?;
+            let fields = [Some(data.text(place)), label, Some(answer)].into_iter().flatten().map(str::to_owned);
+            let shares = answers.probabilities.get(place).into_iter().flatten().map(|share| format!("{share:.6}"));
+            writer.write_record(fields.chain(shares)).map_err(failed)?;
         }
         let bytes = writer.into_inner().map_err(|error| Error::file(path, error.to_string()))?;
         write_whole(path, &bytes)
@@ -166,10 +191,10 @@ impl Evaluator<'_> {
     /// Reads all of `data` once.
     fn pass(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Pass> {
         let _no_grad = tch::no_grad_guard();
-        let mut work = Watched::begin("evaluating", data.len(), interrupt, observer);
+        let mut work = Watched::begin("evaluating", data.len(), "records", interrupt, observer);
         let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
         let options = LossOptions { prompt, pad, device, checkpointing: false };
-        let (mut sum, mut count, mut classes) = (0.0, 0, Vec::new());
+        let (mut sum, mut count, mut answers) = (0.0, 0, Answers::default());
         for places in (0..data.len()).collect::<Vec<_>>().chunks(BATCH) {
             work.check()?;
             let loss = language_loss(self.model, &data.batch(places)?, options)?;
@@ -177,17 +202,19 @@ impl Evaluator<'_> {
             count += loss.labels;
             if let Some(logits) = loss.classes {
                 let found = Vec::<i64>::try_from(logits.argmax(-1, false))?;
-                classes
-                    .extend(found.iter().map(|&class| data.classes().get(class as usize).cloned().unwrap_or_default()));
+                let name = |&class: &i64| data.classes().get(class as usize).cloned().unwrap_or_default();
+                answers.texts.extend(found.iter().map(name));
+                let shares = logits.softmax(-1, Kind::Double).to_device(Device::Cpu);
+                answers.probabilities.extend(Vec::<Vec<f64>>::try_from(shares)?);
             }
             work.add(places.len());
         }
-        Ok(Pass { loss: sum / count.max(1) as f64, classes })
+        Ok(Pass { loss: sum / count.max(1) as f64, answers })
     }
 
     /// The text that the model writes for each example of `data`, several at a time: what reads weights reads them for all of them.
-    fn texts(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Vec<String>> {
-        let mut work = Watched::begin("answering", data.len(), interrupt, observer);
+    fn texts(&self, data: &LanguageDataset, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Answers> {
+        let mut work = Watched::begin("answering", data.len(), "records", interrupt, observer);
         let mut answers = vec![String::new(); data.len()];
         // Texts of like lengths together, so that few places are filled up; the longest first, where memory ends soonest.
         let mut places: Vec<usize> = (0..data.len()).collect();
@@ -203,7 +230,7 @@ impl Evaluator<'_> {
             }
             work.add(places.len());
         }
-        Ok(answers)
+        Ok(Answers { texts: answers, probabilities: Vec::new() })
     }
 
     /// The tokens that follow, or answer, the prompts of `places`.

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::language::{LanguageModelFiles, Outline};
 use crate::train::memory_plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
+use crate::train::precision::half_kind;
 use tch::{Device, Kind};
 
 /// The sizes of a run's records.
@@ -112,6 +113,7 @@ impl PlannedModel {
             storage: training.weights.storage(),
             lora: self.lora.clone(),
             prompt: self.prompt,
+            half: half_kind(device),
             gradient_checkpointing: training.gradient_checkpointing,
             optimizer_8bit: training.use_8bit_adam,
             batch: config.train_batch_size as i64,

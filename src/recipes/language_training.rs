@@ -5,7 +5,7 @@ use super::language_adapter::{LanguageAdapter, WantedAdapter};
 use super::language_base::{LanguageBase, WantedModel};
 use super::language_config::{BestBy, LanguageConfig, FREE_OPTIONS};
 use super::language_data_args::TaskChoice;
-use super::language_evaluation::{check_positions, Evaluation, Evaluator};
+use super::language_evaluation::{check_positions, Answers, Evaluation, Evaluator};
 use super::language_loss::{language_loss, LossOptions};
 use super::language_plan::{PlannedModel, RecordLengths};
 use super::memory_advice::{report_memory, with_advice};
@@ -72,7 +72,7 @@ pub fn train(
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
-    observer.fact("model", format!("{}, {}", config.model.display(), files.architecture().model_type));
+    super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     report_memory(peak_and_advice, device, observer)?;
@@ -132,7 +132,7 @@ fn prepare<'a>(
     run: &Run,
     observer: &mut dyn Observer,
 ) -> Result<LanguageJob<'a>> {
-    observer.begin("loading the model", 1);
+    observer.begin("loading the model", 1, "");
     let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
@@ -170,7 +170,7 @@ struct LanguageJob<'a> {
     /// The one whose adapter is kept.
     best: Option<Evaluation>,
     /// Its answers, where this process has them.
-    best_answers: Option<Vec<String>>,
+    best_answers: Option<Answers>,
 }
 
 impl LanguageJob<'_> {
@@ -191,16 +191,22 @@ impl LanguageJob<'_> {
             [] => String::new(),
             classes => format!(", of the classes {}", classes.join(", ")),
         };
-        observer.fact("records", format!("{} to learn from{validation}{classes}", self.data.len()));
+        let text = format!("{} to learn from{validation}{classes}", self.data.len());
+        let fields = json!({
+            "training_records": self.data.len(), "validation_records": self.validation.as_ref().map_or(0, LanguageDataset::len),
+            "classes": self.data.classes(),
+        });
+        observer.fact_with("records", text, fields);
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
-        observer.fact("training", run.length(self.batches_per_epoch(), &each));
+        let fields = json!({ "batch_size": self.config.train_batch_size, "longest_tokens": self.data.longest() });
+        run.report_length(self.batches_per_epoch(), &each, fields, observer);
         let start = match &self.config.init_adapter {
             Some(path) => format!("the adapter {}", path.display()),
             None => "a new adapter".to_owned(),
         };
-        observer.fact("starts from", start);
+        super::report_start(start, self.config.init_adapter.as_deref(), observer);
         self.adapter.report(observer);
-        observer.fact("output", run.folder.path().display().to_string());
+        super::report_output(run.folder.path(), observer);
     }
 
     /// What it learns from.
@@ -280,7 +286,7 @@ impl LanguageJob<'_> {
     /// Puts the adapter of the best evaluation back; where nothing was evaluated, the last one stays.
     fn restore_best(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
         let Some(best) = &self.best else { return Ok(()) };
-        observer.fact("kept", format!("the adapter of step {}: {}", best.step, best.in_words()));
+        observer.fact_with("kept", format!("the adapter of step {}: {}", best.step, best.in_words()), best.fields());
         if best.step == 0 && self.evaluations.len() > 1 {
             observer.warning(
                 "no evaluation was better than the one before training: what is kept has learned nothing; the trained adapter is in \
@@ -374,7 +380,10 @@ impl Job for LanguageJob<'_> {
         let Some(data) = &self.validation else { return Ok(()) };
         let (evaluation, answers) = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?;
         let has_answers = data.has_answers();
-        observer.fact("evaluation", format!("step {}: {}", run.step, evaluation.in_words()));
+        observer.fact_with("evaluation", format!("step {}: {}", run.step, evaluation.in_words()), evaluation.fields());
+        for (name, value) in evaluation.values() {
+            run.events_scalar(&format!("evaluation/{name}"), value)?;
+        }
         self.evaluations.push(evaluation.clone());
         if self.best.as_ref().is_none_or(|best| self.compare(&evaluation, best).is_lt()) {
             self.keep(evaluation, &run.folder.join(BEST))?;

@@ -4,6 +4,7 @@ use super::observer::Observer;
 use crate::error::{Error, Result};
 use crate::libtorch::memory::{self, gib};
 use crate::train::memory_plan::{fit, Planned, Suggestion};
+use serde_json::json;
 use tch::Device;
 
 /// Options that save less are not advised in words.
@@ -32,7 +33,11 @@ pub fn report_memory(
     let (peak, advice) = peak_and_advice(free)?;
     // A process on the host is already there, with libtorch in it.
     let present = if device == Device::Cpu { memory::host_now() } else { 0 };
-    observer.fact("memory", format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak + present), gib(free)));
+    observer.fact_with(
+        "memory",
+        format!("about {:.1} GiB at the peak, {:.1} GiB are free", gib(peak + present), gib(free)),
+        json!({ "peak_bytes": peak + present, "free_bytes": free }),
+    );
     if free > 0 && peak > free {
         observer.warning(format!("this run may not fit: {advice}"));
     }

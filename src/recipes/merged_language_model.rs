@@ -37,7 +37,11 @@ pub fn write(
     adapters.check_for(&files)?;
     let mut merged = Merged::new(&files, adapters)?;
     if files.gguf().is_some() && kind.is_none() {
-        observer.fact("dtype", "float32 where the file's weights are quantised; --dtype bf16 takes half the room");
+        observer.fact_with(
+            "dtype",
+            "float32, as the file's weights are quantised; --dtype bf16 takes half the space",
+            serde_json::json!({ "dtype": "fp32" }),
+        );
     }
     if let Some(kind) = kind {
         merged.kind = Some(kind);

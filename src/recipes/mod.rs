@@ -50,6 +50,7 @@ use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
 use observer::{Event, Observer};
+use serde_json::json;
 pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
@@ -134,7 +135,8 @@ pub fn read_adapter(path: &Path, files: &PipelineFiles, observer: &mut dyn Obser
 
 /// Reports what computes and in which dtype, and what the dtype costs where the processor computes faster in float32.
 pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) -> Result<()> {
-    observer.fact("device", device_name(device, kind));
+    let fields = json!({ "device": device_flag(device), "dtype": dtype_name(kind), "threads": tch::get_num_threads() });
+    observer.fact_with("device", device_name(device, kind), fields);
     slow_dtype(device, kind)?.into_iter().for_each(|text| observer.warning(text));
     Ok(())
 }
@@ -154,6 +156,23 @@ pub fn slow_dtype(device: Device, kind: Kind) -> Result<Option<String>> {
     )))
 }
 
+/// A dtype's usual short name.
+pub fn dtype_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BFloat16 => "bf16",
+        Kind::Half => "fp16",
+        _ => "fp32",
+    }
+}
+
+/// A device as `--device` takes it.
+pub fn device_flag(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => "cpu".to_owned(),
+    }
+}
+
 /// What computes, and in which dtype, in words.
 pub fn device_name(device: Device, kind: Kind) -> String {
     let dtype = dtype_name(kind);
@@ -164,15 +183,31 @@ pub fn device_name(device: Device, kind: Kind) -> String {
     }
 }
 
-fn dtype_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::BFloat16 => "bf16",
-        Kind::Half => "fp16",
-        _ => "fp32",
-    }
+/// Reports the model that a command uses; `kind` is its type where there are several.
+pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer) {
+    let text = kind.map_or(name.to_owned(), |kind| format!("{name}, {kind}"));
+    observer.fact_with("model", text, json!({ "model": name, "model_type": kind }));
 }
 
-/// Tells what an adapter is and how large.
+/// Reports an adapter, as `PATH=SCALE` names it.
+pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
+    let (path, scale) = adapter_argument::path_and_scale("--adapter", text).unwrap_or((text.into(), 1.0));
+    observer.fact_with("adapter", text, json!({ "path": path.display().to_string(), "scale": scale }));
+}
+
+/// Reports what a run starts from: `text`, and the adapter at `path` where there is one.
+fn report_start(text: String, path: Option<&Path>, observer: &mut dyn Observer) {
+    let path = path.map(|path| path.display().to_string());
+    observer.fact_with("starts_from", text, json!({ "init_adapter": path }));
+}
+
+/// Reports where a run writes.
+fn report_output(folder: &Path, observer: &mut dyn Observer) {
+    let path = folder.display().to_string();
+    observer.fact_with("output", path.clone(), json!({ "path": path }));
+}
+
+/// Reports what an adapter is and how large.
 fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     let sorted = |mut ranks: Vec<i64>| {
         ranks.sort_unstable();
@@ -183,8 +218,13 @@ fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     kinds.sort_unstable();
     kinds.dedup();
     let ranks = sorted(adapter.targets.iter().map(|path| adapter.config.rank_of(path)).collect());
+    let (alpha, modules) = (adapter.config.lora_alpha, adapter.targets.len());
+    let fields = json!({
+        "ranks": ranks, "alpha": alpha, "modules": modules, "targets": kinds,
+        "trainable_parameters": adapter.trainable(),
+    });
     let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
-    let (ranks, alpha, modules) = (ranks.join(" and "), adapter.config.lora_alpha, adapter.targets.len());
-    observer.fact(name, format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {}", kinds.join(", ")));
-    observer.fact("", adapter.summary());
+    let (ranks, kinds) = (ranks.join(" and "), kinds.join(", "));
+    let text = format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {kinds}\n{}", adapter.summary());
+    observer.fact_with(name, text, fields);
 }

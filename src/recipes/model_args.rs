@@ -16,19 +16,19 @@ pub struct ModelArgs {
     #[serde(rename = "model")]
     #[arg(id = "model", long = "model", value_name = "MODEL", visible_alias = "pretrained-model-name-or-path")]
     pub name: String,
-    /// Revision of a hub id
+    /// Branch, tag or commit of a hub id
     #[arg(long)]
     pub revision: Option<String>,
     /// Variant of the weight files, such as fp16
     #[arg(long)]
     pub variant: Option<String>,
-    /// Folder or hub id of the tokenizer, where the model has none
+    /// Folder or hub id of another tokenizer; a single .safetensors checkpoint has none of its own
     #[arg(long)]
     pub tokenizer_name: Option<String>,
-    /// Folder in the diffusers layout whose configurations, scheduler and tokenizer describe a .safetensors checkpoint
+    /// Folder in the diffusers layout with the configurations, scheduler and tokenizer for a .safetensors checkpoint
     #[arg(long)]
     pub config_folder: Option<PathBuf>,
-    /// What the model predicts, where its scheduler's configuration is wrong or absent
+    /// What the model predicts, if its scheduler configuration is wrong or missing
     #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
     pub prediction_type: Option<String>,
 }

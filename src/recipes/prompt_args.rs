@@ -115,28 +115,28 @@ pub enum ReparameterizationChoice {
 /// Options of prompt tuning, prefix tuning and P-tuning.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct PromptArgs {
-    /// Virtual tokens before each text (prompt tuning, prefix tuning, P-tuning)
+    /// Number of virtual tokens before each text (prompt tuning, prefix tuning, P-tuning)
     #[arg(long, default_value_t = 20, help_heading = "Adapter")]
     pub num_virtual_tokens: u64,
-    /// How the virtual tokens of prompt tuning start: at random, or as a text
+    /// Initialization of prompt tuning: random, or the embeddings of a text
     #[arg(long, value_enum, ignore_case = true, default_value_t = PromptInitChoice::Random, help_heading = "Adapter")]
     pub prompt_tuning_init: PromptInitChoice,
-    /// That text, cut or repeated to as many tokens
+    /// The text for --prompt-tuning-init text, truncated or repeated to the number of virtual tokens
     #[arg(long, value_name = "TEXT", help_heading = "Adapter")]
     pub prompt_tuning_init_text: Option<String>,
-    /// Train the prefix through two projections (prefix tuning)
+    /// Train the prefix through a two-layer MLP (prefix tuning)
     #[arg(long, help_heading = "Adapter")]
     pub prefix_projection: bool,
-    /// Width of the prefix's projection or of P-tuning's encoder; as wide as a virtual token where not given
+    /// Hidden size of the prefix projection or of P-tuning's encoder; by default that of a virtual token
     #[arg(long, value_name = "WIDTH", help_heading = "Adapter")]
     pub encoder_hidden_size: Option<u64>,
-    /// Encoder of P-tuning
+    /// Architecture of P-tuning's encoder
     #[arg(long, value_enum, ignore_case = true, default_value_t = ReparameterizationChoice::Mlp, help_heading = "Adapter")]
     pub encoder_reparameterization_type: ReparameterizationChoice,
-    /// Layers of P-tuning's LSTM; 2 where not given
+    /// Number of layers of P-tuning's LSTM [default: 2]
     #[arg(long, value_name = "LAYERS", help_heading = "Adapter")]
     pub encoder_num_layers: Option<u64>,
-    /// Dropout between the layers of P-tuning's LSTM; 0 where not given
+    /// Dropout between the layers of P-tuning's LSTM [default: 0]
     #[arg(long, value_name = "RATE", help_heading = "Adapter")]
     pub encoder_dropout: Option<f64>,
 }

@@ -16,7 +16,7 @@ use crate::train::precision::LossScaler;
 use crate::train::run_folder::RunFolder;
 use crate::train::tensorboard::EventWriter;
 use crate::train::{loss_curve, Parameters};
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,6 +24,9 @@ use tch::{Device, Kind, Tensor};
 
 /// Steps in a row that may overflow in float16 before the run is given up.
 const MOST_SKIPPED: u32 = 25;
+
+/// The name of the phase in which steps are made.
+pub const TRAINING: &str = "training";
 
 /// What a finished run leaves.
 #[derive(Debug)]
@@ -224,7 +227,7 @@ impl Run {
 
     /// The training goes on where it stands: time that was spent on anything else is none of a step's.
     pub fn report_training(&self, observer: &mut dyn Observer) {
-        observer.on(Event::Begin { phase: "training".into(), total: self.total_steps, done: self.step });
+        observer.on(Event::Begin { phase: TRAINING.into(), total: self.total_steps, done: self.step, unit: "steps" });
     }
 
     /// Optimizer steps of an epoch: its last batch ends the addition.
@@ -232,11 +235,16 @@ impl Run {
         (batches_per_epoch as u64).div_ceil(self.training.gradient_accumulation_steps)
     }
 
-    /// The run's length in words; `each` is what else is to be said of a batch.
-    pub fn length(&self, batches_per_epoch: usize, each: &str) -> String {
+    /// Reports the run's length; `each` is what else is to be said of a batch, and `fields` the same for programs.
+    pub fn report_length(&self, batches_per_epoch: usize, each: &str, fields: Value, observer: &mut dyn Observer) {
         let epochs = self.total_steps as f64 / self.steps_per_epoch(batches_per_epoch).max(1) as f64;
         let (steps, learning_rate, seed) = (self.total_steps, self.schedule.learning_rate, self.seed);
-        format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}")
+        let mut all = json!({ "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "seed": seed });
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            all[name] = value.clone();
+        }
+        let text = format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}");
+        observer.fact_with("training", text, all);
     }
 
     /// Restores a checkpoint; its folder, and the length of the log when it was made.
@@ -279,7 +287,11 @@ impl Run {
             self.scaler = Some(LossScaler::from_state(state)?);
             self.skipped = state.skipped_steps;
         }
-        observer.fact("resumed", format!("{} at step {}", folder.display(), self.step));
+        observer.fact_with(
+            "resumed",
+            format!("{} at step {}", folder.display(), self.step),
+            json!({ "checkpoint": folder.display().to_string(), "step": self.step }),
+        );
         Ok(Some((folder, saved.state.metrics_bytes)))
     }
 
@@ -364,6 +376,14 @@ impl Run {
         Ok(())
     }
 
+    /// Puts a value of the present step in the TensorBoard events.
+    pub fn events_scalar(&mut self, tag: &str, value: f64) -> Result<()> {
+        match &mut self.events {
+            Some(events) => events.scalar(tag, value, self.step),
+            None => Ok(()),
+        }
+    }
+
     /// Puts a picture in the TensorBoard events.
     pub fn events_image(&mut self, tag: &str, png: &[u8], size: (u32, u32)) -> Result<()> {
         match &mut self.events {
@@ -422,7 +442,9 @@ impl Run {
             log.sync()?;
         }
         self.heed_removal(observer)?;
+        observer.begin("writing", 1, "");
         write(&self.folder, observer)?;
+        observer.on(Event::End);
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
         loss_curve::draw(&self.folder.join("loss.png"), &lines, evaluations)?;
         let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use serde_json::json;
 use tch::Device;
 
 /// Where frozen weights wait.
@@ -21,13 +22,14 @@ pub enum Offload {
 /// How frozen weights are kept.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct StorageArgs {
-    /// Keep the frozen weights of linear layers in 8 bits (LLM.int8())
+    /// Store the frozen weights of linear layers in 8 bits (LLM.int8())
     #[arg(long, help_heading = "Memory")]
     pub load_in_8bit: bool,
-    /// With --load-in-8bit inputs of at least this size are computed in 16 bits, not in 8; 6 where not given
+    /// With --load-in-8bit: input features of at least this magnitude are computed in 16 bits [default: 6]
     #[arg(long, help_heading = "Memory")]
     pub int8_threshold: Option<f64>,
-    /// cpu: keep the frozen weights in host memory, where the device is the CPU in their files, and bring each block for its use
+    /// cpu: keep the frozen weights in host memory and copy each block to the device when it is used; on the CPU they stay in
+    /// their files
     #[arg(long, value_enum, default_value_t = Offload::None, help_heading = "Memory")]
     pub offload: Offload,
 }
@@ -59,15 +61,21 @@ impl StorageArgs {
 
     /// Tells how they are kept, where that is not as they lie in memory anyway.
     pub fn report(&self, device: Device, observer: &mut dyn Observer) {
-        let kept = match (self.storage(), device) {
+        let (kept, name) = match (self.storage(), device) {
             (Storage::Dense, _) => return,
             (Storage::Int8 { threshold }, _) => {
-                format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16")
+                (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
             }
-            (Storage::Streamed, Device::Cpu) => "in their files, each block brought for its use".to_owned(),
-            (Storage::Streamed, _) => "in host memory, each block brought for its use".to_owned(),
+            (Storage::Streamed, Device::Cpu) => {
+                ("in their files, each block loaded when it is used".to_owned(), "files")
+            }
+            (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
         };
-        observer.fact("weights", kept);
+        let threshold = match self.storage() {
+            Storage::Int8 { threshold } => Some(threshold),
+            _ => None,
+        };
+        observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
     }
 
     /// The flags that ask for it, behind a space each.

@@ -19,7 +19,7 @@ const MAX_STEPS: u64 = 1_000_000_000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MixedPrecision {
-    /// bf16 where the device computes in it, fp16 on older CUDA cards, else none.
+    /// bf16 where the device supports it, fp16 on older CUDA cards, otherwise fp32.
     Auto,
     /// float32.
     #[value(alias = "fp32")]
@@ -82,45 +82,45 @@ pub enum AccumulationAverage {
 /// Options of a training.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct TrainingArgs {
-    /// Passes over the photos or records, where no number of steps is given. Where neither is given: one pass over records;
-    /// with photos 120 steps for each, but at least 400 and at most 1200
+    /// Passes over the photos or records, where --max-train-steps is not given. Where neither is given: one pass over records;
+    /// with photos 120 steps a photo, but at least 400 and at most 1200
     #[arg(long, help_heading = "Training")]
     pub num_train_epochs: Option<u64>,
     /// Optimizer steps; 0 writes the initial adapter
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, visible_alias = "steps", value_name = "STEPS", help_heading = "Training")]
     pub max_train_steps: Option<u64>,
-    /// Batches whose gradients one optimizer step adds up; an epoch's last group can be shorter
+    /// Batches to accumulate gradients over before each optimizer step; the last group of an epoch can be shorter
     #[arg(long, default_value_t = 1, help_heading = "Training")]
     pub gradient_accumulation_steps: u64,
-    /// What divides the gradients of an epoch's last, shorter group: full, the number of accumulation steps, as accelerate
-    /// does, so that the group counts for less; or present, the number of its batches
+    /// What the gradients of an epoch's last, shorter group are divided by: full (the accumulation steps, as in accelerate, so
+    /// that the group counts for less) or present (the number of its batches)
     #[arg(long, value_enum, default_value_t = AccumulationAverage::Full, help_heading = "Training")]
     pub gradient_accumulation_average: AccumulationAverage,
-    /// Compute activations again in backward instead of keeping them
+    /// Recompute activations in the backward pass to save memory
     #[arg(long, help_heading = "Training")]
     pub gradient_checkpointing: bool,
-    /// Multiply the learning rate by batch size and accumulation
+    /// Scale the learning rate by the batch size and the accumulation steps
     #[arg(long, help_heading = "Training")]
     pub scale_lr: bool,
-    /// Course of the learning rate
+    /// Learning-rate schedule
     #[arg(long, value_enum, default_value_t = LrSchedulerChoice::Constant, help_heading = "Training")]
     pub lr_scheduler: LrSchedulerChoice,
-    /// Optimizer steps in which the learning rate rises
+    /// Optimizer steps of linear warmup at the start
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub lr_warmup_steps: u64,
-    /// Restarts of cosine_with_restarts
+    /// Number of cycles of cosine_with_restarts
     #[arg(long, default_value_t = 1, help_heading = "Training")]
     pub lr_num_cycles: u64,
-    /// Power of polynomial
+    /// Exponent of the polynomial schedule
     #[arg(long, default_value_t = 1.0, help_heading = "Training")]
     pub lr_power: f64,
-    /// Keep the optimizer's state in 8 bits
+    /// Use 8-bit AdamW: an optimizer state of 2 bytes a parameter in place of 8
     #[arg(long, help_heading = "Training")]
     pub use_8bit_adam: bool,
-    /// AdamW's first decay rate
+    /// AdamW's beta1: decay rate of the gradients' mean
     #[arg(long, default_value_t = 0.9, help_heading = "Training")]
     pub adam_beta1: f64,
-    /// AdamW's second decay rate
+    /// AdamW's beta2: decay rate of their squares' mean
     #[arg(long, default_value_t = 0.999, help_heading = "Training")]
     pub adam_beta2: f64,
     /// AdamW's weight decay
@@ -129,29 +129,29 @@ pub struct TrainingArgs {
     /// AdamW's epsilon
     #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
     pub adam_epsilon: f64,
-    /// Gradients' joint norm is cut to this
+    /// Clip the gradient norm to this value
     #[arg(long, default_value_t = 1.0, help_heading = "Training")]
     pub max_grad_norm: f64,
     /// How frozen weights are kept.
     #[command(flatten)]
     #[serde(flatten)]
     pub weights: StorageArgs,
-    /// Dtype of the frozen weights and of the computation
+    /// Dtype of the frozen weights and the computation; the adapter itself is trained in fp32
     #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
     pub mixed_precision: MixedPrecision,
-    /// Replace what is in the output folder already: another run, or an adapter of another program
+    /// Replace what is already in the output folder: another run, or an adapter of another program
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Continue from checkpoint-N, or from the latest
+    /// Continue from a checkpoint: latest, or the folder checkpoint-N
     #[arg(long, visible_alias = "resume", num_args = 0..=1, default_missing_value = "latest", help_heading = "Output")]
     pub resume_from_checkpoint: Option<String>,
-    /// Optimizer steps between checkpoints
+    /// Save a checkpoint every so many optimizer steps
     #[arg(long, visible_alias = "save-every", default_value_t = 500, help_heading = "Output")]
     pub checkpointing_steps: u64,
-    /// Checkpoints to keep; all where not given
+    /// Keep only the newest checkpoints, this many; all by default
     #[arg(long, help_heading = "Output")]
     pub keep_checkpoints: Option<usize>,
-    /// Folder of TensorBoard events: a name in the output folder, or an absolute path
+    /// Folder for TensorBoard logs: a name in the output folder, or an absolute path
     #[arg(long, default_value = "logs", help_heading = "Output")]
     pub logging_dir: String,
     /// The command line that asked for the run, for run.json.
@@ -189,7 +189,9 @@ impl TrainingArgs {
             in_range(flag, number, most)?;
         }
         if self.adam_epsilon == 0.0 {
-            return refuse("--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is no number".into());
+            return refuse(
+                "--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
+            );
         }
         if self.max_grad_norm == 0.0 {
             return refuse(

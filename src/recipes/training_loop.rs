@@ -94,9 +94,12 @@ pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: 
         }
         let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
         if stop || last || run.step.is_multiple_of(run.training.checkpointing_steps) {
-            save(job, run)?;
+            save(job, run, observer)?;
             if stop && !last {
                 return Err(run.interrupted());
+            }
+            if !last {
+                run.report_training(observer);
             }
         }
     }
@@ -110,15 +113,18 @@ fn evaluate(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &
     let outcome = job.evaluate(run, interrupt, observer);
     run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_)));
     if run.evaluation_is_owed {
-        save(job, run)?;
+        save(job, run, observer)?;
         return Err(run.interrupted());
     }
     outcome
 }
 
-fn save(job: &dyn Job, run: &mut Run) -> Result<()> {
+fn save(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()> {
     let (epoch, _) = job.position(run.micro_step);
-    run.save_checkpoint(epoch, |folder| job.write_adapter(folder))
+    observer.begin("writing", 1, "");
+    run.save_checkpoint(epoch, |folder| job.write_adapter(folder))?;
+    observer.on(Event::End);
+    Ok(())
 }
 
 /// Clips, steps and reports. The numbers of a step come to the host here, in one go.

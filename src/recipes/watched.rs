@@ -12,9 +12,15 @@ pub struct Watched<'a> {
 }
 
 impl<'a> Watched<'a> {
-    /// Begins the phase `name` of `total` units.
-    pub fn begin(name: &str, total: usize, interrupt: &'a Interrupt, observer: &'a mut dyn Observer) -> Self {
-        observer.begin(name, total as u64);
+    /// Begins the phase `name` of `total` units, which are called `unit`.
+    pub fn begin(
+        name: &str,
+        total: usize,
+        unit: &'static str,
+        interrupt: &'a Interrupt,
+        observer: &'a mut dyn Observer,
+    ) -> Self {
+        observer.begin(name, total as u64, unit);
         Self { observer, interrupt, done: 0 }
     }
 

@@ -1,6 +1,7 @@
 //! The memory and the work of a run, predicted from configurations alone: the forwards are walked on tensors without numbers,
 //! with libtorch's rules for what backward keeps. Here that of a DreamBooth run.
 
+mod cards;
 mod fit;
 mod language;
 mod language_networks;
@@ -9,6 +10,7 @@ mod networks;
 mod speed;
 mod tape;
 
+pub use cards::Card;
 pub use fit::{fit, parse_size, Fit, Planned, Suggestion};
 pub use language::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 pub use speed::Rates;
@@ -85,7 +87,9 @@ pub struct PlanInput<'a> {
     pub unet_lora: LoraConfig,
     /// The text encoder's adapter, where it is trained.
     pub text_lora: Option<LoraConfig>,
-    /// Activations are computed again in backward.
+    /// The 16-bit dtype of the device, which `--mixed-precision` can turn on.
+    pub half: Kind,
+    /// Activations are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
     /// AdamW with states of one byte each.
     pub optimizer_8bit: bool,

@@ -54,11 +54,19 @@ impl Precision {
     }
 
     /// For a CUDA card's compute capability: 8.0 and above has bfloat16; unknown counts as older.
-    fn of_capability(capability: Option<(i64, i64)>) -> Self {
+    pub fn of_capability(capability: Option<(i64, i64)>) -> Self {
         match capability {
             Some((8.., _)) => Self::Bf16,
             _ => Self::Fp16,
         }
+    }
+}
+
+/// The 16-bit dtype that `device` computes in: float16 on CUDA cards without bfloat16.
+pub fn half_kind(device: Device) -> Kind {
+    match device {
+        Device::Cuda(_) => Precision::auto(device).compute_kind(),
+        _ => Kind::BFloat16,
     }
 }
 

@@ -10,6 +10,7 @@ pub mod json_fields;
 mod mapped_file;
 mod original_stable_diffusion;
 mod original_unet;
+pub(crate) mod other_pipelines;
 pub mod spelling;
 mod streamed;
 pub mod tensor_file;

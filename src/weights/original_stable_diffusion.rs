@@ -2,6 +2,7 @@
 //! Reference: github.com/CompVis/stable-diffusion `openaimodel.py` and `model.py`, github.com/mlfoundations/open_clip.
 
 use super::original_unet::UNetBlocks;
+use super::other_pipelines::SUPPORTED;
 use super::weight_set::Part;
 use super::{spelling, MappedFile, Placement, WeightSet};
 use crate::error::{Error, Result};
@@ -137,13 +138,16 @@ fn refusal(weights: &WeightSet) -> Option<String> {
         ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
         ("model.diffusion_model.double_blocks.", "a Flux checkpoint"),
         ("double_blocks.", "a Flux checkpoint"),
+        ("single_transformer_blocks.", "the transformer of Flux"),
+        ("add_embedding.linear_1.", "the UNet of Stable Diffusion XL"),
+        ("text_model.", "a text encoder alone"),
         (
             "model.diffusion_model.label_emb.",
             "a checkpoint with class conditioning (Stable Diffusion XL, unCLIP or an upscaler)",
         ),
     ];
     if let Some((_, what)) = foreign.iter().find(|(prefix, _)| has_prefix(weights, prefix)) {
-        return Some(format!("this is {what}, which is not supported; Stable Diffusion 1.x and 2.x are"));
+        return Some(format!("is {what}; {SUPPORTED}"));
     }
     if any(&|key| key.starts_with("down_blocks.") || key.starts_with("encoder.down_blocks.")) {
         return Some("this is one part of a pipeline in the diffusers layout; give the folder of the pipeline".into());

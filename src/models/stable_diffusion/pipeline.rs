@@ -9,7 +9,9 @@ use crate::adapters::BaseModel;
 use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Hub, Listener};
-use crate::weights::{spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet};
+use crate::weights::{
+    other_pipelines, spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet,
+};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -60,6 +62,9 @@ impl PipelineFiles {
         if !root.is_dir() {
             return Err(Error::file(root, "no such model folder"));
         }
+        if let Some(other) = other_pipelines::of_folder(root) {
+            return Err(Error::file(root, format!("is {other}; {}", other_pipelines::SUPPORTED)));
+        }
         for part in ["unet", "vae", "text_encoder", "scheduler"] {
             if !root.join(part).is_dir() {
                 return Err(Error::file(
@@ -67,12 +72,6 @@ impl PipelineFiles {
                     format!("has no folder `{part}`; a Stable Diffusion model in the diffusers layout has"),
                 ));
             }
-        }
-        if root.join("text_encoder_2").is_dir() {
-            return Err(Error::file(
-                root,
-                "this is a Stable Diffusion XL model; Stable Diffusion 1.x and 2.x are supported",
-            ));
         }
         if let Some(variant) = variant {
             if !NETWORKS.iter().any(|part| WeightSet::has_variant(&root.join(part), variant)) {

@@ -67,7 +67,7 @@ impl Gallery {
             latent_height: side,
             latent_width: side,
         };
-        observer.begin(phase, SAMPLER_STEPS as u64);
+        observer.begin(phase, SAMPLER_STEPS as u64, "sampler steps");
         let images = pipeline.draw(&self.prompts, &self.seeds, &sampling, &mut |done, total| {
             observer.on(Event::Progress { done: (done * SAMPLER_STEPS / total) as u64 });
             interrupt.check().map_err(stopped)

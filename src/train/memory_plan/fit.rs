@@ -2,6 +2,8 @@
 
 use super::{MemoryPlan, PlanInput, SampledImages};
 use crate::error::{Error, Result};
+use crate::models::stable_diffusion::vae_kind;
+use crate::train::precision::Precision;
 use crate::weights::Storage;
 use tch::Kind;
 
@@ -52,11 +54,17 @@ pub trait Planned: Clone {
 }
 
 pub(super) const HALF_PRECISION_COSTS: &str =
-    "three digits of precision in activations; steps get faster where the device computes in bf16";
+    "activations keep three digits of precision; steps get faster where the device computes in this dtype";
 pub(super) const CHECKPOINTING_COSTS: &str = "the forward runs twice: a step takes about a third longer";
 pub(super) const ADAM_8BIT_COSTS: &str = "optimizer state of one byte a number";
 pub(super) const BATCH_1_COSTS: &str = "the same gradient from smaller steps: somewhat slower";
 pub(super) const OFFLOAD_COSTS: &str = "weights are brought for each use: steps take longer where copying is slow";
+
+/// The flag that has a run compute in the 16-bit dtype `half`.
+pub(super) fn half_precision_flag(half: Kind) -> String {
+    let name = if half == Kind::Half { Precision::Fp16 } else { Precision::Bf16 }.flag();
+    format!("--mixed-precision {name}")
+}
 
 pub(super) const INT8: &str = "--load-in-8bit";
 const OFFLOAD: &str = "--offload cpu";
@@ -112,13 +120,13 @@ impl PlanInput<'_> {
     fn half_precision(&self) -> Option<Changed<Self>> {
         // Class images that were asked for in another dtype stay in it.
         let follows = |images: SampledImages| match images.kind == self.kind {
-            true => SampledImages { kind: Kind::BFloat16, ..images },
+            true => SampledImages { kind: self.half, ..images },
             false => images,
         };
         let class_images = self.class_images.map(follows);
         (self.kind == Kind::Float).then(|| Changed {
-            input: Self { kind: Kind::BFloat16, vae_kind: Kind::BFloat16, class_images, ..self.clone() },
-            what: "--mixed-precision bf16".into(),
+            input: Self { kind: self.half, vae_kind: vae_kind(self.half), class_images, ..self.clone() },
+            what: half_precision_flag(self.half),
             costs: HALF_PRECISION_COSTS,
         })
     }
@@ -213,19 +221,27 @@ pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
     Ok(Fit { suggestions, asked_bytes, peak_bytes, fits: peak_bytes <= budget_bytes })
 }
 
-/// Bytes of a size such as `11GB`, `8GiB`, `6000MB`, `8g`: decimal units, binary with an `i`; a bare number is bytes.
+/// More GB than any machine has: a bare number above is meant in another unit.
+const MOST_GB: f64 = 10_000.0;
+
+/// Bytes of a size such as `8`, `11GB`, `8GiB`, `6000MB`: a bare number is in GB, units are decimal, binary with an `i`.
 pub fn parse_size(text: &str) -> Result<u64> {
-    let wrong = || Error::invalid(format!("`{text}` is no size; write it as 11GB, 8GiB or 6000MB"));
+    let wrong = || Error::invalid(format!("`{text}` is not a size; write it as 8 (GB), 11GB, 8GiB or 6000MB"));
     let trimmed = text.trim();
     let end = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
     let number: f64 = trimmed[..end].parse().map_err(|_| wrong())?;
     let unit: u64 = match trimmed[end..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
+        "" if number > MOST_GB => {
+            return Err(Error::invalid(format!(
+                "`{text}` without a unit is in GB, and more than any machine has; write the unit: {text}MB or {text}B"
+            )));
+        }
+        "b" => 1,
         "k" | "kb" => 1000,
         "kib" => 1 << 10,
         "m" | "mb" => 1_000_000,
         "mib" => 1 << 20,
-        "g" | "gb" => 1_000_000_000,
+        "" | "g" | "gb" => 1_000_000_000,
         "gib" => 1 << 30,
         "t" | "tb" => 1_000_000_000_000,
         "tib" => 1 << 40,

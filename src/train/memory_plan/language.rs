@@ -73,7 +73,9 @@ pub struct LanguagePlanInput<'a> {
     pub lora: Option<LoraConfig>,
     /// The prompt before each text, where there is one.
     pub prompt: Option<PlannedPrompt>,
-    /// Activations are computed again in backward.
+    /// The 16-bit dtype of the device, which `--mixed-precision` can turn on.
+    pub half: Kind,
+    /// Activations are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
     /// AdamW with states of one byte each.
     pub optimizer_8bit: bool,
@@ -233,8 +235,8 @@ impl Planned for LanguagePlanInput<'_> {
 impl LanguagePlanInput<'_> {
     fn half_precision(&self) -> Option<Changed<Self>> {
         (self.kind == Kind::Float).then(|| Changed {
-            input: Self { kind: Kind::BFloat16, ..self.clone() },
-            what: "--mixed-precision bf16".into(),
+            input: Self { kind: self.half, ..self.clone() },
+            what: super::fit::half_precision_flag(self.half),
             costs: super::fit::HALF_PRECISION_COSTS,
         })
     }

@@ -41,6 +41,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         vae_kind: Kind::Float,
         unet_lora: lora("to_q,to_v"),
         text_lora: Some(lora("q_proj,v_proj")),
+        half: Kind::BFloat16,
         gradient_checkpointing: false,
         optimizer_8bit: false,
         cache_latents: true,
@@ -111,12 +112,19 @@ fn a_run_is_made_to_fit_with_the_cheapest_options() {
 
 #[test]
 fn sizes_are_read_in_decimal_and_binary_units() {
-    let sizes =
-        [("11GB", 11_000_000_000), ("8GiB", 8 << 30), ("6000MB", 6_000_000_000), ("1.5 gib", 3 << 29), ("42", 42)];
+    let sizes = [
+        ("11GB", 11_000_000_000),
+        ("8GiB", 8 << 30),
+        ("6000MB", 6_000_000_000),
+        ("1.5 gib", 3 << 29),
+        ("8", 8_000_000_000),
+        ("0.5", 500_000_000),
+        ("42b", 42),
+    ];
     for (text, bytes) in sizes {
         assert_eq!(parse_size(text).unwrap(), bytes);
     }
-    for text in ["", "GB", "-1GB", "11 bananas", "1e3GB", "0GB", "1.2.3GB", "999999999999TB"] {
+    for text in ["", "GB", "-1GB", "11 bananas", "1e3GB", "0GB", "1.2.3GB", "999999999999TB", "8589934592"] {
         assert!(parse_size(text).is_err(), "{text}");
     }
 }

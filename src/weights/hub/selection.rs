@@ -3,6 +3,7 @@
 use super::Request;
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
+use crate::weights::other_pipelines;
 use crate::weights::weight_files::{self, WeightFile};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,14 +94,10 @@ impl Selection {
         let text = regular_file::read_text(&path, FileKind::CONFIG)?;
         let index: Value =
             serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("not valid JSON: {e}")))?;
-        let has = |part: &str| index.get(part).and_then(|value| value.get(0)).is_some_and(Value::is_string);
-        if !has("unet") || has("text_encoder_2") || has("transformer") {
-            let class = index.get("_class_name").and_then(Value::as_str).unwrap_or("pipeline of an unknown kind");
-            return Err(Error::invalid(format!(
-                "`{id}` is a {class}, which is not supported; Stable Diffusion 1.x and 2.x are"
-            )));
+        match other_pipelines::of_index(&index) {
+            Some(other) => Err(Error::invalid(format!("`{id}` is {other}; {}", other_pipelines::SUPPORTED))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The configurations and tokenizer files among `names`.
