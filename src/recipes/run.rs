@@ -387,6 +387,9 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
+        if let Some(events) = &mut self.events {
+            events.sync()?;
+        }
         self.heed_removal(observer)?;
         write(&self.folder, observer)?;
         let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
