@@ -441,6 +441,9 @@ impl Run {
         if let Some(log) = &mut self.metrics {
             log.sync()?;
         }
+        if let Some(events) = &mut self.events {
+            events.sync()?;
+        }
         self.heed_removal(observer)?;
         observer.begin("writing", 1, "");
         write(&self.folder, observer)?;

@@ -45,6 +45,11 @@ impl EventWriter {
         self.file.came_back()
     }
 
+    /// Brings all events to the disk.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync()
+    }
+
     /// One value of the curve `tag`.
     pub fn scalar(&mut self, tag: &str, value: f64, step: u64) -> Result<()> {
         // Summary.Value { tag = 1, simple_value = 2 }
