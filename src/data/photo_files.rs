@@ -63,7 +63,7 @@ pub fn first_few(mut lines: Vec<String>, of: &str) -> Vec<String> {
 impl PhotoFiles {
     /// Lists `folder` and the folders inside it, but not those `apart`, which are for something else.
     ///
-    /// Hidden files and folders and what systems leave beside photos are passed over in silence. No file is an error.
+    /// Hidden files and folders and what systems leave beside photos are passed over in silence.
     pub fn list(folder: &Path, apart: &[&Path]) -> Result<Self> {
         let mut walk = Walk {
             root: folder,

@@ -123,15 +123,20 @@ impl PhotoFolder {
             }
         }
         if photos.is_empty() {
-            let found = match skipped.first() {
-                Some(first) => format!("no image that can be read ({first})"),
-                None => "no image in this folder".to_owned(),
-            };
-            return Err(Error::file(folder, format!("{found}; put JPEG, PNG, WebP, BMP, GIF or TIFF files there")));
+            return Err(no_image(folder, skipped.first()));
         }
         skipped.extend(files.warnings);
         Ok(Self { photos, warnings: skipped, size })
     }
+}
+
+/// The error of a `folder` without an image; `skipped` says what the first file in it is.
+pub fn no_image(folder: &Path, skipped: Option<&String>) -> Error {
+    let found = match skipped {
+        Some(first) => format!("no image that can be read ({first})"),
+        None => "no image in this folder".to_owned(),
+    };
+    Error::file(folder, format!("{found}; put JPEG, PNG, WebP, BMP, GIF or TIFF files there"))
 }
 
 /// The number of files in `folder` and the folders inside it that begin like an image; 0 where there is no such folder.

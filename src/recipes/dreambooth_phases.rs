@@ -12,7 +12,7 @@ use crate::data::class_images::{free_numbers, remove_unfinished, save_class_imag
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
 use crate::data::photo_files::{PhotoFile, PhotoFiles};
-use crate::data::photos::{count_images_but, PhotoFolder};
+use crate::data::photos::{count_images_but, no_image, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -220,6 +220,9 @@ pub fn check_prompts(
 /// The photos of the subject, with their captions.
 pub fn instance_files(config: &DreamBoothConfig) -> Result<PhotoFiles> {
     let mut files = PhotoFiles::list(&config.instance_data_dir, &config.apart_from_instances())?;
+    if files.files.is_empty() {
+        return Err(no_image(&config.instance_data_dir, None));
+    }
     files.read_captions()?;
     Ok(files)
 }
