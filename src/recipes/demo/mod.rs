@@ -84,9 +84,9 @@ pub fn run(
     let training = training_flags(config, &folder);
     let mut options = DreamBoothConfig::from_flags(&training)?;
     options.training.command = Some(command(&training));
-    options.check()?;
     assets::write_model(&folder.model())?;
     assets::write_subject(&folder.photos())?;
+    options.check()?;
     let files = PipelineFiles::open(&folder.model(), None)?;
     let placement = Placement { device, kind: Precision::auto(device).compute_kind() };
     let gallery = Gallery::of_all_prompts(seed);
