@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::{json, Value};
 use std::path::Path;
-use support::{lorabooth_ok, made, model, photos, read_json};
+use support::{lorabooth_command, lorabooth_ok, made, model, photos, read_json};
 
 /// Planned and measured bytes at the peak of a run with `flags`, above what the process starts with.
 fn planned_and_measured(out: &Path, flags: &str) -> (f64, f64) {
@@ -119,4 +119,70 @@ fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
     assert!(asked.contains(&"--offload cpu".to_owned()) && !asked.contains(&"--load-in-8bit".to_owned()), "{asked:?}");
     let asked = suggested(&["--load-in-8bit"]);
     assert!(asked.contains(&"--offload cpu in place of --load-in-8bit".to_owned()), "{asked:?}");
+}
+
+/// What the command writes to its standard output and its standard error where libtorch sees a processor with AVX2 alone, which
+/// has no units for bf16, fp16 or int8.
+fn on_avx2(args: &[&str]) -> [String; 2] {
+    let output = lorabooth_command(args)
+        .envs([("ATEN_CPU_CAPABILITY", "avx2"), ("ONEDNN_MAX_CPU_ISA", "AVX2")])
+        .output()
+        .unwrap();
+    let [out, error] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{args:?} ended with {}:\n{out}{error}", output.status);
+    [out, error]
+}
+
+#[test]
+fn narrow_dtypes_cost_little_time_on_a_processor_without_units_for_them() {
+    let model = model("medium");
+    let plan = |precision: &str| {
+        let common = ["plan", "--json", "--device", "cpu", "--threads", "1", "--model", model.to_str().unwrap()];
+        let [said, _] = on_avx2(&[&common[..], &["--resolution", "256", "--mixed-precision", precision]].concat());
+        let plan: Value = serde_json::from_str(said.trim()).unwrap();
+        (plan["seconds_per_step"].as_f64().unwrap(), plan["slow_dtype"].clone())
+    };
+    let (fp32, warning) = plan("no");
+    assert!(warning.is_null(), "{warning}");
+    assert!(plan("auto").1.is_null());
+    for precision in ["bf16", "fp16"] {
+        let (narrow, warning) = plan(precision);
+        // By libtorch's own kernels six times.
+        assert!(narrow < 3.0 * fp32, "{precision}: {narrow:.2} s a step, in fp32 {fp32:.2} s");
+        let warning = warning.as_str().unwrap().to_owned();
+        assert!(warning.starts_with(precision) && warning.contains("no units for it"), "{warning}");
+        assert!(warning.contains("as long as fp32"), "{warning}");
+    }
+}
+
+#[test]
+fn a_run_in_bf16_learns_on_a_processor_without_units_for_it() {
+    let (model, photos) = (model("tiny"), photos(5, 0));
+    let folder = tempfile::tempdir().unwrap();
+    let train = |name: &str, precision: &str| {
+        let out = folder.path().join(name);
+        let common = ["train", "dreambooth", "--quiet", "--device", "cpu", "--threads", "1", "--max-train-steps", "4"];
+        let [model, photos, to] = [&model, &photos, &out].map(|path| path.to_str().unwrap());
+        let of = ["--model", model, "--instance-data-dir", photos, "--instance-prompt", "a photo of sks dog"];
+        let how = ["--resolution", "64", "--train-text-encoder", "--lora-targets", "to_q,to_v,conv1"];
+        let [_, said] =
+            on_avx2(&[&common[..], &of, &how, &["--mixed-precision", precision, "--output-dir", to]].concat());
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let losses: Vec<f64> = metrics
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64().unwrap())
+            .collect();
+        assert_eq!(losses.len(), 4);
+        (losses.iter().sum::<f64>(), said)
+    };
+    let (exact, said) = train("exact", "no");
+    assert!(!said.contains("saves memory but no time"), "{said}");
+    for precision in ["bf16", "fp16"] {
+        let (loss, said) = train(precision, precision);
+        assert!((loss / exact - 1.0).abs() < 0.02, "{precision}: loss {loss}, in fp32 {exact}");
+        assert!(
+            said.contains(&format!("{precision} saves memory but no time on this processor, which has no units")),
+            "{said}"
+        );
+    }
 }

@@ -23,8 +23,10 @@ mod tests {
     use crate::libtorch::random::Generator;
     use tch::Tensor;
 
+    type Compute = dyn Fn(&[Tensor]) -> Tensor;
+
     /// What `compute` gives of `inputs` in `kind`, and its gradients for them, each next to that in float64 of the same numbers.
-    fn beside_exact(kind: Kind, compute: &dyn Fn(&[Tensor]) -> Tensor, inputs: &[Tensor]) -> Vec<(Tensor, Tensor)> {
+    fn beside_exact(kind: Kind, compute: &Compute, inputs: &[Tensor]) -> Vec<(Tensor, Tensor)> {
         let narrow: Vec<Tensor> = inputs.iter().map(|xs| xs.to_kind(kind)).collect();
         let run = |kind: Kind| {
             let xs: Vec<Tensor> =
@@ -44,7 +46,7 @@ mod tests {
         let mut generator = Generator::new(1);
         let mut drawn = |shape: &[i64]| generator.randn(shape);
         let none = None::<&Tensor>;
-        let operations: Vec<(&str, Box<dyn Fn(&[Tensor]) -> Tensor>, Vec<Tensor>)> = vec![
+        let operations: Vec<(&str, Box<Compute>, Vec<Tensor>)> = vec![
             ("mm", Box::new(|xs| xs[0].mm(&xs[1])), vec![drawn(&[9, 33]), drawn(&[33, 7])]),
             ("few rows", Box::new(|xs| xs[0].mm(&xs[1].tr())), vec![drawn(&[2, 33]), drawn(&[7, 33])]),
             (

@@ -70,3 +70,46 @@ impl GroupNorm {
         xs.device() == Device::Cpu && partly_filled && places < SMALL_IMAGE && !xs.is_contiguous()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libtorch::random::Generator;
+    use tch::Kind;
+
+    #[test]
+    fn a_channels_last_image_is_normed_as_libtorch_does_and_stays_channels_last() {
+        let mut generator = Generator::new(1);
+        for (channels, groups, side, slow) in
+            [(64, 16, 8, true), (160, 16, 4, true), (64, 8, 8, false), (16, 4, 32, false)]
+        {
+            let param = |name: &str, value: Tensor| Rc::new(Param::new(name.into(), value));
+            let (weight, bias) = (generator.randn(&[channels]), generator.randn(&[channels]));
+            let norm = GroupNorm {
+                weight: param("weight", weight.shallow_clone()),
+                bias: param("bias", bias.shallow_clone()),
+                groups,
+                eps: 1e-5,
+            };
+            let image = channels_last(&generator.randn(&[2, channels, side, side]));
+            assert_eq!(norm.is_slow_channels_last(&image), slow, "{channels} channels in {groups} groups");
+            let run = |norm: &dyn Fn(&Tensor) -> Tensor, kind: Kind| {
+                let xs = image.detach().to_kind(kind).set_requires_grad(true);
+                let ys = norm(&xs);
+                (&ys * &image).sum(kind).backward();
+                (ys, xs.grad())
+            };
+            let (ys, gradient) = run(&|xs| norm.forward(xs), Kind::Float);
+            assert_eq!(ys.stride()[1], 1);
+            let exact = |xs: &Tensor| {
+                let (weight, bias) = (weight.to_kind(Kind::Double), bias.to_kind(Kind::Double));
+                xs.contiguous().group_norm(groups, Some(&weight), Some(&bias), 1e-5, true)
+            };
+            let (wanted, wanted_gradient) = run(&exact, Kind::Double);
+            for (actual, wanted) in [(&ys, &wanted), (&gradient, &wanted_gradient)] {
+                let error = ((actual - wanted).abs().max() / wanted.abs().max()).double_value(&[]);
+                assert!(error < 2e-6, "{channels} channels in {groups} groups: {error}");
+            }
+        }
+    }
+}

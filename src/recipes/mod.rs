@@ -150,9 +150,13 @@ pub fn slow_dtype(device: Device, kind: Kind) -> Result<Option<String>> {
         true => "",
         false => ", which has no units for it: each operation converts its operands to float32",
     };
-    let (name, times) = (dtype_name(kind), Rates::cpu_time_beside_float32(kind)?);
+    let times = match Rates::cpu_time_beside_float32(kind)? {
+        ..1.15 => "about".to_owned(),
+        times => format!("{times:.1} times"),
+    };
     Ok(Some(format!(
-        "{name} saves memory but no time on this processor{how}; in a quick measurement it took {times:.1} times as long as fp32"
+        "{} saves memory but no time on this processor{how}; in a quick measurement it took {times} as long as fp32",
+        dtype_name(kind)
     )))
 }
 

@@ -8,7 +8,9 @@ use tch::{Device, Kind, Tensor};
 
 /// How long each operation is measured.
 const SPAN: Duration = Duration::from_millis(80);
-/// The same where only a warning hangs on it.
+/// Runs of each at least, however long they take.
+const LEAST_RUNS: u32 = 3;
+/// As [`SPAN`], where only the wording of a warning depends on it.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Rates of a device in a dtype.
@@ -78,8 +80,9 @@ fn rate(
 ) -> Result<f64> {
     drop(run()?); // kernels are chosen and compiled in the first
     synchronize(device)?;
-    let (start, mut best) = (Instant::now(), f64::INFINITY);
-    while start.elapsed() < span {
+    let (start, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
+    while start.elapsed() < span || runs < LEAST_RUNS {
+        runs += 1;
         let before = Instant::now();
         drop(run()?);
         synchronize(device)?;
