@@ -112,13 +112,13 @@ impl Error {
 
     /// The refusal to replace what is at `path` unasked; `flag` names another place.
     pub fn is_there(path: impl AsRef<Path>, flag: &str) -> Self {
-        Error::file(path, format!("is there already; replace it with --overwrite, or name another {flag}"))
+        Error::file(path, format!("already exists; replace it with --overwrite, or choose another {flag}"))
     }
 
     /// The same of what a training run wrote, which can go on.
     pub fn is_of_a_run(path: impl AsRef<Path>) -> Self {
         let cures = "continue it with --resume, replace it with --overwrite, or name another --output-dir";
-        Error::file(path, format!("is there already, of another run; {cures}"))
+        Error::file(path, format!("already exists, from another run; {cures}"))
     }
 
     /// The same, where memory is full with `advice` for the job that it was full in.

@@ -43,11 +43,11 @@ impl WholeFile {
         let named = path.canonicalize().or_else(|_| path.read_link().map(|to| folder_of(path).join(to)));
         let path = named.as_deref().unwrap_or(path);
         if path.exists() && !path.is_file() {
-            return Err(Error::file(path, "is no regular file; give the name of one, or a new one"));
+            return Err(Error::file(path, "is not a regular file; name a regular file or a new one"));
         }
         let folder = folder_of(path);
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        path.file_name().ok_or_else(|| Error::file(path, "is no file name"))?;
+        path.file_name().ok_or_else(|| Error::file(path, "is not a file name"))?;
         let temporary = beside(path, TEMPORARY);
         let file = File::create(&temporary).map_err(|e| Error::io("write", path, e))?;
         Ok(Self { path: path.to_owned(), temporary, writer: Some(BufWriter::new(file)) })

@@ -84,7 +84,7 @@ fn an_earlier_demo_is_replaced_only_when_asked_to() {
     let output = lorabooth(&["demo", "--device", "cpu", "--output-dir", folder.path().to_str().unwrap()]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
-    assert!(error.contains("is there already; replace it with --overwrite, or name another --output-dir"), "{error}");
+    assert!(error.contains("already exists; replace it with --overwrite, or choose another --output-dir"), "{error}");
     assert_eq!(std::fs::read_to_string(folder.path().join("report.json")).unwrap(), "earlier");
     assert_eq!(files(folder.path()), 2);
 }

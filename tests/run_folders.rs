@@ -217,7 +217,7 @@ fn nothing_is_replaced_unasked() {
             what,
             &args,
             1,
-            &["is there already; replace it with --overwrite, or name another --output"],
+            &["already exists; replace it with --overwrite, or choose another --output"],
         );
         complaints.check(&format!("{what} replaced it"), fs::read(at(file)).unwrap() == b"theirs");
         lorabooth_ok(&[&args[..], &["--overwrite".to_owned()]].concat());
@@ -238,7 +238,7 @@ fn nothing_is_replaced_unasked() {
     let unet = words_of(&["adapter", "convert", run.join("unet").to_str().unwrap(), "--to", "peft", "--output"]);
     let unet = [unet, words_of(&[at("peft").to_str().unwrap()])].concat();
     fs::remove_dir_all(at("peft/unet")).unwrap();
-    complaints.refused("half an adapter", &unet, 1, &["text_encoder", "is there already"]);
+    complaints.refused("half an adapter", &unet, 1, &["text_encoder", "already exists"]);
     lorabooth_ok(&[&unet[..], &["--overwrite".to_owned()]].concat());
     complaints.check("half an adapter stays", !at("peft/text_encoder/adapter_model.safetensors").exists());
     // What is no model is not replaced at all.

@@ -33,7 +33,7 @@ pub struct TrainingArgs {
     /// What prepare_corpus.py wrote, or a file of pairs
     #[arg(long)]
     pub corpus: PathBuf,
-    /// Folder of checkpoints, log, pictures and the trained `model`; a run that is there already goes on
+    /// Folder of checkpoints, log, pictures and the trained `model`; a run that already exists goes on
     #[arg(long)]
     pub output: PathBuf,
     /// Optimizer steps: where the learning rate has fallen to 0

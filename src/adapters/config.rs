@@ -213,7 +213,7 @@ impl LoraConfig {
         }
         let mut keys = self.rank_pattern.keys().chain(self.alpha_pattern.keys());
         if let Some(key) = keys.find(|key| !is_plain(key) && pattern_of(key).is_err()) {
-            return Err(Error::invalid(format!("the pattern `{key}` is no regular expression")));
+            return Err(Error::invalid(format!("the pattern `{key}` is not a regular expression")));
         }
         let empty = |value: &serde_json::Value| match value {
             serde_json::Value::Null | serde_json::Value::Bool(false) => true,

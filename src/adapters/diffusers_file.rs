@@ -67,7 +67,7 @@ pub fn write(path: &Path, set: &AdapterSet) -> Result<()> {
 pub(super) fn configurations(file: &MappedFile) -> Result<BTreeMap<Part, Value>> {
     let Some(text) = file.metadata().remove(METADATA) else { return Ok(BTreeMap::new()) };
     let flat: BTreeMap<String, Value> = serde_json::from_str(&text)
-        .map_err(|e| Error::file(file.path(), format!("the metadata `{METADATA}` is no JSON object: {e}")))?;
+        .map_err(|e| Error::file(file.path(), format!("the metadata `{METADATA}` is not a JSON object: {e}")))?;
     let mut found = BTreeMap::new();
     for part in Part::ALL {
         let prefix = format!("{}.", part.name());

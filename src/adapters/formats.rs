@@ -131,7 +131,7 @@ fn read_folder(folder: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, F
                 format!("holds no adapter: neither {CONFIG_FILE} nor unet/ nor {}", diffusers_file::FILE_NAME),
             )
         })),
-        _ => Err(Error::file(folder, "holds several .safetensors files; name one of them")),
+        _ => Err(Error::file(folder, "holds several .safetensors files; give the path of one of them")),
     }
 }
 
@@ -165,7 +165,7 @@ pub fn of_unfinished_run(folder: &Path) -> Option<Error> {
         Some(step) => format!("; its adapter so far is in {}", folder.join(format!("checkpoint-{step}")).display()),
         None => String::new(),
     };
-    let message = format!("holds a run that is not finished: go on with its command and --resume{so_far}");
+    let message = format!("holds an unfinished run: continue it with its command and --resume{so_far}");
     Some(Error::file(folder, message))
 }
 

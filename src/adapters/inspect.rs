@@ -43,7 +43,7 @@ pub struct PromptSummary {
     pub norm: f64,
     /// Modules that are trained whole.
     pub whole_tensors: usize,
-    /// Whether the encoder that it is from lies beside it, so that training can go on.
+    /// Whether the encoder that it is from is saved with it, so that training can continue.
     pub has_encoder: bool,
     /// Numbers that are used, the encoder's not counted.
     pub parameters: i64,

@@ -230,7 +230,7 @@ fn nothing_known(file: &MappedFile, names: &[String]) -> Error {
     let first = names.first().map(String::as_str).unwrap_or_default();
     let has = |starts: &[&str]| names.iter().any(|name| starts.iter().any(|start| name.starts_with(start)));
     let message = if first.starts_with("base_model.model.") {
-        format!("is PEFT's, whose {CONFIG_FILE} must lie beside it")
+        format!("is PEFT's, whose {CONFIG_FILE} must be in the same folder")
     } else if has(&["model.diffusion_model.", "down_blocks.", "text_model."]) {
         format!("holds a model's own weights and no adapter (its first key is `{first}`); give a model with --model")
     } else if has(&["emb_params", "string_to_param", "clip_l", "clip_g"]) {
@@ -238,7 +238,7 @@ fn nothing_known(file: &MappedFile, names: &[String]) -> Error {
     } else if names.is_empty() {
         "holds no tensors".to_owned()
     } else {
-        format!("is no adapter that is known here (its first key is `{first}`)")
+        format!("is not an adapter in a known format (its first key is `{first}`)")
     };
     Error::file(file.path(), message)
 }

@@ -32,7 +32,7 @@ impl Existing {
 
 /// Refuses the folder `out` where it may not be written to, before any time is spent.
 pub(crate) fn check(out: &Path, existing: Existing) -> Result<()> {
-    out.file_name().ok_or_else(|| Error::file(out, "is no folder name"))?;
+    out.file_name().ok_or_else(|| Error::file(out, "is not a folder name"))?;
     // A process that was killed between taking the name from the old one and giving it to the new one.
     if fs::symlink_metadata(out).is_err() && beside(out, REPLACED).is_dir() {
         fs::rename(beside(out, REPLACED), out).map_err(|error| Error::io("restore", out, error))?;
@@ -42,7 +42,7 @@ pub(crate) fn check(out: &Path, existing: Existing) -> Result<()> {
     match existing {
         Existing::Refuse if taken || is_file => Err(Error::is_there(out, "--output-dir")),
         Existing::Replace if is_file || taken && !OF_A_MODEL.iter().any(|name| out.join(name).exists()) => {
-            Err(Error::file(out, "is no model that --overwrite could replace; name another --output-dir"))
+            Err(Error::file(out, "is not a model, so --overwrite does not replace it; choose another --output-dir"))
         }
         _ => Ok(()),
     }

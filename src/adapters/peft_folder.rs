@@ -199,7 +199,7 @@ pub(super) fn config_fields(config: &LoraConfig) -> Result<Map<String, Value>> {
     }
     let value = serde_json::to_value(&config)
         .map_err(|e| Error::invalid(format!("the configuration cannot be written: {e}")))?;
-    let Value::Object(mut fields) = value else { return Err(Error::invalid("the configuration is no object")) };
+    let Value::Object(mut fields) = value else { return Err(Error::invalid("the configuration is not an object")) };
     fields.insert("lora_alpha".into(), python_number(config.lora_alpha));
     let alphas: Map<String, Value> =
         config.alpha_pattern.iter().map(|(name, &alpha)| (name.clone(), python_number(alpha))).collect();

@@ -60,7 +60,7 @@ impl PromptConfig {
     pub fn new(peft_type: &str, num_virtual_tokens: i64, options: &impl Serialize) -> Result<Self> {
         let own = match serde_json::to_value(options) {
             Ok(Value::Object(own)) => own,
-            _ => return Err(Error::Internal("the options of a prompt are no object".into())),
+            _ => return Err(Error::Internal("the prompt's options are not an object".into())),
         };
         Ok(Self { peft_type: peft_type.to_owned(), num_virtual_tokens, own, ..Self::default() })
     }
@@ -83,7 +83,11 @@ impl PromptConfig {
     pub fn method(&self) -> Result<&'static PromptMethod> {
         PromptMethod::of(&self.peft_type).ok_or_else(|| {
             let known: Vec<&str> = PROMPT_METHODS.iter().map(|method| method.peft_type).collect();
-            Error::invalid(format!("{} is no kind of prompt; these are: {}", self.peft_type, known.join(", ")))
+            Error::invalid(format!(
+                "{} is not a supported prompt method; supported are {}",
+                self.peft_type,
+                known.join(", ")
+            ))
         })
     }
 

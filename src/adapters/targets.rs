@@ -71,10 +71,11 @@ impl<'a> Matcher<'a> {
         Ok(match targets {
             TargetModules::Names(names) => Self::Names(names),
             TargetModules::Pattern(pattern) if pattern == "all-linear" => Self::AllLinear,
-            TargetModules::Pattern(pattern) => Self::Pattern(
-                regex::Regex::new(&format!("^(?:{pattern})$"))
-                    .map_err(|_| Error::invalid(format!("the target pattern `{pattern}` is no regular expression")))?,
-            ),
+            TargetModules::Pattern(pattern) => {
+                Self::Pattern(regex::Regex::new(&format!("^(?:{pattern})$")).map_err(|_| {
+                    Error::invalid(format!("the target pattern `{pattern}` is not a regular expression"))
+                })?)
+            }
         })
     }
 
@@ -109,7 +110,7 @@ impl<'a> LayerFilter<'a> {
             .iter()
             .map(|text| regex::Regex::new(&format!("^{text}")))
             .collect::<std::result::Result<_, _>>()
-            .map_err(|_| Error::invalid("layers_pattern is no regular expression"))?;
+            .map_err(|_| Error::invalid("layers_pattern is not a regular expression"))?;
         Ok(Self { numbers: config.layers_to_transform.as_ref().map(|numbers| numbers.as_slice()), patterns })
     }
 

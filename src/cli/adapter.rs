@@ -155,7 +155,7 @@ fn prompt_lines(prompt: &PromptSummary) -> Vec<String> {
         lines.push(line("also trained", format!("{} biases and whole weights", prompt.whole_tensors)));
     }
     if prompt.has_encoder {
-        lines.push(line("encoder", "lies beside it, so that training can go on".to_owned()));
+        lines.push(line("encoder", "is saved with it, so that training can continue".to_owned()));
     }
     lines
 }
@@ -267,7 +267,7 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
         let method = peft_type(folder)?;
         return Err(Error::file(
             &args.adapter,
-            format!("is a language model's adapter ({method}), for which PEFT's folder, as it is, is the one format"),
+            format!("is a language model's adapter ({method}), whose only format is PEFT's folder"),
         ));
     }
     let set = read_any(&args.adapter, None)?;

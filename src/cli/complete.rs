@@ -109,7 +109,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         _ => &ids,
     };
     if ids.is_empty() {
-        return Err(Error::invalid("--prompt is empty, and the model needs a token to go on from; give it a text"));
+        return Err(Error::invalid(
+            "--prompt is empty, but the model needs at least one token to continue; give it a text",
+        ));
     }
     let most = if classes.is_some() { 0 } else { args.max_new_tokens };
     check_positions(&loaded.model, prompt.as_ref(), ids.len(), most)?;
@@ -147,7 +149,9 @@ impl CompleteArgs {
         match read.map_err(|error| Error::io("read", "standard input", error))? as u64 > MAX_PROMPT_BYTES {
             true => {
                 let most = MAX_PROMPT_BYTES >> 20;
-                Err(Error::invalid(format!("standard input holds more than {most} MB, which is no prompt; shorten it")))
+                Err(Error::invalid(format!(
+                    "standard input holds more than {most} MB, which is too long for a prompt; shorten it"
+                )))
             }
             false => Ok(text),
         }
@@ -167,7 +171,7 @@ fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize
     Err(Error::invalid(match most_new {
         0 => format!("the prompt has {tokens} tokens{behind}, and the model's positions end at {most}; shorten it"),
         _ => format!(
-            "the prompt has {tokens} tokens{behind}, and with --max-new-tokens {most_new} the model's positions end at {most}; lower one of them"
+            "the prompt has {tokens} tokens{behind}, and with --max-new-tokens {most_new} the model has only {most} positions; lower one of them"
         ),
     }))
 }

@@ -389,7 +389,7 @@ fn fit_lines(budget: &str, fitted: &Fit) -> Vec<String> {
         })
         .collect();
     lines.push(match (fitted.fits, fitted.suggestions.is_empty()) {
-        (true, true) => format!("it fits {budget} as it is"),
+        (true, true) => format!("it fits {budget} without changes"),
         (true, false) => format!("then it fits {budget}, with a peak of {}", gib(fitted.peak_bytes)),
         (false, _) => format!("nothing makes it fit {budget}: the least is {}", gib(fitted.peak_bytes)),
     });

@@ -27,7 +27,7 @@ pub fn flags_of(file: &Path, text: &str) -> Result<Vec<String>> {
     let run: Value =
         serde_json::from_str(text).map_err(|error| Error::file(file, format!("not valid JSON: {error}")))?;
     let Some(options) = run["options"].as_object() else {
-        return Err(Error::file(file, "is no run.json of a training run; --config takes one, or a TOML file"));
+        return Err(Error::file(file, "is not the run.json of a training run; --config takes one, or a TOML file"));
     };
     let defaults = match options.contains_key("task") {
         true => defaults(LanguageConfig::augment_args(Command::new("train llm"))),

@@ -212,7 +212,7 @@ impl Reporter {
     fn wrote_images(&mut self, paths: &[PathBuf], grid: Option<&Path>) {
         let line = match (paths, grid) {
             ([], None) => return,
-            (paths, Some(grid)) => format!("{}, of {} images beside it", grid.display(), paths.len()),
+            (paths, Some(grid)) => format!("{}, of {} images in the same folder", grid.display(), paths.len()),
             ([path], None) => path.display().to_string(),
             ([first, .., last], None) => {
                 let last = last.file_name().unwrap_or_default().display();

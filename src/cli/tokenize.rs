@@ -94,7 +94,7 @@ pub fn run(args: TokenizeArgs, reporter: &mut Reporter) -> Result<()> {
         let text = regular_file::read_text(&file, FileKind::TEXT)?;
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let prompt = serde_json::from_str(line)
-                .map_err(|_| Error::file(&file, format!("line {} is no JSON string", number + 1)))?;
+                .map_err(|_| Error::file(&file, format!("line {} is not a JSON string", number + 1)))?;
             prompts.push(prompt);
         }
     }

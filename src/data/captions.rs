@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const ENDINGS: [&str; 2] = ["txt", "caption"];
 
 /// What to do where a text could be a caption and is none.
-const NAMING: &str = "a caption has its photo's name, as photo.txt or photo.caption beside photo.png";
+const NAMING: &str = "a caption has its photo's name: photo.txt or photo.caption next to photo.png";
 
 /// Whether a file's name is that of a caption.
 pub fn is_caption(path: &Path) -> bool {

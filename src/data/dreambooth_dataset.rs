@@ -48,7 +48,7 @@ impl DreamBoothDataset {
             class_prompt = prompt;
         }
         if instance_count == 0 {
-            return Err(Error::invalid("there is no instance photo"));
+            return Err(Error::invalid("there are no instance photos"));
         }
         let fixed_crop = |photo: &Photo| match center_crop {
             true => Some(photo.crop_range().center()),

@@ -142,7 +142,7 @@ impl LanguageDataOptions {
     /// The rows of a file, which tell what is to be learnt of them.
     fn labelled(&self, file: &Path) -> Result<Records> {
         match self.label_column.is_none() && self.task != LanguageTask::CausalLm {
-            true => Err(Error::invalid("this task needs --label-column, the column of what shall be answered")),
+            true => Err(Error::invalid("this task needs --label-column, the column with the expected answer")),
             false => self.read(file),
         }
     }
@@ -454,7 +454,7 @@ fn classes(records: &Records, column: &str) -> Result<Vec<String>> {
     if distinct.len() < 2 {
         return Err(Error::file(
             records.path(),
-            format!("`{column}` has one label in all rows; there is nothing to tell apart"),
+            format!("`{column}` has the same label in every row; a classifier needs at least two"),
         ));
     }
     let mut classes: Vec<String> = distinct.into_iter().map(str::to_owned).collect();

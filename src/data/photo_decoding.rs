@@ -38,7 +38,7 @@ pub fn looks_like_an_image(path: &Path) -> bool {
 fn decode_bytes(bytes: &[u8]) -> std::result::Result<RgbImage, String> {
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| error.to_string())?;
     let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
-        return Err("is no image of a kind that is read here (JPEG, PNG, WebP, BMP, GIF, TIFF)".to_owned());
+        return Err("is not an image in a supported format (JPEG, PNG, WebP, BMP, GIF, TIFF)".to_owned());
     };
     // The JPEG decoder fills what is missing with grey.
     if format == ImageFormat::Jpeg && !jpeg_has_its_end(bytes) {

@@ -95,7 +95,7 @@ impl PhotoFiles {
                 } else if let Some(said) = captions::read(text)? {
                     photo.caption = Some((text.clone(), said));
                 } else {
-                    blank.push(format!("{} is blank, which is no caption for {}", text.display(), photo.name));
+                    blank.push(format!("{} is blank, so there is no caption for {}", text.display(), photo.name));
                 }
             }
         }
@@ -188,7 +188,7 @@ impl Walk<'_> {
         }
         let found = NO_PHOTOS.iter().find(|name| folder.join(name).is_file());
         let why = match (repeats_of(folder), found, entries(folder)) {
-            _ if depth > MAX_DEPTH => format!("{} lies more than {MAX_DEPTH} folders deep", folder.display()),
+            _ if depth > MAX_DEPTH => format!("{} is more than {MAX_DEPTH} folders deep", folder.display()),
             (_, Some(found), _) => format!("{} holds {found}, as the folder of a run or of a model", folder.display()),
             (Some(0), ..) => format!("{} asks for 0 repeats", folder.display()),
             (_, _, Err(source)) => Error::io("read", folder, source).to_string(),

@@ -199,7 +199,7 @@ fn reason(error: &Error, path: &Path) -> String {
     let text = text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text);
     let is_metadata = path.extension().is_some_and(|end| METADATA.iter().any(|data| end.eq_ignore_ascii_case(data)));
     match is_metadata {
-        true => "is no image, and captions are not read from it, but from NAME.txt beside each photo".to_owned(),
+        true => "is not an image; captions are read from a NAME.txt next to each photo, not from this file".to_owned(),
         false => text.to_owned(),
     }
 }

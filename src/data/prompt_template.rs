@@ -83,7 +83,9 @@ impl PromptTemplate {
             match piece {
                 Part::Text(fixed) => text.push_str(fixed),
                 Part::Column(name) => text.push_str(part(record.get(name).ok_or_else(|| {
-                    Error::invalid(format!("the prompt template asks for `{name}`, which is no column that was read"))
+                    Error::invalid(format!(
+                        "the prompt template asks for `{name}`, which is not a column of the records"
+                    ))
                 })?)),
             }
         }

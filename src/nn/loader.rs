@@ -97,7 +97,7 @@ impl Loader {
         self.weights.are_equal(&self.key("weight"), &weight_key(shared))
     }
 
-    /// The projection or table at this path with a `weight` that is there already, and stays.
+    /// The projection or table at this path with a `weight` that already exists, and stays.
     pub(super) fn put(&self, op: Op, weight: Tensor, bias: Option<Rc<Param>>) -> Rc<Site> {
         self.sites.register(&self.path, op, BaseWeight::Dense(weight), bias)
     }

@@ -54,7 +54,7 @@ impl RelativePositions {
         let exact = count / 2;
         let ratio = (self.max_distance as f64 / exact as f64).ln();
         let far = (away.to_kind(Kind::Float) / exact as f64).log() / ratio * (count - exact) as f64;
-        // The logarithm of 0 is no number that fits an integer; such distances are near ones.
+        // The logarithm of 0 is not a number that fits an integer; such distances are near ones.
         let far = (far.clamp_min(0.0).to_kind(Kind::Int64) + exact).clamp_max(count - 1);
         behind + away.where_self(&away.lt(exact), &far)
     }

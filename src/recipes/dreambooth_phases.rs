@@ -164,7 +164,7 @@ pub fn make_class_images(
             observer.on(Event::Progress { done: steps_done as u64 });
             match interrupt.requested() {
                 true => Err(Error::Interrupted(format!(
-                    "{done} class images are in {}; go on with the same command",
+                    "{done} class images are in {}; the same command continues",
                     folder.display()
                 ))),
                 false => Ok(()),

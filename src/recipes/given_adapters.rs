@@ -105,7 +105,7 @@ impl GivenAdapters {
             Some(folder) => Error::file(folder, "has no classes.json, which `train llm` writes for seq-cls"),
             None => Error::file(
                 files.root(),
-                "is no classifier whose classes have names (`id2label`); give --adapter, one of `train llm --task seq-cls`",
+                "is not a classifier with named classes (`id2label`); give --adapter with one from `train llm --task seq-cls`",
             ),
         }
     }
@@ -162,6 +162,6 @@ fn read_classes(file: &Path) -> Result<Vec<String>> {
         Ok(classes) if classes.len() > 1 && classes.iter().collect::<BTreeSet<_>>().len() == classes.len() => {
             Ok(classes)
         }
-        _ => Err(Error::file(file, "is no list of the names of two or more different classes")),
+        _ => Err(Error::file(file, "is not a list of two or more different class names")),
     }
 }

@@ -30,7 +30,7 @@ pub fn write(
 ) -> Result<()> {
     if adapters.prompt().is_some() {
         return Err(Error::invalid(
-            "a prompt stands before a text and changes no weights, so it cannot be folded in; `lorabooth complete --adapter` puts it there",
+            "a prompt is put before the text and changes no weights, so it cannot be merged; use it with `lorabooth complete --adapter`",
         ));
     }
     let files = model.open_files(observer)?;

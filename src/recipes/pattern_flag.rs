@@ -23,7 +23,7 @@ impl<T: FromStr + DeserializeOwned> FromStr for PatternFlag<T> {
             let parsed =
                 pair.rsplit_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse().ok()?)));
             let (name, value) = parsed.filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
-                format!("`{pair}` is no `name=number`; give them as to_q=16,to_v=4, or as a JSON object")
+                format!("`{pair}` is not `name=number`; write them as to_q=16,to_v=4, or as a JSON object")
             })?;
             if values.insert(name.to_owned(), value).is_some() {
                 return Err(format!("`{name}` is given twice"));

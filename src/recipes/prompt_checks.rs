@@ -101,7 +101,7 @@ fn meaning<'a>(kind: MarkKind, marks: impl Iterator<Item = &'a Mark>) -> String 
         MarkKind::Braces => "chooses between words or gives them more weight",
         MarkKind::Keyword => "divides a prompt into parts",
         MarkKind::Embedding => "loads a textual inversion",
-        MarkKind::Wildcard => "stands for a line of a file",
+        MarkKind::Wildcard => "is replaced by a line of a file",
     };
     let instead = match kind {
         MarkKind::Weight | MarkKind::Emphasis | MarkKind::SquareBrackets | MarkKind::Braces => "write the words alone",

@@ -208,8 +208,10 @@ impl Run {
         self.metrics = Some(match resumed {
             Some((_, bytes)) => {
                 if std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) < bytes {
-                    observer
-                        .warning(format!("{} lacks lines of the steps before; it goes on without them", log.display()));
+                    observer.warning(format!(
+                        "{} lacks lines of earlier steps; the run continues without them",
+                        log.display()
+                    ));
                 }
                 MetricsLog::resume(&log, bytes)?
             }
@@ -257,7 +259,7 @@ impl Run {
                 if let (None, Some(damaged)) = (&latest, damaged.last()) {
                     return Err(Error::file(
                         damaged,
-                        "this checkpoint is damaged, and there is no whole one to resume from; start anew with --overwrite",
+                        "this checkpoint is damaged, and there is no intact one to resume from; start again with --overwrite",
                     ));
                 }
                 for damaged in damaged {
@@ -272,7 +274,7 @@ impl Run {
         };
         let Some(folder) = folder else {
             observer
-                .warning(format!("{} holds no whole checkpoint; starting from step 0", self.folder.path().display()));
+                .warning(format!("{} holds no intact checkpoint; starting from step 0", self.folder.path().display()));
             return Ok(None);
         };
         let saved = checkpoint::load(&folder, self.device)?;
@@ -422,11 +424,11 @@ impl Run {
         };
         Error::Interrupted(match checkpoint::latest(self.folder.path()) {
             Ok(Some(folder)) => format!(
-                "step {} is saved in {}, with its adapter; go on with the same command and --resume{output}",
+                "step {} is saved in {}, with its adapter; continue with the same command and --resume{output}",
                 self.step,
                 folder.display()
             ),
-            _ => format!("stopped before anything was saved; start anew with --overwrite{output}"),
+            _ => format!("stopped before anything was saved; start again with --overwrite{output}"),
         })
     }
 

@@ -207,14 +207,16 @@ impl TrainingArgs {
         let inside = |part: Component| matches!(part, Component::Normal(_) | Component::RootDir);
         if path.file_name().is_none() || !path.components().all(inside) {
             return refuse(format!(
-                "--logging-dir `{given}` is no folder inside the output folder; give a name, such as logs, or an absolute path"
+                "--logging-dir `{given}` is not a folder inside the output folder; give a name, such as logs, or an absolute path"
             ));
         }
         let logs = output.join(path);
         let inside = logs.strip_prefix(output).unwrap_or(path);
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         if is_written_by_a_run(&first.unwrap_or_default()) || logs.is_file() {
-            return refuse(format!("--logging-dir `{given}` has another use in the output folder; take another name"));
+            return refuse(format!(
+                "--logging-dir `{given}` is a name that a run uses itself in the output folder; choose another"
+            ));
         }
         Ok(())
     }

@@ -147,7 +147,7 @@ fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Insta
     let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?;
     let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
     let (loss, grad_norm) = (number(0), number(1));
-    // A loss that is no number would make the weights no numbers: they stay as they were.
+    // A loss that is not a number would make the weights no numbers: they stay as they were.
     let diverged = loss.is_none() || (grad_norm.is_none() && run.scaler.is_none());
     if finite && !diverged {
         run.optimizer.step(&run.trained.params, lr)?;

@@ -66,9 +66,10 @@ impl TextSampling {
             );
         }
         match self.num_beams > 1 && self.temperature > 0.0 {
-            true => {
-                refuse("--num-beams searches the likeliest text, and --temperature draws one; give one of them".into())
-            }
+            true => refuse(
+                "--num-beams searches for the likeliest text and --temperature samples one; give only one of them"
+                    .into(),
+            ),
             false => Ok(()),
         }
     }

@@ -95,7 +95,7 @@ pub fn scheduler(name: Option<&str>, config: &SchedulerConfig, steps: usize) -> 
         None => default_name(config)?,
     };
     let Some((_, constructor)) = SCHEDULERS.iter().find(|(known, _)| *known == name) else {
-        return Err(Error::invalid(format!("there is no scheduler `{name}`; choose one of {}", names())));
+        return Err(Error::invalid(format!("unknown scheduler `{name}`; choose one of {}", names())));
     };
     let most = config.num_train_timesteps();
     if !i64::try_from(steps).is_ok_and(|steps| (1..=most).contains(&steps)) {

@@ -72,7 +72,7 @@ impl TrainingState {
                 format!("had other options: {}; give the same ones", changes.join(", "))
             }
         };
-        Err(Error::invalid(format!("the run to resume {what}, or start anew in another --output-dir")))
+        Err(Error::invalid(format!("the run to resume {what}, or start again in another --output-dir")))
     }
 }
 
@@ -152,7 +152,7 @@ pub fn save(
 /// Reads a checkpoint onto `device`. A damaged one is refused, with the name of the one to take instead.
 pub fn load(folder: &Path, device: Device) -> Result<Checkpoint> {
     if !folder.is_dir() {
-        return Err(Error::file(folder, "is no checkpoint folder; name a checkpoint-N, or `latest`"));
+        return Err(Error::file(folder, "is not a checkpoint folder; name a checkpoint-N, or `latest`"));
     }
     let whole = read_state(folder).and_then(|file| {
         let path = folder.join(TENSORS);

@@ -198,7 +198,7 @@ impl RunFolder {
 fn no_run_in(path: &Path) -> Error {
     Error::file(
         path,
-        "holds no run that --resume could continue; leave --resume out to begin one, or name a run's folder as --output-dir",
+        "holds no run that --resume could continue; leave --resume out to start one, or give a run's folder as --output-dir",
     )
 }
 

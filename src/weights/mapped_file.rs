@@ -26,7 +26,7 @@ impl MappedFile {
             return Err(Error::file(
                 path,
                 format!(
-                    "a .{kind} file is a Python pickle, which can run code when it is read; write the model anew as .safetensors, with `save_pretrained` of Python's libraries"
+                    "a .{kind} file is a Python pickle, which can run code when it is read; save the model as .safetensors with `save_pretrained` in Python"
                 ),
             ));
         }

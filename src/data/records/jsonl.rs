@@ -43,7 +43,7 @@ fn row(path: &Path, line: usize, text: &str, columns: &[String]) -> Result<Row> 
     let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
         let cause = error.to_string();
         let cause = cause.split(" at line ").next().unwrap_or_default();
-        Error::file(path, format!("line {line} is no JSON object ({cause}, column {})", error.column()))
+        Error::file(path, format!("line {line} is not a JSON object ({cause}, column {})", error.column()))
     })?;
     let value = |name: &String| match object.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),

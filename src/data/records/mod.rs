@@ -62,7 +62,10 @@ impl Records {
             "tsv" | "tab" => csv::read(path, &columns, b'\t')?,
             "parquet" => parquet::read(path, &columns)?,
             _ => {
-                return Err(Error::file(path, "is no data file by its name; it must be .jsonl, .csv, .tsv or .parquet"))
+                return Err(Error::file(
+                    path,
+                    "is not a data file by its name; it must be .jsonl, .csv, .tsv or .parquet",
+                ))
             }
         };
         match rows.is_empty() {

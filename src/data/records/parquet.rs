@@ -65,7 +65,7 @@ fn read_columns(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
 }
 
 fn broken(path: &Path, error: &ParquetError) -> Error {
-    Error::file(path, format!("is no Parquet file that can be read: {error}"))
+    Error::file(path, format!("is not a readable Parquet file: {error}"))
 }
 
 /// A column's values in one group of rows; none where they are null.

@@ -33,7 +33,7 @@ impl BpeFiles {
         let vocabulary: BTreeMap<String, u32> =
             serde_json::from_value(vocabulary).map_err(|error| misfit(path, &error.to_string()))?;
         let merges = merges.as_array().map(Vec::as_slice).unwrap_or_default().iter().map(pair).collect::<Option<_>>();
-        let merges = merges.ok_or_else(|| misfit(path, "a merge is no pair"))?;
+        let merges = merges.ok_or_else(|| misfit(path, "a merge is not a pair"))?;
         Ok(Self { vocabulary: vocabulary.into_iter().collect(), merges })
     }
 

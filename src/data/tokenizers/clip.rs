@@ -57,7 +57,7 @@ impl ClipTokenizer {
         if max_length < 2 {
             return Err(Error::file(folder, format!("model_max_length is {max_length}; it must be at least 2")));
         }
-        let failed = |error: tokenizers::Error| Error::file(folder, format!("is no CLIP tokenizer: {error}"));
+        let failed = |error: tokenizers::Error| Error::file(folder, format!("is not a CLIP tokenizer: {error}"));
         let bpe = match whole {
             Some(whole) => bpe_of_tokenizer_json(folder, whole, special.name("unk_token").unwrap_or(END))?,
             None => bpe_of_vocabulary(folder, special.name("unk_token").unwrap_or(END))?,

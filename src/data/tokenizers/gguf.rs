@@ -142,7 +142,7 @@ impl<'a> Vocabulary<'a> {
         if let Some(listed) = self.metadata.texts("tokenizer.ggml.merges")? {
             let pair = |merge: &str| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
             let merges: Option<Merges> = listed.into_iter().map(pair).collect();
-            return merges.ok_or_else(|| "has a merge in `tokenizer.ggml.merges` that is no pair".to_owned());
+            return merges.ok_or_else(|| "has a merge in `tokenizer.ggml.merges` that is not a pair".to_owned());
         }
         match (self.words, self.metadata.floats(SCORES)?) {
             (None, Some(scores)) if scores.len() == self.tokens.len() => Ok(scored_merges(&self.tokens, &scores)),

@@ -10,7 +10,7 @@ pub(crate) fn optional_object(path: &Path) -> Result<Map<String, Value>> {
     match optional_json(path)? {
         None => Ok(Map::new()),
         Some(Value::Object(fields)) => Ok(fields),
-        Some(_) => Err(Error::file(path, "is no JSON object")),
+        Some(_) => Err(Error::file(path, "is not a JSON object")),
     }
 }
 

@@ -240,7 +240,7 @@ fn whole_file(folder: &Path, path: &Path, bytes: &[u8]) -> Result<(Tokenizer, Sp
 }
 
 fn broken(path: &Path, error: &tokenizers::Error) -> Error {
-    Error::file(path, format!("is no tokenizer that can be read: {error}"))
+    Error::file(path, format!("is not a readable tokenizer: {error}"))
 }
 
 /// An id of `config.json`; where it is a list, the first.

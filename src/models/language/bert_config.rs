@@ -78,7 +78,7 @@ impl BertConfig {
         check_layers("num_hidden_layers", config.num_hidden_layers)?;
         match config.longest() {
             1.. => Ok(config),
-            _ => Err("`max_position_embeddings` leaves no position beside padding's (`pad_token_id`)".to_owned()),
+            _ => Err("`max_position_embeddings` leaves no position besides padding's (`pad_token_id`)".to_owned()),
         }
     }
 

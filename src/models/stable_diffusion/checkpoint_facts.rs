@@ -44,7 +44,7 @@ enum Size {
 }
 
 impl CheckpointFacts {
-    /// Reads the header of `checkpoint` and the configuration beside it.
+    /// Reads the header of `checkpoint` and the configuration file next to it.
     pub fn of(checkpoint: &OriginalCheckpoint) -> Result<Self> {
         let (metadata, yaml) = (checkpoint.metadata()?, yaml_beside(checkpoint.path()));
         let (mut said, mut notes) = (Vec::new(), Vec::new());
@@ -63,10 +63,12 @@ impl CheckpointFacts {
         if let Some(yaml) = &yaml {
             match yaml.get("model.params.parameterization") {
                 // The original code's own default.
-                None => said.push(("configuration beside it", EPSILON)),
+                None => said.push(("configuration file next to it", EPSILON)),
                 Some(value) => match prediction_named(value) {
-                    Some(prediction) => said.push(("configuration beside it", prediction)),
-                    None => notes.push(format!("the `parameterization` beside it is `{value}`, which is not known")),
+                    Some(prediction) => said.push(("configuration file next to it", prediction)),
+                    None => notes.push(format!(
+                        "the `parameterization` in the file next to it is `{value}`, which is not known"
+                    )),
                 },
             }
         }

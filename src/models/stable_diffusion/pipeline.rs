@@ -114,7 +114,7 @@ impl PipelineFiles {
             Self::open(&folder, variant.filter(|_| !options.configs_only))?
         } else {
             return Err(Error::invalid(format!(
-                "there is no model `{model}`: give a folder in the diffusers layout, a .safetensors file or a hub id (`owner/name`)"
+                "no model `{model}` was found: give a folder in the diffusers layout, a .safetensors file or a hub id (`owner/name`)"
             )));
         };
         files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, listener)).transpose()?;
@@ -396,7 +396,7 @@ fn tokenizer_at(name: &str, listener: &mut dyn Listener) -> Result<PathBuf> {
         Hub::from_env()?.fetch_tokenizer(&request, listener)?
     } else {
         return Err(Error::invalid(format!(
-            "there is no tokenizer `{name}`: give a folder or a hub id (`owner/name`)"
+            "no tokenizer `{name}` was found: give a folder or a hub id (`owner/name`)"
         )));
     };
     let is_tokenizer = |folder: &Path| folder.join("tokenizer.json").exists() || folder.join("vocab.json").exists();

@@ -172,7 +172,7 @@ impl Folder {
         let empty = !std::fs::read_dir(path).map_err(failed)?.any(is_other);
         if !empty && !path.join(MARK).exists() {
             return Err(Error::invalid(format!(
-                "--output-dir: {} holds other files; name a folder of its own for the demo",
+                "--output-dir: {} holds other files; give the demo a folder of its own",
                 path.display()
             )));
         }

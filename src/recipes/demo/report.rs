@@ -83,7 +83,7 @@ impl Report {
                 [self.background_right_before, self.background_right_after, 1.0].map(percent),
             ),
             row(
-                "class images that are of the class",
+                "class images still of the class",
                 [of_the_class(&self.class_before), of_the_class(&self.class_after), percent(1.0)],
             ),
         ]

@@ -45,13 +45,13 @@ struct Described {
 /// Reads the header of a whole file's `bytes`; an error is a sentence about the file.
 pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
     if !bytes.starts_with(b"GGUF") {
-        return Err("is no GGUF file: it does not begin with GGUF".to_owned());
+        return Err("is not a GGUF file: it does not begin with GGUF".to_owned());
     }
     let mut cursor = Cursor { bytes, at: 4, values: 0 };
     match cursor.u32()? {
         2 | 3 => {}
         swapped if swapped.swap_bytes() <= 3 => return Err("is for big-endian machines, which is not read".to_owned()),
-        other => return Err(format!("is GGUF version {other}; versions 2 and 3 are read: convert it anew")),
+        other => return Err(format!("is GGUF version {other}; only versions 2 and 3 are supported: convert it again")),
     }
     let (tensor_count, value_count) = (cursor.u64()?, cursor.u64()?);
     let mut metadata = BTreeMap::new();
@@ -92,10 +92,10 @@ fn place(tensor: Described, data_start: u64, alignment: u64, file_bytes: usize) 
     let values = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
     let values = values.ok_or_else(|| format!("has the impossible shape {shape:?}"))?;
     if shape.last().is_none_or(|&row| row % block_values as i64 != 0) {
-        return Err(format!("has rows that are no whole blocks of {block_values} values: {shape:?}"));
+        return Err(format!("has rows that are not whole blocks of {block_values} values: {shape:?}"));
     }
     if offset % alignment != 0 {
-        return Err(format!("begins at byte {offset}, which is no multiple of the alignment {alignment}"));
+        return Err(format!("begins at byte {offset}, which is not a multiple of the alignment {alignment}"));
     }
     let bytes = (values / block_values).checked_mul(block_bytes);
     let start = data_start.checked_add(offset).and_then(|start| usize::try_from(start).ok());

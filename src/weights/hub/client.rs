@@ -210,7 +210,7 @@ impl Client {
     /// Where a redirect leads.
     fn redirected(&self, from: &Url, head: &Head) -> std::result::Result<Url, String> {
         let location = head.get("location").ok_or("it redirects to nowhere")?;
-        let mut to = from.join(location).map_err(|_| "it redirects to something that is no address")?;
+        let mut to = from.join(location).map_err(|_| "it redirects to something that is not an address")?;
         if !is_web(&to) {
             return Err("it redirects to something that is not on the web".into());
         }
@@ -219,7 +219,7 @@ impl Client {
         }
         // An address must not bring a name and password of its own along.
         if to.set_username("").and_then(|()| to.set_password(None)).is_err() {
-            return Err("it redirects to something that is no address".into());
+            return Err("it redirects to something that is not an address".into());
         }
         Ok(to)
     }

@@ -194,6 +194,6 @@ fn busy(server: &str, status: u16, retry_after: Option<Duration>) -> String {
     };
     match status {
         429 => format!("{server} says that there were too many requests; {later}, or set HF_TOKEN"),
-        _ => format!("{server} has a problem of its own (status {status}); {later}"),
+        _ => format!("{server} failed (status {status}); {later}"),
     }
 }

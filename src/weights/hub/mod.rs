@@ -168,7 +168,7 @@ impl Hub {
 
     fn fetch(&self, request: &Request, selection: &Selection, listener: &mut dyn Listener) -> Result<PathBuf> {
         if !is_language_model_id(request.id) {
-            return Err(Error::invalid(format!("`{}` is no hub id; one looks like `owner/name`", request.id)));
+            return Err(Error::invalid(format!("`{}` is not a hub id; one looks like `owner/name`", request.id)));
         }
         let attempt = Attempt { hub: self, id: request.id, revision: request.revision.unwrap_or("main") };
         if !names::is_path(attempt.revision) {

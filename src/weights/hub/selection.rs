@@ -164,7 +164,7 @@ impl Selection {
                 });
                 return Err(match pickle {
                     Some(pickle) => format!(
-                        "has its weights as a Python pickle ({pickle}), which can run code when it is read; find a repository or a `--revision` with .safetensors, or write it anew with `save_pretrained` of Python's libraries"
+                        "has its weights as a Python pickle ({pickle}), which can run code when it is read; find a repository or a `--revision` with .safetensors, or save it again with `save_pretrained` in Python"
                     ),
                     None => format!("has no .safetensors weights in `{}`", prefix.trim_end_matches('/')),
                 });
