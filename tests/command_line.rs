@@ -227,7 +227,7 @@ fn what_a_run_writes_and_says_is_what_is_documented() {
         assert!(facts.contains(&name), "no fact `{name}` in {facts:?}");
         // As values too, and not in words alone.
         let fact = events.iter().find(|event| event["name"] == name).unwrap();
-        assert_eq!(keys(fact).intersection(&documented.facts()[name]).count() > 0, true, "{fact}");
+        assert!(keys(fact).intersection(&documented.facts()[name]).count() > 0, "{fact}");
     }
     let phases: Vec<&str> = events.iter().filter_map(|event| event["phase"].as_str()).collect();
     for phase in ["class images", "encoding", "training", "sampling", "writing"] {
