@@ -1,5 +1,6 @@
 //! `lorabooth generate`: images from a prompt, with any number of adapters.
 
+use super::image_names::{self, is_png};
 use super::{Common, Dtype, Reporter};
 use crate::adapters::{attach, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
@@ -33,8 +34,6 @@ const DRAW_IN_LESS: &str = "lower --height and --width or --batch-size, turn on 
 
 /// How closely a picture follows its prompt where nothing else is asked for.
 pub const GUIDANCE_SCALE: f64 = 7.5;
-/// The picture's name, without its ending, where none is given.
-const NAME: &str = "image";
 
 /// Flags of the command.
 #[derive(Debug, Args)]
@@ -75,10 +74,10 @@ pub struct GenerateArgs {
     /// Dtype of the computation
     #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// FILE.png, or a folder in which images are numbered; by default image.png, numbered if that is taken
+    /// FILE.png, or a folder in which images are numbered; by default image.png. Next to an earlier image the new one is numbered
     #[arg(long, visible_alias = "output-dir", value_name = "FILE.png|FOLDER")]
     output: Option<PathBuf>,
-    /// Replace an image that is already there
+    /// Replace a file that already exists
     #[arg(long)]
     overwrite: bool,
     /// How the weights of UNet and text encoder are kept.
@@ -103,10 +102,6 @@ pub fn run(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Res
     })
 }
 
-fn is_png(output: &Path) -> bool {
-    output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("png"))
-}
-
 fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result<()> {
     args.weights.check()?;
     args.model.check_paths()?;
@@ -129,7 +124,8 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
         // Numbered: the same adapter twice is twice its change.
         adapters.push((format!("{index} {text}"), crate::recipes::read_adapter(&path, &files, reporter)?, scale));
     }
-    let paths = output_paths(args)?;
+    let (paths, moved) = image_names::output_paths(args.output.as_deref(), args.num_images, args.overwrite)?;
+    moved.into_iter().for_each(|text| reporter.warning(text));
     // Begun and given up, so that a place that cannot be written to shows now and not when the picture is drawn.
     paths.first().map(|path| WholeFile::create(path)).transpose()?;
     let reporter: &mut dyn Observer = reporter;
@@ -233,54 +229,6 @@ fn sampling(args: &GenerateArgs, unet: &UNetConfig, factor: i64) -> Result<Sampl
         latent_height: side("--height", args.height)?,
         latent_width: side("--width", args.width)?,
     })
-}
-
-/// One file, or numbered files in a folder, none of which is there unless it is to be replaced.
-fn output_paths(args: &GenerateArgs) -> Result<Vec<PathBuf>> {
-    let Some(output) = &args.output else { return Ok(free_names(args.num_images)) };
-    let create = |folder: &Path| match folder.as_os_str().is_empty() {
-        true => Ok(()),
-        false => std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e)),
-    };
-    if let (false, Some(ending)) = (is_png(output) || output.is_dir(), output.extension()) {
-        let ending = ending.to_string_lossy();
-        if image::ImageFormat::from_extension(ending.as_ref()).is_some() {
-            return Err(Error::invalid(format!(
-                "--output: images are PNG, not {ending}; name a .png file or a folder"
-            )));
-        }
-    }
-    if is_png(output) {
-        let paths = numbered(&output.with_extension(""), output, args.num_images);
-        if let Some(taken) = paths.iter().find(|path| is_taken(path)).filter(|_| !args.overwrite) {
-            return Err(Error::is_there(taken, "--output"));
-        }
-        create(output.parent().unwrap_or(Path::new("")))?;
-        return Ok(paths);
-    }
-    create(output)?;
-    let free = (0..).map(|i| output.join(format!("{i:05}.png"))).filter(|path| !is_taken(path));
-    Ok(free.take(args.num_images).collect())
-}
-
-/// Whether something is at `path`, be it a link to nothing.
-fn is_taken(path: &Path) -> bool {
-    std::fs::symlink_metadata(path).is_ok()
-}
-
-/// `one`, or where there are to be several `STEM-0.png`, `STEM-1.png`, …
-fn numbered(stem: &Path, one: &Path, count: usize) -> Vec<PathBuf> {
-    match count {
-        1 => vec![one.to_owned()],
-        _ => (0..count).map(|i| PathBuf::from(format!("{}-{i}.png", stem.display()))).collect(),
-    }
-}
-
-/// `image.png`, `image-2.png`, … of the working folder: the first that is free, with all its numbers.
-fn free_names(count: usize) -> Vec<PathBuf> {
-    let stems = std::iter::once(NAME.to_owned()).chain((2..).map(|number| format!("{NAME}-{number}")));
-    let mut names = stems.map(|stem| numbered(Path::new(&stem), Path::new(&format!("{stem}.png")), count));
-    names.find(|names| !names.iter().any(|path| is_taken(path))).unwrap_or_default()
 }
 
 /// The text that image tools read (AUTOMATIC1111's form).

@@ -11,6 +11,7 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod help;
+mod image_names;
 mod plan;
 mod recorded_options;
 mod reporter;

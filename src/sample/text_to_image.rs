@@ -136,6 +136,9 @@ pub fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     RgbImage::from_raw(width as u32, height as u32, bytes).ok_or_else(|| Error::invalid("an image has no pixels"))
 }
 
+/// The keyword of a PNG text chunk in which image tools look for what a picture was drawn with.
+pub const PARAMETERS: &str = "parameters";
+
 /// A PNG with `parameters` as a text chunk of that name.
 pub fn png_with_parameters(image: &RgbImage, parameters: &str) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
@@ -144,8 +147,8 @@ pub fn png_with_parameters(image: &RgbImage, parameters: &str) -> Result<Vec<u8>
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
     match parameters.is_ascii() {
-        true => encoder.add_text_chunk("parameters".into(), parameters.into()),
-        false => encoder.add_itxt_chunk("parameters".into(), parameters.into()),
+        true => encoder.add_text_chunk(PARAMETERS.into(), parameters.into()),
+        false => encoder.add_itxt_chunk(PARAMETERS.into(), parameters.into()),
     }
     .map_err(failed)?;
     let mut writer = encoder.write_header().map_err(failed)?;
