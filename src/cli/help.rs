@@ -82,7 +82,7 @@ With --gradient-accumulation-steps, the last batch of an epoch ends the accumula
         below: "Examples:
   lorabooth train llm --model facebook/opt-350m --task causal-lm --train-file quotes.jsonl --text-column quote \\
       --output my-adapter
-  lorabooth train llm --model distilbert/distilbert-base-uncased --task seq-cls --train-file reviews.csv \\
+  lorabooth train llm --model google-bert/bert-base-uncased --task seq-cls --train-file reviews.csv \\
       --validation-file held-out.csv --text-column review --label-column rating --steps 500 --output my-classifier
 
 To see whether it fits your card: `lorabooth plan llm` with the same flags and --fit 8.",
@@ -127,7 +127,7 @@ To see whether it fits your card: `lorabooth plan llm` with the same flags and -
             "output",
         ],
         below: "Example:
-  lorabooth evaluate --model distilbert/distilbert-base-uncased --adapter my-classifier --task seq-cls \\
+  lorabooth evaluate --model google-bert/bert-base-uncased --adapter my-classifier --task seq-cls \\
       --validation-file test.csv --text-column review --label-column rating --output answers.csv",
     },
     Page {

@@ -113,8 +113,8 @@ pub struct DreamBoothConfig {
     #[serde(serialize_with = "optional_path_text")]
     pub init_adapter: Option<PathBuf>,
 
-    /// Folder with photos of the subject. NAME.txt or NAME.caption beside a photo is its caption. Folders inside are read too; one called
-    /// 10_NAME shows its photos 10 times an epoch (NAME is no prompt)
+    /// Folder with photos of the subject. NAME.txt or NAME.caption next to a photo is its caption. Folders inside are read too; one called
+    /// 10_NAME shows its photos 10 times an epoch (NAME is not a prompt)
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub instance_data_dir: PathBuf,
