@@ -20,7 +20,7 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
         format!(
             "          CPU  {cores} cores, {} threads used, bf16 {}",
             tch::get_num_threads(),
-            if bf16 { "in hardware" } else { "slower than fp32 here, which is used" }
+            if bf16 { "in hardware" } else { "slower than fp32 (auto takes fp32)" }
         ),
         format!("       memory  {:.1} GiB free of {:.1} GiB", memory::gib(free), memory::gib(total)),
     ];
