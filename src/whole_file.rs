@@ -128,6 +128,6 @@ mod tests {
         assert!(link.is_symlink());
         assert_eq!(std::fs::read(&target).unwrap(), b"new");
         let error = write_whole(Path::new("/dev/null"), b"x").unwrap_err().to_string();
-        assert!(error.contains("/dev/null") && error.contains("no regular file"), "{error}");
+        assert!(error.contains("/dev/null") && error.contains("not a regular file"), "{error}");
     }
 }

@@ -250,7 +250,7 @@ fn each_failure_is_one_plain_sentence() {
     mirror.hub.offline = false;
     fails(&mirror, &Request { revision: Some("v9"), ..all.clone() }, "has no revision `v9`");
     fails(&mirror, &Request { id: "some/other", ..all.clone() }, "there is no model `some/other`");
-    fails(&mirror, &Request { id: "../etc", ..all.clone() }, "is no hub id");
+    fails(&mirror, &Request { id: "../etc", ..all.clone() }, "is not a hub id");
     mirror.site.lock().unwrap().token = Some("hf_right".into());
     fails(&mirror, &all, "is gated: accept its terms");
     mirror.hub.token = Some("hf_right".into());

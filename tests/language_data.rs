@@ -86,7 +86,7 @@ fn a_tokenizer_that_is_missing_broken_or_of_another_model_is_refused() {
     fs::write(path.join("vocab.json"), r#"{"a": 0}"#).unwrap();
     assert!(refusal().contains("merges.txt"), "{}", refusal());
     for (content, says) in
-        [("{", "broken JSON"), ("{}", "no tokenizer that can be read"), (r#"{"added_tokens": 1}"#, "broken")]
+        [("{", "broken JSON"), ("{}", "not a readable tokenizer"), (r#"{"added_tokens": 1}"#, "broken")]
     {
         fs::write(path.join("tokenizer.json"), content).unwrap();
         assert!(refusal().contains(says) && !refusal().contains('\n'), "{}", refusal());
@@ -188,8 +188,8 @@ fn broken_tables_are_refused_with_the_line() {
         ),
         ("h.jsonl", b"{\"text\": \"\xFF\", \"label\": 1}\n", "line 1 is not UTF-8"),
         ("i.json", b"[{\"text\": \"a\", \"label\": 1}]", "one JSON list"),
-        ("a.parquet", b"", "no Parquet file"),
-        ("b.parquet", b"PAR1 and no more PAR1", "no Parquet file"),
+        ("a.parquet", b"", "not a readable Parquet file"),
+        ("b.parquet", b"PAR1 and no more PAR1", "not a readable Parquet file"),
         ("a.txt", b"a", "must be .jsonl, .csv, .tsv or .parquet"),
     ] {
         let path = folder.path().join(name);

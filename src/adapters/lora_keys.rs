@@ -104,8 +104,8 @@ const OTHER_KINDS: &[(&str, &str)] = &[
     (".w_norm", "a LyCORIS adapter of norms"),
     (".b_norm", "a LyCORIS adapter of norms"),
     (".reshape_weight", "an adapter of other shapes than the model's"),
-    (".lora_B.bias", "a LoRA with biases of its own"),
-    (".lora_up.bias", "a LoRA with biases of its own"),
+    (".lora_B.bias", "a LoRA with biases"),
+    (".lora_up.bias", "a LoRA with biases"),
 ];
 
 /// What a key says of a LoRA; none: nothing that is known.

@@ -258,7 +258,7 @@ impl LanguageJob<'_> {
         self.best = done(best)?.pop();
         match keeps_best && self.validation.is_none() {
             true => Err(Error::invalid(
-                "the run to resume keeps the adapter of its best evaluation; give --validation-file again, or start anew in another \
+                "the run to resume keeps the adapter of its best evaluation; give --validation-file again, or start again in another \
                  --output-dir",
             )),
             false => Ok(()),

@@ -370,7 +370,7 @@ impl Run {
         }
         if log || events {
             observer.warning(format!(
-                "{} was removed, or its logs were, while the run writes to it; they are written again, and the run goes on, but \
+                "{} was removed, or its logs were, while the run writes to it; they are written again, and the run continues, but \
                  checkpoints of earlier steps are lost if they were removed",
                 self.folder.path().display()
             ));
