@@ -443,8 +443,8 @@ fn adapter_and_plan_and_tokenize_refuse_what_they_cannot_read() {
         ("adapter inspect /nowhere".to_owned(), 1, &["/nowhere"]),
         (format!("plan --model {tiny} --resolution 33"), 1, &["--resolution", "32"]),
         (format!("plan --model {tiny} --resolution 0"), 1, &["--resolution"]),
-        (format!("plan --model {tiny} --resolution 32 --fit lots"), 1, &["lots"]),
-        (format!("plan --model {tiny} --resolution 32 --fit -1GB"), 1, &["-1GB"]),
+        (format!("plan --model {tiny} --resolution 32 --fit lots"), 2, &["lots"]),
+        (format!("plan --model {tiny} --resolution 32 --fit -1GB"), 2, &["-1GB"]),
         (format!("plan --model {tiny} --resolution 32 --lora-targets to_w"), 1, &["to_w"]),
         (format!("plan --model {tiny} --resolution 32 --lora-r 0"), 1, &["--lora-r"]),
     ];

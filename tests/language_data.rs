@@ -327,9 +327,10 @@ fn classes_are_the_sorted_labels_and_unseen_ones_are_refused() {
     );
     let error = options.validation(&validation, &bert, &dataset).unwrap_err().to_string();
     assert!(error.contains("line 3: the label `11`") && error.contains("-1, 9, 10"), "{error}");
-    for (content, says) in
-        [("text,label\na,9\nb,\n", "line 3: `label` has no label"), ("text,label\na,9\n", "one label in all rows")]
-    {
+    for (content, says) in [
+        ("text,label\na,9\nb,\n", "line 3: `label` has no label"),
+        ("text,label\na,9\n", "the same label in every row"),
+    ] {
         fs::write(&training, content).unwrap();
         let error = options.training(&training, &bert).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");

@@ -128,12 +128,12 @@ fn entries(folder: &Path) -> std::io::Result<Inside> {
         if name.starts_with('.') || of_the_system(&CLUTTER) {
             continue;
         }
-        if path.is_dir() {
+        if captions::is_caption(&path) {
+            inside.texts.push(path);
+        } else if path.is_dir() {
             if !of_the_system(&FOLDERS_OF_SYSTEMS) {
                 inside.folders.push(path);
             }
-        } else if captions::is_caption(&path) {
-            inside.texts.push(path);
         } else {
             inside.photos.push(path);
         }

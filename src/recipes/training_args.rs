@@ -215,7 +215,7 @@ impl TrainingArgs {
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         if is_written_by_a_run(&first.unwrap_or_default()) || logs.is_file() {
             return refuse(format!(
-                "--logging-dir `{given}` is a name that a run uses itself in the output folder; choose another"
+                "--logging-dir `{given}` is a name that a run uses itself in the output folder; choose another name"
             ));
         }
         Ok(())
