@@ -426,7 +426,7 @@ fn an_adapter_that_does_not_fit_is_refused() {
     const WEIGHTS: &str = "adapter_model.safetensors";
     const CONFIG: &str = "adapter_config.json";
     let cases: Vec<(PathBuf, &[&str])> = vec![
-        (other, &["shape"]),
+        (other, &["does not fit this model"]),
         (path("absent"), &["absent"]),
         (photos(3, 0), &["photos"]),
         (
@@ -471,7 +471,7 @@ fn an_adapter_that_does_not_fit_is_refused() {
                 bytes[end - 4000..].fill(0xff);
                 fs::write(unet.join(WEIGHTS), bytes).unwrap();
             }),
-            &["not a number"],
+            &[WEIGHTS, "NaN"],
         ),
     ];
     for (adapter, expected) in cases {
@@ -483,19 +483,17 @@ fn an_adapter_that_does_not_fit_is_refused() {
             1,
             expected,
         );
-        complaints.check(&format!("{what}: something is left"), what == "nan" || !out.exists());
+        complaints.check(&format!("{what}: something is left"), !out.exists());
         fs::remove_dir_all(&out).ok();
-        if what != "nan" {
-            let args = generate(&model("tiny"), &picture, &["--lora", adapter]);
-            complaints.refused(&format!("--lora {what}"), &args, 1, expected);
-            complaints.check(&format!("{what}: a picture is left"), !picture.exists());
-        }
+        let args = generate(&model("tiny"), &picture, &["--lora", adapter]);
+        complaints.refused(&format!("--lora {what}"), &args, 1, expected);
+        complaints.check(&format!("{what}: a picture is left"), !picture.exists());
     }
     let (start, out) = (tiny.to_str().unwrap(), path("out"));
     for (flags, expected) in [
         ("--lora-r 3", &["--lora-r is 3", "has 8"][..]),
         ("--lora-targets to_k --lora-r 8", &["--lora-targets is to_k", "has to_q,to_v"]),
-        ("--train-text-encoder", &["text_encoder"]),
+        ("--train-text-encoder", &["text encoder", "--train-text-encoder"]),
     ] {
         let flags = words(&format!("--init-adapter {start} {flags}"));
         let args = train(&model("tiny"), &photos(3, 0), &out, &flags.iter().map(String::as_str).collect::<Vec<_>>());

@@ -334,7 +334,7 @@ fn a_plan_answers_for_cards_that_are_elsewhere_and_by_its_exit_code() {
             }
         }
     }
-    let suggested = plan("--for t4 --mixed-precision no --train-batch-size 8").1["suggestions"].to_string();
+    let suggested = plan("--for t4 --mixed-precision no --train-batch-size 16").1["suggestions"].to_string();
     assert!(suggested.contains("--mixed-precision fp16") && !suggested.contains("bf16"), "{suggested}");
     for (more, words) in [
         ("--for voodoo", "--for"),

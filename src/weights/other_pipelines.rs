@@ -1,5 +1,6 @@
 //! The names of pipelines that are not Stable Diffusion 1.x or 2.x, told by what diffusers writes into their folders.
 
+use crate::regular_file::{self, FileKind};
 use serde_json::Value;
 use std::path::Path;
 
@@ -53,7 +54,10 @@ pub(crate) fn of_index(index: &Value) -> Option<String> {
 
 /// The same of a folder in the diffusers layout: by its model_index.json, or by the configurations of its networks where it has none.
 pub(crate) fn of_folder(root: &Path) -> Option<String> {
-    let json = |name: &str| serde_json::from_slice::<Value>(&std::fs::read(root.join(name)).ok()?).ok();
+    let json = |name: &str| {
+        let text = regular_file::read(&root.join(name), FileKind::CONFIG).ok()?;
+        serde_json::from_slice::<Value>(&text).ok()
+    };
     let class = |config: Option<Value>| config.and_then(|config| config["_class_name"].as_str().map(str::to_owned));
     if let Some(name) = class(json("model_index.json")).as_deref().and_then(family) {
         return Some(name.to_owned());

@@ -6,6 +6,7 @@ use super::digest::Digest;
 use super::failure::{Attempt, Attempted, Failure};
 use super::{names, Download, Listener};
 use crate::error::{Error, Result};
+use crate::regular_file::{self, FileKind};
 use crate::weights::mapped_file::MappedFile;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -78,7 +79,7 @@ impl Transfer<'_> {
         let Some(blob) = self.cache.blob_of(&path) else {
             return Ok(true);
         };
-        let mut file = File::open(&blob).map_err(|error| Error::io("read", &blob, error))?;
+        let mut file = regular_file::open(&blob, FileKind::COPIED)?;
         let size = file.metadata().map_err(|error| Error::io("read", &blob, error))?.len();
         let looks_broken = || name.ends_with(".safetensors") && MappedFile::open(&path).is_err();
         if size > SMALL && !looks_broken() {
