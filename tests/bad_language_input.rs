@@ -329,7 +329,7 @@ fn complete_refuses_what_writes_no_text() {
         ("a draw without a temperature", &decoder, &["--top-p", "0.5"], &["--top-p", "--temperature"]),
         ("no adapter", &decoder, &["--adapter", "/nowhere"], &["/nowhere"]),
         ("a strength of no number", &decoder, &["--adapter", "a=much"], &["much"]),
-        ("no room", &decoder, &["--max-new-tokens", "40"], &["only 32 positions", "--max-new-tokens"]),
+        ("no room", &decoder, &["--max-new-tokens", "40"], &["32 positions", "--max-new-tokens"]),
         ("no tokens", &decoder, &["--max-new-tokens", "0"], &["--max-new-tokens"]),
         ("a probability over 1", &decoder, &["--top-p", "1.5", "--temperature", "1"], &["--top-p"]),
         ("no likely tokens", &decoder, &["--top-k", "0", "--temperature", "1"], &["--top-k"]),

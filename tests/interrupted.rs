@@ -270,7 +270,7 @@ fn a_run_that_is_stopped_before_its_first_step_leaves_nothing_and_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let stopped = |error: Error| matches!(&error, Error::Interrupted(text) if text.contains("the same command"));
-    for phase in ["latents", "loading the model"] {
+    for phase in ["encoding", "loading the model"] {
         let meant = |event: &Event| matches!(event, Event::Begin { phase: begun, .. } if begun == phase);
         let mut stop = Stop { meant: &meant, at: 0, seen: 0, interrupt: Interrupt::new() };
         let interrupt = stop.interrupt.clone();
@@ -340,7 +340,7 @@ fn the_adapter_of_an_unfinished_run_is_in_its_checkpoint() {
         fs::remove_file(out.join(name)).unwrap();
     }
     let said = String::from_utf8_lossy(&complete(&out).stdout).into_owned();
-    assert!(said.contains("not finished") && said.contains(&text(&checkpoint)), "{said}");
+    assert!(said.contains("unfinished run") && said.contains(&text(&checkpoint)), "{said}");
     let inspected = lorabooth(&["adapter", "inspect", &text(&out)]);
     assert!(String::from_utf8_lossy(&inspected.stderr).contains(&text(&checkpoint)));
     let (model, photos, out) = (model("tiny"), photos(3, 0), folder.path().join("dreambooth"));

@@ -499,7 +499,11 @@ fn what_does_not_fit_is_refused_in_one_line() {
     refused(&complete(&[finished, finished]), 1, &["second prompt"]);
     refused(&complete(&[&format!("{finished}=0.5")]), 1, &["no strength"]);
     let converted = folder.path().join("converted").display().to_string();
-    refused(&["adapter", "convert", finished, "--to", "kohya", "--output", &converted], 1, &["P_TUNING", "one format"]);
+    refused(
+        &["adapter", "convert", finished, "--to", "kohya", "--output", &converted],
+        1,
+        &["P_TUNING", "only format"],
+    );
     let merged = folder.path().join("merged").display().to_string();
     let merge = ["adapter", "merge", "--lora", finished, "--model", "x", "--output-dir", &merged];
     refused(&merge, 1, &["a prompt", "changes no weights"]);

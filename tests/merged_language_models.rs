@@ -257,7 +257,7 @@ fn what_cannot_be_merged_is_refused_in_plain_words() {
     lorabooth_ok(&jobs::llama().train(&path("other"), &["--max-train-steps", "3", "--learning-rate", "0.05"]));
     let pipeline = support::model("tiny");
     for (lora, model, more, words) in [
-        ("prompt", &model, &[][..], &["a prompt", "cannot be folded in"][..]),
+        ("prompt", &model, &[][..], &["a prompt", "cannot be merged"][..]),
         ("t5", &model, &[], &["is for seq2seq-lm", "a gpt2 model", "causal-lm and seq-cls"]),
         ("other", &model, &[], &["does not fit this model", "it was trained on"]),
         ("t5", &pipeline, &[], &["is a pipeline of Stable Diffusion"]),

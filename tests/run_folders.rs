@@ -307,3 +307,60 @@ fn a_path_that_is_not_there_names_its_flag() {
         complaints.refused(flag, &args, 1, &[&format!("{flag} {nowhere}: no such")]);
     }
 }
+
+#[test]
+fn names_that_say_something_else_and_options_without_effect_are_told() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let run = at("run");
+    lorabooth_ok(&dreambooth(&run, "--checkpointing-steps 1"));
+    // Images of the class among the photos would be learned as the subject.
+    let mine = photos(3, 0);
+    let both = mine.display().to_string();
+    let args = train(
+        &model("tiny"),
+        &mine,
+        &at("both"),
+        &["--with-prior-preservation", "--class-data-dir", &both, "--class-prompt", "a dog"],
+    );
+    complaints.refused("one folder for both", &args, 2, &["--class-data-dir", "--instance-data-dir"]);
+    complaints.check("images were made", fs::read_dir(&mine).unwrap().count() == 3);
+    for (to, name, word) in [
+        ("kohya", "kohya", ".safetensors"),
+        ("peft", "peft.safetensors", "folder"),
+        ("diffusers", "diffusers.safetensors", "folder"),
+        ("peft --half", "half", "--half"),
+    ] {
+        let line = format!("adapter convert {} --to {to} --output {}", run.display(), at(name).display());
+        complaints.refused(&line, &words(&line), 2, &[word]);
+        complaints.check(&format!("{name} is left"), !at(name).exists());
+    }
+    let output = lorabooth(&dreambooth(
+        &at("idle"),
+        "--lr-warmup-steps 5 --lora-text-encoder-r 4 --validation-steps 1 --max-train-steps 0",
+    ));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    for flag in ["--lr-warmup-steps", "--train-text-encoder", "--validation-prompt"] {
+        complaints.check(&format!("{flag} is not in {said}"), said.lines().any(|line| line.contains(flag)));
+    }
+    // Other tools' names of flags.
+    let others = "--checkpoints_total_limit 1 --min_snr_gamma 5 --target_modules to_q --dataloader_num_workers 2";
+    lorabooth_ok(&dreambooth(&at("others"), others));
+    // What a program reads stays JSON where the command line is wrong.
+    let output = lorabooth(&words("train llm --json --nonsense"));
+    let event: Value = serde_json::from_slice(&output.stdout).unwrap();
+    complaints.check("no error event", event["event"] == "error" && output.status.code() == Some(2));
+}
+
+#[test]
+fn a_recorded_run_is_resumed_in_its_own_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    lorabooth_ok(&dreambooth(&run, "--checkpointing-steps 1"));
+    fs::remove_dir_all(run.join("checkpoint-2")).unwrap();
+    let record = run.join("run.json").display().to_string();
+    let said = lorabooth_ok(&["train", "dreambooth", "--config", &record, "--resume"]);
+    assert!(said.contains("checkpoint-1") && !said.contains("a new adapter"), "{said}");
+    assert!(run.join("checkpoint-2").is_dir());
+}

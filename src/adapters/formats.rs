@@ -95,7 +95,7 @@ fn read_folder(folder: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, F
     let mut set = AdapterSet::default();
     if folder.join(CONFIG_FILE).exists() {
         let of_language_model =
-            || Error::file(folder, "is an adapter of a language model, and one of Stable Diffusion is needed here");
+            || Error::file(folder, "is a language-model adapter, but a Stable Diffusion adapter is needed");
         if is_prompt(folder)? {
             return Err(of_language_model());
         }

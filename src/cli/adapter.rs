@@ -213,6 +213,24 @@ fn by_number(path: &str) -> Vec<(u64, &str)> {
     path.split('.').map(|name| name.parse().map_or((0, name), |number| (number, ""))).collect()
 }
 
+/// Refuses a name that says something else than what is written, and `--half` where it is not heeded.
+fn check_name(args: &ConvertArgs) -> Result<()> {
+    let is_file = args.output.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"));
+    let name = args.output.display();
+    match args.to {
+        OutputFormat::Kohya if !is_file && !args.output.is_dir() => Err(Error::Usage(format!(
+            "--output {name}: a kohya file ends in .safetensors, without which web UIs do not list it; give {name}.safetensors"
+        ))),
+        OutputFormat::Peft | OutputFormat::Diffusers if is_file && !args.output.is_dir() => {
+            Err(Error::Usage(format!("--output {name}: this format is a folder; leave out .safetensors")))
+        }
+        OutputFormat::Peft | OutputFormat::Diffusers if args.half => {
+            Err(Error::Usage("--half is for --to kohya; the other formats keep the dtype of the adapter".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     let (kind, interrupt) = (args.dtype.map(Kind::from), Interrupt::on_signals()?);
     let _watch = interrupt.watch();
@@ -273,6 +291,7 @@ fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
     let set = read_any(&args.adapter, None)?;
     check_family(&set, &args.adapter)?;
     set.warnings.iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
+    check_name(args)?;
     let path = match args.to {
         OutputFormat::Diffusers => args.output.join(FILE_NAME),
         OutputFormat::Peft | OutputFormat::Kohya => args.output.clone(),

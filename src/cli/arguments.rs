@@ -52,7 +52,8 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
         name_what_is_planned(&mut out, &[]);
         return Ok(Expanded { args: out, config: None });
     };
-    let flags = without_overridden(flags_of(&file)?, &out);
+    let mut flags = without_overridden(flags_of(&file)?, &out);
+    flags.extend(folder_to_resume(&file, &out));
     name_what_is_planned(&mut out, &flags);
     // Behind the words of the subcommand, before its flags.
     let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
@@ -109,6 +110,17 @@ fn kebab(arg: &OsStr) -> OsString {
             None => format!("--{}", rest.replace('_', "-")).into(),
         },
     }
+}
+
+/// `--resume` beside the run.json of a run continues that run, in its folder, unless another one is named.
+fn folder_to_resume(file: &Path, typed: &[OsString]) -> Option<String> {
+    let is_any = |names: &[&str]| {
+        let name = |arg: &OsString| arg.to_str().and_then(|arg| arg.split('=').next()).map(str::to_owned);
+        typed.iter().filter_map(name).any(|name| names.contains(&name.as_str()))
+    };
+    let resumes = is_any(&["--resume", "--resume-from-checkpoint"]) && !is_any(&["--output", "--output-dir"]);
+    let folder = file.canonicalize().ok().filter(|file| resumes && file.ends_with("run.json"))?;
+    Some(format!("--output-dir={}", folder.parent()?.display()))
 }
 
 /// Flags of which true and false are values; elsewhere they say whether the flag is there.

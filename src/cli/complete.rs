@@ -169,9 +169,9 @@ fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize
     };
     let behind = if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual ones") } else { String::new() };
     Err(Error::invalid(match most_new {
-        0 => format!("the prompt has {tokens} tokens{behind}, and the model's positions end at {most}; shorten it"),
+        0 => format!("a prompt of {tokens} tokens{behind} exceeds the model's {most} positions; shorten it"),
         _ => format!(
-            "the prompt has {tokens} tokens{behind}, and with --max-new-tokens {most_new} the model has only {most} positions; lower one of them"
+            "a prompt of {tokens} tokens{behind} and --max-new-tokens {most_new} exceed the model's {most} positions; lower one of them"
         ),
     }))
 }

@@ -71,6 +71,11 @@ fn with_other_names(mut command: Command) -> Command {
                 let text = format!("{help} (also {})", names.join(", "));
                 arg.help(text.clone()).long_help(text)
             }
+            // A page shows the long help alone.
+            (true, Some(help)) if arg.get_long_help().is_none() => {
+                let text = help.clone();
+                arg.long_help(text)
+            }
             _ => arg,
         }
     })

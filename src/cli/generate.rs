@@ -48,7 +48,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     lora: Vec<String>,
     /// Number of sampling steps
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, alias = "num-inference-steps", default_value_t = 30)]
     steps: usize,
     /// Guidance scale: how closely to follow the prompt
     #[arg(long, default_value_t = GUIDANCE_SCALE)]
@@ -125,7 +125,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
         adapters.push((format!("{index} {text}"), crate::recipes::read_adapter(&path, &files, reporter)?, scale));
     }
     let (paths, moved) = image_names::output_paths(args.output.as_deref(), args.num_images, args.overwrite)?;
-    moved.into_iter().for_each(|text| reporter.warning(text));
+    moved.into_iter().for_each(|text| reporter.on(Event::Warning { text }));
     // Begun and given up, so that a place that cannot be written to shows now and not when the picture is drawn.
     paths.first().map(|path| WholeFile::create(path)).transpose()?;
     let reporter: &mut dyn Observer = reporter;

@@ -272,6 +272,11 @@ fn misused(mut error: clap::Error, expanded: &arguments::Expanded) -> ExitCode {
     if let Some(file) = file {
         text = text.replacen("error: ", &format!("error: {}: ", plain_text::value(&file.to_string_lossy())), 1);
     }
+    let is_json = expanded.args.iter().any(|arg| arg == "--json");
+    if is_json {
+        let text = text.trim_start_matches("error: ").trim_end();
+        return failed(&Error::invalid(text), true, 2);
+    }
     let _ = write!(std::io::stderr(), "{}", plain_text::lines(&text));
     ExitCode::from(2)
 }

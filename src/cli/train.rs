@@ -46,7 +46,8 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         }
     };
     let folder = finished.output_dir.display();
-    let loss = finished.final_loss.map_or(String::new(), |loss| format!(", mean loss of the last tenth {loss:.4}"));
+    let loss =
+        finished.final_loss.map_or(String::new(), |loss| format!(", mean loss over the last 10 % of steps {loss:.4}"));
     let in_all = match finished.resumed_at {
         0 => String::new(),
         _ => format!(" ({} in all)", finished.steps),

@@ -189,7 +189,9 @@ impl Walk<'_> {
         let found = NO_PHOTOS.iter().find(|name| folder.join(name).is_file());
         let why = match (repeats_of(folder), found, entries(folder)) {
             _ if depth > MAX_DEPTH => format!("{} is more than {MAX_DEPTH} folders deep", folder.display()),
-            (_, Some(found), _) => format!("{} holds {found}, as the folder of a run or of a model", folder.display()),
+            (_, Some(found), _) => {
+                format!("{} contains {found}, so it is a run's or a model's folder", folder.display())
+            }
             (Some(0), ..) => format!("{} asks for 0 repeats", folder.display()),
             (_, _, Err(source)) => Error::io("read", folder, source).to_string(),
             (Some(year), _, Ok(inside)) if year > MAX_REPEATS => {

@@ -49,6 +49,14 @@ impl DreamBoothConfig {
         let (Some(folder), Some(_)) = (&self.class_data_dir, &self.class_prompt) else {
             return refuse("--with-prior-preservation needs --class-data-dir and --class-prompt".into());
         };
+        let same = |folder: &Path| folder.canonicalize().ok() == self.instance_data_dir.canonicalize().ok();
+        if folder.exists() && same(folder) {
+            return refuse(format!(
+                "--class-data-dir and --instance-data-dir are both {}; images of the class would be trained on as the subject. \
+                 Give the class a folder of its own",
+                folder.display()
+            ));
+        }
         if self.num_class_images == 0 && count_images_but(folder, &self.apart_from_class())? == 0 {
             return refuse(format!(
                 "--num-class-images is 0 and {} holds no image, but --with-prior-preservation learns from class images; \
@@ -127,9 +135,16 @@ impl DreamBoothConfig {
         if self.with_prior_preservation && self.prior_loss_weight == 0.0 {
             warnings.push("--prior-loss-weight is 0: the class images cost time and teach nothing".to_owned());
         }
+        if !self.train_text_encoder && self.given.names().any(|name| name.starts_with("lora_text_encoder_")) {
+            warnings.push("--lora-text-encoder options have no effect without --train-text-encoder".to_owned());
+        }
+        if self.validation_prompt.is_none() && self.given.names().any(|name| name.contains("validation")) {
+            warnings.push("sample images are drawn only with --validation-prompt".to_owned());
+        }
         if self.learning_rate == 0.0 {
             warnings.push("--learning-rate is 0: nothing is learned".to_owned());
         }
+        warnings.extend(self.training.warnings());
         match self.accepted.report_to.as_deref() {
             None | Some("tensorboard") => {}
             Some(other) => {

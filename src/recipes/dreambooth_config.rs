@@ -114,7 +114,7 @@ pub struct DreamBoothConfig {
     pub init_adapter: Option<PathBuf>,
 
     /// Folder with photos of the subject. NAME.txt or NAME.caption next to a photo is its caption. Folders inside are read too; one called
-    /// 10_NAME shows its photos 10 times an epoch (NAME is not a prompt)
+    /// 10_NAME shows its photos 10 times an epoch (NAME is not used as a prompt)
     #[arg(long, help_heading = "Data")]
     #[serde(serialize_with = "path_text")]
     pub instance_data_dir: PathBuf,
@@ -176,7 +176,7 @@ pub struct DreamBoothConfig {
     #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
     pub lora_bias: BiasChoice,
     /// UNet modules that get a LoRA: names, a regular expression, or all-linear
-    #[arg(long, default_value = "to_q,to_v", help_heading = "Adapter")]
+    #[arg(long, alias = "target-modules", default_value = "to_q,to_v", help_heading = "Adapter")]
     pub lora_targets: String,
     /// Other ranks for some UNet modules: name=rank,name=rank or a JSON object; a name can be a regular expression
     #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
@@ -234,7 +234,7 @@ pub struct DreamBoothConfig {
     #[arg(long, visible_alias = "lr", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
     /// Weight the loss by min-SNR with this gamma; 5 is usual
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, alias = "min-snr-gamma", help_heading = "Training")]
     pub snr_gamma: Option<f64>,
     /// Strength of the noise offset; 0.1 is usual
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
@@ -323,7 +323,7 @@ impl DreamBoothConfig {
 #[derive(Debug, Clone, Args)]
 #[allow(missing_docs, reason = "the names are those of PEFT's script")]
 pub struct AcceptedFlags {
-    #[arg(long, hide = true)]
+    #[arg(long, alias = "dataloader-num-workers", hide = true)]
     pub num_dataloader_workers: Option<usize>,
     #[arg(long, hide = true)]
     pub no_tracemalloc: bool,

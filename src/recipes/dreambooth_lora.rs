@@ -162,7 +162,7 @@ impl DreamBoothJob<'_> {
         if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
             observer.fact("length", why);
         }
-        super::report_start(self.adapters.start(config), config.init_adapter.as_deref(), observer);
+        super::report_start(self.adapters.start(config), config.init_adapter.as_deref(), run, observer);
         self.adapters.report(observer);
         super::report_output(run.folder.path(), observer);
     }

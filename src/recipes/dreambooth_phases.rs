@@ -184,7 +184,7 @@ pub fn make_class_images(
     observer.on(Event::End);
     observer.fact_with(
         "class_images",
-        format!("{} made in {}", missing.len(), folder.display()),
+        format!("{} generated in {}", missing.len(), folder.display()),
         json!({ "images": missing.len(), "path": folder.display().to_string() }),
     );
     drop((unet, vae));

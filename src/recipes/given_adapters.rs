@@ -151,7 +151,9 @@ fn check_kind(path: &Path) -> Result<()> {
         return Err(Error::file(path, "is a file, and the adapter of a language model is a folder of PEFT's"));
     }
     match is_of_pipeline && !path.join(CONFIG_FILE).exists() {
-        true => Err(Error::file(path, "is an adapter of Stable Diffusion, and one of a language model is needed here")),
+        true => {
+            Err(Error::file(path, "is a Stable Diffusion adapter, but this command needs a language-model adapter"))
+        }
         false => of_unfinished_run(path).map_or(Ok(()), Err),
     }
 }

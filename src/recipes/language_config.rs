@@ -81,7 +81,7 @@ pub struct LanguageConfig {
     #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
     pub lora_bias: BiasChoice,
     /// Modules that get a LoRA: names, a regular expression, or all-linear; by default PEFT's for the architecture
-    #[arg(long, help_heading = "Adapter")]
+    #[arg(long, alias = "target-modules", help_heading = "Adapter")]
     pub lora_targets: Option<String>,
     /// Other ranks for some modules: name=rank,name=rank or a JSON object; a name can be a regular expression
     #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]

@@ -56,7 +56,7 @@ impl TaskChoice {
         }
         let done: Vec<String> = Self::value_variants().iter().filter(does).map(|task| task.flag()).collect();
         refuse(format!(
-            "--task {} is nothing for a {} model; it does {}",
+            "--task {} does not work with a {} model; choose {}",
             self.flag(),
             architecture.model_type,
             done.join(" and ")

@@ -184,14 +184,14 @@ impl LanguageJob<'_> {
 
     fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
         let validation = match &self.validation {
-            Some(data) => format!(", {} to evaluate on", data.len()),
+            Some(data) => format!(", {} for evaluation", data.len()),
             None => String::new(),
         };
         let classes = match self.data.classes() {
             [] => String::new(),
-            classes => format!(", of the classes {}", classes.join(", ")),
+            classes => format!("; classes: {}", classes.join(", ")),
         };
-        let text = format!("{} to learn from{validation}{classes}", self.data.len());
+        let text = format!("{} for training{validation}{classes}", self.data.len());
         let fields = json!({
             "training_records": self.data.len(), "validation_records": self.validation.as_ref().map_or(0, LanguageDataset::len),
             "classes": self.data.classes(),
@@ -204,7 +204,7 @@ impl LanguageJob<'_> {
             Some(path) => format!("the adapter {}", path.display()),
             None => "a new adapter".to_owned(),
         };
-        super::report_start(start, self.config.init_adapter.as_deref(), observer);
+        super::report_start(start, self.config.init_adapter.as_deref(), run, observer);
         self.adapter.report(observer);
         super::report_output(run.folder.path(), observer);
     }

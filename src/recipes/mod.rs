@@ -200,7 +200,11 @@ pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
 }
 
 /// Reports what a run starts from: `text`, and the adapter at `path` where there is one.
-fn report_start(text: String, path: Option<&Path>, observer: &mut dyn Observer) {
+fn report_start(text: String, path: Option<&Path>, run: &run::Run, observer: &mut dyn Observer) {
+    // A resumed run has said from which checkpoint.
+    if run.is_resumed() {
+        return;
+    }
     let path = path.map(|path| path.display().to_string());
     observer.fact_with("starts_from", text, json!({ "init_adapter": path }));
 }

@@ -179,6 +179,11 @@ impl Run {
         })
     }
 
+    /// Whether it continues from a checkpoint.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed_at > 0
+    }
+
     /// Takes what is trained, resumes where asked to, and opens the logs.
     pub fn prepare(
         &mut self,

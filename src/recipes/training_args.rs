@@ -82,9 +82,9 @@ pub enum AccumulationAverage {
 /// Options of a training.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct TrainingArgs {
-    /// Passes over the photos or records, where --max-train-steps is not given. Where neither is given: one pass over records;
-    /// with photos 120 steps a photo, but at least 400 and at most 1200
-    #[arg(long, help_heading = "Training")]
+    /// Number of epochs, if --max-train-steps is not given. With neither: one epoch of records; of photos 120 steps a photo, from
+    /// 400 to 1200
+    #[arg(long, alias = "max-train-epochs", help_heading = "Training")]
     pub num_train_epochs: Option<u64>,
     /// Optimizer steps; 0 writes the initial adapter
     #[arg(long, visible_alias = "steps", value_name = "STEPS", help_heading = "Training")]
@@ -149,7 +149,7 @@ pub struct TrainingArgs {
     #[arg(long, visible_alias = "save-every", default_value_t = 500, help_heading = "Output")]
     pub checkpointing_steps: u64,
     /// Keep only the newest checkpoints, this many; all by default
-    #[arg(long, help_heading = "Output")]
+    #[arg(long, alias = "checkpoints-total-limit", help_heading = "Output")]
     pub keep_checkpoints: Option<usize>,
     /// Folder for TensorBoard logs: a name in the output folder, or an absolute path
     #[arg(long, default_value = "logs", help_heading = "Output")]
@@ -199,6 +199,19 @@ impl TrainingArgs {
             );
         }
         Ok(())
+    }
+
+    /// Options that have no effect, each in a sentence.
+    pub fn warnings(&self) -> Vec<String> {
+        let has_warmup = !matches!(self.lr_scheduler, LrSchedulerChoice::Constant);
+        let mut warnings = Vec::new();
+        if self.lr_warmup_steps > 0 && !has_warmup {
+            warnings.push(
+                "--lr-warmup-steps has no effect with --lr-scheduler constant; constant_with_warmup has a warm-up"
+                    .to_owned(),
+            );
+        }
+        warnings
     }
 
     /// `--logging-dir` is a folder inside `output`, or an absolute path: PEFT's script joins the two as paths.

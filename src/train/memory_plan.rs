@@ -374,7 +374,7 @@ fn adapter_parts(trained: u64, optimizer_8bit: bool) -> [(String, u64); 2] {
 /// What is lost between blocks of the host's heap.
 fn gaps(device: Device, kept_small: u64) -> Option<(String, u64)> {
     let lost = (kept_small as f64 * HEAP_GAPS) as u64 + HEAP_BASE;
-    (!matches!(device, Device::Cuda(_))).then(|| ("gaps in the heap".to_owned(), lost))
+    (!matches!(device, Device::Cuda(_))).then(|| ("heap fragmentation".to_owned(), lost))
 }
 
 /// Bytes of the token table that never come to memory where it is not streamed: it is mapped from the file, and prompts read few of

@@ -41,7 +41,7 @@ impl LanguageModelFiles {
             return Err(Error::file(root, "no such model folder"));
         }
         if root.join("model_index.json").exists() {
-            return Err(Error::file(root, "is a pipeline of Stable Diffusion, and a language model is needed here"));
+            return Err(Error::file(root, "is a Stable Diffusion pipeline, but a language model is needed"));
         }
         let (path, config) = match &gguf {
             Some(model) => (root.to_owned(), model.config().clone()),

@@ -93,7 +93,7 @@ impl Card {
         found.copied().ok_or_else(|| {
             let known: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
             Error::invalid(format!(
-                "--for: the card `{name}` is not known here; give its memory with --fit and --device cuda, or one of {}",
+                "--for: the card `{name}` is not a known card; give its memory with --fit and --device cuda, or one of {}",
                 known.join(", ")
             ))
         })

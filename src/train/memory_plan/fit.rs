@@ -55,10 +55,10 @@ pub trait Planned: Clone {
 
 pub(super) const HALF_PRECISION_COSTS: &str =
     "activations keep three digits of precision; steps get faster where the device computes in this dtype";
-pub(super) const CHECKPOINTING_COSTS: &str = "the forward runs twice: a step takes about a third longer";
-pub(super) const ADAM_8BIT_COSTS: &str = "optimizer state of one byte a number";
+pub(super) const CHECKPOINTING_COSTS: &str = "runs the forward pass twice: a step takes about a third longer";
+pub(super) const ADAM_8BIT_COSTS: &str = "8-bit optimizer state";
 pub(super) const BATCH_1_COSTS: &str = "the same gradient from smaller steps: somewhat slower";
-pub(super) const OFFLOAD_COSTS: &str = "weights are brought for each use: steps take longer where copying is slow";
+pub(super) const OFFLOAD_COSTS: &str = "weights are loaded for each use: steps take longer where copying is slow";
 
 /// The flag that has a run compute in the 16-bit dtype `half`.
 pub(super) fn half_precision_flag(half: Kind) -> String {
@@ -113,7 +113,7 @@ impl PlanInput<'_> {
         (!self.cache_latents).then(|| Changed {
             input: Self { cache_latents: true, ..self.clone() },
             what: "--cache-latents true".into(),
-            costs: "one crop an image; steps get faster",
+            costs: "one fixed crop an image; steps get faster",
         })
     }
 
