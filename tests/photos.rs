@@ -109,7 +109,7 @@ fn files_that_are_no_images_are_named_and_skipped() {
     assert_eq!(names, ["good.png", "whole.jpg"]);
     assert_eq!(opened.photos[0].caption(), Some("a photo of sks dog on a beach"));
     assert_eq!(opened.photos[1].caption(), None);
-    let says = ["cut short", "no image", "100000 x 100000", "is empty", "damaged", "no image"];
+    let says = ["cut short", "not an image", "100000 x 100000", "is empty", "damaged", "not an image"];
     assert_eq!(opened.warnings.len(), says.len(), "{:#?}", opened.warnings);
     for (index, (warning, says)) in opened.warnings.iter().zip(says).enumerate() {
         assert!(warning.contains(&format!("bad{}_", index + 1)) && warning.contains(says), "{warning}");
@@ -127,7 +127,7 @@ fn a_folder_without_an_image_is_an_error_that_says_why() {
     let message = |path: &Path| PhotoFolder::open(path, 32).unwrap_err().to_string();
     assert!(message(folder.path()).contains("no image in this folder"));
     fs::write(folder.path().join("a.jpg"), "text").unwrap();
-    assert!(message(folder.path()).contains("a.jpg: is no image"), "{}", message(folder.path()));
+    assert!(message(folder.path()).contains("a.jpg: is not an image"), "{}", message(folder.path()));
     assert!(message(&folder.path().join("missing")).contains("cannot read"));
     // A single row of pixels would become gigabytes.
     png(&folder.path().join("a.jpg.png"), 60_000, 1);
@@ -224,7 +224,7 @@ fn folders_inside_are_trained_on_with_their_repeats_and_class_images_in_them_are
     let [out, beside] = said(&args);
     assert!(beside.is_empty(), "{beside}");
     assert!(
-        out.contains("3 photos, 0 with captions") && out.contains("class images  2, trained with \"dog\""),
+        out.contains("3 photos, 0 with captions") && out.contains("and 2 class images trained with \"dog\""),
         "{out}"
     );
     assert!(out.contains("img/10_sks dog: 2 photos, 10 repeats an epoch"), "{out}");
