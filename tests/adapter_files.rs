@@ -181,8 +181,8 @@ fn the_configuration_is_written_as_peft_writes_it_byte_by_byte() {
         r: 4,
         lora_alpha: 7.0,
         target_modules: names(&["to_q", "to_v", "to_out.0", "conv1", "ff.net.2"]),
-        rank_pattern: BTreeMap::from([("to_v".into(), 3)]),
-        alpha_pattern: BTreeMap::from([("mid_block.*to_q".into(), 5.0)]),
+        rank_pattern: [("to_v".to_owned(), 3)].into_iter().collect(),
+        alpha_pattern: [("mid_block.*to_q".to_owned(), 5.0)].into_iter().collect(),
         ..Default::default()
     };
     let text_encoder =

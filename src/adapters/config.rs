@@ -2,6 +2,7 @@
 
 use super::prompt::PromptMethod;
 use crate::error::{Error, Result};
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -63,10 +64,23 @@ impl Serialize for InitWeights {
     }
 }
 
+/// Whether PEFT takes a part of the base weight away when an adapter is made with this initialisation: what it saves is then the
+/// change to a model that nobody has (peft `LoraLayer.pissa_init`, `olora_init`, `corda_init`, `loftq_init`, `lora_ga_init`).
+fn changes_the_base(name: &str) -> bool {
+    let name = name.to_lowercase();
+    ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|start| name.starts_with(start))
+}
+
 impl<'de> Deserialize<'de> for InitWeights {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        // A file's other ways of starting (pissa, olora, …) were carried out when it was made: A and B are in it.
         Ok(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(name) if changes_the_base(&name) => {
+                return Err(serde::de::Error::custom(format!(
+                    "init_lora_weights `{name}` changes the model's own weights too, which a LoRA file does not hold; save it as a \
+                     plain LoRA, in PEFT by save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+                )))
+            }
+            // Other ways of starting (orthogonal, eva, …) were carried out when the file was made: A and B are in it.
             serde_json::Value::Bool(false) => InitWeights::Drawn,
             serde_json::Value::String(name) if name == "gaussian" => InitWeights::Gaussian,
             _ => InitWeights::Kaiming,
@@ -113,10 +127,10 @@ pub struct LoraConfig {
     pub layers_to_transform: Option<OneOrMany<i64>>,
     /// Name of the list of layers that the numbers count.
     pub layers_pattern: Option<OneOrMany<String>>,
-    /// Ranks that differ, by name or regular expression.
-    pub rank_pattern: BTreeMap<String, i64>,
-    /// Alphas that differ.
-    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Ranks that differ, by name or regular expression; the first that matches counts.
+    pub rank_pattern: IndexMap<String, i64>,
+    /// Alphas that differ, likewise.
+    pub alpha_pattern: IndexMap<String, f64>,
     #[serde(flatten)]
     /// Fields that are not used here, kept for writing the file again.
     pub other: BTreeMap<String, serde_json::Value>,
@@ -162,8 +176,8 @@ impl Default for LoraConfig {
             init_lora_weights: InitWeights::Kaiming,
             layers_to_transform: None,
             layers_pattern: None,
-            rank_pattern: BTreeMap::new(),
-            alpha_pattern: BTreeMap::new(),
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
             other: BTreeMap::new(),
         }
     }
@@ -255,8 +269,8 @@ pub(super) fn is_within(path: &str, module: &str) -> bool {
     path.match_indices('.').map(|(dot, _)| &path[..dot]).chain([path]).any(|part| part.ends_with(module))
 }
 
-/// The value of the first key that names the path, as PEFT's `get_pattern_key`.
-fn from_pattern<T: Copy>(patterns: &BTreeMap<String, T>, path: &str) -> Option<T> {
+/// The value of the first key, in the order of the file or flag, that names the path, as PEFT's `get_pattern_key`.
+fn from_pattern<T: Copy>(patterns: &IndexMap<String, T>, path: &str) -> Option<T> {
     patterns.iter().find(|(key, _)| pattern_matches(key, path)).map(|(_, &value)| value)
 }
 
@@ -283,6 +297,29 @@ fn pattern_of(key: &str) -> std::result::Result<regex::Regex, regex::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_pattern_that_matches_counts_as_in_peft() {
+        let read = |text: &str| serde_json::from_str::<LoraConfig>(text).unwrap();
+        let config = read(
+            r#"{"r": 4, "alpha_pattern": {"to_q": 8, "attn1.to_q": 4}, "rank_pattern": {"b.to_q": 2, "to_q": 3}}"#,
+        );
+        assert_eq!((config.alpha_of("a.attn1.to_q"), config.rank_of("b.to_q"), config.rank_of("c.to_q")), (8.0, 2, 3));
+        // Written and read again they mean the same.
+        let again = read(&serde_json::to_string(&config).unwrap());
+        assert_eq!(again.alpha_of("a.attn1.to_q"), 8.0);
+    }
+
+    #[test]
+    fn initialisations_that_change_the_base_weights_are_refused_by_name() {
+        for name in ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga"] {
+            let text = format!(r#"{{"init_lora_weights": "{name}"}}"#);
+            let error = serde_json::from_str::<LoraConfig>(&text).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("path_initial_model_for_weight_conversion"), "{error}");
+        }
+        let harmless = serde_json::from_str::<LoraConfig>(r#"{"init_lora_weights": "orthogonal"}"#).unwrap();
+        assert_eq!(harmless.init_lora_weights, InitWeights::Kaiming);
+    }
 
     #[test]
     fn a_minimal_file_and_unknown_fields_are_read() {

@@ -139,7 +139,7 @@ pub(super) fn other_kind(key: &str) -> Option<&'static str> {
 }
 
 /// What paths of a UNet start with in files without a network's name.
-const UNET_BLOCKS: &[&str] = &["down_blocks.", "mid_block.", "up_blocks."];
+const UNET_BLOCKS: &[&str] = &["down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding."];
 
 fn of_path(part: Part, path: String, role: Role, start: &'static str, end: &'static str) -> Key {
     const ORIGINAL: [&str; 5] = ["input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out."];
@@ -162,7 +162,7 @@ fn ended(rest: &str) -> Option<(&str, Role, &'static str)> {
 }
 
 /// `to_q.lora_A.default.weight` without PEFT's name of the adapter.
-fn without_adapter_name(rest: &str) -> String {
+pub(super) fn without_adapter_name(rest: &str) -> String {
     for mark in [".lora_A.", ".lora_B.", ".lora_magnitude_vector."] {
         let Some((module, tail)) = rest.split_once(mark) else { continue };
         let mark = mark.trim_end_matches('.');

@@ -3,6 +3,7 @@
 use super::adapter_set::{Part, PartAdapter};
 use super::config::{LoraConfig, TargetModules};
 use super::finite;
+use super::lora_keys::without_adapter_name;
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
 use crate::weights::{json_fields, tensor_file, MappedFile};
@@ -87,10 +88,28 @@ pub fn read(folder: &Path) -> Result<PartAdapter> {
         let plain = plain.strip_prefix(CLIP).unwrap_or(plain);
         // PEFT before 0.12 saved DoRA's magnitudes as a module's weight.
         let plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector");
+        let plain = without_adapter_name(&plain);
+        check_used(&config, &plain).map_err(|message| Error::file(&path, format!("`{name}` {message}")))?;
         tensors.insert(plain, finite::tensor(&file, &name)?);
     }
     respell_config(&mut config);
     PartAdapter { config, tensors }.checked().map_err(|error| Error::file(folder, error.to_string()))
+}
+
+/// Refuses a tensor of the adapter that its configuration does not use: without it the adapter would be another one.
+fn check_used(config: &LoraConfig, name: &str) -> std::result::Result<(), &'static str> {
+    let has_bias = config.other.get("lora_bias").and_then(Value::as_bool).unwrap_or(false);
+    if name.ends_with(".lora_magnitude_vector") && !config.use_dora {
+        return Err(
+            "is a DoRA magnitude, but use_dora is false in adapter_config.json; set it to true, or remove the tensor",
+        );
+    }
+    if name.ends_with(".lora_B.bias") && !has_bias {
+        return Err(
+            "is a bias of the LoRA, but lora_bias is false in adapter_config.json; set it, or remove the tensor",
+        );
+    }
+    Ok(())
 }
 
 /// The part of Stable Diffusion that a folder's adapter is for; none: it is a language model's.
@@ -146,7 +165,9 @@ pub(super) fn config_from(mut value: Value) -> Result<LoraConfig> {
 pub(super) fn respell_config(config: &mut LoraConfig) {
     let plain = |name: &String| {
         let anchored = name.strip_prefix('^').unwrap_or(name);
-        anchored.strip_prefix(CLIP).map_or_else(|| name.clone(), str::to_owned)
+        let short = anchored.strip_prefix(CLIP).map_or_else(|| name.clone(), str::to_owned);
+        // In a regular expression, where it need not be the start.
+        short.replace(r"text_model\.", r"(?:text_model\.)?")
     };
     for targets in [&mut config.target_modules, &mut config.exclude_modules].into_iter().flatten() {
         if let TargetModules::Names(names) = targets {
@@ -273,10 +294,33 @@ mod tests {
     #[test]
     fn names_in_a_transformers_4_configuration_are_respelled() {
         let value = json!({ "target_modules": ["text_model.encoder.layers.0.mlp.fc1", "q_proj"],
-            "rank_pattern": { "^text_model.encoder.layers.0.mlp.fc1": 2 } });
+            "rank_pattern": { "^text_model.encoder.layers.0.mlp.fc1": 2 },
+            "alpha_pattern": { r"text_model\.encoder\.layers\.1\..*q_proj": 9 } });
         let mut config = config_from(value).unwrap();
         respell_config(&mut config);
         assert_eq!(config.rank_of("encoder.layers.0.mlp.fc1"), 2);
+        assert_eq!(config.alpha_of("encoder.layers.1.self_attn.q_proj"), 9.0);
+    }
+
+    #[test]
+    fn a_tensor_that_the_configuration_does_not_use_is_refused_and_an_adapters_name_is_taken_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |config: Value, names: &[&str]| {
+            let tensor = || Tensor::ones([2, 2], (tch::Kind::Float, tch::Device::Cpu));
+            let tensors: BTreeMap<String, Tensor> =
+                names.iter().map(|name| (format!("base_model.model.{name}"), tensor())).collect();
+            tensor_file::save(&folder.path().join(MODEL_FILE), &tensors, &BTreeMap::new()).unwrap();
+            std::fs::write(folder.path().join(CONFIG_FILE), config.to_string()).unwrap();
+            read(folder.path()).map_err(|error| error.to_string())
+        };
+        let pair = ["q.lora_A.default.weight", "q.lora_B.default.weight"];
+        let config = json!({ "peft_type": "LORA", "r": 2, "target_modules": ["q"] });
+        let adapter = write(config.clone(), &pair).unwrap();
+        assert_eq!(adapter.tensors.keys().collect::<Vec<_>>(), ["q.lora_A.weight", "q.lora_B.weight"]);
+        for (surplus, field) in [("q.lora_magnitude_vector", "use_dora"), ("q.lora_B.bias", "lora_bias")] {
+            let error = write(config.clone(), &[&pair[..], &[surplus]].concat()).unwrap_err();
+            assert!(error.contains(surplus) && error.contains(field), "{error}");
+        }
     }
 
     #[test]

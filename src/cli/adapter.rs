@@ -238,9 +238,13 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     let existing = Existing::of(args.overwrite);
     model_folder::check(&args.output_dir, existing)?;
     FolderLock::check_free(&args.output_dir)?;
+    args.output_dir.parent().map_or(Ok(()), FolderLock::check_free)?;
     let out = (args.output_dir.as_path(), existing);
-    // What cannot be read is told where it is read for good.
-    match given.iter().any(|(path, _)| matches!(language_adapter_at(path), Ok(Some(_)))) {
+    let mut of_language_model = false;
+    for (path, _) in &given {
+        of_language_model |= language_adapter_at(path)?.is_some();
+    }
+    match of_language_model {
         true => {
             args.model.check_for_language_model()?;
             let wanted = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());

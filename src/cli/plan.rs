@@ -123,7 +123,7 @@ impl Place {
                     names => format!("; there is also --for {}", names.join(" and ")),
                 };
                 format!(
-                    "planned for a {} of {} GB, compute capability {major}.{minor}, which computes in {precision}: error correction, \
+                    "planned for the {} with {} GB, compute capability {major}.{minor}, which computes in {precision}: error correction, \
                      the driver and the CUDA context leave {} to a run{others}",
                     card.name,
                     card.sold_gb,

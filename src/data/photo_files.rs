@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(names(&listed), [("a.png", 1), ("dangling", 1)]);
         assert_eq!(listed.warnings.len(), 2, "{:?}", listed.warnings);
         assert!(listed.warnings.iter().any(|text| text.contains("more than 8 folders deep")), "{:?}", listed.warnings);
-        assert!(listed.warnings.iter().any(|text| text.contains("run holds run.json")), "{:?}", listed.warnings);
+        assert!(listed.warnings.iter().any(|text| text.contains("run contains run.json")), "{:?}", listed.warnings);
     }
 
     #[test]

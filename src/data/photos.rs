@@ -14,7 +14,7 @@ use std::thread;
 /// Resized photos of a folder that stay in memory, in bytes; those beyond are decoded again when they are needed.
 const KEPT_BYTES: usize = 512 << 20;
 /// Files in which other tools keep captions.
-const METADATA: [&str; 5] = ["json", "jsonl", "csv", "tsv", "parquet"];
+const METADATA: [&str; 9] = ["json", "jsonl", "csv", "tsv", "parquet", "captions", "cap", "tags", "md"];
 /// Threads that decode at once: each holds a photo at its full size.
 const DECODERS: usize = 8;
 
@@ -199,7 +199,10 @@ fn reason(error: &Error, path: &Path) -> String {
     let text = text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text);
     let is_metadata = path.extension().is_some_and(|end| METADATA.iter().any(|data| end.eq_ignore_ascii_case(data)));
     match is_metadata {
-        true => "is not an image; captions are read from a NAME.txt next to each photo, not from this file".to_owned(),
+        true => {
+            "is not an image; captions are read from a NAME.txt or NAME.caption next to each photo, not from this file"
+                .to_owned()
+        }
         false => text.to_owned(),
     }
 }

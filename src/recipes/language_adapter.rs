@@ -20,6 +20,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 /// What the options ask for, before the model is there.
+#[allow(clippy::large_enum_variant, reason = "a run has one")]
 #[derive(Debug)]
 pub enum WantedAdapter {
     /// An adapter on projections.
@@ -169,6 +170,7 @@ fn text_start(
 }
 
 /// What trains on a language model.
+#[allow(clippy::large_enum_variant, reason = "a run has one")]
 pub enum LanguageAdapter {
     /// An adapter on projections.
     Lora(Attached),

@@ -1,14 +1,14 @@
 //! Flags that give modules values of their own, as PEFT's `rank_pattern` and `alpha_pattern` do.
 
+use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::str::FromStr;
 
-/// A value by module name, or by a regular expression for the end of a module's path.
+/// A value by module name, or by a regular expression for the end of a module's path; the first that matches counts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(transparent)]
-pub struct PatternFlag<T>(pub BTreeMap<String, T>);
+pub struct PatternFlag<T>(pub IndexMap<String, T>);
 
 impl<T: FromStr + DeserializeOwned> FromStr for PatternFlag<T> {
     type Err = String;
@@ -18,7 +18,7 @@ impl<T: FromStr + DeserializeOwned> FromStr for PatternFlag<T> {
         if text.trim_start().starts_with('{') {
             return serde_json::from_str(text).map(Self).map_err(|error| format!("not an object of numbers: {error}"));
         }
-        let mut values = BTreeMap::new();
+        let mut values = IndexMap::new();
         for pair in text.split(',') {
             let parsed =
                 pair.rsplit_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse().ok()?)));
@@ -41,6 +41,7 @@ mod tests {
     fn pairs_and_objects_are_the_same_and_mistakes_are_named() {
         let pairs: PatternFlag<i64> = "to_q=16, mid.*to_v=4".parse().unwrap();
         assert_eq!(pairs, r#"{"to_q": 16, "mid.*to_v": 4}"#.parse().unwrap());
+        assert_eq!(pairs.0.keys().collect::<Vec<_>>(), ["to_q", "mid.*to_v"]);
         for (text, word) in [
             ("to_q", "`to_q`"),
             ("to_q=many", "`to_q=many`"),

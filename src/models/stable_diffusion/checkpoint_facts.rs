@@ -196,10 +196,11 @@ fn size_of_yaml(yaml: &BTreeMap<String, String>, text_encoder: OriginalTextEncod
 
 /// The configuration of the original code beside the checkpoint `path`: its values by their dotted paths.
 fn yaml_beside(path: &Path) -> Option<BTreeMap<String, String>> {
-    let path = path.with_extension("yaml");
+    let path = ["yaml", "yml"].map(|end| path.with_extension(end)).into_iter().find(|path| path.exists())?;
     // A pipe would be waited for, and a disk's image never end.
     std::fs::metadata(&path).ok().filter(|about| about.is_file() && about.len() <= MAX_YAML)?;
-    let values = yaml_values(&String::from_utf8_lossy(&std::fs::read(&path).ok()?));
+    let text = std::fs::read(&path).ok()?;
+    let values = yaml_values(String::from_utf8_lossy(&text).trim_start_matches('\u{feff}'));
     values.keys().any(|name| name.starts_with("model.params.")).then_some(values)
 }
 
