@@ -174,6 +174,13 @@ fn adapters(file: &MappedFile, modules: &BTreeMap<(Part, String), Roles>) -> Res
             Some(config) => {
                 let mut config = config_from(config.clone()).map_err(|error| failed(error.to_string()))?;
                 respell_config(&mut config);
+                let said = alphas.get(&part).into_iter().flatten();
+                if let Some((path, alpha)) = said.into_iter().find(|(path, alpha)| config.alpha_of(path) != **alpha) {
+                    return Err(failed(format!(
+                        "says alpha {alpha} of `{path}` in its tensors, and {} in its metadata; remove one of the two",
+                        config.alpha_of(path)
+                    )));
+                }
                 PartAdapter { config, tensors }.checked()
             }
             None => PartAdapter::inferred(tensors, alphas.get(&part).unwrap_or(&BTreeMap::new())),

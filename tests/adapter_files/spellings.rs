@@ -152,6 +152,22 @@ pub fn refusal(path: &Path) -> String {
 }
 
 #[test]
+fn alphas_in_tensors_and_in_the_metadata_must_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |alpha: i64| {
+        let mut tensors = pair();
+        tensors.insert(format!("{AT}.alpha"), Tensor::from(2.0_f32));
+        let fields = format!(r#"{{"unet.r": 2, "unet.lora_alpha": {alpha}, "unet.target_modules": ["to_q"]}}"#);
+        let path = dir.path().join(format!("{alpha}.safetensors"));
+        tensor_file::save(&path, &tensors, &BTreeMap::from([("lora_adapter_metadata".to_owned(), fields)])).unwrap();
+        path
+    };
+    let error = refusal(&file(8));
+    assert!(error.contains("alpha 2") && error.contains("8 in its metadata"), "{error}");
+    assert_eq!(read_any(&file(2), Some(&base())).unwrap().unet.unwrap().config.lora_alpha, 2.0);
+}
+
+#[test]
 fn foreign_keys_are_left_out_with_a_warning_and_nothing_known_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let foreign: Vec<(&str, Tensor)> =
