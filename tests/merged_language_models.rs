@@ -260,7 +260,7 @@ fn what_cannot_be_merged_is_refused_in_plain_words() {
         ("prompt", &model, &[][..], &["a prompt", "cannot be merged"][..]),
         ("t5", &model, &[], &["is for seq2seq-lm", "a gpt2 model", "causal-lm and seq-cls"]),
         ("other", &model, &[], &["does not fit this model", "it was trained on"]),
-        ("t5", &pipeline, &[], &["is a pipeline of Stable Diffusion"]),
+        ("t5", &pipeline, &[], &["is a Stable Diffusion pipeline"]),
         ("t5", &other.folder.join("model"), &["--variant", "fp16"], &["--variant is for Stable Diffusion"]),
     ] {
         let (lora, out) = (path(lora), path("out"));
