@@ -324,7 +324,7 @@ fn names_that_say_something_else_and_options_without_effect_are_told() {
         &at("both"),
         &["--with-prior-preservation", "--class-data-dir", &both, "--class-prompt", "a dog"],
     );
-    complaints.refused("one folder for both", &args, 2, &["--class-data-dir", "--instance-data-dir"]);
+    complaints.refused("one folder for both", &args, 1, &["--class-data-dir", "--instance-data-dir"]);
     complaints.check("images were made", fs::read_dir(&mine).unwrap().count() == 3);
     for (to, name, word) in [
         ("kohya", "kohya", ".safetensors"),

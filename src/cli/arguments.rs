@@ -55,11 +55,18 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
     let mut flags = without_overridden(flags_of(&file)?, &out);
     flags.extend(folder_to_resume(&file, &out));
     name_what_is_planned(&mut out, &flags);
-    // Behind the words of the subcommand, before its flags.
-    let is_flag = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
-    let place = out.iter().skip(1).position(is_flag).map_or(out.len(), |i| i + 1);
+    let place = behind_the_command(&out);
     out.splice(place..place, flags.iter().map(OsString::from));
     Ok(Expanded { args: out, config: Some((file, flags)) })
+}
+
+/// The place behind the words of the subcommand, before its flags; common flags may come before it.
+fn behind_the_command(args: &[OsString]) -> usize {
+    const WITHOUT_VALUE: [&str; 5] = ["--json", "--verbose", "--quiet", "-v", "-q"];
+    let is_flag = |i: usize| args[i].as_encoded_bytes().starts_with(b"-");
+    let is_value = |i: usize| takes_value(&args[i - 1]) && !WITHOUT_VALUE.iter().any(|flag| args[i - 1] == *flag);
+    let first = (1..args.len()).find(|&i| !is_flag(i) && !is_value(i)).unwrap_or(args.len());
+    (first..args.len()).find(|&i| is_flag(i)).unwrap_or(args.len())
 }
 
 /// The `flags` of a file without the number of steps where `typed` gives a number of epochs: steps win over epochs, and what is typed
@@ -232,10 +239,15 @@ mod tests {
         let expanded = expand(words(&line)).unwrap();
         assert_eq!(expanded.file_of("--lora-r"), Some(file.as_path()));
         assert_eq!(expanded.file_of("--lora-alpha"), None);
+        // Common flags may stand before the command.
+        let line = format!("lorabooth -q --threads 2 --json train dreambooth --config {} --lora-r 8", file.display());
+        let args = expand(words(&line)).unwrap().args;
+        assert_eq!(args[..7], words("lorabooth -q --threads 2 --json train dreambooth"));
+        assert_eq!(args[7], "--lora-r=4");
         assert_eq!(
             expanded.args,
             words(
-                "lorabooth train dreambooth --cache-latents=false --lora-r=4 --seed=1 --train-text-encoder --lora-r 8"
+                "lorabooth train dreambooth --lora-r=4 --train-text-encoder --cache-latents=false --seed=1 --lora-r 8"
             )
         );
     }

@@ -140,7 +140,7 @@ impl Place {
     /// Bytes that the run must fit in, and the same in words.
     fn budget(&self, flags: &FitFlag) -> Result<Option<(u64, String)>> {
         match (&self.card, &flags.fit) {
-            (Some(card), _) => Ok(Some((card.usable_bytes(), format!("a {} of {} GB", card.name, card.sold_gb)))),
+            (Some(card), _) => Ok(Some((card.usable_bytes(), format!("the {} with {} GB", card.name, card.sold_gb)))),
             (None, Some(size)) => {
                 let is_bare = size.trim().parse::<f64>().is_ok();
                 let bytes = parse_size(size).map_err(|error| Error::Usage(format!("--fit: {error}")))?;
