@@ -245,7 +245,7 @@ fn nothing_is_replaced_unasked() {
     fs::create_dir(at("photos")).unwrap();
     fs::write(at("photos/dog.jpg"), "mine").unwrap();
     let args = [merge(&at("photos")), words_of(&["--overwrite"])].concat();
-    complaints.refused("photos", &args, 1, &["is no model", "--output-dir"]);
+    complaints.refused("photos", &args, 1, &["is not a model", "--output-dir"]);
     complaints.check("photos are gone", at("photos/dog.jpg").exists());
 }
 
