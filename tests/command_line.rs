@@ -4,6 +4,8 @@
 #[path = "support/documented.rs"]
 mod documented;
 mod support;
+#[path = "support/tiny_run.rs"]
+mod tiny_run;
 
 use documented::{keys, Documented};
 use serde_json::{json, Value};
@@ -12,24 +14,10 @@ use std::path::Path;
 use std::process::Command;
 use support::{lorabooth, lorabooth_ok, model, photos, read, read_json};
 use tch::Tensor;
+use tiny_run::{lines, train};
 
 fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
-}
-
-/// A training command on the tiny model; what comes behind it wins.
-fn train(out: &Path, more: &str) -> Vec<String> {
-    words(&format!(
-        "train dreambooth --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --max-train-steps 2 \
-         --mixed-precision no --device cpu --threads 1 --output-dir {} {more}",
-        model("tiny").display(),
-        photos(5, 0).display(),
-        out.display()
-    ))
-}
-
-fn lines(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn elements(path: &Path) -> usize {

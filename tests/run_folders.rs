@@ -6,6 +6,8 @@ mod complaints;
 #[path = "support/dreambooth_commands.rs"]
 mod dreambooth_commands;
 mod support;
+#[path = "support/tiny_run.rs"]
+mod tiny_run;
 
 use complaints::{words, Complaints};
 use dreambooth_commands::{generate, train};
@@ -15,21 +17,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use support::{lorabooth, lorabooth_command, lorabooth_ok, model, photos, read, read_json};
-
-/// A training command on the tiny model; what comes behind it wins.
-fn dreambooth(out: &Path, more: &str) -> Vec<String> {
-    words(&format!(
-        "train dreambooth --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 --max-train-steps 2 \
-         --mixed-precision no --device cpu --threads 1 --output-dir {} {more}",
-        model("tiny").display(),
-        photos(5, 0).display(),
-        out.display()
-    ))
-}
-
-fn lines(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
+use tiny_run::{lines, train as dreambooth};
 
 #[test]
 fn the_closing_command_draws_at_the_runs_size_and_guidance() {
