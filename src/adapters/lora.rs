@@ -6,6 +6,7 @@ use super::config::{InitWeights, LoraConfig};
 use super::site::Site;
 use crate::error::{Error, Result};
 use crate::libtorch::dropout::dropout;
+use crate::libtorch::low_rank::{add_low_rank, Factor};
 use crate::weights::{Op, Stride};
 use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
@@ -25,9 +26,9 @@ pub(super) const EMBEDDING_B: &str = ".lora_embedding_B";
 /// One site's LoRA.
 struct Lora {
     /// `[r, in]` or `[r, in, k, k]`, float32; of a table `[r, rows]`.
-    a: Tensor,
+    a: Factor,
     /// `[out, r]` or `[out, r, 1, 1]`, float32; of a table `[width, r]`.
-    b: Tensor,
+    b: Factor,
     scaling: f64,
     dropout: f64,
     magnitude: Option<Magnitude>,
@@ -68,7 +69,7 @@ pub(super) fn make(
         Init::Draw(generator) => draw(&a_shape, &b_shape, config.init_lora_weights, generator),
         Init::Tensors(tensors) => (taken(tensors, &a_name, &a_shape)?, taken(tensors, &b_name, &b_shape)?),
     };
-    let (a, b) = (leaf(a), leaf(b));
+    let [a, b] = [a, b].map(|tensor| site.factors().add(leaf(tensor)));
     let mut lora = Lora { a, b, scaling, dropout: config.lora_dropout, magnitude: None };
     if config.use_dora {
         lora.magnitude = Some(match init {
@@ -82,7 +83,7 @@ pub(super) fn make(
             },
         });
     }
-    let mut params = BTreeMap::from([(a_name, lora.a.shallow_clone()), (b_name, lora.b.shallow_clone())]);
+    let mut params = BTreeMap::from([(a_name, lora.a().shallow_clone()), (b_name, lora.b().shallow_clone())]);
     match &lora.magnitude {
         Some(Magnitude::OfRows(magnitude)) => {
             _ = params.insert(format!("{path}{MAGNITUDE}"), magnitude.shallow_clone())
@@ -189,10 +190,18 @@ fn taken(tensors: &BTreeMap<String, Tensor>, name: &str, shape: &[i64]) -> Resul
 }
 
 impl Lora {
+    fn a(&self) -> &Tensor {
+        self.a.leaf()
+    }
+
+    fn b(&self) -> &Tensor {
+        self.b.leaf()
+    }
+
     /// `B A xs`, without scaling; `[rows, out]` or `[batch, out, h', w']`.
     fn low_rank(&self, op: Op, xs: &Tensor, factor: f64) -> Tensor {
         let kind = xs.kind();
-        let (a, b) = (self.a.to_kind(kind), self.b.to_kind(kind));
+        let (a, b) = (self.a().to_kind(kind), self.b().to_kind(kind));
         let hidden = op.run(xs, &a, None) * factor;
         match op {
             Op::Linear | Op::Embedding => hidden.linear(&b, None::<&Tensor>),
@@ -202,18 +211,18 @@ impl Lora {
 
     /// Of ids, in the dtype of `like`: the rows of `Aᵀ`, through B. A table has no dropout in PEFT.
     fn low_rank_rows(&self, ids: &Tensor, factor: f64, like: Kind) -> Tensor {
-        let hidden = Tensor::embedding(&self.a.tr(), ids, -1, false, false).to_kind(like) * factor;
-        hidden.linear(&self.b.to_kind(like), None::<&Tensor>)
+        let hidden = Tensor::embedding(&self.a().tr(), ids, -1, false, false).to_kind(like) * factor;
+        hidden.linear(&self.b().to_kind(like), None::<&Tensor>)
     }
 
     /// `B A` in the weight's shape, float32.
     fn product(&self, op: Op) -> Tensor {
-        let (a, b) = (self.a.flatten(1, -1), self.b.flatten(1, -1));
+        let (a, b) = (self.a().flatten(1, -1), self.b().flatten(1, -1));
         if op == Op::Embedding {
             return a.tr().matmul(&b.tr());
         }
-        let mut shape = self.a.size();
-        shape[0] = self.b.size()[0];
+        let mut shape = self.a().size();
+        shape[0] = self.b().size()[0];
         b.matmul(&a).view(shape.as_slice())
     }
 
@@ -269,7 +278,7 @@ impl Lora {
 }
 
 impl Adapter for Lora {
-    fn forward(&self, site: &Site, xs: &Tensor, mut ys: Tensor, scale: f64) -> Tensor {
+    fn forward(&self, site: &Site, xs: &Tensor, ys: Tensor, scale: f64) -> Tensor {
         if site.op() == Op::Embedding {
             let kind = ys.kind();
             return ys + self.low_rank_rows(xs, self.scaling * scale, kind);
@@ -280,12 +289,8 @@ impl Adapter for Lora {
         let change = match &self.magnitude {
             Some(Magnitude::OfRows(magnitude)) => self.change_of_rows(site, inputs, magnitude),
             Some(Magnitude::OfColumns(magnitude)) => self.change_of_columns(site, inputs, magnitude),
-            None if site.op() == Op::Linear => {
-                // Added inside the matrix product: no tensor of the output's size is made.
-                let kind = xs.kind();
-                let hidden = inputs.linear(&self.a.to_kind(kind), None::<&Tensor>) * factor;
-                return ys.addmm_(&hidden, &self.b.to_kind(kind).tr());
-            }
+            // Added inside the matrix product: no tensor of the output's size is made.
+            None if site.op() == Op::Linear => return add_low_rank(ys, inputs, &self.a, &self.b, factor),
             None => return ys + self.low_rank(site.op(), inputs, factor),
         };
         ys + change * scale

@@ -2,6 +2,7 @@
 
 use super::adapter::Adapter;
 use crate::error::{Error, Result};
+use crate::libtorch::low_rank::Factors;
 use crate::weights::{BaseWeight, Op};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -77,6 +78,7 @@ pub struct Site {
     bias: Option<Rc<Param>>,
     adapters: RefCell<Vec<OnSite>>,
     training: Rc<Cell<bool>>,
+    factors: Rc<Factors>,
 }
 
 impl Site {
@@ -120,6 +122,11 @@ impl Site {
     /// The bias, where the projection has one.
     pub fn bias(&self) -> Option<&Rc<Param>> {
         self.bias.as_ref()
+    }
+
+    /// The model's low-rank factors.
+    pub(super) fn factors(&self) -> &Factors {
+        &self.factors
     }
 
     /// Whether dropout is on.
@@ -227,6 +234,7 @@ pub struct Sites {
     params: RefCell<BTreeMap<String, Rc<Param>>>,
     elements: Cell<i64>,
     training: Rc<Cell<bool>>,
+    factors: Rc<Factors>,
 }
 
 impl Sites {
@@ -261,6 +269,7 @@ impl Sites {
             bias,
             adapters: RefCell::new(Vec::new()),
             training: self.training.clone(),
+            factors: self.factors.clone(),
         });
         self.sites.borrow_mut().insert(path.to_owned(), site.clone());
         site

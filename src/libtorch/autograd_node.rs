@@ -1,7 +1,7 @@
 //! A Rust closure as the gradient of a tensor: what `torch.autograd.Function` is to Python.
 
-use super::check;
-use crate::error::{Error, Result};
+use super::{check, failure};
+use crate::error::Result;
 use std::ffi::{c_char, c_void, CString};
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -85,7 +85,7 @@ unsafe extern "C" fn call(
     n_results: i64,
 ) -> *mut c_char {
     // A panic must not cross into C++.
-    let outcome = std::panic::catch_unwind(|| {
+    let outcome = failure::catching(|| {
         // SAFETY: C++ passes the closure of `attach` and lists of the lengths it says; an undefined gradient is a
         // null handle. `clone_from_ptr` takes references of its own.
         let (closure, grads, saved, results) = unsafe {
@@ -103,24 +103,17 @@ unsafe extern "C" fn call(
             )
         };
         let saved: Vec<Tensor> = saved.into_iter().flatten().collect();
-        let gradients = closure(&grads, &saved).map_err(|error| error.to_string())?;
+        let gradients = closure(&grads, &saved)?;
         for (place, gradient) in results.iter_mut().zip(gradients) {
             if let Some(gradient) = gradient {
                 let gradient = std::mem::ManuallyDrop::new(gradient);
                 *place = gradient.as_ptr().cast_mut();
             }
         }
-        Ok::<(), String>(())
+        Ok(())
     });
-    let message = match outcome {
-        Ok(Ok(())) => return std::ptr::null_mut(),
-        Ok(Err(message)) => message,
-        Err(payload) => match payload.downcast::<Error>() {
-            Ok(error) => error.to_string(),
-            Err(_) => "a gradient computation panicked".to_owned(),
-        },
-    };
-    let message = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    let Err(error) = outcome else { return std::ptr::null_mut() };
+    let message = CString::new(failure::set_aside(error)).unwrap_or_default();
     // SAFETY: copies a NUL-terminated string into malloc'ed memory, which C++ frees.
     unsafe { libc::strdup(message.as_ptr()) }
 }
@@ -146,12 +139,30 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(x.grad()).unwrap(), [6., 12., 18.]);
     }
 
-    #[test]
-    fn an_error_in_the_closure_is_an_error_of_backward() {
+    /// What backward through a node with this gradient ends with.
+    fn failed(gradient: impl Fn() -> Result<Tensor> + Send + 'static) -> String {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|info| {
+            if !failure::is_caught() {
+                eprintln!("{info}");
+            }
+        }));
         let x = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let y = tch::no_grad(|| &x * 1.);
-        attach(&[&x], &[], &[&y], Box::new(|_, _| Err(crate::error::Error::invalid("no such luck")))).unwrap();
-        let error = y.sum(Kind::Float).f_backward().unwrap_err().to_string();
-        assert!(error.contains("no such luck"), "{error}");
+        attach(&[&x], &[], &[&y], Box::new(move |_, _| Ok(vec![Some(gradient()?)]))).unwrap();
+        let sum = y.sum(Kind::Float);
+        let error = failure::catching(|| Ok(sum.backward())).unwrap_err().to_string();
+        std::panic::set_hook(hook);
+        error
+    }
+
+    #[test]
+    fn a_failure_in_a_gradient_is_the_error_that_it_was() {
+        assert_eq!(failed(|| Err(crate::error::Error::file("x", "is cut short"))), "x: is cut short");
+        let ones = |n: i64| Tensor::ones([n], (Kind::Float, Device::Cpu));
+        let error = failed(move || Ok(ones(2) + ones(3)));
+        assert!(error.contains("must match the size") && !error.contains('\n'), "{error}");
+        let full = failed(|| Ok(Tensor::zeros([1 << 60], (Kind::Float, Device::Cpu))));
+        assert!(full.contains("memory"), "{full}");
     }
 }

@@ -1,8 +1,15 @@
-//! A step's boundary: tch's operations panic where libtorch fails, and this turns the panic into an error.
+//! A step's boundary: tch's operations panic where libtorch fails, and this turns the panic into an error. What fails in a gradient of ours
+//! goes through libtorch's engine, on a thread of its own for a GPU, and comes out as it was.
 
 use crate::error::{Error, Result};
 use std::cell::Cell;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Mutex, PoisonError};
+
+/// What libtorch is told of an error that waits in `WAITING`.
+const MARK: &str = "a gradient of lorabooth's failed";
+/// The error of a gradient, while libtorch's engine unwinds.
+static WAITING: Mutex<Option<Error>> = Mutex::new(None);
 
 thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -21,10 +28,25 @@ pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         let text = payload.downcast_ref::<String>().map(String::as_str);
         let text = text.or(payload.downcast_ref::<&str>().copied()).unwrap_or("an operation failed");
         match text.split_once("Torch(\"") {
-            Some((_, message)) => Err(Error::from(tch::TchError::Torch(first_line(message)))),
+            Some((_, message)) => Err(error_of(first_line(message))),
             None => Err(Error::Internal(text.lines().next().unwrap_or_default().to_owned())),
         }
     })
+}
+
+/// Lets `error` go through libtorch: the text to fail with, from which [`error_of`] makes it again.
+pub(super) fn set_aside(error: Error) -> &'static str {
+    *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    MARK
+}
+
+/// The error that libtorch's `message` stands for.
+pub(super) fn error_of(message: String) -> Error {
+    let waiting = match message.contains(MARK) {
+        true => WAITING.lock().unwrap_or_else(PoisonError::into_inner).take(),
+        false => None,
+    };
+    waiting.unwrap_or_else(|| Error::from(tch::TchError::Torch(message)))
 }
 
 /// Whether a panic on this thread is about to become an error: the process' panic hook stays silent then.

@@ -10,6 +10,7 @@ pub mod file_map;
 pub mod fused_adamw;
 pub mod half_precision;
 pub mod host_allocator;
+pub mod low_rank;
 pub mod mapped_tensor;
 pub mod memory;
 pub mod openmp_waiting;
@@ -18,7 +19,7 @@ pub mod side_stream;
 pub mod startup;
 pub mod threads;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::ffi::{c_char, CStr};
 
 /// Turns a shim's message (null: success) into an error, and frees it.
@@ -32,5 +33,5 @@ fn check(message: *mut c_char) -> Result<()> {
         libc::free(message.cast());
         text
     };
-    Err(Error::from(tch::TchError::Torch(text)))
+    Err(failure::error_of(text))
 }
