@@ -201,6 +201,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     drop(signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default()));
     memory::return_freed_memory();
     host_allocator::install();
+    startup::silence_warnings();
     startup::use_onednn_matmul();
     if let Some(threads) = cli.common.threads {
         if !(1..=MAX_THREADS).contains(&threads) {

@@ -29,6 +29,10 @@ char *lorabooth_empty_cache() {
   return guarded([&] { at::accelerator::emptyCache(); });
 }
 
+char *lorabooth_pinned(int64_t bytes, at::Tensor **out) {
+  return guarded([&] { *out = new at::Tensor(at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true))); });
+}
+
 char *lorabooth_synchronize(int64_t index) {
   return guarded([&] { at::accelerator::synchronizeDevice(index); });
 }

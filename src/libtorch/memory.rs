@@ -3,7 +3,8 @@
 use super::check;
 use crate::error::Result;
 use std::ffi::c_char;
-use tch::Device;
+use tch::{Device, Tensor};
+use torch_sys::C_tensor;
 
 extern "C" {
     fn lorabooth_device_peak(index: i64, allocated: *mut i64, reserved: *mut i64) -> *mut c_char;
@@ -12,6 +13,7 @@ extern "C" {
     fn lorabooth_empty_cache() -> *mut c_char;
     fn lorabooth_allocator_settings(settings: *const c_char) -> *mut c_char;
     fn lorabooth_synchronize(index: i64) -> *mut c_char;
+    fn lorabooth_pinned(bytes: i64, out: *mut *mut C_tensor) -> *mut c_char;
 }
 
 /// Highest resident size of this process so far, in bytes (`VmHWM`); 0 where the system does not tell.
@@ -37,6 +39,16 @@ pub fn reset_host_peak() {
 /// Memory of the host that a new program could use, in bytes (`MemAvailable`), and in all.
 pub fn host_memory() -> (u64, u64) {
     (proc_field("/proc/meminfo", "MemAvailable:"), proc_field("/proc/meminfo", "MemTotal:"))
+}
+
+/// Host memory that a CUDA device copies from while it computes: uint8 `[bytes]`. CUDA's allocator takes the next power of two.
+pub fn pinned(bytes: i64) -> Result<Tensor> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: on success `out` is a new handle that is ours.
+    unsafe {
+        check(lorabooth_pinned(bytes, &mut out))?;
+        Ok(Tensor::from_ptr(out))
+    }
 }
 
 /// Bytes in GiB.

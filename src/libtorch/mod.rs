@@ -10,6 +10,7 @@ pub mod file_map;
 pub mod fused_adamw;
 pub mod half_precision;
 pub mod host_allocator;
+pub mod int8_cuda;
 pub mod low_rank;
 pub mod mapped_tensor;
 pub mod memory;

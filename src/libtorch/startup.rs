@@ -5,6 +5,7 @@ use tch::{Cuda, Device};
 
 extern "C" {
     fn lorabooth_use_onednn_matmul();
+    fn lorabooth_silence_warnings();
 }
 
 /// Whether this machine has NVIDIA's kernel driver.
@@ -76,6 +77,15 @@ pub fn best_device() -> Device {
         Device::Cuda(0)
     } else {
         Device::Cpu
+    }
+}
+
+/// Keeps libtorch's warnings off the terminal: they are about calls of ours, for those who write programs. `TORCH_CPP_LOG_LEVEL`, libtorch's
+/// own variable, brings them back.
+pub fn silence_warnings() {
+    if std::env::var_os("TORCH_CPP_LOG_LEVEL").is_none() {
+        // SAFETY: sets one number of the process.
+        unsafe { lorabooth_silence_warnings() }
     }
 }
 

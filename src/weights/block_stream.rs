@@ -2,6 +2,7 @@
 //! one that is likely next is copied over the one before.
 
 use crate::error::Result;
+use crate::libtorch::memory::pinned;
 use crate::libtorch::side_stream::SideStream;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,6 +10,9 @@ use tch::{Device, Kind, Tensor};
 
 /// Weights start at multiples of this in a block's room, as CUDA's own allocations do.
 const ALIGNMENT: i64 = 512;
+
+/// Bytes of host memory that are pinned at a time. CUDA's allocator rounds up to powers of two, so weights share what is one.
+const PINNED_AT_ONCE: i64 = 1 << 26;
 
 /// What the numbered parts of models are called that run as a whole.
 const BLOCKS: &[&str] = &["layers", "layer", "block", "h", "resnets", "attentions"];
@@ -42,6 +46,8 @@ struct State {
     names: Vec<String>,
     /// The weights of each block, on the host.
     blocks: Vec<Vec<Tensor>>,
+    /// Where those lie, for a device that is not the CPU.
+    host: HostMemory,
     rooms: Vec<Room>,
     route: Route,
     /// Blocks that had to be waited for.
@@ -64,12 +70,8 @@ impl BlockStream {
         Self { device, state: Mutex::default() }
     }
 
-    pub(super) fn device(&self) -> Device {
-        self.device
-    }
-
-    /// Has `weight`, on the host, come with the block `name`.
-    pub(super) fn add(&self, name: &str, weight: Tensor) -> Place {
+    /// Has a copy of `weight`, which is on the host, come with the block `name`.
+    pub(super) fn add(&self, name: &str, weight: &Tensor) -> Result<Place> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let known = state.names.iter().position(|known| known == name);
         let block = known.unwrap_or_else(|| {
@@ -77,8 +79,12 @@ impl BlockStream {
             state.blocks.push(Vec::new());
             state.names.len() - 1
         });
+        let weight = match self.device {
+            Device::Cpu => weight.shallow_clone(),
+            _ => state.host.hold(weight)?,
+        };
         state.blocks[block].push(weight);
-        (block, state.blocks[block].len() - 1)
+        Ok((block, state.blocks[block].len() - 1))
     }
 
     /// The weight at `place` on the device, until the next but one block is asked for.
@@ -130,6 +136,37 @@ impl State {
             Some(room) => room.fill(block, from),
             None => Ok(()),
         }
+    }
+}
+
+/// Pinned memory for weights.
+#[derive(Default)]
+struct HostMemory(Vec<Pinned>);
+
+/// uint8 `[bytes]`, and how many of them are in use.
+struct Pinned {
+    memory: Tensor,
+    used: i64,
+}
+
+impl HostMemory {
+    /// A copy of `weight` in this memory.
+    fn hold(&mut self, weight: &Tensor) -> Result<Tensor> {
+        let (bytes, taken) = (byte_count(weight), room_for(weight));
+        let fits = |part: &Pinned| part.memory.size()[0] - part.used >= taken;
+        let at = match self.0.iter().position(fits) {
+            Some(at) => at,
+            None => {
+                self.0.push(Pinned { memory: pinned(taken.max(PINNED_AT_ONCE))?, used: 0 });
+                self.0.len() - 1
+            }
+        };
+        let part = &mut self.0[at];
+        let place = part.memory.f_narrow(0, part.used, bytes)?;
+        part.used += taken;
+        let mut held = place.f_view_dtype(weight.kind())?.f_view(weight.size().as_slice())?;
+        held.f_copy_(weight)?;
+        Ok(held)
     }
 }
 
@@ -210,7 +247,8 @@ mod tests {
         let places = (0..blocks).map(|block| {
             let name = format!("layers.{block}");
             let weight = |kind: Kind, size: i64| Tensor::full([size, 3], block as i64, (kind, Device::Cpu));
-            [stream.add(&name, weight(Kind::Half, 5)), stream.add(&name, weight(Kind::Float, 1 + block as i64))]
+            [weight(Kind::Half, 5), weight(Kind::Float, 1 + block as i64)]
+                .map(|weight| stream.add(&name, &weight).unwrap())
         });
         let places = places.collect();
         (stream, places)

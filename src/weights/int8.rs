@@ -4,6 +4,8 @@
 //! Shapes: m rows of the input, k inputs, n outputs.
 
 use super::convolution::with_gradient;
+use crate::error::Result;
+use crate::libtorch::int8_cuda;
 use tch::{Device, Kind, Tensor};
 
 /// bitsandbytes' default of the size from which inputs are outliers.
@@ -49,16 +51,35 @@ impl Int8Weight {
 
     /// `xs Wᵀ + b`: `[m, k] -> [m, n]`, in the dtype of `xs`. Nothing but the codes is kept for backward.
     pub fn run(&self, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let ys = tch::no_grad(|| self.product(xs));
+        let (inside, beside) = match bias {
+            Some(bias) if bias.requires_grad() => (None, Some(bias)),
+            bias => (bias, None),
+        };
+        let ys = tch::no_grad(|| self.product(xs, inside));
         let (codes, scales) = (self.codes.shallow_clone(), self.scales.shallow_clone());
         let ys = with_gradient(xs, ys, move |grad| input_gradient(grad, &codes, &scales));
+        match beside {
+            Some(bias) => ys + bias,
+            None => ys,
+        }
+    }
+
+    fn product(&self, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let (n, k) = (self.codes.size()[0], self.codes.size()[1]);
+        if n % CUDA_MULTIPLE == 0 && k % CUDA_MULTIPLE == 0 {
+            let made = int8_cuda::product(xs, &self.codes, &self.scales, bias, self.threshold);
+            if let Some(ys) = or_panic(made) {
+                return ys;
+            }
+        }
+        let ys = self.product_by_operations(xs);
         match bias {
             Some(bias) => ys + bias,
             None => ys,
         }
     }
 
-    fn product(&self, xs: &Tensor) -> Tensor {
+    fn product_by_operations(&self, xs: &Tensor) -> Tensor {
         let numbers = xs.to_kind(Kind::Float);
         let (small, columns) = self.without_outliers(&numbers);
         let largest = small.abs().amax([1i64].as_slice(), true);
@@ -137,6 +158,11 @@ impl Int8Weight {
     }
 }
 
+/// As each of tch's operations fails; the step's boundary makes a sentence of it.
+fn or_panic<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| std::panic::panic_any(error))
+}
+
 /// The rows of a weight `[n, k]` in bands of about `numbers`: each band's first row, and how many it has.
 fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
     let band = (numbers / k.max(1)).max(1);
@@ -148,17 +174,18 @@ fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let (n, k) = (codes.size()[0], codes.size()[1]);
     let kind = grad.kind();
-    let scaled = (grad.to_kind(Kind::Float) * scales).to_kind(kind);
-    let mut sum: Option<Tensor> = None;
-    for (start, rows) in bands(n, k, DENSE_AT_ONCE) {
-        let part =
-            scaled.narrow(1, start, rows).matmul(&codes.narrow(0, start, rows).to_kind(kind)).to_kind(Kind::Float);
-        sum = Some(match sum {
-            Some(sum) => sum + part,
-            None => part,
-        });
+    let scaled =
+        or_panic(int8_cuda::scaled(grad, scales)).unwrap_or_else(|| (grad.to_kind(Kind::Float) * scales).to_kind(kind));
+    let mut parts = bands(n, k, DENSE_AT_ONCE)
+        .map(|(start, rows)| scaled.narrow(1, start, rows).matmul(&codes.narrow(0, start, rows).to_kind(kind)));
+    match parts.next() {
+        None => Tensor::zeros([grad.size()[0], k], (kind, grad.device())),
+        Some(first) if n * k <= DENSE_AT_ONCE => first,
+        Some(first) => {
+            let sum = parts.fold(first.to_kind(Kind::Float), |mut sum, part| sum.g_add_(&part));
+            sum.to_kind(kind)
+        }
     }
-    sum.unwrap_or_else(|| Tensor::zeros([grad.size()[0], k], (Kind::Float, grad.device()))).to_kind(kind)
 }
 
 #[cfg(test)]

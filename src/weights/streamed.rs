@@ -78,12 +78,8 @@ impl StreamedWeight {
         stream: &Arc<BlockStream>,
     ) -> Result<Self> {
         let on_host = weights.load(key, shape, Placement { device: Device::Cpu, ..placement })?;
-        let pinned = match stream.device() {
-            Device::Cpu => on_host,
-            device => on_host.f_pin_memory(device)?,
-        };
+        let place = stream.add(block_of(key), &on_host)?;
         weights.let_go(key);
-        let place = stream.add(block_of(key), pinned);
         Ok(Self::new(key, shape, layout, placement, Waiting::Pinned(stream.clone(), place)))
     }
 

@@ -20,7 +20,7 @@ WORK = Path(tempfile.mkdtemp())
 PROMPT = "a photo of sks dog"
 GIGABYTE = 1e9
 
-rows, failures, figures = [], [], {}
+rows, language_rows, failures, figures = [], [], [], {}
 
 
 def check(name, holds, figure):
@@ -137,6 +137,69 @@ def memory_and_speed(model):
             rows.append((name, f"{step:.3f}", f"{seconds:.3f}", f"{seconds / step:.2f}", f"{measured / 2**20:.0f}", f"{peak:.0f}"))
 
 
+def train_llm(name, job, flags):
+    """A language run's seconds a step, its peak on the device in bytes and its losses, or None where it failed."""
+    out = WORK / name
+    command = [LORABOOTH, "train", "llm", "--quiet", "--device", DEVICE, "--model", str(job / "model"), "--train-file", str(job / "train.jsonl")]
+    command += ["--no-shuffle", "--max-train-steps", str(STEPS), "--checkpointing-steps", "100000", "--output-dir", str(out), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr, flush=True)
+        return None
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    memory = json.loads((out / "run.json").read_text())["peak_memory_bytes"]
+    seconds = statistics.median(line["step_s"] for line in metrics[2:])
+    return seconds, memory["device"] or memory["host_above_start"], [line["loss"] for line in metrics]
+
+
+def language_peer(name, job, kind, options):
+    """PEFT's loop from the adapter that a run of no steps wrote: seconds a step, peak bytes, losses."""
+    script("language_loop.py", WORK / name, {"job": str(job), "class": kind, "steps": STEPS, "device": DEVICE, **options})
+    result = json.loads((WORK / name / "losses.json").read_text())
+    return statistics.median(result["seconds"][2:]), (result["peak_device_mib"] or result["peak_rss_mib"]) * 2**20, result["losses"]
+
+
+def language_models():
+    """The launch's two language models, with random weights of their shapes."""
+    shapes = Path(__file__).parent.parent / "measured" / "real_shapes.py"
+    opt, t0 = WORK / "opt", WORK / "t0"
+    subprocess.run([PYTHON, str(shapes), str(opt), "opt-6.7b", '{"words": 64}'], check=True)
+    lora = ["--task", "causal-lm", "--lora-r", "16", "--lora-targets", "q_proj,v_proj", "--gradient-checkpointing", "--learning-rate", "1e-3"]
+    lora += ["--train-batch-size", "4", "--adam-weight-decay", "0.01"]
+    train_llm("opt-start", opt, [*lora, "--mixed-precision", "bf16", "--max-train-steps", "0"])
+    lora += ["--init-adapter", str(WORK / "opt-start")]
+    dense = train_llm("opt-bf16", opt, [*lora, "--mixed-precision", "bf16"])
+    int8 = train_llm("opt-int8", opt, [*lora, "--mixed-precision", "bf16", "--load-in-8bit"])
+    options = {"task": "causal-lm", "adapter": str(WORK / "opt-start"), "learning_rate": 1e-3, "batch": 4}
+    peers = language_peer("opt-peer", opt, "OPTForCausalLM", {**options, "dtype": "bfloat16", "gradient_checkpointing": True})
+    shutil.rmtree(opt)
+    subprocess.run([PYTHON, str(shapes), str(t0), "t0-3b", '{"words": 64, "answer": 4}'], check=True)
+    lora = ["--task", "seq2seq-lm", "--label-column", "label", "--mixed-precision", "bf16", "--lora-r", "8", "--train-batch-size", "8"]
+    stayed, offloaded = train_llm("t0", t0, lora), train_llm("t0-offload", t0, [*lora, "--offload", "cpu"])
+    shutil.rmtree(t0)
+    for name, result, peer_result, bound in [
+        ("OPT-6.7B, bf16", dense, peers, 16.0),
+        ("OPT-6.7B, 8 bits", int8, peers, 11.0),
+        ("T0_3B, bf16", stayed, None, 11.0),
+        ("T0_3B, bf16, offload", offloaded, None, 6.0),
+    ]:
+        check(f"trains, {name}", result is not None, "yes" if result else "no")
+        if not result:
+            continue
+        seconds, peak, _ = result
+        check(f"peak, {name}", peak < bound * GIGABYTE, f"{peak / GIGABYTE:.2f} GB (below {bound:g})")
+        peer_seconds, peer_peak = peer_result[:2] if peer_result else (math.nan, math.nan)
+        theirs = (f"{peer_seconds:.3f}", f"{peer_peak / 2**20:.0f}") if peer_result else ("", "")
+        language_rows.append((name, f"{seconds:.3f}", theirs[0], f"{peak / 2**20:.0f}", theirs[1]))
+    if dense and int8:
+        check("steps a second over PEFT's, OPT-6.7B, bf16", peers[0] / dense[0] >= 1.0, f"{peers[0] / dense[0]:.2f} (at least 1)")
+        check("losses of OPT-6.7B and PEFT's, bf16", difference(dense[2], peers[2]) < 2e-2, f"{difference(dense[2], peers[2]):.1e} (below 2e-02)")
+        check("losses of 8 bits and bf16", difference(int8[2], dense[2]) < 5e-2, f"{difference(int8[2], dense[2]):.1e} (below 5e-02)")
+        check("steps a second of 8 bits over bf16", dense[0] / int8[0] >= 0.6, f"{dense[0] / int8[0]:.2f} (at least 0.6)")
+    if stayed and offloaded:
+        check("losses with offload and without", difference(offloaded[2], stayed[2]) < 1e-6, f"{difference(offloaded[2], stayed[2]):.1e} (below 1e-06)")
+
+
 def plan(model, flags):
     """Planned bytes at the peak."""
     command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--resolution", str(RESOLUTION), "--center-crop"]
@@ -151,9 +214,14 @@ def main():
     script("models.py", WORK / VARIANT, {"variant": VARIANT})
     same_numbers(WORK / "tiny4")
     memory_and_speed(WORK / VARIANT)
+    if DEVICE.startswith("cuda"):
+        language_models()
     header = ("precision", "s a step", "PEFT's loop", "times as fast", "peak MiB", "PEFT's loop")
     table = [header, ("---",) * len(header), *rows]
-    report = "\n".join("| " + " | ".join(row) + " |" for row in table)
+    language_header = ("language model", "s a step", "PEFT's loop", "peak MiB", "PEFT's loop")
+    language_table = [language_header, ("---",) * len(language_header), *language_rows] if language_rows else []
+    lines = lambda table: "\n".join("| " + " | ".join(row) + " |" for row in table)
+    report = lines(table) + "\n\n" + lines(language_table)
     (OUT / "report.md").write_text(report + "\n")
     (OUT / "report.json").write_text(json.dumps({"checks": figures, "failures": failures}, indent=2) + "\n")
     print(f"\n{report}\n\nin {OUT}")

@@ -6,11 +6,12 @@ job      of language_job.py; its records are taken in their order, epoch after e
 adapter  the adapter to start from
 prompt   instead of one: the fields of a configuration of prompt learning, whose numbers are drawn
 label    causal-lm: the label follows the text and is what is learnt; else the text itself is
+device, dtype, gradient_checkpointing   cpu, float32, false
 beams    also the texts that `generate` writes with so many beams
 
 OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes;
                  with beams {"beam_answers": [...]}; where the job has no validation.jsonl none of these.
-                 seconds, first_step_seconds and peak_rss_mib as in dreambooth_loop.py
+                 seconds, first_step_seconds, peak_rss_mib and peak_device_mib as in dreambooth_loop.py
 OUT/adapter      as peft saves it at the end
 OUT/start        of a prompt: as peft saves it at the beginning, with its whole encoder beside it in prompt_encoder.safetensors
 """
@@ -77,22 +78,27 @@ def answer(network, tokenizer, row, task, label, classes, beams=1):
     return tokenizer.decode(made[1:] if task == "seq2seq-lm" else made[ids.shape[1]:], skip_special_tokens=True)
 
 
-def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None, label=False, beams=1, **options):
+def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None, label=False, beams=1, device="cpu", dtype="float32",
+         gradient_checkpointing=False, **options):
     out, job = Path(out), Path(job)
     train = rows(job / "train.jsonl")
     classes = sorted({row["label"] for row in train if "label" in row})
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "model")
     labels = {"num_labels": len(classes)} if task == "seq-cls" else {}
-    base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=torch.float32, **labels)
+    base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=getattr(torch, dtype), **labels).to(device)
     network = with_prompt(base, prompt, out / "start") if prompt else PeftModel.from_pretrained(base, adapter, is_trainable=True)
     network.train()
+    if gradient_checkpointing:
+        network.gradient_checkpointing_enable()
+        network.enable_input_require_grads()
     params = [param for param in network.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=learning_rate, weight_decay=1e-2)
     losses, batches = [], [train[i:i + batch] for i in range(0, len(train), batch)]
     seconds, first_step_seconds = [], None
     for step in range(steps):
         started = time.perf_counter()
-        loss = network(**batch_of(tokenizer, batches[step % len(batches)], task, label, classes)).loss
+        inputs = batch_of(tokenizer, batches[step % len(batches)], task, label, classes)
+        loss = network(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
@@ -106,6 +112,7 @@ def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None,
         "seconds": seconds,
         "first_step_seconds": first_step_seconds,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None,
     }
     if (job / "validation.jsonl").exists():
         result |= validated(network, tokenizer, rows(job / "validation.jsonl"), task, label, classes, beams)

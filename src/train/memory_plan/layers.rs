@@ -282,18 +282,19 @@ impl Tape {
         let record =
             Record { saved: vec![input.storage(), a.storage()], work: low_rank, trained: true, ..Record::default() };
         let hidden = self.record_one(&[&input], self.tensor(&[rows, rank]), record);
-        let scaled = self.record_one(&[&hidden], self.tensor(&[rows, rank]), Record::default());
-        drop(hidden);
         let b = self.cast_copy(rank * outputs);
         self.count(product(rank, outputs));
-        let saved = vec![scaled.storage(), b.storage()];
         if at.dora() {
+            let scaled = self.record_one(&[&hidden], self.tensor(&[rows, rank]), Record::default());
+            let saved = vec![scaled.storage(), b.storage()];
+            drop(hidden);
             return self.dora(at, xs, &ys, &scaled, saved);
         }
+        let saved = vec![hidden.storage(), b.storage()];
         // The product is added in place: the gradient of `ys` is handed on as it is.
         let low = self.record_one(
-            &[&scaled],
-            scaled.clone(),
+            &[&hidden],
+            hidden.clone(),
             Record { saved, trained: true, work: low_rank, ..Record::default() },
         );
         let shape = ys.shape.clone();

@@ -1,0 +1,49 @@
+//! LLM.int8()'s product on a CUDA device without a wait for the device, by kernels of our own.
+
+use super::check;
+use crate::error::Result;
+use std::ffi::c_char;
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+extern "C" {
+    fn lorabooth_int8_product(
+        xs: *mut C_tensor,
+        codes: *mut C_tensor,
+        scales: *mut C_tensor,
+        bias: *mut C_tensor,
+        threshold: f64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn lorabooth_int8_scaled(grad: *mut C_tensor, scales: *mut C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+}
+
+/// `xs` `[m, k]` times the transpose of the weight that `codes` (int8 `[n, k]`) and `scales` (float32 `[n]`) stand for, plus `bias`
+/// `[n]`: `[m, n]` in the dtype of `xs`, without a gradient. Columns of `xs` that hold a number of at least `threshold` are not
+/// quantised; with 0 all are. `k` and `n` are multiples of 8. `None` on other devices, and where the kernels cannot be compiled.
+pub fn product(
+    xs: &Tensor,
+    codes: &Tensor,
+    scales: &Tensor,
+    bias: Option<&Tensor>,
+    threshold: f64,
+) -> Result<Option<Tensor>> {
+    let raw = |tensor: &Tensor| tensor.as_ptr().cast_mut();
+    let bias = bias.map_or(std::ptr::null_mut(), raw);
+    // SAFETY: the handles live through the call; the bias may be null.
+    made(|out| unsafe { lorabooth_int8_product(raw(xs), raw(codes), raw(scales), bias, threshold, out) })
+}
+
+/// `grad` `[m, n]` with each column times its number of `scales` (float32 `[n]`), in the dtype of `grad`; `None` as for [`product`].
+pub fn scaled(grad: &Tensor, scales: &Tensor) -> Result<Option<Tensor>> {
+    // SAFETY: the handles live through the call.
+    made(|out| unsafe { lorabooth_int8_scaled(grad.as_ptr().cast_mut(), scales.as_ptr().cast_mut(), out) })
+}
+
+/// The tensor that `call` puts into its argument, if any.
+fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Option<Tensor>> {
+    let mut out = std::ptr::null_mut();
+    check(call(&mut out))?;
+    // SAFETY: not null, so a new handle that is ours.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+}
