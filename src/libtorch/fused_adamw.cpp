@@ -18,6 +18,8 @@ char *lorabooth_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads,
     auto p = list_of(params, n), g = list_of(grads, n), m = list_of(exp_avgs, n), v = list_of(exp_avg_sqs, n);
     at::_fused_adamw_(p, g, m, v, {}, step_list, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
                       /*maximize=*/false, {}, {});
+    // Which libtorch leaves to its callers: what is made from the parameters knows by it that they have changed.
+    for (auto &param : p) param.unsafeGetTensorImpl()->bump_version();
   });
 }
 

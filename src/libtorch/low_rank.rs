@@ -141,6 +141,7 @@ fn refresh(group: &[Weak<Kept>], kind: Kind) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::libtorch::fused_adamw::{adamw_step, AdamWStep};
     use crate::libtorch::random::Generator;
     use tch::Device;
 
@@ -184,6 +185,11 @@ mod tests {
             let _ = leaf.shallow_clone().g_add_scalar_(5.0);
         }
         assert_eq!([value(&all[2]), value(&all[1]), value(&all[0])], [7.0, 6.0, 5.0]);
+        let zeros = || leaves.iter().map(|leaf| leaf.zeros_like()).collect::<Vec<_>>();
+        let steps: Vec<Tensor> = leaves.iter().map(|_| Tensor::from(0f32)).collect();
+        let decay = AdamWStep { lr: 0.5, betas: (0.9, 0.999), weight_decay: 1.0, eps: 1e-8 };
+        adamw_step(&leaves, &zeros(), &zeros(), &zeros(), &steps, decay).unwrap();
+        assert_eq!([value(&all[2]), value(&all[1]), value(&all[0])], [3.5, 3.0, 2.5]);
         let first = all[0].in_kind(Kind::BFloat16).unwrap().data_ptr();
         assert_eq!(all[0].in_kind(Kind::BFloat16).unwrap().data_ptr(), first);
         assert_eq!(all[0].in_kind(Kind::Half).unwrap().kind(), Kind::Half);

@@ -137,18 +137,18 @@ def memory_and_speed(model):
             rows.append((name, f"{step:.3f}", f"{seconds:.3f}", f"{seconds / step:.2f}", f"{measured / 2**20:.0f}", f"{peak:.0f}"))
 
 
-def train_llm(name, job, flags):
+def train_llm(name, job, flags, steps=STEPS):
     """A language run's seconds a step, its peak on the device in bytes and its losses, or None where it failed."""
     out = WORK / name
     command = [LORABOOTH, "train", "llm", "--quiet", "--device", DEVICE, "--model", str(job / "model"), "--train-file", str(job / "train.jsonl")]
-    command += ["--no-shuffle", "--max-train-steps", str(STEPS), "--checkpointing-steps", "100000", "--output-dir", str(out), *flags]
+    command += ["--no-shuffle", "--max-train-steps", str(steps), "--checkpointing-steps", "100000", "--output-dir", str(out), *flags]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, flush=True)
         return None
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     memory = json.loads((out / "run.json").read_text())["peak_memory_bytes"]
-    seconds = statistics.median(line["step_s"] for line in metrics[2:])
+    seconds = statistics.median(line["step_s"] for line in metrics[2:]) if steps > 2 else math.nan
     return seconds, memory["device"] or memory["host_above_start"], [line["loss"] for line in metrics]
 
 
@@ -166,7 +166,7 @@ def language_models():
     subprocess.run([PYTHON, str(shapes), str(opt), "opt-6.7b", '{"words": 64}'], check=True)
     lora = ["--task", "causal-lm", "--lora-r", "16", "--lora-targets", "q_proj,v_proj", "--gradient-checkpointing", "--learning-rate", "1e-3"]
     lora += ["--train-batch-size", "4", "--adam-weight-decay", "0.01"]
-    train_llm("opt-start", opt, [*lora, "--mixed-precision", "bf16", "--max-train-steps", "0"])
+    train_llm("opt-start", opt, [*lora, "--mixed-precision", "bf16"], steps=0)
     lora += ["--init-adapter", str(WORK / "opt-start")]
     dense = train_llm("opt-bf16", opt, [*lora, "--mixed-precision", "bf16"])
     int8 = train_llm("opt-int8", opt, [*lora, "--mixed-precision", "bf16", "--load-in-8bit"])
