@@ -39,6 +39,15 @@ char *lorabooth_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor)
   });
 }
 
+char *lorabooth_decay_and_add(at::Tensor *const *params, double factor, at::Tensor *const *changes, int64_t n) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto list = list_of(params, n);
+    at::_foreach_mul_(list, factor);
+    at::_foreach_add_(list, list_of(changes, n));
+  });
+}
+
 char *lorabooth_clear_grads(at::Tensor *const *tensors, int64_t n) {
   return guarded([&] {
     for (int64_t i = 0; i < n; ++i) tensors[i]->mutable_grad() = at::Tensor();

@@ -22,6 +22,12 @@ extern "C" {
     ) -> *mut c_char;
     fn lorabooth_total_norm(tensors: *const *mut C_tensor, n: i64, out: *mut *mut C_tensor) -> *mut c_char;
     fn lorabooth_scale(tensors: *const *mut C_tensor, n: i64, factor: *mut C_tensor) -> *mut c_char;
+    fn lorabooth_decay_and_add(
+        params: *const *mut C_tensor,
+        factor: f64,
+        changes: *const *mut C_tensor,
+        n: i64,
+    ) -> *mut c_char;
     fn lorabooth_clear_grads(tensors: *const *mut C_tensor, n: i64) -> *mut c_char;
 }
 
@@ -88,6 +94,14 @@ pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
     let list = handles(tensors);
     // SAFETY: living handles.
     check(unsafe { lorabooth_scale(list.as_ptr(), list.len() as i64, factor.as_ptr().cast_mut()) })
+}
+
+/// Multiplies each of `params` by `factor` and adds its one of `changes`, in place. Both lists have one length.
+pub fn decay_and_add(params: &[Tensor], factor: f64, changes: &[Tensor]) -> Result<()> {
+    debug_assert_eq!(params.len(), changes.len());
+    let (params, changes) = (handles(params), handles(changes));
+    // SAFETY: two lists of `params.len()` living handles.
+    check(unsafe { lorabooth_decay_and_add(params.as_ptr(), factor, changes.as_ptr(), params.len() as i64) })
 }
 
 /// Makes the gradient of each of `tensors` undefined, as `zero_grad(set_to_none=True)`: tch can only fill it with zeros,

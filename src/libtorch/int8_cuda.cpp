@@ -34,13 +34,13 @@ template <> __device__ fp16 narrow(float x) {
   return y;
 }
 
-// Marks the columns of xs [m, k] that hold a number of at least the threshold. A thread looks through 32 rows of one column.
+// Marks the columns of xs [m, k] that hold a number of at least the threshold. A thread looks through 8 rows of one column.
 template <typename T> __device__ void mark(const T *xs, int m, int k, float threshold, int *marks) {
   const int column = blockIdx.x * blockDim.x + threadIdx.x;
   if (column >= k) return;
-  const int end = min(m, (int)(blockIdx.y + 1) * 32);
+  const int end = min(m, (int)(blockIdx.y + 1) * 8);
   bool found = false;
-  for (int row = blockIdx.y * 32; row < end; ++row) found |= fabsf(wide(xs[(long long)row * k + column])) >= threshold;
+  for (int row = blockIdx.y * 8; row < end; ++row) found |= fabsf(wide(xs[(long long)row * k + column])) >= threshold;
   if (found) marks[column] = 1;
 }
 
@@ -261,7 +261,7 @@ char *lorabooth_int8_product(at::Tensor *xs_in, at::Tensor *codes, at::Tensor *s
     const auto run = [&](const char *name, std::array<unsigned, 2> blocks, std::initializer_list<void *> arguments) {
       kernels().run(name, xs.scalar_type(), xs.device(), blocks, arguments);
     };
-    if (threshold > 0) run("mark", {parts(k, 256), parts(m, 32)}, {&x, &m, &k, &limit, &marks});
+    if (threshold > 0) run("mark", {parts(k, 256), parts(m, 8)}, {&x, &m, &k, &limit, &marks});
     run("quantise", {unsigned(m) + 1, 1}, {&x, &m, &k, &limit, &marks, &q, &l, &list, &count});
     const auto sums = at::_int_mm(rows, codes->t());
     const void *sum = sums.data_ptr();

@@ -5,11 +5,15 @@
 use super::adamw::{entry, names_in, parameter, AdamW, AdamWConfig};
 use super::Parameters;
 use crate::error::Result;
+use crate::libtorch::fused_adamw::decay_and_add;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// Elements that share one scale.
 pub const BLOCK_SIZE: i64 = 256;
+/// Elements of the parameters that are updated at a time: so many that a device is given a few dozen operations a step, and so few
+/// that what these make for their time stays small.
+const AT_ONCE: i64 = 1 << 22;
 /// Smaller parameters keep float32 moments: there is nothing to gain, and they are the sensitive ones.
 pub const MIN_8BIT_SIZE: i64 = 4096;
 
@@ -82,6 +86,36 @@ fn in_blocks(values: &Tensor) -> Tensor {
     flat.view([-1, BLOCK_SIZE])
 }
 
+/// Blocks that `n` elements fill, the last one perhaps in part.
+fn blocks_of(n: i64) -> i64 {
+    (n as u64).div_ceil(BLOCK_SIZE as u64) as i64
+}
+
+/// Start and length of parameters of these sizes in a row, each at a block of its own.
+fn places(sizes: &[i64]) -> impl Iterator<Item = (i64, i64)> + '_ {
+    sizes.iter().scan(0, |next, &n| {
+        let start = *next;
+        *next += blocks_of(n) * BLOCK_SIZE;
+        Some((start, n))
+    })
+}
+
+/// Vectors in a row, each filled up with zeros to whole blocks.
+fn joined(vectors: impl Iterator<Item = Tensor>) -> Tensor {
+    let mut parts: Vec<Tensor> = Vec::new();
+    let mut zeros: Option<Tensor> = None;
+    for vector in vectors {
+        let missing = (vector.numel() as i64).wrapping_neg().rem_euclid(BLOCK_SIZE);
+        let options = (vector.kind(), vector.device());
+        parts.push(vector);
+        if missing > 0 {
+            let zeros = zeros.get_or_insert_with(|| Tensor::zeros([BLOCK_SIZE], options));
+            parts.push(zeros.narrow(0, 0, missing));
+        }
+    }
+    Tensor::cat(&parts, 0)
+}
+
 /// The quantised moments of one parameter of n elements.
 #[derive(Debug)]
 struct QuantizedMoments {
@@ -116,35 +150,69 @@ impl AdamW8bit {
     pub fn step(&mut self, params: &Parameters, lr: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();
         self.small.step_those(params.iter().filter(|(_, param)| !is_quantized(param)), lr)?;
-        for (name, param) in params.iter().filter(|(_, param)| is_quantized(param)) {
-            let grad = param.grad();
-            if grad.defined() {
-                self.step_one(name, param, &grad.to_kind(Kind::Float), lr);
-            }
+        let grown: Vec<(&String, &Tensor)> =
+            params.iter().filter(|(_, param)| is_quantized(param) && param.grad().defined()).collect();
+        for (name, param) in &grown {
+            let moments = self.moments.entry((*name).clone()).or_insert_with(|| QuantizedMoments::zeros(param));
+            moments.step += 1;
+        }
+        let mut rest = &grown[..];
+        while let Some((first, _)) = rest.first() {
+            // Those of one age, as their correction is one number.
+            let (step, mut elements) = (self.moments[*first].step, 0);
+            let fits = |(name, param): &&(&String, &Tensor)| {
+                elements += param.numel() as i64;
+                self.moments[*name].step == step && (elements <= AT_ONCE || *name == *first)
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let (group, behind) = rest.split_at(count);
+            self.step_group(group, step, lr)?;
+            rest = behind;
         }
         Ok(())
     }
 
-    fn step_one(&mut self, name: &str, param: &Tensor, grad: &Tensor, lr: f64) {
-        let (signed, unsigned) = self
-            .codebooks
-            .get_or_insert_with(|| (Codebook::new(true, param.device()), Codebook::new(false, param.device())));
-        let moments = self.moments.entry(name.to_owned()).or_insert_with(|| QuantizedMoments::zeros(param));
-        moments.step += 1;
+    /// One update of each of `group`, as if they were one parameter; each starts at a block of its own.
+    fn step_group(&mut self, group: &[(&String, &Tensor)], step: i64, lr: f64) -> Result<()> {
+        let device = group[0].1.device();
+        let (signed, unsigned) =
+            self.codebooks.get_or_insert_with(|| (Codebook::new(true, device), Codebook::new(false, device)));
+        let sizes: Vec<i64> = group.iter().map(|(_, param)| param.numel() as i64).collect();
+        let kept: Vec<&QuantizedMoments> = group.iter().map(|(name, _)| &self.moments[*name]).collect();
+        let codes =
+            |of: fn(&QuantizedMoments) -> &Tensor| joined(kept.iter().map(|moments| of(moments).shallow_clone()));
+        let scales =
+            |of: fn(&QuantizedMoments) -> &Tensor| Tensor::cat(&kept.iter().map(|m| of(m)).collect::<Vec<_>>(), 0);
+        let grad = joined(group.iter().map(|(_, param)| param.grad().to_kind(Kind::Float).view(-1)));
         let (beta1, beta2) = self.config.betas;
-        let shape = param.size();
-        let mut exp_avg = signed.dequantize(&moments.exp_avg, &moments.exp_avg_absmax).view(&shape[..]);
-        let mut exp_avg_sq = unsigned.dequantize(&moments.exp_avg_sq, &moments.exp_avg_sq_absmax).view(&shape[..]);
-        exp_avg = exp_avg.g_mul_scalar_(beta1) + grad * (1. - beta1);
+        let mut exp_avg = signed.dequantize(&codes(|m| &m.exp_avg), &scales(|m| &m.exp_avg_absmax));
+        let mut exp_avg_sq = unsigned.dequantize(&codes(|m| &m.exp_avg_sq), &scales(|m| &m.exp_avg_sq_absmax));
+        exp_avg = exp_avg.g_mul_scalar_(beta1) + &grad * (1. - beta1);
         exp_avg_sq = exp_avg_sq.g_mul_scalar_(beta2) + grad.square() * (1. - beta2);
-        let correction1 = 1. - beta1.powi(moments.step as i32);
-        let correction2 = (1. - beta2.powi(moments.step as i32)).sqrt();
+        let correction1 = 1. - beta1.powi(step as i32);
+        let correction2 = (1. - beta2.powi(step as i32)).sqrt();
         let denominator = exp_avg_sq.sqrt() / correction2 + self.config.eps;
-        let mut param = param.shallow_clone();
-        let _ = param.g_mul_scalar_(1. - lr * self.config.weight_decay);
-        let _ = param.g_add_(&(&exp_avg / denominator * (-lr / correction1)));
-        (moments.exp_avg, moments.exp_avg_absmax) = signed.quantize(&exp_avg);
-        (moments.exp_avg_sq, moments.exp_avg_sq_absmax) = unsigned.quantize(&exp_avg_sq);
+        let change = &exp_avg / denominator * (-lr / correction1);
+        let changes: Vec<Tensor> = places(&sizes)
+            .zip(group)
+            .map(|((start, n), (_, param))| change.narrow(0, start, n).view(param.size().as_slice()))
+            .collect();
+        let params: Vec<Tensor> = group.iter().map(|(_, param)| param.shallow_clone()).collect();
+        decay_and_add(&params, 1. - lr * self.config.weight_decay, &changes)?;
+        let (exp_avg, exp_avg_absmax) = signed.quantize(&exp_avg);
+        let (exp_avg_sq, exp_avg_sq_absmax) = unsigned.quantize(&exp_avg_sq);
+        for ((start, n), (name, _)) in places(&sizes).zip(group) {
+            let (block, blocks) = (start / BLOCK_SIZE, blocks_of(n));
+            let moments = QuantizedMoments {
+                exp_avg: exp_avg.narrow(0, start, n),
+                exp_avg_absmax: exp_avg_absmax.narrow(0, block, blocks),
+                exp_avg_sq: exp_avg_sq.narrow(0, start, n),
+                exp_avg_sq_absmax: exp_avg_sq_absmax.narrow(0, block, blocks),
+                step,
+            };
+            self.moments.insert((*name).clone(), moments);
+        }
+        Ok(())
     }
 
     /// The small parameters' entries as [`AdamW::state`] names them, and for each other `NAME.exp_avg.codes`,
@@ -168,7 +236,7 @@ impl AdamW8bit {
         for name in names_in(state, ".quantized_step") {
             let param = parameter(params, name)?;
             let n = param.numel() as i64;
-            let (codes, scales) = ([n], [n.div_euclid(BLOCK_SIZE) + i64::from(n % BLOCK_SIZE != 0)]);
+            let (codes, scales) = ([n], [blocks_of(n)]);
             let step = entry(state, name, "quantized_step", param, &[], Kind::Int64)?;
             let moments = QuantizedMoments {
                 exp_avg: entry(state, name, "exp_avg.codes", param, &codes, Kind::Uint8)?,
@@ -188,7 +256,7 @@ impl QuantizedMoments {
     fn zeros(param: &Tensor) -> Self {
         let n = param.numel() as i64;
         let codes = || Tensor::zeros([n], (Kind::Uint8, param.device()));
-        let scales = || Tensor::zeros([(n + BLOCK_SIZE - 1) / BLOCK_SIZE], (Kind::Float, param.device()));
+        let scales = || Tensor::zeros([blocks_of(n)], (Kind::Float, param.device()));
         Self { exp_avg: codes(), exp_avg_absmax: scales(), exp_avg_sq: codes(), exp_avg_sq_absmax: scales(), step: 0 }
     }
 }

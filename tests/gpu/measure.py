@@ -164,13 +164,13 @@ def language_models():
     shapes = Path(__file__).parent.parent / "measured" / "real_shapes.py"
     opt, t0 = WORK / "opt", WORK / "t0"
     subprocess.run([PYTHON, str(shapes), str(opt), "opt-6.7b", '{"words": 64}'], check=True)
-    lora = ["--task", "causal-lm", "--lora-r", "16", "--lora-targets", "q_proj,v_proj", "--gradient-checkpointing", "--learning-rate", "1e-3"]
+    lora = ["--task", "causal-lm", "--lora-r", "16", "--lora-targets", "q_proj,v_proj", "--gradient-checkpointing", "--learning-rate", "1e-4"]
     lora += ["--train-batch-size", "4", "--adam-weight-decay", "0.01"]
     train_llm("opt-start", opt, [*lora, "--mixed-precision", "bf16"], steps=0)
     lora += ["--init-adapter", str(WORK / "opt-start")]
     dense = train_llm("opt-bf16", opt, [*lora, "--mixed-precision", "bf16"])
     int8 = train_llm("opt-int8", opt, [*lora, "--mixed-precision", "bf16", "--load-in-8bit"])
-    options = {"task": "causal-lm", "adapter": str(WORK / "opt-start"), "learning_rate": 1e-3, "batch": 4}
+    options = {"task": "causal-lm", "adapter": str(WORK / "opt-start"), "learning_rate": 1e-4, "batch": 4}
     peers = language_peer("opt-peer", opt, "OPTForCausalLM", {**options, "dtype": "bfloat16", "gradient_checkpointing": True})
     shutil.rmtree(opt)
     subprocess.run([PYTHON, str(shapes), str(t0), "t0-3b", '{"words": 64, "answer": 4}'], check=True)
