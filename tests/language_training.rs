@@ -265,7 +265,7 @@ fn a_run_that_goes_on_keeps_no_adapter_of_a_step_that_it_has_not_reached() {
         text + &line.to_string() + "\n"
     });
     std::fs::write(parts.join("evaluations.jsonl"), changed).unwrap();
-    lorabooth_ok(&job.train(&parts, &[&evaluated[..], &["10", "--resume", "checkpoint-4"]].concat()));
+    lorabooth_ok(&job.train(&parts, &[&evaluated[..], &["10", "--resume", "checkpoint-4", "--overwrite"]].concat()));
     let file = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     assert!(file(&whole) == file(&parts));
     assert_eq!(

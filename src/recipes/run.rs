@@ -209,6 +209,9 @@ impl Run {
         // Refused, where it must be, before the run that is there goes.
         std::fs::create_dir_all(&logs).map_err(|error| Error::io("create", &logs, error))?;
         self.folder.remove_run(&logs)?;
+        if resumed.is_some() && self.training.overwrite {
+            self.folder.remove_later(self.step)?;
+        }
         let (log, resumed_at) = (self.folder.join("metrics.jsonl"), resumed.as_ref().map(|_| self.step));
         self.metrics = Some(match resumed {
             Some((_, bytes)) => {
@@ -256,9 +259,11 @@ impl Run {
 
     /// Restores a checkpoint; its folder, and the length of the log when it was made.
     fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
-        let Some(which) = &self.training.resume_from_checkpoint else { return Ok(None) };
-        let folder = match which.as_str() {
-            "latest" => {
+        if self.training.resume_from_checkpoint.is_none() {
+            return Ok(None);
+        }
+        let folder = match self.training.named_checkpoint(self.folder.path()) {
+            None => {
                 let latest = checkpoint::latest(self.folder.path())?;
                 let damaged = checkpoint::damaged_behind(self.folder.path(), latest.as_deref())?;
                 if let (None, Some(damaged)) = (&latest, damaged.last()) {
@@ -272,10 +277,7 @@ impl Run {
                 }
                 latest
             }
-            name => {
-                let inside = self.folder.join(name);
-                Some(if inside.is_dir() { inside } else { PathBuf::from(name) })
-            }
+            named => named,
         };
         let Some(folder) = folder else {
             observer

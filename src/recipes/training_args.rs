@@ -4,12 +4,13 @@ use super::option_checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
 use super::storage_args::StorageArgs;
 use crate::error::Result;
 use crate::train::adamw::AdamWConfig;
+use crate::train::checkpoint;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::precision::Precision;
 use crate::train::run_folder::{is_written_by_a_run, ExistingRun};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use tch::Device;
 
 /// More steps than any run has.
@@ -142,7 +143,7 @@ pub struct TrainingArgs {
     /// Replace what is already in the output folder: another run, or an adapter of another program
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
-    /// Continue from a checkpoint: latest, or the folder checkpoint-N
+    /// Continue from a checkpoint: latest, or the folder checkpoint-N (with --overwrite where later ones are beside it)
     #[arg(long, visible_alias = "resume", num_args = 0..=1, default_missing_value = "latest", help_heading = "Output")]
     pub resume_from_checkpoint: Option<String>,
     /// Save a checkpoint every so many optimizer steps
@@ -305,17 +306,39 @@ impl TrainingArgs {
         }
     }
 
-    /// Refuses to resume from a checkpoint that is not there.
+    /// The folder of the checkpoint that is named to resume from: in the folder `output`, or by its path. None for the latest.
+    pub fn named_checkpoint(&self, output: &Path) -> Option<PathBuf> {
+        let which = self.resume_from_checkpoint.as_deref().filter(|which| *which != "latest")?;
+        Some([output.join(which), PathBuf::from(which)].into_iter().find(|path| path.is_dir()).unwrap_or(which.into()))
+    }
+
+    /// Refuses to resume from a checkpoint that is not there, and unasked from one whose run went on behind it in the same folder: two
+    /// histories would mix there, of which a later `--resume` takes the older.
     pub fn check_resumed(&self, output: &Path) -> Result<()> {
-        match self.resume_from_checkpoint.as_deref() {
-            None | Some("latest") => Ok(()),
-            Some(which) if output.join(which).is_dir() || Path::new(which).is_dir() => Ok(()),
-            Some(which) => refuse(format!(
-                "--resume {which}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give --resume alone \
+        let Some(folder) = self.named_checkpoint(output) else { return Ok(()) };
+        if !folder.is_dir() {
+            return refuse(format!(
+                "--resume {}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give --resume alone \
                  for the latest",
+                folder.display(),
                 output.display()
-            )),
+            ));
         }
+        if self.overwrite || self.existing(output) != ExistingRun::Resume {
+            return Ok(());
+        }
+        let later = checkpoint::later_than(&folder, output)?;
+        let names: Vec<String> = later.iter().map(|path| path.display().to_string()).collect();
+        let there = match names.as_slice() {
+            [] => return Ok(()),
+            [one] => format!("{one} was saved after it"),
+            [first, .., last] => format!("{} checkpoints were saved after it, {first} to {last}", names.len()),
+        };
+        refuse(format!(
+            "--resume {}: {there}; add --overwrite to continue from here and remove what came after, with its lines of \
+             metrics.jsonl, or keep it and continue in another --output-dir",
+            folder.display()
+        ))
     }
 }
 

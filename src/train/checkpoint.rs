@@ -205,6 +205,18 @@ fn complete(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// The intact checkpoints of `output_dir` that hold more steps than the checkpoint `folder`: of what is to be done again by a run that
+/// resumes from it.
+pub fn later_than(folder: &Path, output_dir: &Path) -> Result<Vec<PathBuf>> {
+    // One that cannot be read is refused when it is loaded.
+    let Ok(StateFile { state: TrainingState { step, .. }, .. }) = read_state(folder) else { return Ok(Vec::new()) };
+    let is_intact = |path: &Path| {
+        read_state(path).is_ok_and(|file| Fingerprint::of(&path.join(TENSORS)).is_ok_and(|found| found == file.tensors))
+    };
+    let later = complete(output_dir)?.into_iter().filter(|(n, path)| *n > step && is_intact(path));
+    Ok(later.map(|(_, path)| path).collect())
+}
+
 /// The complete checkpoint of the most steps in `output_dir`, if there is one.
 pub fn latest(output_dir: &Path) -> Result<Option<PathBuf>> {
     if !output_dir.is_dir() {

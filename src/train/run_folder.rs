@@ -168,6 +168,18 @@ impl RunFolder {
         }
     }
 
+    /// Removes the checkpoints and the samples of more than `step` steps: of a run that is resumed from there, and goes on otherwise.
+    pub fn remove_later(&self, step: u64) -> Result<()> {
+        for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
+            match name_of(entry).as_str() {
+                SAMPLES => remove_where(entry, |name| is_later_than(step, name))?,
+                name if is_later_than(step, name) => remove_own(entry, &super::checkpoint::files())?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// With [`ExistingRun::Overwrite`], removes the files that a run writes, by name, and the folders that are empty then:
     /// a user may have put the folder of a model here. `logs` is the folder of TensorBoard events, which stay where they
     /// are outside this folder. Called when nothing can be refused any more.
@@ -193,6 +205,12 @@ impl RunFolder {
         }
         Ok(())
     }
+}
+
+/// Whether `name` is of a checkpoint or a sample of more than `step` steps.
+fn is_later_than(step: u64, name: &str) -> bool {
+    let of_sample = |name: &str| is_sample(name).then(|| name.split('-').nth(1)?.parse().ok()).flatten();
+    super::checkpoint::step_of(name).or_else(|| of_sample(name)).is_some_and(|n| n > step)
 }
 
 fn no_run_in(path: &Path) -> Error {
