@@ -4,6 +4,7 @@ use super::{is_present, Common, Reporter};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
+use crate::plain_text::counted;
 use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use crate::recipes::dreambooth_plan::{plan_input, why_that_length, NetworkConfigs, Photos};
 use crate::recipes::language_adapter::WantedAdapter;
@@ -273,7 +274,9 @@ fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Resul
         return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", asked.targets)));
     }
     // Nothing is known of the speed of a card that is not here.
-    let rates = asked.place.is_measured().then(|| Rates::measure(asked.place.device, asked.kind)).transpose()?;
+    let work = plan.phases.iter().fold(plan.step_work.clone(), |all, phase| all.plus(phase.work.clone()));
+    let measure = || Rates::measure(asked.place.device, asked.kind, &work);
+    let rates = asked.place.is_measured().then(measure).transpose()?;
     let slow_dtype = match rates {
         Some(_) => crate::recipes::slow_dtype(asked.place.device, asked.kind)?,
         None => None,
@@ -369,7 +372,11 @@ fn summary_lines(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>) -> Vec
             let step = about(rates.seconds(&plan.step_work));
             lines.push(format!("a step takes {step}, estimated from a quick benchmark of this machine"));
             if asked.steps > 0 {
-                lines.push(format!("the run of {} steps takes {}", asked.steps, about(seconds_in_all(plan, rates))));
+                lines.push(format!(
+                    "the run of {} takes {}",
+                    counted(asked.steps as usize, "step"),
+                    about(seconds_in_all(plan, rates))
+                ));
             }
         }
         None => {

@@ -4,7 +4,7 @@ use super::fit::{Changed, Choice, Planned};
 use super::language_networks::{loss, Batch};
 use super::layers::Network;
 use super::tape::Tape;
-use super::{adapter_parts, gaps, runtime, width, MemoryPlan, Phase, Work};
+use super::{adapter_parts, gaps, runtime_text, width, MemoryPlan, Phase, Work};
 use crate::adapters::LoraConfig;
 use crate::error::Result;
 use crate::models::language::{HeadOutline, Outline};
@@ -184,7 +184,7 @@ impl Planned for LanguagePlanInput<'_> {
         let usual = Step::of(self, self.texts.usual)?.work;
         let kept = step.network.kept_bytes(width(self.kind), self.storage, self.device);
         let weights = ("weights".to_owned(), kept - self.unread_embeddings());
-        let runtime = runtime(self.device, self.kind, false);
+        let runtime = runtime_text(self.device, self.kind);
         let mut phases = Vec::new();
         if matches!(self.storage, Storage::Int8 { .. }) {
             let largest = step.network.largest_linear() * (QUANTISING + width(self.stored));
@@ -210,7 +210,7 @@ impl Planned for LanguagePlanInput<'_> {
         resident.extend(gaps(self.device, step.kept_small));
         resident.push(runtime);
         let step_work = usual.times(self.accumulation as f64);
-        phases.push(Phase { name: "training", parts: resident, work: step_work.times(self.steps as f64) });
+        phases.push(Phase { name: "training", parts: resident, work: step_work.clone().times(self.steps as f64) });
         Ok(MemoryPlan::of(phases, trained, step_work))
     }
 
