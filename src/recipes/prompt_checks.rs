@@ -94,6 +94,7 @@ fn meaning<'a>(kind: MarkKind, marks: impl Iterator<Item = &'a Mark>) -> String 
         MarkKind::Backslash => {
             return "keeps its backslash here, which is read too; write the bracket alone".to_owned()
         }
+        MarkKind::Hypernetwork => "loads a hypernetwork",
         MarkKind::Weight => "gives words a weight",
         MarkKind::Emphasis => "gives words more weight",
         MarkKind::SquareBrackets => "gives words less weight",
@@ -173,17 +174,20 @@ mod tests {
         let prompts = [
             NamedPrompt::flag("--prompt", "a (red:1.2) bird <lora:my-dog:0.8> <lora:it's>"),
             NamedPrompt::flag("--negative-prompt", "(bad:2) ((worse))"),
-            NamedPrompt::listed("a.txt".to_owned(), "(red) bird"),
+            NamedPrompt::listed("a.txt".to_owned(), "a bird (my pet)"),
+            NamedPrompt::flag("--validation-prompt", "a bird <hypernet:style:0.5>"),
         ];
         let said = mark_warnings(&prompts);
-        assert_eq!(said.len(), 3, "{said:#?}");
+        assert_eq!(said.len(), 4, "{said:#?}");
         assert!(said[0].starts_with("--prompt: `<lora:my-dog:0.8>` loads no adapter"), "{}", said[0]);
         assert!(said[0].ends_with(r"--lora my-dog.safetensors=0.8 --lora 'it'\''s.safetensors'"), "{}", said[0]);
+        assert!(said[1].contains("`<hypernet:style:0.5>` loads a hypernetwork in other programs"), "{}", said[1]);
+        assert!(said[1].ends_with("leave it out"), "{}", said[1]);
         assert!(
-            said[1].starts_with("--prompt: `(red:1.2)` (and in 1 more) gives words a weight in other"),
+            said[2].starts_with("--prompt: `(red:1.2)` (and in 1 more) gives words a weight in other"),
             "{}",
-            said[1]
+            said[2]
         );
-        assert!(said[2].starts_with("--negative-prompt: `((worse))` gives words more weight"), "{}", said[2]);
+        assert!(said[3].starts_with("--negative-prompt: `((worse))` gives words more weight"), "{}", said[3]);
     }
 }
