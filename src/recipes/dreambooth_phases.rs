@@ -246,7 +246,16 @@ pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> R
         photos.warnings.iter().for_each(|text| observer.warning(text.clone()));
         Ok(photos)
     };
-    let instances = open(&config.instance_data_dir, instance_files(config)?)?;
+    let listed = instance_files(config)?;
+    let bare = listed.files.iter().filter(|photo| photo.caption.is_none()).count();
+    if bare > 0 && config.instance_prompt.trim().is_empty() {
+        return Err(Error::invalid(format!(
+            "--instance-prompt is empty, and {bare} of the {} photos have no caption, so that no words would name the subject; give \
+             a prompt such as \"a photo of sks dog\", or a caption for each photo",
+            listed.files.len()
+        )));
+    }
+    let instances = open(&config.instance_data_dir, listed)?;
     let class = match (&config.class_data_dir, &config.class_prompt) {
         (Some(folder), Some(prompt)) if config.with_prior_preservation => {
             Some((open(folder, class_files(config, folder)?)?, prompt.as_str()))

@@ -227,9 +227,16 @@ impl TrainingArgs {
         let logs = output.join(path);
         let inside = logs.strip_prefix(output).unwrap_or(path);
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
-        if is_written_by_a_run(&first.unwrap_or_default()) || logs.is_file() {
+        if is_written_by_a_run(&first.unwrap_or_default()) {
             return refuse(format!(
                 "--logging-dir `{given}` is a name that a run uses itself in the output folder; choose another name"
+            ));
+        }
+        if logs.exists() && !logs.is_dir() {
+            let path = logs.display();
+            return refuse(format!(
+                "{path} is a file, and the run needs a folder of that name for its TensorBoard logs; move it away, or name another \
+                 folder with --logging-dir"
             ));
         }
         Ok(())
