@@ -12,8 +12,8 @@ use serde_json::json;
 
 /// Runs the command.
 pub fn run(config: &DemoConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let device = common.device()?;
     let interrupt = Interrupt::on_signals()?;
+    let device = common.device()?;
     let finished = demo::run(config, device, common.seed, &interrupt, reporter)?;
     let report = &finished.report;
     reporter.on(Event::Wrote { path: finished.contact_sheet.clone() });

@@ -19,6 +19,7 @@ mod tokenize;
 mod train;
 
 use crate::error::{Error, Result};
+use crate::interrupt::{self, Interrupt};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
@@ -179,6 +180,10 @@ fn whole_command() -> clap::Command {
 
 /// Runs the command line `args` (the program's name first).
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // From the first moment on: what reads the command line takes a while.
+    if arguments::command(&args).is_some_and(|command| ["train", "demo"].iter().any(|job| command == *job)) {
+        drop(Interrupt::on_signals());
+    }
     let typed = shell_line(&args);
     let expanded = match arguments::expand(args) {
         Ok(expanded) => expanded,
@@ -217,6 +222,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         return failed(&error, json, 1);
     }
     openmp_waiting::sleep_while_others_compute();
+    interrupt::at_a_sudden_end(bars::erase_at_the_end);
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
     // A plan that says "no" has done what it should, and scripts ask its exit code.
     let mut answer_is_yes = true;
@@ -284,12 +290,17 @@ fn misused(mut error: clap::Error, expanded: &arguments::Expanded) -> ExitCode {
 /// Prints an error as one line, and makes its exit code.
 fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
     let text = error.to_string();
+    // What the user asked for is no error.
+    let (event, before) = match error {
+        Error::Interrupted(_) => ("interrupted", ""),
+        _ => ("error", "error: "),
+    };
     let _ = match json {
         true => {
-            let line = serde_json::json!({ "event": "error", "text": text }).to_string();
+            let line = serde_json::json!({ "event": event, "text": text }).to_string();
             writeln!(std::io::stdout(), "{}", plain_text::json(&line))
         }
-        false => writeln!(std::io::stderr(), "{}", plain_text::line(&format!("error: {text}"))),
+        false => writeln!(std::io::stderr(), "{}", plain_text::line(&format!("{before}{text}"))),
     };
     ExitCode::from(code)
 }
