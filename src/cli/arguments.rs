@@ -48,6 +48,7 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
             out.push(kebab(&arg));
         }
     }
+    check_planned(&out)?;
     let Some(file) = file.map(PathBuf::from) else {
         name_what_is_planned(&mut out, &[]);
         return Ok(Expanded { args: out, config: None });
@@ -60,13 +61,38 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
     Ok(Expanded { args: out, config: Some((file, flags)) })
 }
 
-/// The place behind the words of the subcommand, before its flags; common flags may come before it.
-fn behind_the_command(args: &[OsString]) -> usize {
+/// The place of the command's first word, which common flags may come before.
+fn place_of_the_command(args: &[OsString]) -> usize {
     const WITHOUT_VALUE: [&str; 5] = ["--json", "--verbose", "--quiet", "-v", "-q"];
     let is_flag = |i: usize| args[i].as_encoded_bytes().starts_with(b"-");
     let is_value = |i: usize| takes_value(&args[i - 1]) && !WITHOUT_VALUE.iter().any(|flag| args[i - 1] == *flag);
-    let first = (1..args.len()).find(|&i| !is_flag(i) && !is_value(i)).unwrap_or(args.len());
-    (first..args.len()).find(|&i| is_flag(i)).unwrap_or(args.len())
+    (1..args.len()).find(|&i| !is_flag(i) && !is_value(i)).unwrap_or(args.len())
+}
+
+/// The first word of the command in `args`.
+pub fn command(args: &[OsString]) -> Option<&OsString> {
+    args.get(place_of_the_command(args))
+}
+
+/// The place behind the words of the subcommand, before its flags.
+fn behind_the_command(args: &[OsString]) -> usize {
+    let is_flag = |i: usize| args[i].as_encoded_bytes().starts_with(b"-");
+    (place_of_the_command(args)..args.len()).find(|&i| is_flag(i)).unwrap_or(args.len())
+}
+
+/// Refuses `plan train dreambooth`, which clap would call an unknown command.
+fn check_planned(args: &[OsString]) -> Result<()> {
+    let place = place_of_the_command(args);
+    let word = |i: usize| args.get(place + i).and_then(|word| word.to_str());
+    match (word(0), word(1), word(2)) {
+        (Some("plan"), Some("train"), next) => {
+            let what = next.filter(|next| ["dreambooth", "llm"].contains(next)).unwrap_or("dreambooth");
+            Err(Error::Usage(format!(
+                "`plan train` is no command: `lorabooth plan {what}` takes the flags of `lorabooth train {what}`"
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The `flags` of a file without the number of steps where `typed` gives a number of epochs: steps win over epochs, and what is typed

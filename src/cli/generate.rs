@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{vae_kind, UNetConfig};
+use crate::plain_text;
 use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::dreambooth_config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
@@ -19,10 +20,11 @@ use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{
     check_guidance_scale, decode, png_with_parameters, sample_latents, Conditioning, Sampling,
 };
-use crate::schedulers::default_name;
+use crate::schedulers::{default_name, SCHEDULERS};
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::{write_whole, WholeFile};
+use clap::builder::PossibleValuesParser;
 use clap::Args;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -53,8 +55,8 @@ pub struct GenerateArgs {
     /// Guidance scale: how closely to follow the prompt
     #[arg(long, default_value_t = GUIDANCE_SCALE)]
     guidance_scale: f64,
-    /// Sampler: pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; by default the model's own
-    #[arg(long)]
+    /// Sampler; by default the model's own
+    #[arg(long, value_parser = PossibleValuesParser::new(SCHEDULERS.iter().map(|(name, _)| *name)))]
     scheduler: Option<String>,
     /// Height in pixels; by default the model's own
     #[arg(long)]
@@ -146,7 +148,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     args.weights.report(device, reporter);
     let name = sampling.scheduler.as_deref().unwrap_or_default();
     let fields = json!({ "scheduler": name, "steps": args.steps, "guidance_scale": args.guidance_scale });
-    reporter.fact_with("sampler", format!("{name}, {} steps", args.steps), fields);
+    reporter.fact_with("sampler", format!("{name}, {}", plain_text::counted(args.steps, "step")), fields);
     args.lora.iter().for_each(|text| report_given_adapter(text, reporter));
 
     let place = Placement { device, kind };
@@ -197,7 +199,7 @@ fn interrupted(written: Vec<PathBuf>, wanted: usize, reporter: &mut dyn Observer
     let count = written.len();
     reporter.on(Event::End);
     reporter.on(Event::WroteImages { paths: written, grid: None });
-    Error::Interrupted(format!("{count} of {wanted} images were written"))
+    Error::Interrupted(format!("{count} of {} were written", plain_text::counted(wanted, "image")))
 }
 
 /// The sizes of a job, or which flag asks for what cannot be.
