@@ -235,6 +235,14 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     let (kind, interrupt) = (args.dtype.map(Kind::from), Interrupt::on_signals()?);
     let _watch = interrupt.watch();
     let given = args.lora.iter().map(|text| path_and_scale("--lora", text)).collect::<Result<Vec<_>>>()?;
+    if args.output_dir.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
+        && !args.output_dir.is_dir()
+    {
+        let path = args.output_dir.display();
+        return Err(Error::Usage(format!(
+            "{path}: the merged model is written as a folder, in the layout of --model; give a folder's name, without .safetensors"
+        )));
+    }
     let existing = Existing::of(args.overwrite);
     model_folder::check(&args.output_dir, existing)?;
     FolderLock::check_free(&args.output_dir)?;
@@ -247,16 +255,17 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     match of_language_model {
         true => {
             args.model.check_for_language_model()?;
-            let wanted = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
-            wanted.check_path()?;
-            let model = WantedModel { interrupt: Some(&interrupt), ..wanted };
+            let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
+            model.check_path()?;
             let adapters = GivenAdapters::read(&args.lora)?;
+            for text in adapters.warnings() {
+                reporter.on(Event::Warning { text: text.clone() });
+            }
             merged_language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
         }
         false => {
             args.model.check_paths()?;
-            let files =
-                crate::recipes::open_model_unless(&interrupt, &args.model.name, &args.model.options(), reporter)?;
+            let files = crate::recipes::open_model(&args.model.name, &args.model.options(), reporter)?;
             let mut adapters = Vec::new();
             for (path, scale) in given {
                 adapters.push((crate::recipes::read_adapter(&path, &files, reporter)?, scale));

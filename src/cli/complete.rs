@@ -11,7 +11,7 @@ use crate::plain_text;
 use crate::recipes::given_adapters::GivenAdapters;
 use crate::recipes::language_base::WantedModel;
 use crate::recipes::language_data_args::TaskChoice;
-use crate::recipes::observer::Observer;
+use crate::recipes::observer::{Event, Observer};
 use crate::recipes::prompt_checks::warn_of_doubled_start;
 use crate::recipes::prompted_text::PromptedText;
 use crate::recipes::storage_args::StorageArgs;
@@ -82,6 +82,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let sampling = args.sampling(base.ends()?);
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
+    for text in adapters.warnings() {
+        reporter.on(Event::Warning { text: text.clone() });
+    }
     adapters.check_for(&base.files)?;
     let only_classifies = base.files.architecture().tasks == [TaskChoice::SeqCls.peft_name()];
     let classifies = base.files.is_classifier() || only_classifies;
@@ -114,6 +117,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
         ));
     }
     let most = if classes.is_some() { 0 } else { args.max_new_tokens };
+    warn_beyond_positions(base.files.outline()?.made_for, prompt.as_ref(), ids.len(), most, observer);
     check_positions(&loaded.model, prompt.as_ref(), ids.len(), most)?;
     seed_globally(device, common.seed)?;
     let read = tch::no_grad(|| {
@@ -174,6 +178,30 @@ fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize
             "a prompt of {tokens} tokens{behind} and --max-new-tokens {most_new} exceed the model's {most} positions; lower one of them"
         ),
     }))
+}
+
+/// Warns of a text that reaches beyond the `made_for` positions that the model has learned from, where it can number more.
+fn warn_beyond_positions(
+    made_for: Option<i64>,
+    prompt: Option<&Prompt>,
+    tokens: usize,
+    most_new: usize,
+    observer: &mut dyn Observer,
+) {
+    let read = prompt.map_or(0, Prompt::length) as usize + tokens;
+    let Some(most) = made_for.and_then(|most| usize::try_from(most).ok()).filter(|most| read + most_new > *most) else {
+        return;
+    };
+    observer.warning(match read > most {
+        true => format!(
+            "--prompt has {read} tokens, and the model was made for {most}: it knows little of what lies behind; shorten it"
+        ),
+        false => format!(
+            "--prompt has {read} tokens, and the model was made for {most}: it writes {} that it was made for, and knows little of \
+             the rest of --max-new-tokens {most_new}",
+            most - read
+        ),
+    });
 }
 
 /// Tells how likely each class is, the likeliest first.

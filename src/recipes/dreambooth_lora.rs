@@ -19,6 +19,7 @@ use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
+use crate::plain_text;
 use crate::sample::pipeline::scheduler_config;
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
@@ -43,7 +44,7 @@ pub fn train(
     config.check()?;
     check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let files = open_files(&config, interrupt, observer)?;
+    let files = open_files(&config, observer)?;
     let config = &config.for_model(&files)?;
     if let Some(path) = &config.init_adapter {
         super::read_adapter(path, &files, observer)?;
@@ -71,8 +72,8 @@ pub fn train(
 }
 
 /// Opens the model.
-fn open_files(config: &DreamBoothConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let mut files = super::open_model_unless(interrupt, &config.model.name, &config.model.options(), observer)?;
+fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
     Ok(files)
 }
@@ -146,11 +147,6 @@ struct DreamBoothJob<'a> {
     batches: Option<Prefetch<Result<PreparedBatch>>>,
 }
 
-/// `number` of things that are called `name`.
-fn counted(number: usize, name: &str) -> String {
-    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
-}
-
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
     fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
@@ -177,11 +173,11 @@ impl DreamBoothJob<'_> {
             _ if captions == photos => format!("such as \"{example}\""),
             _ => format!("such as \"{example}\"; the others are trained with \"{prompt}\""),
         };
-        let mut text = format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo"));
+        let mut text = format!("{}, {captions} with captions; {trained_with}", plain_text::counted(photos, "photo"));
         let (images, class_prompt) = (self.dataset.class_count(), self.config.class_prompt.as_deref());
         if images > 0 {
             let prompt = shown(class_prompt.unwrap_or_default());
-            text.push_str(&format!("\nand {} trained with \"{prompt}\"", counted(images, "class image")));
+            text.push_str(&format!("\nand {} trained with \"{prompt}\"", plain_text::counted(images, "class image")));
         }
         let fields = json!({
             "instance_images": photos, "captions": captions, "instance_prompt": self.config.instance_prompt,
@@ -189,8 +185,12 @@ impl DreamBoothJob<'_> {
         });
         observer.fact_with("photos", text, fields);
         for (folder, photos, repeats) in self.dataset.folders() {
-            let text =
-                format!("{}: {}, {} an epoch", folder.display(), counted(photos, "photo"), counted(repeats, "repeat"));
+            let text = format!(
+                "{}: {}, {} an epoch",
+                folder.display(),
+                plain_text::counted(photos, "photo"),
+                plain_text::counted(repeats, "repeat")
+            );
             let fields = json!({ "path": folder.display().to_string(), "photos": photos, "repeats": repeats });
             observer.fact_with("folder", text, fields);
         }

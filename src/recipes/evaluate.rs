@@ -84,6 +84,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
             .map_err(|error| Error::Usage(format!("{error}; or give --output FILE.csv for the answers alone")))?;
     }
     let adapters = GivenAdapters::read(&config.adapter)?;
+    adapters.warnings().iter().for_each(|text| observer.warning(text.clone()));
     check_tasks(config, &adapters)?;
     adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
     let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;

@@ -23,6 +23,7 @@ pub struct GivenAdapters {
     on_weights: Vec<(String, PartAdapter, f64)>,
     prompt: Option<PromptFiles>,
     folders: Vec<PathBuf>,
+    warnings: Vec<String>,
 }
 
 impl GivenAdapters {
@@ -43,9 +44,15 @@ impl GivenAdapters {
                 }
                 Some(_) => adapters.prompt = Some(prompt_folder::read(&path)?),
             }
+            adapters.warnings.extend(peft_folder::left_out(&path)?);
             adapters.folders.push(path);
         }
         Ok(adapters)
+    }
+
+    /// What of their files was left out.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Where they are.

@@ -5,7 +5,6 @@ use super::option_checks::is_there;
 use crate::data::tokenizers::{json_files, LanguageTokenizer};
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
-use crate::train::interrupt::Interrupt;
 use crate::weights::hub::{self, Hub};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -27,14 +26,12 @@ pub struct WantedModel<'a> {
     pub revision: Option<&'a str>,
     /// Of a hub id fetch the configuration and the tokenizer, no weights.
     pub configs_only: bool,
-    /// What ends a download, beside Ctrl-C.
-    pub interrupt: Option<&'a Interrupt>,
 }
 
 impl<'a> WantedModel<'a> {
     /// All of the model `name`.
     pub fn new(name: &'a Path, revision: Option<&'a str>) -> Self {
-        Self { name, revision, configs_only: false, interrupt: None }
+        Self { name, revision, configs_only: false }
     }
 
     /// Refuses a path that is not there.
@@ -62,7 +59,7 @@ impl<'a> WantedModel<'a> {
     fn fetch(&self, id: &str, observer: &mut dyn Observer) -> Result<PathBuf> {
         let weights_of: &[&str] = if self.configs_only { &[] } else { &[""] };
         let request = hub::Request { id, revision: self.revision, variant: None, weights_of };
-        super::with_bar(observer, self.interrupt, |listener| Hub::from_env()?.fetch_language_model(&request, listener))
+        super::with_bar(observer, |listener| Hub::from_env()?.fetch_language_model(&request, listener))
     }
 
     /// Its files, without a look at its tokenizer.

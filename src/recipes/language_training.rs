@@ -12,7 +12,7 @@ use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
 use super::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
 use super::training_loop::{self, Job, Losses};
-use crate::adapters::Prompt;
+use crate::adapters::{peft_folder, Prompt};
 use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
@@ -44,8 +44,7 @@ pub fn train(
     let watch = interrupt.watch();
     let config = &config.with_output();
     config.check()?;
-    let model =
-        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let model = WantedModel::new(&config.model, config.revision.as_deref());
     let base = model.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
@@ -200,6 +199,10 @@ impl LanguageJob<'_> {
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         let fields = json!({ "batch_size": self.config.train_batch_size, "longest_tokens": self.data.longest() });
         run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        // One that could not be read is refused before this.
+        let left_out =
+            self.config.init_adapter.as_deref().and_then(|folder| peft_folder::left_out(folder).ok().flatten());
+        left_out.into_iter().for_each(|text| observer.warning(text));
         let start = match &self.config.init_adapter {
             Some(path) => format!("the adapter {}", path.display()),
             None => "a new adapter".to_owned(),

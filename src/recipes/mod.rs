@@ -45,7 +45,8 @@ use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
 use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
-use crate::train::interrupt::{BriefInterrupt, Interrupt};
+use crate::plain_text::counted;
+use crate::train::interrupt::{self, BriefInterrupt};
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
@@ -55,40 +56,18 @@ pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
 
-/// Opens a model, with a bar for what has to be downloaded. Ctrl-C ends the download.
+/// Opens a model, with a bar for what has to be downloaded. The interrupt that this thread watches ends the download, or Ctrl-C
+/// where it watches none.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    open(model, options, None, observer)
-}
-
-/// The same; the download ends, too, once `interrupt` is set.
-pub fn open_model_unless(
-    interrupt: &Interrupt,
-    model: &str,
-    options: &ModelOptions,
-    observer: &mut dyn Observer,
-) -> Result<PipelineFiles> {
-    open(model, options, Some(interrupt), observer)
-}
-
-fn open(
-    model: &str,
-    options: &ModelOptions,
-    interrupt: Option<&Interrupt>,
-    observer: &mut dyn Observer,
-) -> Result<PipelineFiles> {
-    let opened = with_bar(observer, interrupt, |listener| PipelineFiles::resolve(model, options, listener))?;
+    let opened = with_bar(observer, |listener| PipelineFiles::resolve(model, options, listener))?;
     opened.check_parts()?;
     opened.warnings().into_iter().for_each(|text| observer.warning(text));
     Ok(opened)
 }
 
-/// What `fetch` gives, with a bar for its downloads, which end once Ctrl-C is pressed or `interrupt` is set.
-fn with_bar<T>(
-    observer: &mut dyn Observer,
-    interrupt: Option<&Interrupt>,
-    fetch: impl FnOnce(&mut dyn Listener) -> Result<T>,
-) -> Result<T> {
-    let mut bar = DownloadBar { observer, interrupt, signals: None, shown: false };
+/// What `fetch` gives, with a bar for its downloads, which end as [`open_model`]'s do.
+fn with_bar<T>(observer: &mut dyn Observer, fetch: impl FnOnce(&mut dyn Listener) -> Result<T>) -> Result<T> {
+    let mut bar = DownloadBar { observer, signals: None, shown: false };
     let result = fetch(&mut bar);
     if bar.shown {
         bar.observer.on(Event::End);
@@ -104,8 +83,7 @@ fn with_bar<T>(
 /// Shows downloads, and ends them where the user wants that.
 struct DownloadBar<'a> {
     observer: &'a mut dyn Observer,
-    interrupt: Option<&'a Interrupt>,
-    /// From the first wait on.
+    /// From the first wait on, where the thread watches no interrupt of a job's.
     signals: Option<BriefInterrupt>,
     shown: bool,
 }
@@ -117,12 +95,14 @@ impl Listener for DownloadBar<'_> {
     }
 
     fn check(&mut self) -> Result<()> {
+        if interrupt::is_watched() {
+            return interrupt::check();
+        }
         let signals = match self.signals.take() {
             Some(signals) => signals,
             None => BriefInterrupt::on_signals()?,
         };
-        self.signals.insert(signals).check()?;
-        self.interrupt.map_or(Ok(()), Interrupt::check)
+        self.signals.insert(signals).check()
     }
 }
 
@@ -233,6 +213,10 @@ fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     });
     let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
     let (ranks, kinds) = (ranks.join(" and "), kinds.join(", "));
-    let text = format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {kinds}\n{}", adapter.summary());
+    let text = format!(
+        "LoRA of rank {ranks}, alpha {alpha}, on {}: {kinds}\n{}",
+        counted(modules, "module"),
+        adapter.summary()
+    );
     observer.fact_with(name, text, fields);
 }
