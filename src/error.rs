@@ -19,11 +19,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is there but its content is not what it must be.
-    #[error("{path}: {message}", path = .path.display())]
+    #[error("{path}{} {message}", colon(.message), path = .path.display())]
     File {
         /// The file at fault.
         path: PathBuf,
-        /// What is wrong with it and what to do.
+        /// What is wrong with it and what to do: beginning with its verb, one of [`VERBS`], or a sentence of its own.
         message: String,
     },
     /// A weight that the model needs is not in its files.
@@ -72,13 +72,29 @@ pub enum Error {
     #[error("{0}")]
     Diverged(String),
     /// The user stopped the run; its state was saved.
-    #[error("interrupted; {0}")]
+    #[error("interrupted: {0}")]
     Interrupted(String),
 }
 
 /// What a training run can do where memory is full.
 const TRAIN_IN_LESS: &str = "turn on --gradient-checkpointing, or lower --resolution, --train-batch-size or --lora-r \
     (`lorabooth plan` says what fits)";
+
+/// The words that a message begins with whose subject is the file.
+const VERBS: &[&str] = &[
+    "already", "begins", "cannot", "changed", "claims", "does", "ends", "has", "holds", "is", "lacks", "names",
+    "needs", "was",
+];
+
+/// What stands between a file's name and `message`: nothing where the file is its subject.
+fn colon(message: &str) -> &'static str {
+    let first = message.split(' ').next().unwrap_or_default();
+    if VERBS.contains(&first) {
+        ""
+    } else {
+        ":"
+    }
+}
 
 /// The system's message without the "(os error N)" that no user can act on.
 fn plain_cause(source: &std::io::Error) -> String {
@@ -157,5 +173,19 @@ impl From<tch::TchError> for Error {
             };
         }
         Error::Torch(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_subject_of_what_is_said_of_it() {
+        let said = |message: &str| Error::file("a.json", message).to_string();
+        assert_eq!(said("has no `r`"), "a.json has no `r`");
+        assert_eq!(said("already exists; choose another"), "a.json already exists; choose another");
+        assert_eq!(said("its `r` is 0"), "a.json: its `r` is 0");
+        assert_eq!(said("issue 3"), "a.json: issue 3");
     }
 }

@@ -204,7 +204,12 @@ impl Reporter {
     /// A fact, its name before its first line.
     fn fact(&mut self, name: &str, text: &str) {
         for (i, line) in text.lines().enumerate() {
-            let name = if i == 0 { name.replace('_', " ") } else { String::new() };
+            let name = match (i, name) {
+                // The steps' own lines begin with the other name.
+                (0, "training") => "schedule".to_owned(),
+                (0, name) => name.replace('_', " "),
+                _ => String::new(),
+            };
             self.say(&format!("{name:>13}  {line}"));
         }
     }

@@ -5,6 +5,7 @@ use super::complete::MAX_NEW_TOKENS;
 use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;
+use crate::plain_text::counted;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::run::{Finished, TextSample};
@@ -31,8 +32,8 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         TrainCommand::Dreambooth(config) => config.training.command = Some(common.command.clone()),
         TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
     }
-    let device = common.device()?;
     let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
+    let device = common.device()?;
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
             let finished = dreambooth_lora::train(config, device, common.seed, &interrupt, reporter)?;
@@ -54,9 +55,12 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
     };
     let done = match finished.steps - finished.resumed_at {
         0 if finished.steps == 0 => "no steps: the initial adapter".to_owned(),
+        0 if finished.steps == 1 => "the 1 step was done before".to_owned(),
         0 => format!("all {} steps were done before", finished.steps),
-        1 => format!("trained 1 step{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
-        steps => format!("trained {steps} steps{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
+        steps => {
+            let steps = counted(steps as usize, "step");
+            format!("trained {steps}{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64()))
+        }
     };
     let json = json!({
         "event": "finished", "steps": finished.steps, "loss": finished.final_loss, "path": folder.to_string(),

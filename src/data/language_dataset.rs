@@ -9,6 +9,7 @@ use super::tokenizers::language::Encoded;
 use super::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::plain_text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -397,7 +398,7 @@ impl LanguageDataset {
                 Target::Unknown => {}
             }
         }
-        let hash: String = digest.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(&digest.finalize()[..4]);
         format!("{} examples ({hash})", self.examples.len())
     }
 

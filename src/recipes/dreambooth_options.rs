@@ -2,6 +2,7 @@
 
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use crate::adapters::{LoraConfig, Part, TargetModules};
+use crate::plain_text::counted;
 
 /// The adapter of `part` that the options ask for.
 pub(super) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
@@ -48,7 +49,7 @@ pub(super) fn why_so_long(config: &DreamBoothConfig, photos: u64) -> Option<Stri
         return None;
     }
     let steps = usual_steps(photos);
-    let counted = if photos == 1 { "1 photo".to_owned() } else { format!("{photos} photos") };
+    let counted = counted(photos as usize, "photo");
     let limits = match steps {
         FEWEST_STEPS => format!(", but at least {FEWEST_STEPS}"),
         MOST_STEPS => format!(", but at most {MOST_STEPS}"),

@@ -7,6 +7,7 @@ use super::run_record::RunRecord;
 use super::training_args::TrainingArgs;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
+use crate::plain_text::counted;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::gradients::all_finite;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
@@ -253,7 +254,13 @@ impl Run {
         for (name, value) in fields.as_object().into_iter().flatten() {
             all[name] = value.clone();
         }
-        let text = format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}");
+        let length = match (counted(steps as usize, "step"), epochs) {
+            (steps, 0.0) => steps,
+            (steps, 1.0) => format!("{steps} (1 epoch)"),
+            (steps, ..0.1) => format!("{steps} (less than 0.1 epochs)"),
+            (steps, epochs) => format!("{steps} ({epochs:.1} epochs)"),
+        };
+        let text = format!("{length}, {each}, lr {learning_rate:e}, seed {seed}");
         observer.fact_with("training", text, all);
     }
 

@@ -6,6 +6,7 @@ use super::run_folder::{ADAPTER_FILES, PART_FOLDERS};
 use super::whole_folder::{entries, remove_own, restore_replaced, write_folder_atomically};
 use super::Parameters;
 use crate::error::{Error, Result};
+use crate::plain_text::hex;
 use crate::regular_file::{self, FileKind};
 use crate::weights::tensor_file;
 use crate::whole_file::write_json;
@@ -113,7 +114,7 @@ pub fn size_and_hash(path: &Path) -> Result<(u64, String)> {
     let failed = |error| Error::io("read", path, error);
     let mut digest = Sha256::new();
     let bytes = std::io::copy(&mut regular_file::open(path, FileKind::SAFETENSORS)?, &mut digest).map_err(failed)?;
-    Ok((bytes, digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+    Ok((bytes, hex(&digest.finalize())))
 }
 
 /// The N of a name `checkpoint-N`.
