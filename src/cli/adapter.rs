@@ -12,11 +12,11 @@ use crate::adapters::{
 use crate::error::{Error, Result};
 use crate::plain_text::value;
 use crate::recipes::adapter_argument::path_and_scale;
-use crate::recipes::given_adapters::GivenAdapters;
-use crate::recipes::language_base::WantedModel;
+use crate::recipes::language::base::WantedModel;
+use crate::recipes::language::given_adapters::GivenAdapters;
+use crate::recipes::merge;
 use crate::recipes::model_args::ModelArgs;
-use crate::recipes::observer::{Event, Observer};
-use crate::recipes::{merged_language_model, merged_pipeline};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;
 use clap::{Args, Subcommand, ValueEnum};
@@ -261,7 +261,7 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
             for text in adapters.warnings() {
                 reporter.on(Event::Warning { text: text.clone() });
             }
-            merged_language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
+            merge::language_model::write(&model, &adapters, kind, out, &interrupt, reporter)
         }
         false => {
             args.model.check_paths()?;
@@ -270,7 +270,7 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
             for (path, scale) in given {
                 adapters.push((crate::recipes::read_adapter(&path, &files, reporter)?, scale));
             }
-            merged_pipeline::write(&files, &args.model, &adapters, kind, out, &interrupt, reporter)
+            merge::pipeline::write(&files, &args.model, &adapters, kind, out, &interrupt, reporter)
         }
     }
     .map_err(|error| match error {

@@ -10,11 +10,11 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::{vae_kind, UNetConfig};
 use crate::plain_text;
 use crate::recipes::adapter_argument::path_and_scale;
-use crate::recipes::dreambooth_config::MAX_RESOLUTION;
+use crate::recipes::dreambooth::config::MAX_RESOLUTION;
 use crate::recipes::model_args::ModelArgs;
-use crate::recipes::observer::{Event, Observer};
 use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
 use crate::recipes::storage_args::StorageArgs;
+use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::{report_device, report_given_adapter, report_model};
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{

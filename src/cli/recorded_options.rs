@@ -1,8 +1,8 @@
 //! `--config run.json`: the flags of a run that is recorded, so that the same run can be made again, elsewhere.
 
 use crate::error::{Error, Result};
-use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::language_config::LanguageConfig;
+use crate::recipes::dreambooth::config::DreamBoothConfig;
+use crate::recipes::language::config::LanguageConfig;
 use clap::{Args, Command};
 use serde_json::Value;
 use std::collections::BTreeMap;

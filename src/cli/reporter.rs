@@ -4,8 +4,8 @@
 use super::bars::{Phase, StepTime};
 use crate::error::{Error, Result};
 use crate::plain_text;
-use crate::recipes::observer::{Event, Observer};
-use crate::recipes::run::TRAINING;
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::TRAINING;
 use crate::train::metrics::StepMetrics;
 use console::Term;
 use indicatif::ProgressBar;

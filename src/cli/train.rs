@@ -6,10 +6,10 @@ use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::plain_text::counted;
-use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::language_config::LanguageConfig;
-use crate::recipes::run::{Finished, TextSample};
-use crate::recipes::{dreambooth_lora, language_training, shell_path, shell_word};
+use crate::recipes::dreambooth::config::DreamBoothConfig;
+use crate::recipes::language::config::LanguageConfig;
+use crate::recipes::training::run::{Finished, TextSample};
+use crate::recipes::{dreambooth, language, shell_path, shell_word};
 use crate::train::interrupt::Interrupt;
 use clap::Subcommand;
 use serde_json::json;
@@ -36,12 +36,12 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
     let device = common.device()?;
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
-            let finished = dreambooth_lora::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = dreambooth::training::train(config, device, common.seed, &interrupt, reporter)?;
             let again = command_to_draw(config, &finished);
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language_training::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = language::training::train(config, device, common.seed, &interrupt, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }

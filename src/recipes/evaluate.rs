@@ -1,13 +1,13 @@
 //! What a language model, with or without adapters, makes of records that it has not learned.
 
-use super::dreambooth_config::{optional_path_text, path_text};
-use super::given_adapters::GivenAdapters;
-use super::language_base::{LanguageBase, WantedModel};
-use super::language_data_args::{LanguageDataArgs, TaskChoice};
-use super::language_evaluation::{check_positions, Evaluation, Evaluator};
-use super::observer::{Event, Observer};
+use super::dreambooth::config::{optional_path_text, path_text};
+use super::language::base::{LanguageBase, WantedModel};
+use super::language::data_args::{LanguageDataArgs, TaskChoice};
+use super::language::evaluation::{check_positions, Evaluation, Evaluator};
+use super::language::given_adapters::GivenAdapters;
 use super::option_checks::is_file;
 use super::storage_args::StorageArgs;
+use super::training::observer::{Event, Observer};
 use super::training_args::MixedPrecision;
 use crate::error::{Error, Result};
 use crate::models::language::HeadOptions;

@@ -2,44 +2,20 @@
 
 pub mod adapter_argument;
 pub mod demo;
-mod dreambooth_adapters;
-mod dreambooth_checks;
-pub mod dreambooth_config;
-pub mod dreambooth_lora;
-mod dreambooth_options;
-mod dreambooth_phases;
-pub mod dreambooth_plan;
+pub mod dreambooth;
 pub mod evaluate;
-pub mod given_adapters;
 pub mod given_flags;
-pub mod language_adapter;
-pub mod language_base;
-pub mod language_config;
-pub mod language_data_args;
-pub mod language_evaluation;
-pub mod language_loss;
-pub mod language_plan;
-pub mod language_training;
-mod memory_advice;
-pub mod merged_language_model;
-pub mod merged_pipeline;
+pub mod language;
+pub mod merge;
 pub mod model_args;
-pub mod observer;
 mod option_checks;
-mod output_name;
 pub mod pattern_flag;
 pub mod prompt_args;
 pub mod prompt_checks;
-pub mod prompted_text;
-mod resumed_options;
-pub mod run;
-mod run_record;
 mod shell_word;
 pub mod storage_args;
+pub mod training;
 pub mod training_args;
-pub mod training_loop;
-mod utc_time;
-mod watched;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
@@ -50,11 +26,11 @@ use crate::train::interrupt::{self, BriefInterrupt};
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
-use observer::{Event, Observer};
 use serde_json::json;
 pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
+use training::observer::{Event, Observer};
 
 /// Opens a model, with a bar for what has to be downloaded. The interrupt that this thread watches ends the download, or Ctrl-C
 /// where it watches none.
@@ -180,7 +156,7 @@ pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
 }
 
 /// Reports what a run starts from: `text`, and the adapter at `path` where there is one.
-fn report_start(text: String, path: Option<&Path>, run: &run::Run, observer: &mut dyn Observer) {
+fn report_start(text: String, path: Option<&Path>, run: &training::run::Run, observer: &mut dyn Observer) {
     // A resumed run has said from which checkpoint.
     if run.is_resumed() {
         return;

@@ -1,7 +1,7 @@
 //! The options of how frozen weights are kept: the same for training, generating and completing.
 
-use super::observer::Observer;
 use super::option_checks::{in_range, refuse, MAX_FACTOR};
+use super::training::observer::Observer;
 use crate::error::Result;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::{Args, ValueEnum};

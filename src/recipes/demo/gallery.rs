@@ -4,7 +4,7 @@ use super::likeness::{Appearance, Distances};
 use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
 use crate::error::Result;
-use crate::recipes::observer::{Event, Observer};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::sample::pipeline::Pipeline;
 use crate::sample::text_to_image::{png_with_parameters, Sampling};
 use crate::train::interrupt::Interrupt;

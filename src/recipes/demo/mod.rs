@@ -7,10 +7,10 @@ mod gallery;
 pub mod likeness;
 pub mod report;
 
-use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_lora;
-use super::observer::Observer;
+use super::dreambooth;
+use super::dreambooth::config::DreamBoothConfig;
 use super::shell_word;
+use super::training::observer::Observer;
 use crate::adapters::read_any;
 use crate::data::photo_transform::{crop_values, to_tensor};
 use crate::data::photos::{Photo, PhotoFolder};
@@ -100,7 +100,7 @@ pub fn run(
 
     // 2. The training: the command that a user would type.
     let training_began = Instant::now();
-    dreambooth_lora::train(&options, device, seed, interrupt, observer).map_err(stopped)?;
+    dreambooth::training::train(&options, device, seed, interrupt, observer).map_err(stopped)?;
     let training_seconds = training_began.elapsed().as_secs_f64();
 
     // 3. What it knows now.

@@ -1,11 +1,8 @@
 //! The adapters of a DreamBooth run: put on the networks, and written as PEFT's folders and diffusers' one file.
 
-use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_options::lora_config;
-use super::dreambooth_phases::Networks;
-use super::given_flags::lora_field;
-use super::observer::{Event, Observer};
-use super::run::Trained;
+use super::config::DreamBoothConfig;
+use super::options::lora_config;
+use super::phases::Networks;
 use crate::adapters::{
     attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, BaseModel, Init, LoraConfig, Part,
     PartAdapter, TextEncoderSpelling,
@@ -13,6 +10,9 @@ use crate::adapters::{
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::recipes::given_flags::lora_field;
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::Trained;
 use crate::train::run_folder::RunFolder;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -69,7 +69,7 @@ impl Adapters {
 
     /// Tells of each what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
-        self.trained.iter().for_each(|(part, adapter)| super::report_adapter(part.name(), adapter, observer));
+        self.trained.iter().for_each(|(part, adapter)| crate::recipes::report_adapter(part.name(), adapter, observer));
     }
 
     /// What they start from, in words.
@@ -134,7 +134,7 @@ pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
 }
 
 /// The text encoder's adapter of `--init-adapter` where it does not train: the UNet's was made to go with it.
-pub(super) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<PartAdapter>> {
+pub(in crate::recipes) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<PartAdapter>> {
     match &config.init_adapter {
         Some(path) if !config.train_text_encoder => {
             Ok(read_any(path, None)?.part(Part::TextEncoder).map(PartAdapter::shallow_clone))

@@ -1,10 +1,10 @@
 //! What a language model does with records: the same flags for training and evaluating.
 
-use super::option_checks::{counted, refuse, MAX_PLACES};
 use crate::data::language_dataset::{LanguageDataOptions, LanguageTask};
 use crate::data::prompt_template::PromptTemplate;
 use crate::error::Result;
 use crate::models::language::LanguageModelFiles;
+use crate::recipes::option_checks::{counted, refuse, MAX_PLACES};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -48,7 +48,7 @@ impl TaskChoice {
     }
 
     /// Refuses models that do another.
-    pub(super) fn check(self, files: &LanguageModelFiles) -> Result<()> {
+    pub(in crate::recipes) fn check(self, files: &LanguageModelFiles) -> Result<()> {
         let architecture = files.architecture();
         let does = |task: &&Self| architecture.tasks.contains(&task.peft_name());
         if does(&&self) {

@@ -1,13 +1,13 @@
 //! A model with adapters folded in, as a whole pipeline folder in the diffusers layout: of a folder, or of a single-file
 //! checkpoint, whose configurations and key names become diffusers'.
 
-use super::model_args::ModelArgs;
-use super::observer::{Event, Observer};
 use crate::adapters::merge::{self, Folding, Merge, Shapes};
 use crate::adapters::model_folder::{into_folder, Existing};
 use crate::adapters::{AdapterSet, Part};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::recipes::model_args::ModelArgs;
+use crate::recipes::training::observer::{Event, Observer};
 use crate::train::interrupt::Interrupt;
 use crate::weights::WeightSet;
 use crate::whole_file::write_json;

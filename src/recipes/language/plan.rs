@@ -1,15 +1,15 @@
 //! What fine-tuning a language model will take, from its options, the model's configuration and, where it is there, the data.
 
-use super::language_adapter::{fitted_to, WantedAdapter};
-use super::language_config::LanguageConfig;
-use super::language_data_args::TaskChoice;
-use super::language_evaluation::BATCH;
-use super::memory_advice;
+use super::adapter::{fitted_to, WantedAdapter};
+use super::config::LanguageConfig;
+use super::data_args::TaskChoice;
+use super::evaluation::BATCH;
 use crate::adapters::{Init, LoraConfig, Prompt, PromptConfig, Sites};
 use crate::data::language_dataset::{LanguageDataset, LanguageTask};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::language::{LanguageModelFiles, Outline};
+use crate::recipes::training::memory_advice;
 use crate::train::memory_plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 use crate::train::precision::half_kind;
 use tch::{Device, Kind};

@@ -1,8 +1,7 @@
 //! The adapters that a command is told to use on a language model.
 
-use super::adapter_argument::path_and_scale;
-use super::language_adapter::fitted;
-use super::language_data_args::TaskChoice;
+use super::adapter::fitted;
+use super::data_args::TaskChoice;
 use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::of_unfinished_run;
 use crate::adapters::peft_folder::CONFIG_FILE;
@@ -11,6 +10,7 @@ use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConf
 use crate::error::{Error, Result};
 use crate::models::language::{LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::recipes::adapter_argument::path_and_scale;
 use crate::regular_file::{self, FileKind};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -144,7 +144,7 @@ impl GivenAdapters {
 }
 
 /// `error` of an adapter that does not fit, with the model that it was trained on, where it tells.
-pub(super) fn of_other_model(error: Error, adapter: &PartAdapter) -> Error {
+pub(in crate::recipes) fn of_other_model(error: Error, adapter: &PartAdapter) -> Error {
     match (error, &adapter.config.base_model_name_or_path) {
         (Error::Invalid(message), Some(model)) => Error::Invalid(format!("{message} (it was trained on {model})")),
         (error, _) => error,

@@ -1,14 +1,14 @@
 //! What a language model makes of records that it does not learn from.
 
-use super::language_loss::{language_loss, LossOptions};
-use super::observer::Observer;
+use super::loss::{language_loss, LossOptions};
 use super::prompted_text::PromptedText;
-use super::watched::Watched;
 use crate::adapters::{Prompt, PromptConfig};
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{LanguageModel, Outline};
+use crate::recipes::training::observer::Observer;
+use crate::recipes::training::watched::Watched;
 use crate::sample::text_generation::{Prompts, TextWriter};
 use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
@@ -18,7 +18,7 @@ use std::path::Path;
 use tch::{Device, Kind};
 
 /// Records at a time.
-pub(super) const BATCH: usize = 8;
+pub(in crate::recipes) const BATCH: usize = 8;
 
 /// What was measured after a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,12 +1,7 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
 
-use super::dreambooth_adapters::carried_text_encoder;
-use super::dreambooth_config::DreamBoothConfig;
-use super::observer::{Event, Observer};
-use super::prompt_checks::{warn_of_prompts, NamedPrompt};
-use super::run::Run;
-use super::training_args::MixedPrecision;
-use super::watched::Watched;
+use super::adapters::carried_text_encoder;
+use super::config::DreamBoothConfig;
 use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
@@ -21,6 +16,11 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
     vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
 };
+use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::Run;
+use crate::recipes::training::watched::Watched;
+use crate::recipes::training_args::MixedPrecision;
 use crate::sample::grid::grid;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
@@ -127,7 +127,7 @@ pub fn make_class_images(
     }
     let kind = class_image_kind(config, run.kind);
     if kind != run.kind {
-        super::slow_dtype(run.device, kind)?.into_iter().for_each(|text| observer.warning(text));
+        crate::recipes::slow_dtype(run.device, kind)?.into_iter().for_each(|text| observer.warning(text));
     }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let _lock = FolderLock::take(folder)?;

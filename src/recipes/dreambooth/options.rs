@@ -1,11 +1,11 @@
 //! What a DreamBooth run takes from its options: the adapters' configurations, and which options may change when it resumes.
 
-use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
+use super::config::{CacheLatents, DreamBoothConfig};
 use crate::adapters::{LoraConfig, Part, TargetModules};
 use crate::plain_text::counted;
 
 /// The adapter of `part` that the options ask for.
-pub(super) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
+pub(in crate::recipes) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
     let unet = part == Part::UNet;
     let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
     let ranks = if unet { &config.lora_rank_pattern } else { &config.lora_text_encoder_rank_pattern };
@@ -39,12 +39,12 @@ const FEWEST_STEPS: u64 = 400;
 const MOST_STEPS: u64 = 1200;
 
 /// Steps of a run on so many photos whose options give no length.
-pub(super) fn usual_steps(photos: u64) -> u64 {
+pub(in crate::recipes) fn usual_steps(photos: u64) -> u64 {
     photos.saturating_mul(STEPS_A_PHOTO).clamp(FEWEST_STEPS, MOST_STEPS)
 }
 
 /// Why a run on so many photos has the length that it has, where its options give none.
-pub(super) fn why_so_long(config: &DreamBoothConfig, photos: u64) -> Option<String> {
+pub(in crate::recipes) fn why_so_long(config: &DreamBoothConfig, photos: u64) -> Option<String> {
     if config.training.max_train_steps.is_some() || config.training.num_train_epochs.is_some() {
         return None;
     }
@@ -61,7 +61,7 @@ pub(super) fn why_so_long(config: &DreamBoothConfig, photos: u64) -> Option<Stri
 }
 
 /// Options that change none of a run's numbers: what photos and class images come to is weighed as such.
-pub(super) fn free_options(config: &DreamBoothConfig) -> Vec<&'static str> {
+pub(in crate::recipes) fn free_options(config: &DreamBoothConfig) -> Vec<&'static str> {
     let mut free = vec![
         "instance_data_dir",
         "class_data_dir",

@@ -1,16 +1,11 @@
 //! DreamBooth LoRA: from a folder of photos to adapter files.
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
-use super::dreambooth_adapters::{check_init_adapter, Adapters};
-use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_options::{free_options, usual_steps, why_so_long};
-use super::dreambooth_phases::{self as phases, Embeddings, Networks};
-use super::dreambooth_plan::peak_and_advice;
-use super::memory_advice::{report_memory, with_advice};
-use super::observer::{Event, Observer};
-use super::prompt_checks::shown;
-use super::run::{Finished, Run, RunOptions, TextSample, TrainingData};
-use super::training_loop::{self, Job, Losses};
+use super::adapters::{check_init_adapter, Adapters};
+use super::config::DreamBoothConfig;
+use super::options::{free_options, usual_steps, why_so_long};
+use super::phases::{self as phases, Embeddings, Networks};
+use super::plan::peak_and_advice;
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::photos::Photo;
@@ -20,6 +15,11 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
 use crate::plain_text;
+use crate::recipes::prompt_checks::shown;
+use crate::recipes::training::memory_advice::{report_memory, with_advice};
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, TrainingData};
+use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::sample::pipeline::scheduler_config;
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
@@ -47,11 +47,11 @@ pub fn train(
     let files = open_files(&config, observer)?;
     let config = &config.for_model(&files)?;
     if let Some(path) = &config.init_adapter {
-        super::read_adapter(path, &files, observer)?;
+        crate::recipes::read_adapter(path, &files, observer)?;
     }
     let mut run = start(config, device, seed)?;
-    super::report_model(&config.model.name, None, observer);
-    super::report_device(device, run.kind, observer)?;
+    crate::recipes::report_model(&config.model.name, None, observer);
+    crate::recipes::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
@@ -73,7 +73,7 @@ pub fn train(
 
 /// Opens the model.
 fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let mut files = super::open_model(&config.model.name, &config.model.options(), observer)?;
+    let mut files = crate::recipes::open_model(&config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
     Ok(files)
 }
@@ -158,9 +158,9 @@ impl DreamBoothJob<'_> {
         if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
             observer.fact("length", why);
         }
-        super::report_start(self.adapters.start(config), config.init_adapter.as_deref(), run, observer);
+        crate::recipes::report_start(self.adapters.start(config), config.init_adapter.as_deref(), run, observer);
         self.adapters.report(observer);
-        super::report_output(run.folder.path(), observer);
+        crate::recipes::report_output(run.folder.path(), observer);
     }
 
     /// How many photos there are, what they are trained with, and the folders that they are in.

@@ -1,17 +1,15 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
-use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
-use super::dreambooth_options::{lora_config, usual_steps, why_so_long};
-use super::dreambooth_phases::{
-    check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS,
-};
-use super::memory_advice;
-use super::observer::Observer;
+use super::config::{CacheLatents, DreamBoothConfig};
+use super::options::{lora_config, usual_steps, why_so_long};
+use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
 use crate::adapters::Part;
 use crate::data::photos::{count_images_but, Photo, PhotoFolder};
 use crate::data::tokenizers::ClipTokenizer;
 use crate::error::Result;
 use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
+use crate::recipes::training::memory_advice;
+use crate::recipes::training::observer::Observer;
 use crate::train::memory_plan::{PlanInput, SampledImages};
 use crate::train::precision::half_kind;
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! A language model on disk with its tokenizer.
 
-use super::observer::Observer;
-use super::option_checks::is_there;
 use crate::data::tokenizers::{json_files, LanguageTokenizer};
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
+use crate::recipes::option_checks::is_there;
+use crate::recipes::training::observer::Observer;
 use crate::weights::hub::{self, Hub};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ impl<'a> WantedModel<'a> {
     fn fetch(&self, id: &str, observer: &mut dyn Observer) -> Result<PathBuf> {
         let weights_of: &[&str] = if self.configs_only { &[] } else { &[""] };
         let request = hub::Request { id, revision: self.revision, variant: None, weights_of };
-        super::with_bar(observer, |listener| Hub::from_env()?.fetch_language_model(&request, listener))
+        crate::recipes::with_bar(observer, |listener| Hub::from_env()?.fetch_language_model(&request, listener))
     }
 
     /// Its files, without a look at its tokenizer.

@@ -8,7 +8,7 @@ const LONGEST: usize = 48;
 
 /// `a-photo-of-sks-dog-2026-11-26` of the working folder for `words` "a photo of sks dog", or of a name where they have no
 /// letters; numbered where it is taken.
-pub(super) fn free_folder(words: &str, without_letters: &str) -> PathBuf {
+pub(in crate::recipes) fn free_folder(words: &str, without_letters: &str) -> PathBuf {
     let slug = slug(words);
     let name = if slug.is_empty() { without_letters } else { &slug };
     free(&format!("{name}-{}", UtcTime::now().date()), Path::new(""))

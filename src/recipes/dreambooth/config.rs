@@ -1,15 +1,15 @@
 //! The options of DreamBooth LoRA training, for the command line, TOML files and the page alike.
 //! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
-use super::given_flags::GivenFlags;
-use super::model_args::ModelArgs;
-use super::output_name;
-use super::pattern_flag::PatternFlag;
-use super::training_args::{MixedPrecision, TrainingArgs};
 use crate::adapters::{Bias, InitWeights};
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::recipes::given_flags::GivenFlags;
+use crate::recipes::model_args::ModelArgs;
+use crate::recipes::pattern_flag::PatternFlag;
+use crate::recipes::training::output_name;
+use crate::recipes::training_args::{MixedPrecision, TrainingArgs};
 use clap::{Args, FromArgMatches, ValueEnum};
 use serde::{Serialize, Serializer};
 use std::path::{Path, PathBuf};
@@ -82,12 +82,12 @@ impl From<CacheLatents> for CacheMode {
 }
 
 /// A path as text, be it no UTF-8: the options are written for people to read.
-pub(super) fn path_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+pub(in crate::recipes) fn path_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
 
 /// [`path_text`], or null.
-pub(super) fn optional_path_text<S: Serializer>(
+pub(in crate::recipes) fn optional_path_text<S: Serializer>(
     path: &Option<PathBuf>,
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
@@ -292,7 +292,7 @@ impl DreamBoothConfig {
     }
 
     /// The same options with an output folder: the one that was given, or one named after the prompt and the date.
-    pub(super) fn with_output(&self) -> Self {
+    pub(in crate::recipes) fn with_output(&self) -> Self {
         let named = || output_name::free_folder(&self.instance_prompt, "dreambooth");
         Self { output_dir: Some(self.output_dir.clone().unwrap_or_else(named)), ..self.clone() }
     }

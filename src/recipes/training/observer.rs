@@ -103,7 +103,7 @@ impl dyn Observer + '_ {
     }
 
     /// So many of a file's weights have adapters folded in. Stops the work once `interrupt` is set.
-    pub(super) fn merging(&mut self, done: u64, total: u64, interrupt: &Interrupt) -> Result<()> {
+    pub(in crate::recipes) fn merging(&mut self, done: u64, total: u64, interrupt: &Interrupt) -> Result<()> {
         self.on(match done {
             0 => Event::Begin { phase: "merging".to_owned(), total, done, unit: "weights" },
             _ => Event::Progress { done },

@@ -1,15 +1,15 @@
 //! A language model with adapters folded into its weights, as transformers saves one: for tools that know no adapters.
 
-use super::given_adapters::{of_other_model, GivenAdapters};
-use super::language_base::WantedModel;
-use super::language_data_args::TaskChoice;
-use super::observer::{Event, Observer};
 use crate::adapters::inspect::dtype;
 use crate::adapters::merge::{self, Folding, Shapes};
 use crate::adapters::model_folder::{into_folder, Existing};
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
+use crate::recipes::language::base::WantedModel;
+use crate::recipes::language::data_args::TaskChoice;
+use crate::recipes::language::given_adapters::{of_other_model, GivenAdapters};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::train::interrupt::Interrupt;
 use crate::weights::WeightSet;
 use crate::whole_file::write_json;

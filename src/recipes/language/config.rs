@@ -1,23 +1,23 @@
 //! The options of fine-tuning a language model, for the command line, TOML files and examples alike.
 
-use super::dreambooth_config::{optional_path_text, path_text, BiasChoice, LoraInit};
-use super::given_flags::GivenFlags;
-use super::language_base::{is_gguf, WantedModel};
-use super::language_data_args::{LanguageDataArgs, TaskChoice};
-use super::option_checks::{self, counted, in_range, is_file, is_there, refuse, MAX_PLACES};
-use super::output_name;
-use super::pattern_flag::PatternFlag;
-use super::prompt_args::{PeftMethodChoice, PromptArgs};
-use super::training_args::TrainingArgs;
+use super::base::{is_gguf, WantedModel};
+use super::data_args::{LanguageDataArgs, TaskChoice};
 use crate::adapters::{LoraConfig, TargetModules};
 use crate::error::Result;
 use crate::models::language::Architecture;
+use crate::recipes::dreambooth::config::{optional_path_text, path_text, BiasChoice, LoraInit};
+use crate::recipes::given_flags::GivenFlags;
+use crate::recipes::option_checks::{self, counted, in_range, is_file, is_there, refuse, MAX_PLACES};
+use crate::recipes::pattern_flag::PatternFlag;
+use crate::recipes::prompt_args::{PeftMethodChoice, PromptArgs};
+use crate::recipes::training::output_name;
+use crate::recipes::training_args::TrainingArgs;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Options that change none of a run's numbers: what records come to is weighed as such, and `classes` are theirs.
-pub(super) const FREE_OPTIONS: &[&str] =
+pub(in crate::recipes) const FREE_OPTIONS: &[&str] =
     &["train_file", "validation_file", "eval_steps", "eval_max_new_tokens", "classes"];
 
 /// `--best-by`.
@@ -179,7 +179,7 @@ impl LanguageConfig {
     }
 
     /// The same options with an output folder: the one that was given, or one named after the records, the model and the date.
-    pub(super) fn with_output(&self) -> Self {
+    pub(in crate::recipes) fn with_output(&self) -> Self {
         let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let model = match is_gguf(&self.model) {
             true => stem(&self.model),

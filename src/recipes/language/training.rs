@@ -1,17 +1,13 @@
 //! An adapter or a prompt for a language model: from a file of records to adapter files.
 //! References: PEFT's `examples/conditional_generation`, `examples/causal_language_modeling`, `examples/sequence_classification`.
 
-use super::language_adapter::{LanguageAdapter, WantedAdapter};
-use super::language_base::{LanguageBase, WantedModel};
-use super::language_config::{BestBy, LanguageConfig, FREE_OPTIONS};
-use super::language_data_args::TaskChoice;
-use super::language_evaluation::{check_positions, Answers, Evaluation, Evaluator};
-use super::language_loss::{language_loss, LossOptions};
-use super::language_plan::{PlannedModel, RecordLengths};
-use super::memory_advice::{report_memory, with_advice};
-use super::observer::{Event, Observer};
-use super::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
-use super::training_loop::{self, Job, Losses};
+use super::adapter::{LanguageAdapter, WantedAdapter};
+use super::base::{LanguageBase, WantedModel};
+use super::config::{BestBy, LanguageConfig, FREE_OPTIONS};
+use super::data_args::TaskChoice;
+use super::evaluation::{check_positions, Answers, Evaluation, Evaluator};
+use super::loss::{language_loss, LossOptions};
+use super::plan::{PlannedModel, RecordLengths};
 use crate::adapters::{peft_folder, Prompt};
 use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
@@ -20,6 +16,10 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::recipes::training::memory_advice::{report_memory, with_advice};
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
+use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::regular_file::{self, FileKind};
 use crate::train::checkpoint::size_and_hash;
 use crate::train::interrupt::Interrupt;
@@ -71,8 +71,8 @@ pub fn train(
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = start(config, data.classes(), device, seed)?;
-    super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
-    super::report_device(device, run.kind, observer)?;
+    crate::recipes::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
+    crate::recipes::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     report_memory(peak_and_advice, device, observer)?;
 
@@ -207,9 +207,9 @@ impl LanguageJob<'_> {
             Some(path) => format!("the adapter {}", path.display()),
             None => "a new adapter".to_owned(),
         };
-        super::report_start(start, self.config.init_adapter.as_deref(), run, observer);
+        crate::recipes::report_start(start, self.config.init_adapter.as_deref(), run, observer);
         self.adapter.report(observer);
-        super::report_output(run.folder.path(), observer);
+        crate::recipes::report_output(run.folder.path(), observer);
     }
 
     /// What it learns from.

@@ -1,13 +1,13 @@
 //! The state of a training run, whatever it trains: where it stands, and what it leaves on disk.
 
-use super::given_flags::GivenFlags;
 use super::observer::{Event, Observer};
 use super::resumed_options::options_that_matter;
 use super::run_record::RunRecord;
-use super::training_args::TrainingArgs;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::plain_text::counted;
+use crate::recipes::given_flags::GivenFlags;
+use crate::recipes::training_args::TrainingArgs;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::gradients::all_finite;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
@@ -129,10 +129,10 @@ pub struct Run {
     events: Option<EventWriter>,
     options: BTreeMap<String, String>,
     resumed_at: u64,
-    pub(super) skipped: u64,
+    pub(in crate::recipes) skipped: u64,
     skipped_in_a_row: u32,
     training_began: Option<Instant>,
-    pub(super) record: RunRecord,
+    pub(in crate::recipes) record: RunRecord,
     /// The output folder was named by the command line.
     names_output: bool,
 }
@@ -434,7 +434,7 @@ impl Run {
     pub fn interrupted(&self) -> Error {
         let output = match self.names_output {
             true => String::new(),
-            false => format!(" --output-dir {}", super::shell_path(self.folder.path())),
+            false => format!(" --output-dir {}", crate::recipes::shell_path(self.folder.path())),
         };
         Error::Interrupted(match checkpoint::latest(self.folder.path()) {
             Ok(Some(folder)) => format!(
@@ -491,7 +491,7 @@ impl Run {
     }
 
     /// Seconds before the training, and of it so far.
-    pub(super) fn seconds(&self) -> (f64, f64) {
+    pub(in crate::recipes) fn seconds(&self) -> (f64, f64) {
         let training_began = self.training_began.unwrap_or_else(Instant::now);
         ((training_began - self.record.began).as_secs_f64(), training_began.elapsed().as_secs_f64())
     }

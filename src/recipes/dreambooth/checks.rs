@@ -1,11 +1,11 @@
 //! What is wrong with the options of a DreamBooth run by themselves, before anything is read.
 
-use super::dreambooth_config::{DreamBoothConfig, MAX_RESOLUTION};
-use super::option_checks::{self, counted, in_range, is_folder, is_there, refuse, MAX_FACTOR, MAX_PLACES};
-use super::pattern_flag::PatternFlag;
-use super::training_args::TrainingArgs;
+use super::config::{DreamBoothConfig, MAX_RESOLUTION};
 use crate::data::photos::count_images_but;
 use crate::error::Result;
+use crate::recipes::option_checks::{self, counted, in_range, is_folder, is_there, refuse, MAX_FACTOR, MAX_PLACES};
+use crate::recipes::pattern_flag::PatternFlag;
+use crate::recipes::training_args::TrainingArgs;
 use crate::sample::text_to_image::check_guidance_scale;
 use std::path::Path;
 

@@ -1,10 +1,10 @@
 //! `run.json`: what a training run was asked for, what it learned from, and how far it came.
 
-use super::given_flags::GivenFlags;
 use super::run::Run;
 use super::utc_time::UtcTime;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
+use crate::recipes::given_flags::GivenFlags;
 use crate::regular_file::{self, FileKind};
 use crate::whole_file::write_json;
 use serde_json::{json, Value};
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Of a run, what only its record has a use for.
-pub(super) struct RunRecord {
+pub(in crate::recipes) struct RunRecord {
     options: Value,
     given: Vec<String>,
     command: Value,

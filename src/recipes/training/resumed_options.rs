@@ -1,6 +1,6 @@
 //! The options on which a run's numbers depend, as its checkpoints keep them: a resumed run must have the same.
 
-use super::given_flags::in_words;
+use crate::recipes::given_flags::in_words;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -24,7 +24,7 @@ const LATER: &[(&str, &str)] = &[("gradient_accumulation_average", "full")];
 
 /// Of `all` options of a run, as run.json has them, those that are not `free` to change: flag → value in words. One that is
 /// off or not given is left out, so that a checkpoint is none the worse for options that came after it.
-pub(super) fn options_that_matter(all: &Value, free: &[&str]) -> BTreeMap<String, String> {
+pub(in crate::recipes) fn options_that_matter(all: &Value, free: &[&str]) -> BTreeMap<String, String> {
     let is_free = |name: &str| FREE.contains(&name) || free.contains(&name);
     let is_as_before =
         |name: &str, value: &Value| LATER.iter().any(|(later, before)| name == *later && value == before);

@@ -1,10 +1,7 @@
 //! What trains on a language model: an adapter on its projections, or a prompt in front of its texts.
 
-use super::given_flags::{lora_field, HEADS};
-use super::language_config::LanguageConfig;
-use super::language_data_args::TaskChoice;
-use super::observer::Observer;
-use super::prompt_args::prompt_field;
+use super::config::LanguageConfig;
+use super::data_args::TaskChoice;
 use crate::adapters::{
     attach, peft_folder, prompt_folder, AdapterParams, Attached, Init, LoraConfig, PartAdapter, Prompt, PromptConfig,
     PromptPlace, PromptSizes, TextEncoderSpelling,
@@ -14,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::language::{Architecture, LanguageModel, TransformerShape};
 use crate::models::Loaded;
+use crate::recipes::given_flags::{lora_field, HEADS};
+use crate::recipes::prompt_args::prompt_field;
+use crate::recipes::training::observer::Observer;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -120,7 +120,7 @@ pub fn fitted(prompt: PromptConfig, model: &LanguageModel, device: Device) -> Re
 }
 
 /// `prompt` for a model of `shape`, of so many `encoder_blocks` where it has an encoder, and of so wide `embeddings`.
-pub(super) fn fitted_to(
+pub(in crate::recipes) fn fitted_to(
     prompt: PromptConfig,
     shape: TransformerShape,
     encoder_blocks: Option<i64>,
@@ -214,7 +214,7 @@ impl LanguageAdapter {
     /// Tells what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
         match self {
-            Self::Lora(attached) => super::report_adapter("adapter", attached, observer),
+            Self::Lora(attached) => crate::recipes::report_adapter("adapter", attached, observer),
             Self::Prompt(prompt) => {
                 let fields = json!({ "virtual_tokens": prompt.length(), "trainable_parameters": prompt.trainable() });
                 observer.fact_with("adapter", format!("{}\n{}", prompt.describe(), prompt.summary()), fields);
