@@ -84,17 +84,14 @@ pub fn marks(text: &str) -> Vec<Mark> {
     each(&HYPERNETWORK, &plain).iter().for_each(|mark| add(MarkKind::Hypernetwork, mark));
     let plain = HYPERNETWORK.replace_all(&plain, " ");
     let plain = BACKSLASH.replace_all(&plain, " ");
-    for weight in WEIGHT.captures_iter(&plain) {
-        if let Some(mark) = weighted(&plain, &weight) {
-            add(MarkKind::Weight, mark);
-        }
-    }
-    let word = WEIGHTED_WORD.captures_iter(&plain).filter_map(|found| found.get(1));
-    word.for_each(|mark| add(MarkKind::Weight, mark.as_str()));
+    let brackets = WEIGHT.captures_iter(&plain).filter_map(|weight| weighted(&plain, &weight));
+    let words = WEIGHTED_WORD.captures_iter(&plain).filter_map(|found| found.get(1)).map(|word| word.as_str());
+    let weights: Vec<&str> = brackets.chain(words).collect();
+    weights.iter().for_each(|mark| add(MarkKind::Weight, mark));
     let single = || [&BRACKETED, &BRACKETED_PART].iter().find_map(|pattern| pattern.captures(&plain)?.get(1));
     if let Some(mark) = EMPHASIS.find(&plain) {
         add(MarkKind::Emphasis, bracketed_from(&plain[mark.start()..]));
-    } else if let Some(mark) = single() {
+    } else if let Some(mark) = single().filter(|_| weights.is_empty()) {
         add(MarkKind::Emphasis, mark.as_str());
     }
     for mark in each(&SQUARE, &plain) {
