@@ -201,12 +201,7 @@ fn nothing_is_replaced_unasked() {
     ] {
         fs::create_dir_all(at(file).parent().unwrap()).unwrap();
         fs::write(at(file), "theirs").unwrap();
-        complaints.refused(
-            what,
-            &args,
-            1,
-            &["already exists; replace it with --overwrite, or choose another --output"],
-        );
+        complaints.refused(what, &args, 1, &["already exists; replace it with --overwrite, or choose another"]);
         complaints.check(&format!("{what} replaced it"), fs::read(at(file)).unwrap() == b"theirs");
         lorabooth_ok(&[&args[..], &["--overwrite".to_owned()]].concat());
         complaints.check(&format!("{what} did not replace it"), fs::read(at(file)).unwrap() != b"theirs");
@@ -233,7 +228,7 @@ fn nothing_is_replaced_unasked() {
     fs::create_dir(at("photos")).unwrap();
     fs::write(at("photos/dog.jpg"), "mine").unwrap();
     let args = [merge(&at("photos")), words_of(&["--overwrite"])].concat();
-    complaints.refused("photos", &args, 1, &["is not a model", "--output-dir"]);
+    complaints.refused("photos", &args, 1, &["is not a model", "choose another folder"]);
     complaints.check("photos are gone", at("photos/dog.jpg").exists());
 }
 

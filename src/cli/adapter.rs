@@ -5,7 +5,7 @@ use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::{check_family, language_adapter_at};
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::model_folder::{self, into_folder, Existing};
-use crate::adapters::peft_folder::{peft_type, CONFIG_FILE, MODEL_FILE};
+use crate::adapters::peft_folder::{self, peft_type, CONFIG_FILE, MODEL_FILE};
 use crate::adapters::{
     inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, AdapterSet, Part, TextEncoderSpelling,
 };
@@ -254,10 +254,11 @@ fn merge(args: &MergeArgs, reporter: &mut Reporter) -> Result<()> {
     }
     match of_language_model {
         true => {
+            // What is wrong with it is told before anything of the model is.
+            let adapters = GivenAdapters::read(&args.lora)?;
             args.model.check_for_language_model()?;
             let model = WantedModel::new(Path::new(&args.model.name), args.model.revision.as_deref());
             model.check_path()?;
-            let adapters = GivenAdapters::read(&args.lora)?;
             for text in adapters.warnings() {
                 reporter.on(Event::Warning { text: text.clone() });
             }
@@ -296,6 +297,10 @@ fn parts_of_another(folder: &Path, set: &AdapterSet) -> impl Iterator<Item = Pat
 fn convert(args: &ConvertArgs, reporter: &mut Reporter) -> Result<()> {
     if let Some(folder) = language_adapter_at(&args.adapter)? {
         let method = peft_type(folder)?;
+        if method == "LORA" {
+            // A damaged one is told of first.
+            peft_folder::read(folder)?;
+        }
         return Err(Error::file(
             &args.adapter,
             format!("is a language model's adapter ({method}), whose only format is PEFT's folder"),
