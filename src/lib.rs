@@ -30,6 +30,8 @@ pub mod train;
 
 pub mod sample;
 
+pub mod options;
+
 pub mod recipes;
 
 pub mod cli;

@@ -10,12 +10,12 @@ use crate::adapters::{
     inspect, read_any, with_commas, write_diffusers, write_kohya, write_peft, AdapterSet, Part, TextEncoderSpelling,
 };
 use crate::error::{Error, Result};
+use crate::options::adapter_argument::path_and_scale;
+use crate::options::model::ModelArgs;
 use crate::plain_text::value;
-use crate::recipes::adapter_argument::path_and_scale;
 use crate::recipes::language::base::WantedModel;
 use crate::recipes::language::given_adapters::GivenAdapters;
 use crate::recipes::merge;
-use crate::recipes::model_args::ModelArgs;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;

@@ -2,20 +2,20 @@
 
 use super::{Common, Dtype, Reporter};
 use crate::adapters::Prompt;
+use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{ClassifierInputs, HeadOptions, LanguageModel, SequenceClassifier};
+use crate::options::storage::StorageArgs;
 use crate::plain_text;
 use crate::recipes::language::base::WantedModel;
-use crate::recipes::language::data_args::TaskChoice;
 use crate::recipes::language::given_adapters::GivenAdapters;
 use crate::recipes::language::prompted_text::PromptedText;
 use crate::recipes::prompt_checks::warn_of_doubled_start;
-use crate::recipes::storage_args::StorageArgs;
 use crate::recipes::training::observer::Observer;
-use crate::recipes::{report_device, report_given_adapter, report_model};
+use crate::recipes::{report_device, report_given_adapter, report_model, report_weights};
 use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::weights::Placement;
 use clap::Args;
@@ -83,9 +83,9 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     sampling.check()?;
     let adapters = GivenAdapters::read(&args.adapter)?;
     adapters.check_for(&base.files)?;
-    let only_classifies = base.files.architecture().tasks == [TaskChoice::SeqCls.peft_name()];
+    let only_classifies = base.files.architecture().tasks == [LanguageTask::SeqCls.peft_name()];
     let classifies = base.files.is_classifier() || only_classifies;
-    let classes = match classifies || adapters.are_for(TaskChoice::SeqCls) {
+    let classes = match classifies || adapters.are_for(LanguageTask::SeqCls) {
         true => Some(adapters.classes(&base.files)?.ok_or_else(|| adapters.without_classes(&base.files))?),
         false => None,
     };
@@ -93,7 +93,7 @@ pub fn run(args: &CompleteArgs, common: &Common, reporter: &mut Reporter) -> Res
     let observer: &mut dyn Observer = reporter;
     report_model(&args.model.display().to_string(), Some(base.files.architecture().model_type), observer);
     report_device(device, kind, observer)?;
-    args.weights.report(device, observer);
+    report_weights(&args.weights, device, observer);
     args.adapter.iter().for_each(|text| report_given_adapter(text, observer));
     // A head that no adapter brings must be in the model's files.
     let labels = adapters.head_rows(&base.files)?;

@@ -2,7 +2,8 @@
 
 use super::{Common, Reporter};
 use crate::error::Result;
-use crate::recipes::evaluate::{self, EvaluateConfig};
+use crate::options::evaluate::EvaluateConfig;
+use crate::recipes::evaluate;
 use serde_json::json;
 
 /// Runs the command.

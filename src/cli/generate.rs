@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{vae_kind, UNetConfig};
-use crate::recipes::adapter_argument::path_and_scale;
-use crate::recipes::dreambooth::config::MAX_RESOLUTION;
-use crate::recipes::model_args::ModelArgs;
+use crate::options::adapter_argument::path_and_scale;
+use crate::options::dreambooth::MAX_RESOLUTION;
+use crate::options::model::ModelArgs;
+use crate::options::storage::StorageArgs;
 use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
-use crate::recipes::storage_args::StorageArgs;
 use crate::recipes::training::observer::{Event, Observer};
-use crate::recipes::{report_device, report_given_adapter, report_model};
+use crate::recipes::{report_device, report_given_adapter, report_model, report_weights};
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{
     check_guidance_scale, decode, png_with_parameters, sample_latents, Conditioning, Sampling,
@@ -143,7 +143,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
 
     report_model(&args.model.name, None, reporter);
     report_device(device, kind, reporter)?;
-    args.weights.report(device, reporter);
+    report_weights(&args.weights, device, reporter);
     let name = sampling.scheduler.as_deref().unwrap_or_default();
     let fields = json!({ "scheduler": name, "steps": args.steps, "guidance_scale": args.guidance_scale });
     reporter.fact_with("sampler", format!("{name}, {} steps", args.steps), fields);

@@ -58,7 +58,7 @@ enum Command {
     Complete(complete::CompleteArgs),
     /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
-    Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
+    Evaluate(Box<crate::options::evaluate::EvaluateConfig>),
     /// Inspect, merge or convert an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),

@@ -1,8 +1,8 @@
 //! `--config run.json`: the flags of a run that is recorded, so that the same run can be made again, elsewhere.
 
 use crate::error::{Error, Result};
-use crate::recipes::dreambooth::config::DreamBoothConfig;
-use crate::recipes::language::config::LanguageConfig;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::language::LanguageConfig;
 use clap::{Args, Command};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -86,7 +86,7 @@ fn found_from(working_dir: Option<&Path>, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipes::given_flags::GivenFlags;
+    use crate::options::given::GivenFlags;
     use clap::FromArgMatches;
     use serde_json::json;
 

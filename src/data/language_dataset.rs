@@ -9,20 +9,38 @@ use super::tokenizers::language::Encoded;
 use super::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::Tensor;
 
 /// What a language model learns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LanguageTask {
-    /// To go on with a text (PEFT's `CAUSAL_LM`).
+    /// Continue a text.
     CausalLm,
-    /// To write a text for a text (`SEQ_2_SEQ_LM`).
+    /// Text to text.
+    #[value(name = "seq2seq-lm")]
     Seq2SeqLm,
-    /// To sort texts into classes (`SEQ_CLS`).
+    /// Text classification.
     SeqCls,
+}
+
+impl LanguageTask {
+    /// PEFT's `task_type`.
+    pub fn peft_name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
+            Self::SeqCls => "SEQ_CLS",
+        }
+    }
+
+    /// The task that PEFT calls so.
+    pub fn named(peft_name: &str) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|task| task.peft_name() == peft_name)
+    }
 }
 
 /// What examples are made of, the same for training and validation.

@@ -1,64 +1,26 @@
 //! What a language model, with or without adapters, makes of records that it has not learned.
 
-use super::dreambooth::config::{optional_path_text, path_text};
 use super::language::base::{LanguageBase, WantedModel};
-use super::language::data_args::{LanguageDataArgs, TaskChoice};
 use super::language::evaluation::{check_positions, Evaluation, Evaluator};
 use super::language::given_adapters::GivenAdapters;
-use super::option_checks::is_file;
-use super::storage_args::StorageArgs;
 use super::training::observer::{Event, Observer};
-use super::training_args::MixedPrecision;
+use crate::data::language_dataset::LanguageTask;
 use crate::error::{Error, Result};
 use crate::models::language::HeadOptions;
+use crate::options::checks::is_file;
+use crate::options::evaluate::EvaluateConfig;
+use crate::options::model::check_language_model;
+use crate::options::records::{check_task, task_name};
+use crate::options::values::name;
 use crate::regular_file::{self, FileKind};
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
-use clap::Args;
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::Device;
 
 /// What to do where memory is full.
 const EVALUATE_IN_LESS: &str = "turn on --load-in-8bit or --offload cpu, or lower --max-seq-length";
-
-/// All options.
-#[derive(Debug, Clone, Args, Serialize)]
-pub struct EvaluateConfig {
-    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
-    #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
-    #[serde(serialize_with = "path_text")]
-    pub model: PathBuf,
-    /// Branch, tag or commit of a hub id
-    #[arg(long, help_heading = "Model")]
-    pub revision: Option<String>,
-    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
-    #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append, help_heading = "Model")]
-    pub adapter: Vec<String>,
-    /// What the model does with records.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub data: LanguageDataArgs,
-    /// Records to evaluate on: a JSONL, CSV, TSV or Parquet file
-    #[arg(long, help_heading = "Data")]
-    #[serde(serialize_with = "path_text")]
-    pub validation_file: PathBuf,
-    /// CSV file for the model's answers, next to the expected ones where --label-column is given
-    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
-    #[serde(serialize_with = "optional_path_text")]
-    pub output: Option<PathBuf>,
-    /// Replace a file that is already there
-    #[arg(long, help_heading = "Output")]
-    pub overwrite: bool,
-    /// Dtype of the computation
-    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Model")]
-    pub mixed_precision: MixedPrecision,
-    /// How the model's weights are kept.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub weights: StorageArgs,
-}
 
 /// What was measured.
 #[derive(Debug)]
@@ -74,7 +36,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     config.weights.check()?;
     config.data.check()?;
     is_file("--validation-file", &config.validation_file)?;
-    WantedModel::new(&config.model, None).check_path()?;
+    check_language_model("--model", &config.model)?;
     // Without labels a text can be its own, or is answered.
     let answers_alone = config.data.label_column.is_none() && config.output.is_some();
     if !answers_alone {
@@ -90,16 +52,16 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.weights.storage());
-    config.data.task.check(&files)?;
+    check_task(config.data.task, &files)?;
     adapters.check_for(&files)?;
     let classes = match config.data.task {
-        TaskChoice::SeqCls => adapters.classes(&files)?.ok_or_else(|| adapters.without_classes(&files))?,
-        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
+        LanguageTask::SeqCls => adapters.classes(&files)?.ok_or_else(|| adapters.without_classes(&files))?,
+        LanguageTask::CausalLm | LanguageTask::Seq2SeqLm => Vec::new(),
     };
     // A head that no adapter brings must be in the model's files.
     let labels = match config.data.task {
-        TaskChoice::SeqCls => adapters.head_rows(&files)?,
-        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => None,
+        LanguageTask::SeqCls => adapters.head_rows(&files)?,
+        LanguageTask::CausalLm | LanguageTask::Seq2SeqLm => None,
     };
     let (options, records) = (config.data.options()?, &config.validation_file);
     let data = match answers_alone {
@@ -112,7 +74,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let kind = config.mixed_precision.on(device).compute_kind();
     super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     super::report_device(device, kind, observer)?;
-    config.weights.report(device, observer);
+    super::report_weights(&config.weights, device, observer);
     config.adapter.iter().for_each(|text| super::report_given_adapter(text, observer));
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
@@ -171,8 +133,8 @@ fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> 
     let task = config.data.task;
     match adapters.tasks().find(|name| *name != task.peft_name()) {
         Some(other) => {
-            let other = TaskChoice::flag_of(other);
-            Err(Error::invalid(format!("--task is {}, and the adapter is for {other}", task.flag())))
+            let other = task_name(other);
+            Err(Error::invalid(format!("--task is {}, and the adapter is for {other}", name(&task))))
         }
         None => Ok(()),
     }

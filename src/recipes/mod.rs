@@ -1,32 +1,25 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
-pub mod adapter_argument;
 pub mod demo;
 pub mod dreambooth;
 pub mod evaluate;
-pub mod given_flags;
 pub mod language;
 pub mod merge;
-pub mod model_args;
-mod option_checks;
-pub mod pattern_flag;
-pub mod prompt_args;
 pub mod prompt_checks;
-mod shell_word;
-pub mod storage_args;
 pub mod training;
-pub mod training_args;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
 use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::options::adapter_argument;
+use crate::options::storage::StorageArgs;
 use crate::train::interrupt::{BriefInterrupt, Interrupt};
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
+use crate::weights::Storage;
 use serde_json::json;
-pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
 use training::observer::{Event, Observer};
@@ -167,6 +160,23 @@ pub fn device_name(device: Device, kind: Kind) -> String {
 pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer) {
     let text = kind.map_or(name.to_owned(), |kind| format!("{name}, {kind}"));
     observer.fact_with("model", text, json!({ "model": name, "model_type": kind }));
+}
+
+/// Reports how `weights` are kept, where that is not as they lie in memory anyway.
+pub fn report_weights(weights: &StorageArgs, device: Device, observer: &mut dyn Observer) {
+    let (kept, name) = match (weights.storage(), device) {
+        (Storage::Dense, _) => return,
+        (Storage::Int8 { threshold }, _) => {
+            (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
+        }
+        (Storage::Streamed, Device::Cpu) => ("in their files, each block loaded when it is used".to_owned(), "files"),
+        (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
+    };
+    let threshold = match weights.storage() {
+        Storage::Int8 { threshold } => Some(threshold),
+        _ => None,
+    };
+    observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
 }
 
 /// Reports an adapter, as `PATH=SCALE` names it.

@@ -1,13 +1,13 @@
 //! What a user should know of prompts and captions before they are read: which words are cut off, and which marks of other
 //! programs have no meaning here.
 
-use super::shell_word;
 use super::training::observer::Observer;
 use crate::data::language_dataset::begins_with;
 use crate::data::photo_files::first_few;
 use crate::data::prompt_marks::{marks, Mark, MarkKind};
 use crate::data::tokenizers::{ClipTokenizer, LanguageTokenizer};
 use crate::error::Result;
+use crate::options::shell_word;
 use std::collections::BTreeMap;
 
 /// Characters of a prompt that a warning shows.

@@ -8,8 +8,6 @@ pub mod likeness;
 pub mod report;
 
 use super::dreambooth;
-use super::dreambooth::config::DreamBoothConfig;
-use super::shell_word;
 use super::training::observer::Observer;
 use crate::adapters::read_any;
 use crate::data::photo_transform::{crop_values, to_tensor};
@@ -17,6 +15,8 @@ use crate::data::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::shell_word;
 use crate::sample::pipeline::Pipeline;
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;

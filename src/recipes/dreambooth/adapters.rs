@@ -1,6 +1,5 @@
 //! The adapters of a DreamBooth run: put on the networks, and written as PEFT's folders and diffusers' one file.
 
-use super::config::DreamBoothConfig;
 use super::options::lora_config;
 use super::phases::Networks;
 use crate::adapters::{
@@ -10,7 +9,8 @@ use crate::adapters::{
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::PipelineFiles;
-use crate::recipes::given_flags::lora_field;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::given::lora_field;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::Trained;
 use crate::train::run_folder::RunFolder;

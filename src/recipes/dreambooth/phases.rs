@@ -1,7 +1,6 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
 
 use super::adapters::carried_text_encoder;
-use super::config::DreamBoothConfig;
 use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
@@ -16,11 +15,12 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
     vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
 };
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::precision::MixedPrecision;
 use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::Run;
 use crate::recipes::training::watched::Watched;
-use crate::recipes::training_args::MixedPrecision;
 use crate::sample::grid::grid;
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};

@@ -2,8 +2,7 @@
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
 use super::adapters::{check_init_adapter, Adapters};
-use super::config::DreamBoothConfig;
-use super::options::{free_options, usual_steps, why_so_long};
+use super::options::{free_options, usual_steps, why_so_long, with_output};
 use super::phases::{self as phases, Embeddings, Networks};
 use super::plan::peak_and_advice;
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
@@ -14,6 +13,7 @@ use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
+use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::prompt_checks::shown;
 use crate::recipes::training::memory_advice::{report_memory, with_advice};
 use crate::recipes::training::observer::{Event, Observer};
@@ -39,7 +39,7 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     let watch = interrupt.watch();
-    let config = config.with_output();
+    let config = with_output(config);
     config.check()?;
     check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
@@ -51,7 +51,7 @@ pub fn train(
     let mut run = start(config, device, seed)?;
     crate::recipes::report_model(&config.model.name, None, observer);
     crate::recipes::report_device(device, run.kind, observer)?;
-    config.training.weights.report(device, observer);
+    crate::recipes::report_weights(&config.training.weights, device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
         run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
         job.report_setup(&run, observer);

@@ -3,19 +3,21 @@
 
 use super::adapter::{LanguageAdapter, WantedAdapter};
 use super::base::{LanguageBase, WantedModel};
-use super::config::{BestBy, LanguageConfig, FREE_OPTIONS};
-use super::data_args::TaskChoice;
 use super::evaluation::{check_positions, Answers, Evaluation, Evaluator};
 use super::loss::{language_loss, LossOptions};
+use super::options::{with_output, FREE_OPTIONS};
 use super::plan::{PlannedModel, RecordLengths};
 use crate::adapters::Prompt;
 use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
+use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::options::language::{BestBy, LanguageConfig};
+use crate::options::records::check_task;
 use crate::recipes::training::memory_advice::{report_memory, with_advice};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
@@ -42,7 +44,7 @@ pub fn train(
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
     let watch = interrupt.watch();
-    let config = &config.with_output();
+    let config = &with_output(config);
     config.check()?;
     let model =
         WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
@@ -50,7 +52,7 @@ pub fn train(
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.training.weights.storage());
-    config.data.task.check(&files)?;
+    check_task(config.data.task, &files)?;
     let adapter = WantedAdapter::new(config, files.architecture())?;
     let options = config.data.options()?;
     let data = options.training(&config.train_file, &tokenizer)?;
@@ -66,7 +68,7 @@ pub fn train(
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
         longest = longest.max(data.longest());
     }
-    let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let labels = (config.data.task == LanguageTask::SeqCls).then_some(data.classes().len() as i64);
     let planned = PlannedModel::of(&files, &adapter, labels)?;
     check_positions(planned.outline(), adapter.prompt(), longest, observer)?;
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
@@ -74,7 +76,7 @@ pub fn train(
     let mut run = start(config, data.classes(), device, seed)?;
     crate::recipes::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     crate::recipes::report_device(device, run.kind, observer)?;
-    config.training.weights.report(device, observer);
+    crate::recipes::report_weights(&config.training.weights, device, observer);
     report_memory(peak_and_advice, device, observer)?;
 
     // 2. The model with its adapter.
@@ -133,7 +135,7 @@ fn prepare<'a>(
     observer: &mut dyn Observer,
 ) -> Result<LanguageJob<'a>> {
     observer.begin("loading the model", 1, "");
-    let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let labels = (config.data.task == LanguageTask::SeqCls).then_some(data.classes().len() as i64);
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
     observer.on(Event::End);

@@ -5,8 +5,8 @@ use super::resumed_options::options_that_matter;
 use super::run_record::RunRecord;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::recipes::given_flags::GivenFlags;
-use crate::recipes::training_args::TrainingArgs;
+use crate::options::given::GivenFlags;
+use crate::options::training::TrainingArgs;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::gradients::all_finite;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
@@ -425,7 +425,7 @@ impl Run {
     pub fn interrupted(&self) -> Error {
         let output = match self.names_output {
             true => String::new(),
-            false => format!(" --output-dir {}", crate::recipes::shell_path(self.folder.path())),
+            false => format!(" --output-dir {}", crate::options::shell_path(self.folder.path())),
         };
         Error::Interrupted(match checkpoint::latest(self.folder.path()) {
             Ok(Some(folder)) => format!(

@@ -4,7 +4,7 @@ use super::run::Run;
 use super::utc_time::UtcTime;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::recipes::given_flags::GivenFlags;
+use crate::options::given::GivenFlags;
 use crate::regular_file::{self, FileKind};
 use crate::whole_file::write_json;
 use serde_json::{json, Value};

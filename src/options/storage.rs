@@ -1,13 +1,10 @@
 //! The options of how frozen weights are kept: the same for training, generating and completing.
 
-use super::option_checks::{in_range, refuse, MAX_FACTOR};
-use super::training::observer::Observer;
+use super::checks::{in_range, refuse, MAX_FACTOR};
 use crate::error::Result;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use serde_json::json;
-use tch::Device;
 
 /// Where frozen weights wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -57,25 +54,6 @@ impl StorageArgs {
             (false, Offload::Cpu) => Storage::Streamed,
             (false, Offload::None) => Storage::Dense,
         }
-    }
-
-    /// Tells how they are kept, where that is not as they lie in memory anyway.
-    pub fn report(&self, device: Device, observer: &mut dyn Observer) {
-        let (kept, name) = match (self.storage(), device) {
-            (Storage::Dense, _) => return,
-            (Storage::Int8 { threshold }, _) => {
-                (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
-            }
-            (Storage::Streamed, Device::Cpu) => {
-                ("in their files, each block loaded when it is used".to_owned(), "files")
-            }
-            (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
-        };
-        let threshold = match self.storage() {
-            Storage::Int8 { threshold } => Some(threshold),
-            _ => None,
-        };
-        observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
     }
 
     /// The flags that ask for it, behind a space each.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Heads of classifiers, by the names that PEFT looks for.
-pub(super) const HEADS: &[&str] = &["classifier", "score"];
+pub(crate) const HEADS: &[&str] = &["classifier", "score"];
 
 /// The names (`lora_r`) of the options that were given. Among a command's options it stands first: each takes its value
 /// out of what was given.
@@ -23,7 +23,7 @@ impl GivenFlags {
 
     /// Refuses those for which the adapter in `folder`, of the configuration `found`, has another value than `wanted`, the
     /// configuration that they ask for. `field` is the field that an option stands for; none: it is not of this adapter.
-    pub(super) fn check_settled(
+    pub(crate) fn check_settled(
         &self,
         field: impl Fn(&str) -> Option<&'static str>,
         wanted: &impl Serialize,
@@ -72,7 +72,7 @@ impl Args for GivenFlags {
 }
 
 /// The field of PEFT's `LoraConfig` that a flag of LoRA stands for.
-pub(super) fn lora_field(option: &str) -> Option<&'static str> {
+pub(crate) fn lora_field(option: &str) -> Option<&'static str> {
     Some(match option {
         "lora_r" => "r",
         "lora_alpha" => "lora_alpha",
@@ -110,7 +110,7 @@ fn plain(value: Value) -> Value {
 }
 
 /// An option's value as a user writes it.
-pub(super) fn in_words(value: &Value) -> String {
+pub(crate) fn in_words(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),

@@ -1,77 +1,33 @@
 //! What a language model does with records: the same flags for training and evaluating.
 
+use super::checks::{counted, refuse, MAX_PLACES};
+use super::values::{name, name_of};
 use crate::data::language_dataset::{LanguageDataOptions, LanguageTask};
 use crate::data::prompt_template::PromptTemplate;
 use crate::error::Result;
 use crate::models::language::LanguageModelFiles;
-use crate::recipes::option_checks::{counted, refuse, MAX_PLACES};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-/// `--task`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TaskChoice {
-    /// Continue a text.
-    CausalLm,
-    /// Text to text.
-    #[value(name = "seq2seq-lm")]
-    #[serde(rename = "seq2seq-lm")]
-    Seq2SeqLm,
-    /// Text classification.
-    SeqCls,
+/// Refuses models that do another task.
+pub(crate) fn check_task(task: LanguageTask, files: &LanguageModelFiles) -> Result<()> {
+    let architecture = files.architecture();
+    let does = |task: &&LanguageTask| architecture.tasks.contains(&task.peft_name());
+    if does(&&task) {
+        return Ok(());
+    }
+    let done: Vec<String> = LanguageTask::value_variants().iter().filter(does).map(name).collect();
+    refuse(format!(
+        "--task {} does not work with a {} model; choose {}",
+        name(&task),
+        architecture.model_type,
+        done.join(" and ")
+    ))
 }
 
-impl TaskChoice {
-    /// PEFT's `task_type`.
-    pub fn peft_name(self) -> &'static str {
-        match self {
-            Self::CausalLm => "CAUSAL_LM",
-            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
-            Self::SeqCls => "SEQ_CLS",
-        }
-    }
-
-    /// The task that PEFT calls so.
-    pub fn named(peft_name: &str) -> Option<Self> {
-        Self::value_variants().iter().copied().find(|task| task.peft_name() == peft_name)
-    }
-
-    /// What PEFT calls so, as the flag's value where there is one.
-    pub fn flag_of(peft_name: &str) -> String {
-        Self::named(peft_name).map_or_else(|| peft_name.to_owned(), Self::flag)
-    }
-
-    /// As the flag's value.
-    pub fn flag(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
-    }
-
-    /// Refuses models that do another.
-    pub(in crate::recipes) fn check(self, files: &LanguageModelFiles) -> Result<()> {
-        let architecture = files.architecture();
-        let does = |task: &&Self| architecture.tasks.contains(&task.peft_name());
-        if does(&&self) {
-            return Ok(());
-        }
-        let done: Vec<String> = Self::value_variants().iter().filter(does).map(|task| task.flag()).collect();
-        refuse(format!(
-            "--task {} does not work with a {} model; choose {}",
-            self.flag(),
-            architecture.model_type,
-            done.join(" and ")
-        ))
-    }
-}
-
-impl From<TaskChoice> for LanguageTask {
-    fn from(choice: TaskChoice) -> Self {
-        match choice {
-            TaskChoice::CausalLm => Self::CausalLm,
-            TaskChoice::Seq2SeqLm => Self::Seq2SeqLm,
-            TaskChoice::SeqCls => Self::SeqCls,
-        }
-    }
+/// What PEFT calls so, as users write it where they can.
+pub(crate) fn task_name(peft_name: &str) -> String {
+    LanguageTask::named(peft_name).map_or_else(|| peft_name.to_owned(), |task| name(&task))
 }
 
 /// What examples are made of, and how answers to them are written.
@@ -80,7 +36,8 @@ impl From<TaskChoice> for LanguageTask {
 pub struct LanguageDataArgs {
     /// Task: causal-lm (continue a text), seq2seq-lm (text to text) or seq-cls (text classification)
     #[arg(long, value_enum)]
-    pub task: TaskChoice,
+    #[serde(serialize_with = "name_of")]
+    pub task: LanguageTask,
     /// Column with the text
     #[arg(long, default_value = "text")]
     pub text_column: String,
@@ -107,7 +64,7 @@ impl LanguageDataArgs {
 
     /// The same of what is to be learnt, which records must tell.
     pub fn check_labels(&self) -> Result<()> {
-        match self.label_column.is_none() && self.task != TaskChoice::CausalLm {
+        match self.label_column.is_none() && self.task != LanguageTask::CausalLm {
             true => refuse("--label-column is missing: the column with the expected answer or the class".into()),
             false => Ok(()),
         }
@@ -120,7 +77,7 @@ impl LanguageDataArgs {
             None => PromptTemplate::column(&self.text_column),
         };
         Ok(LanguageDataOptions {
-            task: self.task.into(),
+            task: self.task,
             prompt,
             label_column: self.label_column.clone(),
             max_length: self.max_seq_length,

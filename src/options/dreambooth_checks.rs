@@ -1,11 +1,10 @@
 //! What is wrong with the options of a DreamBooth run by themselves, before anything is read.
 
-use super::config::{DreamBoothConfig, MAX_RESOLUTION};
+use super::checks::{counted, in_range, is_folder, is_there, refuse, MAX_FACTOR, MAX_PLACES};
+use super::dreambooth::{DreamBoothConfig, MAX_RESOLUTION};
+use super::training::TrainingArgs;
 use crate::data::photos::count_images_but;
 use crate::error::Result;
-use crate::recipes::option_checks::{self, counted, in_range, is_folder, is_there, refuse, MAX_FACTOR, MAX_PLACES};
-use crate::recipes::pattern_flag::PatternFlag;
-use crate::recipes::training_args::TrainingArgs;
 use crate::sample::text_to_image::check_guidance_scale;
 use std::path::Path;
 
@@ -15,7 +14,8 @@ impl DreamBoothConfig {
         self.training.check()?;
         self.check_counts()?;
         self.check_numbers()?;
-        self.check_adapter()?;
+        self.unet.check()?;
+        self.text_encoder.check()?;
         self.training.check_logging_dir(self.output())?;
         self.init_adapter
             .as_ref()
@@ -104,28 +104,6 @@ impl DreamBoothConfig {
         Ok(())
     }
 
-    fn check_adapter(&self) -> Result<()> {
-        option_checks::dropout("--lora-dropout", self.lora_dropout)?;
-        option_checks::dropout("--lora-text-encoder-dropout", self.lora_text_encoder_dropout)?;
-        option_checks::rank("--lora-r", self.lora_r)?;
-        option_checks::rank("--lora-text-encoder-r", self.lora_text_encoder_r)?;
-        option_checks::alpha("--lora-alpha", self.lora_alpha)?;
-        option_checks::alpha("--lora-text-encoder-alpha", self.lora_text_encoder_alpha)?;
-        let ranks = [&self.lora_rank_pattern, &self.lora_text_encoder_rank_pattern];
-        for (flag, PatternFlag(ranks)) in
-            ["--lora-rank-pattern", "--lora-text-encoder-rank-pattern"].iter().zip(ranks).filter_map(given)
-        {
-            ranks.iter().try_for_each(|(name, &rank)| option_checks::rank(&format!("{flag} of {name}"), rank))?;
-        }
-        let alphas = [&self.lora_alpha_pattern, &self.lora_text_encoder_alpha_pattern];
-        for (flag, PatternFlag(alphas)) in
-            ["--lora-alpha-pattern", "--lora-text-encoder-alpha-pattern"].iter().zip(alphas).filter_map(given)
-        {
-            alphas.iter().try_for_each(|(name, &alpha)| option_checks::alpha(&format!("{flag} of {name}"), alpha))?;
-        }
-        Ok(())
-    }
-
     /// Sentences about options that have no effect.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -153,9 +131,4 @@ impl DreamBoothConfig {
         }
         warnings
     }
-}
-
-/// A flag and its value, where it was given.
-fn given<'a, T>((flag, value): (&'a &'static str, &'a Option<T>)) -> Option<(&'static str, &'a T)> {
-    value.as_ref().map(|value| (*flag, value))
 }

@@ -1,8 +1,9 @@
 //! Which model a command works on: the same flags for training, generating, planning and merging.
 
-use super::option_checks::{is_folder, is_there};
+use super::checks::{is_folder, is_there};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
+use crate::weights::gguf::is_gguf;
 use crate::weights::hub;
 use clap::Args;
 use serde::Serialize;
@@ -77,5 +78,14 @@ fn check_model(flag: &str, name: &str) -> Result<()> {
     match hub::is_id(name) && !is_file_name {
         true => Ok(()),
         false => is_there(flag, Path::new(name)),
+    }
+}
+
+/// Refuses the `name` of a language model, as `flag` has it, that is not there and no hub id either.
+pub fn check_language_model(flag: &str, name: &Path) -> Result<()> {
+    let is_id = !is_gguf(name) && name.to_str().is_some_and(hub::is_language_model_id);
+    match is_id {
+        true => Ok(()),
+        false => is_there(flag, name),
     }
 }

@@ -1,24 +1,20 @@
 //! The options of fine-tuning a language model, for the command line, TOML files and examples alike.
 
-use super::base::{is_gguf, WantedModel};
-use super::data_args::{LanguageDataArgs, TaskChoice};
+use super::checks::{counted, in_range, is_file, is_there, refuse, MAX_PLACES};
+use super::given::GivenFlags;
+use super::lora::{LoraArgs, LoraVariantArgs};
+use super::model::check_language_model;
+use super::prompts::{PeftMethod, PromptArgs};
+use super::records::LanguageDataArgs;
+use super::training::TrainingArgs;
+use super::values::{optional_path_text, path_text};
 use crate::adapters::{LoraConfig, TargetModules};
+use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
 use crate::models::language::Architecture;
-use crate::recipes::dreambooth::config::{optional_path_text, path_text, BiasChoice, LoraInit};
-use crate::recipes::given_flags::GivenFlags;
-use crate::recipes::option_checks::{self, counted, in_range, is_file, is_there, refuse, MAX_PLACES};
-use crate::recipes::pattern_flag::PatternFlag;
-use crate::recipes::prompt_args::{PeftMethodChoice, PromptArgs};
-use crate::recipes::training::output_name;
-use crate::recipes::training_args::TrainingArgs;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-
-/// Options that change none of a run's numbers: what records come to is weighed as such, and `classes` are theirs.
-pub(in crate::recipes) const FREE_OPTIONS: &[&str] =
-    &["train_file", "validation_file", "eval_steps", "eval_max_new_tokens", "classes"];
 
 /// `--best-by`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -66,44 +62,16 @@ pub struct LanguageConfig {
     pub no_shuffle: bool,
 
     /// Method of parameter-efficient fine-tuning
-    #[arg(long, value_enum, default_value_t = PeftMethodChoice::Lora, help_heading = "Adapter")]
-    pub peft_method: PeftMethodChoice,
-    /// Rank of the LoRA
-    #[arg(long, visible_aliases = ["rank", "network-dim"], default_value_t = 8, help_heading = "Adapter")]
-    pub lora_r: i64,
-    /// Alpha of the LoRA; its output is scaled by alpha/rank
-    #[arg(long, visible_alias = "network-alpha", default_value_t = 16.0, help_heading = "Adapter")]
-    pub lora_alpha: f64,
-    /// Dropout on the adapter's input
-    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
-    pub lora_dropout: f64,
-    /// Which biases to train
-    #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
-    pub lora_bias: BiasChoice,
-    /// Modules that get a LoRA: names, a regular expression, or all-linear; by default PEFT's for the architecture
-    #[arg(long, alias = "target-modules", help_heading = "Adapter")]
-    pub lora_targets: Option<String>,
-    /// Other ranks for some modules: name=rank,name=rank or a JSON object; a name can be a regular expression
-    #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
-    pub lora_rank_pattern: Option<PatternFlag<i64>>,
-    /// Other alphas for some modules, in the same form
-    #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
-    pub lora_alpha_pattern: Option<PatternFlag<f64>>,
-    /// Modules to leave out of the targets: names, or a regular expression
-    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
-    pub lora_exclude_modules: Option<String>,
-    /// Modules to train and save in full; a classifier's head always is
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
-    pub lora_modules_to_save: Vec<String>,
-    /// Initialization of A: true (Kaiming-uniform) or gaussian (standard deviation 1/rank); B is zero
-    #[arg(long, value_enum, default_value_t = LoraInit::True, help_heading = "Adapter")]
-    pub lora_init: LoraInit,
-    /// Scale by alpha/√rank instead of alpha/rank (rank-stabilized LoRA)
-    #[arg(long, help_heading = "Adapter")]
-    pub use_rslora: bool,
-    /// Also train the magnitudes of the weights (DoRA)
-    #[arg(long, help_heading = "Adapter")]
-    pub use_dora: bool,
+    #[arg(long, value_enum, default_value_t = PeftMethod::Lora, help_heading = "Adapter")]
+    pub peft_method: PeftMethod,
+    /// LoRA.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraArgs,
+    /// Its kind.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub variant: LoraVariantArgs,
 
     /// Virtual tokens.
     #[command(flatten)]
@@ -143,9 +111,7 @@ impl LanguageConfig {
         counted("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES)?;
         counted("--eval-steps", self.eval_steps.unwrap_or(1), 1, u64::MAX)?;
         in_range("--learning-rate", self.learning_rate, 1e3)?;
-        option_checks::rank("--lora-r", self.lora_r)?;
-        option_checks::alpha("--lora-alpha", self.lora_alpha)?;
-        option_checks::dropout("--lora-dropout", self.lora_dropout)?;
+        self.lora.check()?;
         self.prompt.check(self.peft_method)?;
         self.check_paths()?;
         self.training.check_logging_dir(self.output())?;
@@ -169,7 +135,7 @@ impl LanguageConfig {
         for (flag, path) in [("--train-file", train_file), ("--validation-file", self.validation_file.as_ref())] {
             path.map_or(Ok(()), |path| is_file(flag, path))?;
         }
-        WantedModel::new(&self.model, None).check_path()?;
+        check_language_model("--model", &self.model)?;
         self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("--init-adapter", path))
     }
 
@@ -178,43 +144,20 @@ impl LanguageConfig {
         self.output_dir.as_deref().unwrap_or(Path::new(""))
     }
 
-    /// The same options with an output folder: the one that was given, or one named after the records, the model and the date.
-    pub(in crate::recipes) fn with_output(&self) -> Self {
-        let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let model = match is_gguf(&self.model) {
-            true => stem(&self.model),
-            // A dot in a folder's name begins no ending.
-            false => self.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-        };
-        let named = || output_name::free_folder(&format!("{} {model}", stem(&self.train_file)), "language-model");
-        Self { output_dir: Some(self.output_dir.clone().unwrap_or_else(named)), ..self.clone() }
-    }
-
     /// The adapter that the options ask for on a model of `architecture`.
     pub fn lora(&self, architecture: &Architecture) -> LoraConfig {
         let default =
             || TargetModules::Names(architecture.lora_targets.iter().map(|name| (*name).to_owned()).collect());
-        let mut saved = self.lora_modules_to_save.clone();
-        if self.data.task == TaskChoice::SeqCls {
+        let mut config = self.lora.config(&self.variant);
+        if self.data.task == LanguageTask::SeqCls {
             // As PEFT does for this task: the head is new, and no low rank can make one.
-            saved.push(architecture.classifier_head().to_owned());
+            config.modules_to_save.get_or_insert_default().push(architecture.classifier_head().to_owned());
         }
         LoraConfig {
-            r: self.lora_r,
-            lora_alpha: self.lora_alpha,
-            lora_dropout: self.lora_dropout,
-            bias: self.lora_bias.into(),
-            target_modules: Some(self.lora_targets.as_deref().map_or_else(default, TargetModules::from_flag)),
-            use_rslora: self.use_rslora,
-            use_dora: self.use_dora,
-            init_lora_weights: self.lora_init.into(),
-            rank_pattern: self.lora_rank_pattern.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
-            alpha_pattern: self.lora_alpha_pattern.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
-            exclude_modules: self.lora_exclude_modules.as_deref().map(TargetModules::from_flag),
-            modules_to_save: (!saved.is_empty()).then_some(saved),
+            target_modules: Some(config.target_modules.unwrap_or_else(default)),
             base_model_name_or_path: Some(self.model.display().to_string()),
             task_type: Some(self.data.task.peft_name().to_owned()),
-            ..LoraConfig::default()
+            ..config
         }
     }
 }

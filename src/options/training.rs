@@ -1,7 +1,9 @@
 //! The options that every training has, whatever it trains: steps, optimizer, precision, checkpoints.
 
-use super::option_checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
-use super::storage_args::StorageArgs;
+use super::checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use super::precision::MixedPrecision;
+use super::storage::StorageArgs;
+use super::values::name_of;
 use crate::error::Result;
 use crate::train::adamw::AdamWConfig;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
@@ -14,60 +16,6 @@ use tch::Device;
 
 /// More steps than any run has.
 const MAX_STEPS: u64 = 1_000_000_000;
-
-/// Dtype that a model computes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MixedPrecision {
-    /// bf16 where the device supports it, fp16 on older CUDA cards, otherwise fp32.
-    Auto,
-    /// float32.
-    #[value(alias = "fp32")]
-    No,
-    /// float16 with loss scaling.
-    Fp16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl MixedPrecision {
-    /// The dtype of a computation on `device`.
-    pub fn on(self, device: Device) -> Precision {
-        match self {
-            Self::No => Precision::Fp32,
-            Self::Fp16 => Precision::Fp16,
-            Self::Bf16 => Precision::Bf16,
-            Self::Auto => Precision::auto(device),
-        }
-    }
-}
-
-/// `--lr-scheduler`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names are the schedules'")]
-pub enum LrSchedulerChoice {
-    Linear,
-    Cosine,
-    CosineWithRestarts,
-    Polynomial,
-    Constant,
-    ConstantWithWarmup,
-}
-
-impl From<LrSchedulerChoice> for ScheduleKind {
-    fn from(choice: LrSchedulerChoice) -> Self {
-        match choice {
-            LrSchedulerChoice::Linear => Self::Linear,
-            LrSchedulerChoice::Cosine => Self::Cosine,
-            LrSchedulerChoice::CosineWithRestarts => Self::CosineWithRestarts,
-            LrSchedulerChoice::Polynomial => Self::Polynomial,
-            LrSchedulerChoice::Constant => Self::Constant,
-            LrSchedulerChoice::ConstantWithWarmup => Self::ConstantWithWarmup,
-        }
-    }
-}
 
 /// `--gradient-accumulation-average`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -103,8 +51,9 @@ pub struct TrainingArgs {
     #[arg(long, help_heading = "Training")]
     pub scale_lr: bool,
     /// Learning-rate schedule
-    #[arg(long, value_enum, default_value_t = LrSchedulerChoice::Constant, help_heading = "Training")]
-    pub lr_scheduler: LrSchedulerChoice,
+    #[arg(long, value_enum, default_value_t = ScheduleKind::Constant, help_heading = "Training")]
+    #[serde(serialize_with = "name_of")]
+    pub lr_scheduler: ScheduleKind,
     /// Optimizer steps of linear warmup at the start
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub lr_warmup_steps: u64,
@@ -203,7 +152,7 @@ impl TrainingArgs {
 
     /// Options that have no effect, each in a sentence.
     pub fn warnings(&self) -> Vec<String> {
-        let has_warmup = !matches!(self.lr_scheduler, LrSchedulerChoice::Constant);
+        let has_warmup = !matches!(self.lr_scheduler, ScheduleKind::Constant);
         let mut warnings = Vec::new();
         if self.lr_warmup_steps > 0 && !has_warmup {
             warnings.push(
@@ -267,7 +216,7 @@ impl TrainingArgs {
     pub fn schedule(&self, learning_rate: f64, batch_size: usize) -> LrSchedule {
         let factor = if self.scale_lr { self.gradient_accumulation_steps as f64 * batch_size as f64 } else { 1.0 };
         LrSchedule {
-            kind: self.lr_scheduler.into(),
+            kind: self.lr_scheduler,
             learning_rate: learning_rate * factor,
             warmup_steps: self.lr_warmup_steps,
             total_steps: 0,

@@ -4,18 +4,18 @@ use crate::error::{Error, Result};
 use std::path::Path;
 
 /// More places in a batch, or images, than any run has.
-pub(super) const MAX_PLACES: u64 = 1_000_000;
+pub(crate) const MAX_PLACES: u64 = 1_000_000;
 /// The largest alpha, weight or gamma: float32 overflows where such numbers meet.
-pub(super) const MAX_FACTOR: f64 = 1e6;
+pub(crate) const MAX_FACTOR: f64 = 1e6;
 /// The largest rank: no projection of these models is as narrow.
 pub const MAX_RANK: i64 = 4096;
 
-pub(super) fn refuse<T>(message: String) -> Result<T> {
+pub(crate) fn refuse<T>(message: String) -> Result<T> {
     Err(Error::invalid(message))
 }
 
 /// A path that is to be read.
-pub(super) fn is_there(flag: &str, path: &Path) -> Result<()> {
+pub(crate) fn is_there(flag: &str, path: &Path) -> Result<()> {
     match path.exists() {
         true => Ok(()),
         false => refuse(format!("{flag} {}: no such file or folder", path.display())),
@@ -23,7 +23,7 @@ pub(super) fn is_there(flag: &str, path: &Path) -> Result<()> {
 }
 
 /// A folder that is to be read.
-pub(super) fn is_folder(flag: &str, path: &Path) -> Result<()> {
+pub(crate) fn is_folder(flag: &str, path: &Path) -> Result<()> {
     match (path.is_dir(), path.exists()) {
         (true, _) => Ok(()),
         (false, true) => refuse(format!("{flag} {} is a file; name a folder", path.display())),
@@ -32,7 +32,7 @@ pub(super) fn is_folder(flag: &str, path: &Path) -> Result<()> {
 }
 
 /// A file that is to be read. What is there and is no file is refused where it is opened, with more to say of it.
-pub(super) fn is_file(flag: &str, path: &Path) -> Result<()> {
+pub(crate) fn is_file(flag: &str, path: &Path) -> Result<()> {
     match (path.is_dir(), path.exists()) {
         (true, _) => refuse(format!("{flag} {} is a folder; name a file", path.display())),
         (false, true) => Ok(()),
@@ -41,7 +41,7 @@ pub(super) fn is_file(flag: &str, path: &Path) -> Result<()> {
 }
 
 /// A count from `least` to `most`.
-pub(super) fn counted(flag: &str, number: u64, least: u64, most: u64) -> Result<()> {
+pub(crate) fn counted(flag: &str, number: u64, least: u64, most: u64) -> Result<()> {
     if number < least {
         return refuse(format!("{flag} is {number}; it must be at least {least}"));
     }
@@ -52,7 +52,7 @@ pub(super) fn counted(flag: &str, number: u64, least: u64, most: u64) -> Result<
 }
 
 /// A number from 0 to `most`.
-pub(super) fn in_range(flag: &str, number: f64, most: f64) -> Result<()> {
+pub(crate) fn in_range(flag: &str, number: f64, most: f64) -> Result<()> {
     if !number.is_finite() || number < 0.0 {
         return refuse(format!("{flag} is {number}; it must be a number of at least 0"));
     }
@@ -63,7 +63,7 @@ pub(super) fn in_range(flag: &str, number: f64, most: f64) -> Result<()> {
 }
 
 /// An adapter's rank.
-pub(super) fn rank(flag: &str, rank: i64) -> Result<()> {
+pub(crate) fn rank(flag: &str, rank: i64) -> Result<()> {
     match (1..=MAX_RANK).contains(&rank) {
         true => Ok(()),
         false => refuse(format!("{flag} is {rank}; it must be 1 to {MAX_RANK}")),
@@ -71,7 +71,7 @@ pub(super) fn rank(flag: &str, rank: i64) -> Result<()> {
 }
 
 /// An adapter's alpha.
-pub(super) fn alpha(flag: &str, alpha: f64) -> Result<()> {
+pub(crate) fn alpha(flag: &str, alpha: f64) -> Result<()> {
     match alpha == 0.0 {
         true => refuse(format!("{flag} is 0, with which an adapter changes nothing; its rank, or twice it, is usual")),
         false => in_range(flag, alpha, MAX_FACTOR),
@@ -79,7 +79,7 @@ pub(super) fn alpha(flag: &str, alpha: f64) -> Result<()> {
 }
 
 /// An adapter's dropout.
-pub(super) fn dropout(flag: &str, dropout: f64) -> Result<()> {
+pub(crate) fn dropout(flag: &str, dropout: f64) -> Result<()> {
     match (0.0..1.0).contains(&dropout) {
         true => Ok(()),
         false => refuse(format!("{flag} is {dropout}; it must be at least 0 and below 1")),
