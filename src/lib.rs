@@ -2,6 +2,8 @@
 //!
 //! The modules are listed in the order in which data and knowledge flow: a module uses only modules above it.
 
+pub mod sentence;
+
 pub mod error;
 
 pub mod interrupt;

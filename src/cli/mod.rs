@@ -13,7 +13,6 @@ mod generate;
 mod help;
 mod image_names;
 mod plan;
-mod recorded_options;
 mod reporter;
 mod tokenize;
 mod train;
@@ -22,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
+use crate::sentence::{flag, with_options};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use command_text::shell_line;
 use reporter::{Reporter, Voice};
@@ -283,7 +283,7 @@ fn misused(mut error: clap::Error, expanded: &arguments::Expanded) -> ExitCode {
 
 /// Prints an error as one line, and makes its exit code.
 fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
-    let text = error.to_string();
+    let text = with_options(&error.to_string(), flag);
     let _ = match json {
         true => {
             let line = serde_json::json!({ "event": "error", "text": text }).to_string();

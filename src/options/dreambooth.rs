@@ -5,12 +5,13 @@ use super::given::GivenFlags;
 use super::lora::{LoraOf, LoraVariantArgs, TextEncoderPart, UNetPart};
 use super::model::ModelArgs;
 use super::precision::MixedPrecision;
+use super::reading::configuration;
 use super::training::TrainingArgs;
 use super::values::{name_of, optional_name_of, optional_path_text, path_text};
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
-use clap::{Args, FromArgMatches};
+use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -139,6 +140,8 @@ pub struct DreamBoothConfig {
     pub accepted: AcceptedFlags,
 }
 
+configuration!(DreamBoothConfig, "train dreambooth");
+
 impl DreamBoothConfig {
     /// Folders that hold no photos of the subject, wherever they are.
     pub fn apart_from_instances(&self) -> Vec<&Path> {
@@ -148,13 +151,6 @@ impl DreamBoothConfig {
     /// Folders that hold no class images, wherever they are.
     pub fn apart_from_class(&self) -> Vec<&Path> {
         std::iter::once(self.instance_data_dir.as_path()).chain(self.output_dir.as_deref()).collect()
-    }
-
-    /// The options that `flags`, as on a command line, stand for; what is not given has its default.
-    pub fn from_flags(flags: &[String]) -> Result<Self> {
-        let command = Self::augment_args(clap::Command::new("train dreambooth").no_binary_name(true));
-        let matches = command.try_get_matches_from(flags).and_then(|matches| Self::from_arg_matches(&matches));
-        matches.map_err(|error| Error::invalid(error.to_string()))
     }
 
     /// The folder that the run writes to, once it is named.

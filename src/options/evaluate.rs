@@ -1,6 +1,7 @@
 //! The options of evaluating a language model.
 
 use super::precision::MixedPrecision;
+use super::reading::configuration;
 use super::records::LanguageDataArgs;
 use super::storage::StorageArgs;
 use super::values::{optional_path_text, path_text};
@@ -44,3 +45,5 @@ pub struct EvaluateConfig {
     #[serde(flatten)]
     pub weights: StorageArgs,
 }
+
+configuration!(EvaluateConfig, "evaluate");

@@ -5,6 +5,7 @@ use super::given::GivenFlags;
 use super::lora::{LoraArgs, LoraVariantArgs};
 use super::model::check_language_model;
 use super::prompts::{PeftMethod, PromptArgs};
+use super::reading::configuration;
 use super::records::LanguageDataArgs;
 use super::training::TrainingArgs;
 use super::values::{optional_path_text, path_text};
@@ -100,6 +101,8 @@ pub struct LanguageConfig {
     #[serde(serialize_with = "optional_path_text")]
     pub output_dir: Option<PathBuf>,
 }
+
+configuration!(LanguageConfig, "train llm");
 
 impl LanguageConfig {
     /// Refuses options that cannot be meant, each by its flag and with what to give instead.

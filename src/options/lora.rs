@@ -5,6 +5,7 @@ use super::pattern::PatternFlag;
 use super::values::name_of;
 use crate::adapters::{Bias, InitWeights, LoraConfig, TargetModules};
 use crate::error::Result;
+use crate::sentence::flag;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Serialize, Serializer};
@@ -211,10 +212,6 @@ impl<P: LoraPart> LoraOf<P> {
 /// [`LoraArgs`] as a command of its own.
 fn inner_command() -> Command {
     LoraArgs::augment_args(Command::new("lora").no_binary_name(true))
-}
-
-fn flag(name: &str) -> String {
-    format!("--{}", name.replace('_', "-"))
 }
 
 impl<P: LoraPart> Args for LoraOf<P> {

@@ -2,16 +2,21 @@
 
 pub mod adapter_argument;
 pub(crate) mod checks;
+pub mod command_line;
 pub mod dreambooth;
 mod dreambooth_checks;
 pub mod evaluate;
+pub mod form;
 pub mod given;
+pub mod kind;
 pub mod language;
 pub mod lora;
 pub mod model;
 pub mod pattern;
 pub mod precision;
 pub mod prompts;
+pub mod reading;
+pub mod recorded;
 pub mod records;
 mod shell_word;
 pub mod storage;

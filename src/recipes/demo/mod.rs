@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::reading::Configuration;
 use crate::options::shell_word;
 use crate::sample::pipeline::Pipeline;
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};

@@ -70,6 +70,7 @@ pub(in crate::recipes) fn free_options(config: &DreamBoothConfig) -> Vec<&'stati
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::reading::Configuration;
 
     #[test]
     fn the_usual_length_follows_the_photos_within_its_bounds() {
