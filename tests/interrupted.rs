@@ -72,7 +72,7 @@ fn check(meant: &dyn Fn(&Event) -> bool, expected_stops: usize, run: Run) {
         let mut stop = Stop { meant, at, seen: 0, interrupt: Interrupt::new() };
         let stopped = run(&out, &[], &stop.interrupt.clone(), &mut stop);
         let Err(Error::Interrupted(message)) = stopped else { panic!("{at}: {stopped:?}") };
-        assert!(message.contains("is saved in") && message.contains("--resume"), "{message}");
+        assert!(message.contains("is saved in") && message.contains("⟨resume⟩"), "{message}");
         run(&out, &["--resume", "latest"], &Interrupt::new(), &mut Silent).unwrap();
         let (found, wanted) = (left(&out), left(&whole));
         assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{at}");

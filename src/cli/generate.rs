@@ -152,7 +152,7 @@ fn draw(args: &GenerateArgs, common: &Common, reporter: &mut Reporter) -> Result
     let place = Placement { device, kind };
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
     let prompts = [("--prompt", &args.prompt), ("--negative-prompt", &args.negative_prompt)]
-        .map(|(flag, text)| NamedPrompt::flag(flag, text));
+        .map(|(flag, text)| NamedPrompt::option(flag, text));
     warn_of_prompts(&tokenizer, &prompts, reporter)?;
     let conditioning = {
         let text_encoder = files.load_text_encoder(place)?;

@@ -16,6 +16,7 @@ use crate::recipes::language::base::WantedModel;
 use crate::recipes::language::plan::{PlannedModel, RecordLengths};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::{device_flag, dtype_name};
+use crate::sentence::{flag, with_options};
 use crate::train::memory_plan::{
     fit, parse_size, Card, Fit, LanguagePlanInput, MemoryPlan, PlanInput, Planned, Rates, Work,
 };
@@ -55,6 +56,11 @@ pub struct PlanLlm {
     config: Box<LanguageConfig>,
     #[command(flatten)]
     fit: FitFlag,
+}
+
+/// `text` with the options in it as flags.
+fn with_flags(text: &str) -> String {
+    with_options(text, flag)
 }
 
 /// What a run must fit in.
@@ -291,7 +297,7 @@ fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Resul
     }
     let mut json = as_json(&plan, asked, rates.as_ref(), fitted.as_ref());
     json["slow_dtype"] = json!(slow_dtype);
-    reporter.result(json, &lines.join("\n"));
+    reporter.result(json, &with_flags(&lines.join("\n")));
     Ok(fitted.is_none_or(|fitted| fitted.fits))
 }
 
@@ -307,12 +313,12 @@ fn as_json(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>, fitted: Opti
     let suggestions: Vec<_> = fitted
         .iter()
         .flat_map(|fitted| &fitted.suggestions)
-        .map(|s| json!({ "what": s.what, "saves_bytes": s.saves_bytes, "costs": s.costs }))
+        .map(|s| json!({ "what": with_flags(&s.what), "saves_bytes": s.saves_bytes, "costs": s.costs }))
         .collect();
     json!({
         "event": "plan", "device": device_flag(asked.place.device), "card": asked.place.card.map(|card| card.name),
         "dtype": dtype_name(asked.kind), "phases": phases, "peak_bytes": plan.peak_bytes,
-        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length,
+        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length.as_deref().map(with_flags),
         "resolution": asked.resolution,
         "seconds": rates.filter(|_| asked.steps > 0).map(|rates| seconds_in_all(plan, rates)),
         "assumed": (!asked.assumed.is_empty()).then(|| asked.assumed.join("; ")),

@@ -93,7 +93,7 @@ impl Doubled {
         let start = start.filter(|_| self.starts > 0).map(|start| {
             format!(
                 "{} begin with `{start}`, which the tokenizer puts there too, so the model reads it twice; leave it out of the records \
-                 or of --prompt-template",
+                 or of ⟨prompt_template⟩",
                 of(self.starts)
             )
         });
@@ -160,14 +160,14 @@ impl LanguageDataOptions {
     /// The rows of a file, which tell what is to be learnt of them.
     fn labelled(&self, file: &Path) -> Result<Records> {
         match self.label_column.is_none() && self.task != LanguageTask::CausalLm {
-            true => Err(Error::invalid("this task needs --label-column, the column with the expected answer")),
+            true => Err(Error::invalid("this task needs ⟨label_column⟩, the column with the expected answer")),
             false => self.read(file),
         }
     }
 
     fn read(&self, file: &Path) -> Result<Records> {
         if self.max_length < 2 {
-            return Err(Error::invalid(format!("--max-seq-length is {}; it must be at least 2", self.max_length)));
+            return Err(Error::invalid(format!("⟨max_seq_length⟩ is {}; it must be at least 2", self.max_length)));
         }
         let columns: Vec<&str> = self.prompt.columns().into_iter().chain(self.label_column.as_deref()).collect();
         Records::read(file, &columns)
@@ -212,7 +212,7 @@ impl LanguageDataOptions {
         }
         let (file, rows) = (records.path(), records.len());
         let no_room =
-            format!("for an answer within --max-seq-length {} tokens: the longest takes {longest}", self.max_length);
+            format!("for an answer within ⟨max_seq_length⟩ {} tokens: the longest takes {longest}", self.max_length);
         if examples.is_empty() {
             return Err(match crowded {
                 0 => Error::file(file, "has no row with a text"),
@@ -223,7 +223,7 @@ impl LanguageDataOptions {
         let mut warnings = Vec::new();
         if cut > 0 {
             warnings.push(format!(
-                "{} are longer than --max-seq-length {} tokens and are cut",
+                "{} are longer than ⟨max_seq_length⟩ {} tokens and are cut",
                 of(cut),
                 self.max_length
             ));

@@ -172,7 +172,7 @@ impl DreamBoothConfig {
         if resolution % multiple != 0 {
             let below = (resolution / multiple * multiple).max(multiple);
             return Err(Error::invalid(format!(
-                "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
+                "⟨resolution⟩ {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
                 below + multiple
             )));
         }

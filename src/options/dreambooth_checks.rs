@@ -19,11 +19,11 @@ impl DreamBoothConfig {
         self.training.check_logging_dir(self.output())?;
         self.init_adapter
             .as_ref()
-            .map_or(Ok(()), |adapter| TrainingArgs::check_stays("--init-adapter", adapter, self.output()))?;
+            .map_or(Ok(()), |adapter| TrainingArgs::check_stays("⟨init_adapter⟩", adapter, self.output()))?;
         self.check_paths()?;
         self.check_class_images()?;
         if self.accepted.push_to_hub {
-            return refuse("--push-to-hub is not supported; upload the output folder with the hub's own tool".into());
+            return refuse("⟨push_to_hub⟩ is not supported; upload the output folder with the hub's own tool".into());
         }
         Ok(())
     }
@@ -32,14 +32,14 @@ impl DreamBoothConfig {
     fn check_paths(&self) -> Result<()> {
         // A plan needs no photos.
         if self.instance_data_dir != Path::new("") {
-            is_folder("--instance-data-dir", &self.instance_data_dir)?;
+            is_folder("⟨instance_data_dir⟩", &self.instance_data_dir)?;
         }
         match (self.with_prior_preservation, &self.class_data_dir) {
-            (true, Some(folder)) if folder.exists() => is_folder("--class-data-dir", folder)?,
+            (true, Some(folder)) if folder.exists() => is_folder("⟨class_data_dir⟩", folder)?,
             _ => {}
         }
         self.model.check_paths()?;
-        self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("--init-adapter", path))
+        self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("⟨init_adapter⟩", path))
     }
 
     fn check_class_images(&self) -> Result<()> {
@@ -47,20 +47,20 @@ impl DreamBoothConfig {
             return Ok(());
         }
         let (Some(folder), Some(_)) = (&self.class_data_dir, &self.class_prompt) else {
-            return refuse("--with-prior-preservation needs --class-data-dir and --class-prompt".into());
+            return refuse("⟨with_prior_preservation⟩ needs ⟨class_data_dir⟩ and ⟨class_prompt⟩".into());
         };
         let same = |folder: &Path| folder.canonicalize().ok() == self.instance_data_dir.canonicalize().ok();
         if folder.exists() && same(folder) {
             return refuse(format!(
-                "--class-data-dir and --instance-data-dir are both {}; images of the class would be trained on as the subject. \
+                "⟨class_data_dir⟩ and ⟨instance_data_dir⟩ are both {}; images of the class would be trained on as the subject. \
                  Give the class a folder of its own",
                 folder.display()
             ));
         }
         if self.num_class_images == 0 && count_images_but(folder, &self.apart_from_class())? == 0 {
             return refuse(format!(
-                "--num-class-images is 0 and {} holds no image, but --with-prior-preservation learns from class images; \
-                 have some made (100 is usual), or leave --with-prior-preservation out",
+                "⟨num_class_images⟩ is 0 and {} holds no image, but ⟨with_prior_preservation⟩ learns from class images; \
+                 have some made (100 is usual), or leave ⟨with_prior_preservation⟩ out",
                 folder.display()
             ));
         }
@@ -70,18 +70,18 @@ impl DreamBoothConfig {
     fn check_counts(&self) -> Result<()> {
         let resolution = self.resolution.unwrap_or(8);
         if resolution > MAX_RESOLUTION {
-            return refuse(format!("--resolution is {resolution}; it can be at most {MAX_RESOLUTION}"));
+            return refuse(format!("⟨resolution⟩ is {resolution}; it can be at most {MAX_RESOLUTION}"));
         }
         if resolution == 0 || !resolution.is_multiple_of(8) {
             let near = ((resolution + 4) / 8 * 8).max(8);
-            return refuse(format!("--resolution {resolution} is not a multiple of 8; the nearest is {near}"));
+            return refuse(format!("⟨resolution⟩ {resolution} is not a multiple of 8; the nearest is {near}"));
         }
         for (flag, number, least, most) in [
-            ("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES),
-            ("--sample-batch-size", self.sample_batch_size as u64, 1, MAX_PLACES),
-            ("--num-class-images", self.num_class_images as u64, 0, MAX_PLACES),
-            ("--num-validation-images", self.num_validation_images as u64, 1, MAX_PLACES),
-            ("--validation-steps", self.validation_steps, 1, u64::MAX),
+            ("⟨train_batch_size⟩", self.train_batch_size as u64, 1, MAX_PLACES),
+            ("⟨sample_batch_size⟩", self.sample_batch_size as u64, 1, MAX_PLACES),
+            ("⟨num_class_images⟩", self.num_class_images as u64, 0, MAX_PLACES),
+            ("⟨num_validation_images⟩", self.num_validation_images as u64, 1, MAX_PLACES),
+            ("⟨validation_steps⟩", self.validation_steps, 1, u64::MAX),
         ] {
             counted(flag, number, least, most)?;
         }
@@ -91,15 +91,15 @@ impl DreamBoothConfig {
     fn check_numbers(&self) -> Result<()> {
         check_guidance_scale(self.guidance_scale)?;
         for (flag, number, most) in [
-            ("--learning-rate", self.learning_rate, 1e3),
-            ("--prior-loss-weight", self.prior_loss_weight, MAX_FACTOR),
-            ("--noise-offset", self.noise_offset, 100.0),
-            ("--snr-gamma", self.snr_gamma.unwrap_or(1.0), MAX_FACTOR),
+            ("⟨learning_rate⟩", self.learning_rate, 1e3),
+            ("⟨prior_loss_weight⟩", self.prior_loss_weight, MAX_FACTOR),
+            ("⟨noise_offset⟩", self.noise_offset, 100.0),
+            ("⟨snr_gamma⟩", self.snr_gamma.unwrap_or(1.0), MAX_FACTOR),
         ] {
             in_range(flag, number, most)?;
         }
         if self.snr_gamma == Some(0.0) {
-            return refuse("--snr-gamma is 0, which makes every loss 0; 5 is usual".into());
+            return refuse("⟨snr_gamma⟩ is 0, which makes every loss 0; 5 is usual".into());
         }
         Ok(())
     }
@@ -108,25 +108,25 @@ impl DreamBoothConfig {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if !self.with_prior_preservation && (self.class_data_dir.is_some() || self.class_prompt.is_some()) {
-            warnings.push("class options have no effect without --with-prior-preservation".to_owned());
+            warnings.push("class options have no effect without ⟨with_prior_preservation⟩".to_owned());
         }
         if self.with_prior_preservation && self.prior_loss_weight == 0.0 {
-            warnings.push("--prior-loss-weight is 0: the class images cost time and teach nothing".to_owned());
+            warnings.push("⟨prior_loss_weight⟩ is 0: the class images cost time and teach nothing".to_owned());
         }
         if !self.train_text_encoder && self.given.names().any(|name| name.starts_with("lora_text_encoder_")) {
-            warnings.push("--lora-text-encoder options have no effect without --train-text-encoder".to_owned());
+            warnings.push("⟨lora_text_encoder⟩ options have no effect without ⟨train_text_encoder⟩".to_owned());
         }
         if self.validation_prompt.is_none() && self.given.names().any(|name| name.contains("validation")) {
-            warnings.push("sample images are drawn only with --validation-prompt".to_owned());
+            warnings.push("sample images are drawn only with ⟨validation_prompt⟩".to_owned());
         }
         if self.learning_rate == 0.0 {
-            warnings.push("--learning-rate is 0: nothing is learned".to_owned());
+            warnings.push("⟨learning_rate⟩ is 0: nothing is learned".to_owned());
         }
         warnings.extend(self.training.warnings());
         match self.accepted.report_to.as_deref() {
             None | Some("tensorboard") => {}
             Some(other) => {
-                warnings.push(format!("--report-to {other} is not supported; TensorBoard events are written"))
+                warnings.push(format!("⟨report_to⟩ {other} is not supported; TensorBoard events are written"))
             }
         }
         warnings

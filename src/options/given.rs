@@ -1,6 +1,7 @@
 //! Which options a user gave, as apart from those that have their defaults, and those of them that an adapter's files settle.
 
 use crate::error::{Error, Result};
+use crate::sentence;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Id};
 use serde::Serialize;
@@ -37,8 +38,8 @@ impl GivenFlags {
             let [asked, has] = [&wanted, &found].map(|config| plain(config[name].clone()));
             if asked != has {
                 return Err(Error::Usage(format!(
-                    "--{} is {}, but --init-adapter {} has {}, which stays; leave the flag out",
-                    option.replace('_', "-"),
+                    "{} is {}, but ⟨init_adapter⟩ {} has {}, which stays; leave the flag out",
+                    sentence::option(option),
                     in_words(&asked),
                     folder.display(),
                     in_words(&has)
@@ -139,11 +140,11 @@ mod tests {
         assert_eq!(refused("lora_rank_pattern", json!({ "rank_pattern": null })), None);
         assert_eq!(refused("lora_modules_to_save", json!({ "modules_to_save": ["classifier"] })), None);
         assert_eq!(refused("learning_rate", json!({})), None);
-        let message = "--lora-r is 4, but --init-adapter start has 8, which stays; leave the flag out";
+        let message = "⟨lora_r⟩ is 4, but ⟨init_adapter⟩ start has 8, which stays; leave the flag out";
         assert_eq!(refused("lora_r", json!({ "r": 4 })).as_deref(), Some(message));
         let message = refused("lora_targets", json!({ "target_modules": ["q", "k"] })).unwrap();
-        assert!(message.contains("--lora-targets is k,q") && message.contains("has q,v"), "{message}");
+        assert!(message.contains("⟨lora_targets⟩ is k,q") && message.contains("has q,v"), "{message}");
         let message = refused("use_dora", json!({ "use_dora": true })).unwrap();
-        assert!(message.contains("--use-dora is true") && message.contains("has false"), "{message}");
+        assert!(message.contains("⟨use_dora⟩ is true") && message.contains("has false"), "{message}");
     }
 }

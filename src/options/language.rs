@@ -111,22 +111,22 @@ impl LanguageConfig {
         self.training.check()?;
         self.data.check()?;
         self.data.check_labels()?;
-        counted("--train-batch-size", self.train_batch_size as u64, 1, MAX_PLACES)?;
-        counted("--eval-steps", self.eval_steps.unwrap_or(1), 1, u64::MAX)?;
-        in_range("--learning-rate", self.learning_rate, 1e3)?;
+        counted("⟨train_batch_size⟩", self.train_batch_size as u64, 1, MAX_PLACES)?;
+        counted("⟨eval_steps⟩", self.eval_steps.unwrap_or(1), 1, u64::MAX)?;
+        in_range("⟨learning_rate⟩", self.learning_rate, 1e3)?;
         self.lora.check()?;
         self.prompt.check(self.peft_method)?;
         self.check_paths()?;
         self.training.check_logging_dir(self.output())?;
         for (flag, path) in [
-            ("--train-file", Some(&self.train_file)),
-            ("--validation-file", self.validation_file.as_ref()),
-            ("--init-adapter", self.init_adapter.as_ref()),
+            ("⟨train_file⟩", Some(&self.train_file)),
+            ("⟨validation_file⟩", self.validation_file.as_ref()),
+            ("⟨init_adapter⟩", self.init_adapter.as_ref()),
         ] {
             path.map_or(Ok(()), |path| TrainingArgs::check_stays(flag, path, self.output()))?;
         }
         if self.eval_steps.is_some() && self.validation_file.is_none() {
-            return refuse("--eval-steps needs --validation-file, the records to evaluate on".into());
+            return refuse("⟨eval_steps⟩ needs ⟨validation_file⟩, the records to evaluate on".into());
         }
         Ok(())
     }
@@ -135,11 +135,12 @@ impl LanguageConfig {
     fn check_paths(&self) -> Result<()> {
         // A plan needs no records.
         let train_file = Some(&self.train_file).filter(|path| **path != Path::new(""));
-        for (flag, path) in [("--train-file", train_file), ("--validation-file", self.validation_file.as_ref())] {
+        for (flag, path) in [("⟨train_file⟩", train_file), ("⟨validation_file⟩", self.validation_file.as_ref())]
+        {
             path.map_or(Ok(()), |path| is_file(flag, path))?;
         }
-        check_language_model("--model", &self.model)?;
-        self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("--init-adapter", path))
+        check_language_model("⟨model⟩", &self.model)?;
+        self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("⟨init_adapter⟩", path))
     }
 
     /// The folder that the run writes to, once it is named.

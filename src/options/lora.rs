@@ -5,7 +5,7 @@ use super::pattern::PatternFlag;
 use super::values::name_of;
 use crate::adapters::{Bias, InitWeights, LoraConfig, TargetModules};
 use crate::error::Result;
-use crate::sentence::flag;
+use crate::sentence::{flag, option};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Serialize, Serializer};
@@ -49,7 +49,7 @@ pub struct LoraArgs {
 }
 
 impl LoraArgs {
-    /// Refuses numbers that cannot be meant, each by the name that `named` gives to its option.
+    /// Refuses numbers that cannot be meant, each by its option, which a sentence has as `named` gives it.
     fn check_as(&self, named: impl Fn(&str) -> String) -> Result<()> {
         checks::rank(&named("lora_r"), self.lora_r)?;
         checks::alpha(&named("lora_alpha"), self.lora_alpha)?;
@@ -65,7 +65,7 @@ impl LoraArgs {
 
     /// Refuses numbers that cannot be meant.
     pub fn check(&self) -> Result<()> {
-        self.check_as(flag)
+        self.check_as(option)
     }
 
     /// The adapter that the options ask for, of the kind `variant`.
@@ -186,7 +186,7 @@ impl<P: LoraPart> LoraOf<P> {
 
     /// Refuses numbers that cannot be meant.
     pub fn check(&self) -> Result<()> {
-        self.0.check_as(|name| flag(&Self::named(name)))
+        self.0.check_as(|name| option(&Self::named(name)))
     }
 
     /// The option `arg` of [`LoraArgs`] as the part has it.
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(written["lora_text_encoder_bias"], json!("none"));
         assert_eq!(serde_json::to_value(&unet).unwrap()["lora_init"], Value::Null);
         let error = unet.check().unwrap_err().to_string();
-        assert!(error.starts_with("--lora-alpha is -0.5"), "{error}");
+        assert!(error.starts_with("⟨lora_alpha⟩ is -0.5"), "{error}");
         assert!(text_encoder.check().is_ok());
     }
 

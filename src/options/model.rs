@@ -38,10 +38,10 @@ impl ModelArgs {
     /// Refuses what only says something of a pipeline.
     pub fn check_for_language_model(&self) -> Result<()> {
         for (flag, given) in [
-            ("--variant", self.variant.is_some()),
-            ("--tokenizer-name", self.tokenizer_name.is_some()),
-            ("--config-folder", self.config_folder.is_some()),
-            ("--prediction-type", self.prediction_type.is_some()),
+            ("⟨variant⟩", self.variant.is_some()),
+            ("⟨tokenizer_name⟩", self.tokenizer_name.is_some()),
+            ("⟨config_folder⟩", self.config_folder.is_some()),
+            ("⟨prediction_type⟩", self.prediction_type.is_some()),
         ] {
             if given {
                 return Err(Error::Usage(format!(
@@ -54,9 +54,9 @@ impl ModelArgs {
 
     /// Refuses paths that are not there.
     pub fn check_paths(&self) -> Result<()> {
-        check_model("--model", &self.name)?;
-        self.tokenizer_name.as_deref().map_or(Ok(()), |name| check_model("--tokenizer-name", name))?;
-        self.config_folder.as_deref().map_or(Ok(()), |folder| is_folder("--config-folder", folder))
+        check_model("⟨model⟩", &self.name)?;
+        self.tokenizer_name.as_deref().map_or(Ok(()), |name| check_model("⟨tokenizer_name⟩", name))?;
+        self.config_folder.as_deref().map_or(Ok(()), |folder| is_folder("⟨config_folder⟩", folder))
     }
 
     /// How the model is looked for.

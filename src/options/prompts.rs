@@ -6,6 +6,7 @@ use crate::adapters::{
     PTuningOptions, PrefixTuningOptions, PromptConfig, PromptTuningInit, PromptTuningOptions, Reparameterization,
 };
 use crate::error::{Error, Result};
+use crate::sentence::option;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::Path;
@@ -62,8 +63,8 @@ impl PeftMethod {
             Some((name, owners)) => {
                 let theirs: Vec<String> = owners.iter().map(|owner| values::name(owner)).collect();
                 Err(Error::Usage(format!(
-                    "--{} belongs to --peft-method {}, and this run's is {}; leave one of them out",
-                    name.replace('_', "-"),
+                    "{} belongs to ⟨peft_method⟩ {}, and this run's is {}; leave one of them out",
+                    option(name),
                     theirs.join(" and "),
                     values::name(&self)
                 )))
@@ -122,33 +123,33 @@ pub struct PromptArgs {
 impl PromptArgs {
     /// Refuses options that cannot be meant with `method`.
     pub(crate) fn check(&self, method: PeftMethod) -> Result<()> {
-        counted("--num-virtual-tokens", self.num_virtual_tokens, 1, MAX_VIRTUAL_TOKENS)?;
-        counted("--encoder-hidden-size", self.encoder_hidden_size.unwrap_or(1), 1, MAX_WIDTH)?;
-        counted("--encoder-num-layers", self.encoder_num_layers.unwrap_or(1), 1, MAX_LAYERS)?;
-        dropout("--encoder-dropout", self.encoder_dropout.unwrap_or(0.0))?;
+        counted("⟨num_virtual_tokens⟩", self.num_virtual_tokens, 1, MAX_VIRTUAL_TOKENS)?;
+        counted("⟨encoder_hidden_size⟩", self.encoder_hidden_size.unwrap_or(1), 1, MAX_WIDTH)?;
+        counted("⟨encoder_num_layers⟩", self.encoder_num_layers.unwrap_or(1), 1, MAX_LAYERS)?;
+        dropout("⟨encoder_dropout⟩", self.encoder_dropout.unwrap_or(0.0))?;
         let starts_as_text = self.prompt_tuning_init == PromptTuningInit::Text;
         match &self.prompt_tuning_init_text {
             None if starts_as_text => {
                 return refuse(
-                    "--prompt-tuning-init text needs --prompt-tuning-init-text, the text to start from".into(),
+                    "⟨prompt_tuning_init⟩ text needs ⟨prompt_tuning_init_text⟩, the text to start from".into(),
                 )
             }
             Some(_) if !starts_as_text => {
-                return refuse("--prompt-tuning-init-text is used with --prompt-tuning-init text; add it".into())
+                return refuse("⟨prompt_tuning_init_text⟩ is used with ⟨prompt_tuning_init⟩ text; add it".into())
             }
             _ => {}
         }
         if method == PeftMethod::PrefixTuning && self.encoder_hidden_size.is_some() && !self.prefix_projection {
-            return refuse("--encoder-hidden-size is the width of --prefix-projection; add it".into());
+            return refuse("⟨encoder_hidden_size⟩ is the width of ⟨prefix_projection⟩; add it".into());
         }
         let is_mlp = self.encoder_reparameterization_type == Reparameterization::Mlp;
         let of_lstm = [
-            ("--encoder-num-layers", self.encoder_num_layers.is_some()),
-            ("--encoder-dropout", self.encoder_dropout.is_some()),
+            ("⟨encoder_num_layers⟩", self.encoder_num_layers.is_some()),
+            ("⟨encoder_dropout⟩", self.encoder_dropout.is_some()),
         ];
         match of_lstm.iter().find(|(_, given)| *given && is_mlp) {
             Some((flag, _)) => {
-                refuse(format!("{flag} is the LSTM's; add --encoder-reparameterization-type lstm, or leave it out"))
+                refuse(format!("{flag} is the LSTM's; add ⟨encoder_reparameterization_type⟩ lstm, or leave it out"))
             }
             None => Ok(()),
         }
@@ -208,7 +209,7 @@ mod tests {
             method.check_given([name].into_iter()).err().map(|error| error.to_string())
         };
         let message = refused(PeftMethod::PrefixTuning, "lora_r").unwrap();
-        assert!(message.contains("--lora-r") && message.contains("prefix-tuning"), "{message}");
+        assert!(message.contains("⟨lora_r⟩") && message.contains("prefix-tuning"), "{message}");
         let message = refused(PeftMethod::Lora, "encoder_hidden_size").unwrap();
         assert!(message.contains("prefix-tuning and p-tuning"), "{message}");
         assert_eq!(refused(PeftMethod::PTuning, "encoder_dropout"), None);

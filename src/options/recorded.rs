@@ -28,7 +28,7 @@ pub fn options_of(file: &Path, text: &str) -> Result<Map<String, Value>> {
     let run: Value =
         serde_json::from_str(text).map_err(|error| Error::file(file, format!("not valid JSON: {error}")))?;
     let Some(options) = run["options"].as_object() else {
-        return Err(Error::file(file, "is not the run.json of a training run; --config takes one, or a TOML file"));
+        return Err(Error::file(file, "is not the run.json of a training run; ⟨config⟩ takes one, or a TOML file"));
     };
     let command = match options.contains_key("task") {
         true => LanguageConfig::command(),

@@ -18,7 +18,7 @@ pub(crate) fn check_task(task: LanguageTask, files: &LanguageModelFiles) -> Resu
     }
     let done: Vec<String> = LanguageTask::value_variants().iter().filter(does).map(name).collect();
     refuse(format!(
-        "--task {} does not work with a {} model; choose {}",
+        "⟨task⟩ {} does not work with a {} model; choose {}",
         name(&task),
         architecture.model_type,
         done.join(" and ")
@@ -58,14 +58,14 @@ pub struct LanguageDataArgs {
 impl LanguageDataArgs {
     /// Refuses what cannot be meant, by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
-        counted("--max-seq-length", self.max_seq_length as u64, 2, MAX_PLACES)?;
-        counted("--eval-max-new-tokens", self.eval_max_new_tokens as u64, 1, MAX_PLACES)
+        counted("⟨max_seq_length⟩", self.max_seq_length as u64, 2, MAX_PLACES)?;
+        counted("⟨eval_max_new_tokens⟩", self.eval_max_new_tokens as u64, 1, MAX_PLACES)
     }
 
     /// The same of what is to be learnt, which records must tell.
     pub fn check_labels(&self) -> Result<()> {
         match self.label_column.is_none() && self.task != LanguageTask::CausalLm {
-            true => refuse("--label-column is missing: the column with the expected answer or the class".into()),
+            true => refuse("⟨label_column⟩ is missing: the column with the expected answer or the class".into()),
             false => Ok(()),
         }
     }

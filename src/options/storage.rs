@@ -34,13 +34,13 @@ pub struct StorageArgs {
 impl StorageArgs {
     /// Refuses what cannot be meant, by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
-        in_range("--int8-threshold", self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD), MAX_FACTOR)?;
+        in_range("⟨int8_threshold⟩", self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD), MAX_FACTOR)?;
         if self.int8_threshold.is_some() && !self.load_in_8bit {
-            return refuse("--int8-threshold needs --load-in-8bit, without which nothing is computed in 8 bits".into());
+            return refuse("⟨int8_threshold⟩ needs ⟨load_in_8bit⟩, without which nothing is computed in 8 bits".into());
         }
         match (self.load_in_8bit, self.offload) {
             (true, Offload::Cpu) => refuse(
-                "--load-in-8bit and --offload cpu exclude each other; the first computes faster, the second takes less memory"
+                "⟨load_in_8bit⟩ and ⟨offload⟩ cpu exclude each other; the first computes faster, the second takes less memory"
                     .into(),
             ),
             _ => Ok(()),
@@ -53,16 +53,6 @@ impl StorageArgs {
             (true, _) => Storage::Int8 { threshold: self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD) },
             (false, Offload::Cpu) => Storage::Streamed,
             (false, Offload::None) => Storage::Dense,
-        }
-    }
-
-    /// The flags that ask for it, behind a space each.
-    pub fn flags(&self) -> String {
-        match self.storage() {
-            Storage::Dense => String::new(),
-            Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
-            Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
-            Storage::Streamed => " --offload cpu".to_owned(),
         }
     }
 }

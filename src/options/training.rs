@@ -114,37 +114,37 @@ impl TrainingArgs {
     pub fn check(&self) -> Result<()> {
         self.weights.check()?;
         for (flag, number, least, most) in [
-            ("--gradient-accumulation-steps", self.gradient_accumulation_steps, 1, MAX_PLACES),
-            ("--checkpointing-steps", self.checkpointing_steps, 1, u64::MAX),
-            ("--max-train-steps", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
+            ("⟨gradient_accumulation_steps⟩", self.gradient_accumulation_steps, 1, MAX_PLACES),
+            ("⟨checkpointing_steps⟩", self.checkpointing_steps, 1, u64::MAX),
+            ("⟨max_train_steps⟩", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
             (
-                "--num-train-epochs",
+                "⟨num_train_epochs⟩",
                 self.num_train_epochs.unwrap_or(1),
                 u64::from(self.max_train_steps.is_none()),
                 MAX_STEPS,
             ),
-            ("--lr-warmup-steps", self.lr_warmup_steps, 0, MAX_STEPS),
-            ("--lr-num-cycles", self.lr_num_cycles, 0, MAX_STEPS),
-            ("--keep-checkpoints", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
+            ("⟨lr_warmup_steps⟩", self.lr_warmup_steps, 0, MAX_STEPS),
+            ("⟨lr_num_cycles⟩", self.lr_num_cycles, 0, MAX_STEPS),
+            ("⟨keep_checkpoints⟩", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
         ] {
             counted(flag, number, least, most)?;
         }
         for (flag, number, most) in [
-            ("--max-grad-norm", self.max_grad_norm, f64::MAX),
-            ("--lr-power", self.lr_power, MAX_FACTOR),
-            ("--adam-epsilon", self.adam_epsilon, 1.0),
-            ("--adam-weight-decay", self.adam_weight_decay, MAX_FACTOR),
+            ("⟨max_grad_norm⟩", self.max_grad_norm, f64::MAX),
+            ("⟨lr_power⟩", self.lr_power, MAX_FACTOR),
+            ("⟨adam_epsilon⟩", self.adam_epsilon, 1.0),
+            ("⟨adam_weight_decay⟩", self.adam_weight_decay, MAX_FACTOR),
         ] {
             in_range(flag, number, most)?;
         }
         if self.adam_epsilon == 0.0 {
             return refuse(
-                "--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
+                "⟨adam_epsilon⟩ is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
             );
         }
         if self.max_grad_norm == 0.0 {
             return refuse(
-                "--max-grad-norm is 0, which makes every gradient 0; 1 is usual, and 1e9 cuts nothing".into(),
+                "⟨max_grad_norm⟩ is 0, which makes every gradient 0; 1 is usual, and 1e9 cuts nothing".into(),
             );
         }
         Ok(())
@@ -156,7 +156,7 @@ impl TrainingArgs {
         let mut warnings = Vec::new();
         if self.lr_warmup_steps > 0 && !has_warmup {
             warnings.push(
-                "--lr-warmup-steps has no effect with --lr-scheduler constant; constant_with_warmup has a warm-up"
+                "⟨lr_warmup_steps⟩ has no effect with ⟨lr_scheduler⟩ constant; constant_with_warmup has a warm-up"
                     .to_owned(),
             );
         }
@@ -169,7 +169,7 @@ impl TrainingArgs {
         let inside = |part: Component| matches!(part, Component::Normal(_) | Component::RootDir);
         if path.file_name().is_none() || !path.components().all(inside) {
             return refuse(format!(
-                "--logging-dir `{given}` is not a folder inside the output folder; give a name, such as logs, or an absolute path"
+                "⟨logging_dir⟩ `{given}` is not a folder inside the output folder; give a name, such as logs, or an absolute path"
             ));
         }
         let logs = output.join(path);
@@ -177,7 +177,7 @@ impl TrainingArgs {
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         if is_written_by_a_run(&first.unwrap_or_default()) || logs.is_file() {
             return refuse(format!(
-                "--logging-dir `{given}` is a name that a run uses itself in the output folder; choose another name"
+                "⟨logging_dir⟩ `{given}` is a name that a run uses itself in the output folder; choose another name"
             ));
         }
         Ok(())
@@ -190,7 +190,7 @@ impl TrainingArgs {
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         match first.is_none_or(|first| is_written_by_a_run(&first)) {
             true => refuse(format!(
-                "{flag} {} is what a run writes to --output-dir {}, which this one would replace; give another --output-dir",
+                "{flag} {} is what a run writes to ⟨output_dir⟩ {}, which this one would replace; give another ⟨output_dir⟩",
                 path.display(),
                 output.display()
             )),
@@ -260,7 +260,7 @@ impl TrainingArgs {
             None | Some("latest") => Ok(()),
             Some(which) if output.join(which).is_dir() || Path::new(which).is_dir() => Ok(()),
             Some(which) => refuse(format!(
-                "--resume {which}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give --resume alone \
+                "⟨resume⟩ {which}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give ⟨resume⟩ alone \
                  for the latest",
                 output.display()
             )),

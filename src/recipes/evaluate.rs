@@ -20,7 +20,7 @@ use std::path::Path;
 use tch::Device;
 
 /// What to do where memory is full.
-const EVALUATE_IN_LESS: &str = "turn on --load-in-8bit or --offload cpu, or lower --max-seq-length";
+const EVALUATE_IN_LESS: &str = "turn on ⟨load_in_8bit⟩ or ⟨offload⟩ cpu, or lower ⟨max_seq_length⟩";
 
 /// What was measured.
 #[derive(Debug)]
@@ -35,15 +35,15 @@ pub struct Evaluated {
 pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Evaluated> {
     config.weights.check()?;
     config.data.check()?;
-    is_file("--validation-file", &config.validation_file)?;
-    check_language_model("--model", &config.model)?;
+    is_file("⟨validation_file⟩", &config.validation_file)?;
+    check_language_model("⟨model⟩", &config.model)?;
     // Without labels a text can be its own, or is answered.
     let answers_alone = config.data.label_column.is_none() && config.output.is_some();
     if !answers_alone {
         config
             .data
             .check_labels()
-            .map_err(|error| Error::Usage(format!("{error}; or give --output FILE.csv for the answers alone")))?;
+            .map_err(|error| Error::Usage(format!("{error}; or give ⟨output⟩ FILE.csv for the answers alone")))?;
     }
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
@@ -100,8 +100,8 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     })?;
     if let Some(loss) = evaluation.as_ref().map(|measured| measured.loss).filter(|loss| !loss.is_finite()) {
         return Err(Error::invalid(format!(
-            "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \
-             compute with --mixed-precision no",
+            "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind ⟨adapter⟩ PATH=, or \
+             compute with ⟨mixed_precision⟩ no",
             super::device_name(device, kind)
         )));
     }
@@ -116,13 +116,13 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
 fn check_output(path: &Path, config: &EvaluateConfig) -> Result<()> {
     let records = &config.validation_file;
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("csv")) {
-        return Err(Error::Usage(format!("--output {} is to be a CSV file; end its name in .csv", path.display())));
+        return Err(Error::Usage(format!("⟨output⟩ {} is to be a CSV file; end its name in .csv", path.display())));
     }
     if path.canonicalize().is_ok_and(|path| records.canonicalize().is_ok_and(|records| path == records)) {
-        return Err(Error::Usage(format!("--output {} are the records themselves; give another name", path.display())));
+        return Err(Error::Usage(format!("⟨output⟩ {} are the records themselves; give another name", path.display())));
     }
     if std::fs::symlink_metadata(path).is_ok() && !config.overwrite {
-        return Err(Error::is_there(path, "--output"));
+        return Err(Error::is_there(path, "⟨output⟩"));
     }
     // Begun and given up, so that a place that cannot be written to shows now.
     WholeFile::create(path).map(drop)
@@ -134,7 +134,7 @@ fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> 
     match adapters.tasks().find(|name| *name != task.peft_name()) {
         Some(other) => {
             let other = task_name(other);
-            Err(Error::invalid(format!("--task is {}, and the adapter is for {other}", name(&task))))
+            Err(Error::invalid(format!("⟨task⟩ is {}, and the adapter is for {other}", name(&task))))
         }
         None => Ok(()),
     }
@@ -146,8 +146,9 @@ fn warn_of_other_texts(config: &EvaluateConfig, folder: &Path, observer: &mut dy
     let run: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let learned = &run["options"]["prompt_template"];
     if *learned != serde_json::json!(config.data.prompt_template) && !run["options"].is_null() {
-        let with =
-            learned.as_str().map_or("no --prompt-template".to_owned(), |text| format!("--prompt-template {text:?}"));
+        let with = learned
+            .as_str()
+            .map_or("no ⟨prompt_template⟩".to_owned(), |text| format!("⟨prompt_template⟩ {text:?}"));
         observer.warning(format!("{} learned with {with}, and other texts are measured here", folder.display()));
     }
 }

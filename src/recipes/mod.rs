@@ -181,7 +181,7 @@ pub fn report_weights(weights: &StorageArgs, device: Device, observer: &mut dyn 
 
 /// Reports an adapter, as `PATH=SCALE` names it.
 pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
-    let (path, scale) = adapter_argument::path_and_scale("--adapter", text).unwrap_or((text.into(), 1.0));
+    let (path, scale) = adapter_argument::path_and_scale("⟨adapter⟩", text).unwrap_or((text.into(), 1.0));
     observer.fact_with("adapter", text, json!({ "path": path.display().to_string(), "scale": scale }));
 }
 

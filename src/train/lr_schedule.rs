@@ -60,15 +60,15 @@ impl LrSchedule {
     pub fn check(&self) -> Result<()> {
         let rate = self.learning_rate;
         if !rate.is_finite() || rate < 0.0 {
-            return Err(Error::invalid(format!("--learning-rate is {rate}; it must be a number of at least 0")));
+            return Err(Error::invalid(format!("⟨learning_rate⟩ is {rate}; it must be a number of at least 0")));
         }
         if self.kind == ScheduleKind::Polynomial && rate <= POLYNOMIAL_END {
             return Err(Error::invalid(format!(
-                "--learning-rate is {rate}; the polynomial schedule ends at {POLYNOMIAL_END:e} and must start above it"
+                "⟨learning_rate⟩ is {rate}; the polynomial schedule ends at {POLYNOMIAL_END:e} and must start above it"
             )));
         }
         if !self.power.is_finite() || self.power < 0.0 {
-            return Err(Error::invalid(format!("--lr-power is {}; it must be a number of at least 0", self.power)));
+            return Err(Error::invalid(format!("⟨lr_power⟩ is {}; it must be a number of at least 0", self.power)));
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ impl Adapters {
         let Some(path) = &config.init_adapter else { return "a new adapter".to_owned() };
         let parts: Vec<String> = self.trained.iter().map(|(part, _)| part.name().replace('_', " ")).collect();
         let carried = match self.carried {
-            Some(_) => "; its text encoder's adapter is used and written unchanged (--train-text-encoder trains it)",
+            Some(_) => "; its text encoder's adapter is used and written unchanged (⟨train_text_encoder⟩ trains it)",
             None => "",
         };
         format!("the adapter {}: {}{carried}", path.display(), parts.join(" and "))
@@ -159,9 +159,9 @@ fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraC
         }
         None if part == Part::TextEncoder => Err(Error::file(
             path,
-            "has no adapter for the text encoder, which --train-text-encoder continues; leave the flag out, or give an \
-             --init-adapter that has both",
+            "has no adapter for the text encoder, which ⟨train_text_encoder⟩ continues; leave the flag out, or give an \
+             ⟨init_adapter⟩ that has both",
         )),
-        None => Err(Error::file(path, format!("has no adapter for the {}, which --init-adapter must have", part.name()))),
+        None => Err(Error::file(path, format!("has no adapter for the {}, which ⟨init_adapter⟩ must have", part.name()))),
     }
 }

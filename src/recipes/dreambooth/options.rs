@@ -44,7 +44,7 @@ pub(in crate::recipes) fn why_so_long(config: &DreamBoothConfig, photos: u64) ->
         _ => String::new(),
     };
     Some(format!(
-        "{steps} steps for {counted}: {STEPS_A_PHOTO} each{limits}; --max-train-steps or --num-train-epochs choose another length"
+        "{steps} steps for {counted}: {STEPS_A_PHOTO} each{limits}; ⟨max_train_steps⟩ or ⟨num_train_epochs⟩ choose another length"
     ))
 }
 
@@ -81,7 +81,7 @@ mod tests {
         };
         let why = |photos| why_so_long(&config(""), photos).unwrap();
         assert!(why(1).starts_with("400 steps for 1 photo: 120 each, but at least 400"), "{}", why(1));
-        assert!(why(5).starts_with("600 steps for 5 photos: 120 each; --max-train-steps"), "{}", why(5));
+        assert!(why(5).starts_with("600 steps for 5 photos: 120 each; ⟨max_train_steps⟩"), "{}", why(5));
         assert!(why(50).contains("but at most 1200"), "{}", why(50));
         for more in ["--max-train-steps 5", "--num-train-epochs 1"] {
             assert_eq!(why_so_long(&config(more), 5), None);

@@ -105,7 +105,7 @@ fn placement(run: &Run, kind: Kind) -> Placement {
 
 /// What to do where memory is full of class images.
 const DRAW_IN_LESS: &str =
-    "lower --sample-batch-size or --resolution, or use --prior-generation-precision bf16, for the class images";
+    "lower ⟨sample_batch_size⟩ or ⟨resolution⟩, or use ⟨prior_generation_precision⟩ bf16, for the class images";
 
 /// Generates the class images that prior preservation needs and the folder does not have yet.
 pub fn make_class_images(
@@ -208,11 +208,11 @@ pub fn check_prompts(
     let mut prompts = Vec::new();
     // Where all photos have captions, nothing reads it.
     if instances.is_empty() || captions.clone().count() < instances.len() {
-        prompts.push(NamedPrompt::flag("--instance-prompt", &config.instance_prompt));
+        prompts.push(NamedPrompt::option("⟨instance_prompt⟩", &config.instance_prompt));
     }
     let class_prompt = config.class_prompt.as_deref().filter(|_| config.with_prior_preservation);
-    prompts.extend(class_prompt.map(|text| NamedPrompt::flag("--class-prompt", text)));
-    prompts.extend(config.validation_prompt.as_deref().map(|text| NamedPrompt::flag("--validation-prompt", text)));
+    prompts.extend(class_prompt.map(|text| NamedPrompt::option("⟨class_prompt⟩", text)));
+    prompts.extend(config.validation_prompt.as_deref().map(|text| NamedPrompt::option("⟨validation_prompt⟩", text)));
     prompts.extend(captions.map(|(file, text)| NamedPrompt::listed(file.display().to_string(), text)));
     warn_of_prompts(tokenizer, &prompts, observer)
 }
@@ -232,8 +232,8 @@ pub fn class_files(config: &DreamBoothConfig, folder: &Path) -> Result<PhotoFile
     let mut files = PhotoFiles::list(folder, &config.apart_from_class())?;
     let unused = match files.texts() {
         0 => None,
-        1 => Some("a caption is not used: class images are trained with --class-prompt".to_owned()),
-        texts => Some(format!("{texts} captions are not used: class images are trained with --class-prompt")),
+        1 => Some("a caption is not used: class images are trained with ⟨class_prompt⟩".to_owned()),
+        texts => Some(format!("{texts} captions are not used: class images are trained with ⟨class_prompt⟩")),
     };
     files.warnings.extend(unused.map(|text| format!("{}: {text}", folder.display())));
     Ok(files)

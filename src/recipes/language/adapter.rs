@@ -42,7 +42,7 @@ impl WantedAdapter {
         if found != wanted.peft_type() {
             return Err(Error::file(
                 folder,
-                format!("is an adapter of type {found}, and --peft-method {} trains another", name(&wanted)),
+                format!("is an adapter of type {found}, and ⟨peft_method⟩ {} trains another", name(&wanted)),
             ));
         }
         let given = &config.given;
@@ -162,7 +162,7 @@ fn text_start(
 ) -> Result<BTreeMap<String, Tensor>> {
     let ids = tokenizer.encode(text, usize::MAX)?.ids;
     if ids.is_empty() {
-        return Err(Error::invalid("--prompt-tuning-init-text has no tokens; give a text that has some"));
+        return Err(Error::invalid("⟨prompt_tuning_init_text⟩ has no tokens; give a text that has some"));
     }
     let ids: Vec<i64> = ids.into_iter().cycle().take(prompt.rows() as usize).collect();
     let _no_grad = tch::no_grad_guard();

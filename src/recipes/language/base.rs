@@ -40,7 +40,7 @@ impl<'a> WantedModel<'a> {
 
     /// Refuses a path that is not there.
     pub fn check_path(&self) -> Result<()> {
-        check_language_model("--model", self.name)
+        check_language_model("⟨model⟩", self.name)
     }
 
     /// Where it is on disk, fetched first if it is a hub id, with a bar for what has to be downloaded.
@@ -49,7 +49,7 @@ impl<'a> WantedModel<'a> {
         match id.filter(|_| !self.name.exists() && !is_gguf(self.name)) {
             Some(id) => self.fetch(id, observer),
             None if self.revision.is_some() => Err(Error::invalid(format!(
-                "--revision is of a hub id, and {} is a path; leave it out",
+                "⟨revision⟩ is of a hub id, and {} is a path; leave it out",
                 self.name.display()
             ))),
             None => Ok(self.name.to_owned()),

@@ -31,7 +31,7 @@ impl GivenAdapters {
     pub fn read(given: &[String]) -> Result<Self> {
         let mut adapters = Self::default();
         for (index, text) in given.iter().enumerate() {
-            let (path, scale) = path_and_scale("--adapter", text)?;
+            let (path, scale) = path_and_scale("⟨adapter⟩", text)?;
             check_kind(&path)?;
             match PromptMethod::of(&peft_folder::peft_type(&path)?) {
                 // Numbered: the same adapter twice is twice its change.
@@ -106,7 +106,7 @@ impl GivenAdapters {
             Some(folder) => Error::file(folder, "has no classes.json, which `train llm` writes for seq-cls"),
             None => Error::file(
                 files.root(),
-                "is not a classifier with named classes (`id2label`); give --adapter with one from `train llm --task seq-cls`",
+                "is not a classifier with named classes (`id2label`); give ⟨adapter⟩ with one from `train llm --task seq-cls`",
             ),
         }
     }

@@ -60,7 +60,7 @@ pub fn train(
     let validation = config.validation_file.as_ref().map(read).transpose()?;
     if config.best_by == BestBy::Accuracy && !validation.as_ref().is_some_and(LanguageDataset::has_answers) {
         return Err(Error::invalid(
-            "--best-by accuracy needs answers to measure: give --validation-file and --label-column, or leave it out",
+            "⟨best_by⟩ accuracy needs answers to measure: give ⟨validation_file⟩ and ⟨label_column⟩, or leave it out",
         ));
     }
     let mut longest = 0;
@@ -260,8 +260,8 @@ impl LanguageJob<'_> {
         self.best = done(best)?.pop();
         match keeps_best && self.validation.is_none() {
             true => Err(Error::invalid(
-                "the run to resume keeps the adapter of its best evaluation; give --validation-file again, or start again in another \
-                 --output-dir",
+                "the run to resume keeps the adapter of its best evaluation; give ⟨validation_file⟩ again, or start again in another \
+                 ⟨output_dir⟩",
             )),
             false => Ok(()),
         }

@@ -39,7 +39,7 @@ pub fn write(
     if files.gguf().is_some() && kind.is_none() {
         observer.fact_with(
             "dtype",
-            "float32, as the file's weights are quantised; --dtype bf16 takes half the space",
+            "float32, as the file's weights are quantised; ⟨dtype⟩ bf16 takes half the space",
             serde_json::json!({ "dtype": "fp32" }),
         );
     }

@@ -264,7 +264,7 @@ impl Run {
                 if let (None, Some(damaged)) = (&latest, damaged.last()) {
                     return Err(Error::file(
                         damaged,
-                        "this checkpoint is damaged, and there is no intact one to resume from; start again with --overwrite",
+                        "this checkpoint is damaged, and there is no intact one to resume from; start again with ⟨overwrite⟩",
                     ));
                 }
                 for damaged in damaged {
@@ -340,9 +340,9 @@ impl Run {
             _ => "no checkpoint was made before it".to_owned(),
         };
         let cure = match self.kind {
-            Kind::Half => "use --mixed-precision bf16 or no, or a lower --learning-rate",
-            _ if self.step == 1 => "lower --learning-rate; if that does not help, the model's weights are damaged",
-            _ => "lower --learning-rate, or raise --lr-warmup-steps",
+            Kind::Half => "use ⟨mixed_precision⟩ bf16 or no, or a lower ⟨learning_rate⟩",
+            _ if self.step == 1 => "lower ⟨learning_rate⟩; if that does not help, the model's weights are damaged",
+            _ => "lower ⟨learning_rate⟩, or raise ⟨lr_warmup_steps⟩",
         };
         let (step, learning_rate) = (self.step, self.schedule.learning_rate);
         Error::Diverged(format!("{what} not a number at step {step} (learning rate {learning_rate:e}); {kept}; {cure}"))
@@ -425,15 +425,15 @@ impl Run {
     pub fn interrupted(&self) -> Error {
         let output = match self.names_output {
             true => String::new(),
-            false => format!(" --output-dir {}", crate::options::shell_path(self.folder.path())),
+            false => format!(" ⟨output_dir⟩ {}", crate::options::shell_path(self.folder.path())),
         };
         Error::Interrupted(match checkpoint::latest(self.folder.path()) {
             Ok(Some(folder)) => format!(
-                "step {} is saved in {}, with its adapter; continue with the same command and --resume{output}",
+                "step {} is saved in {}, with its adapter; continue with the same command and ⟨resume⟩{output}",
                 self.step,
                 folder.display()
             ),
-            _ => format!("stopped before anything was saved; start again with --overwrite{output}"),
+            _ => format!("stopped before anything was saved; start again with ⟨overwrite⟩{output}"),
         })
     }
 
