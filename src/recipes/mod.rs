@@ -1,10 +1,15 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
 pub mod adapter_argument;
+pub mod complete;
+pub mod compute_dtype;
+pub mod convert;
 pub mod demo;
 pub mod dreambooth;
 pub mod evaluate;
+pub mod generate;
 pub mod given_flags;
+mod image_names;
 pub mod language;
 pub mod merge;
 pub mod model_args;

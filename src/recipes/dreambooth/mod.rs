@@ -6,4 +6,5 @@ pub mod config;
 mod options;
 mod phases;
 pub mod plan;
+mod samples;
 pub mod training;
