@@ -4,7 +4,6 @@
 mod assets;
 mod contact_sheet;
 mod gallery;
-pub mod likeness;
 pub mod report;
 
 use super::dreambooth;
@@ -19,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::sample::drawn_image::NamedStrength;
+use crate::sample::likeness::{appearances, Appearance, Distances, Likeness};
 use crate::sample::pipeline::{Pipeline, PipelineAdapter, Residence};
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;
@@ -27,7 +27,6 @@ use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
 use clap::Args;
 use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
-use likeness::{appearances, Appearance, Distances, Likeness};
 use report::Report;
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
