@@ -11,6 +11,7 @@ use jobs::{bert, gpt2, t5, Job};
 use lorabooth::error::Error;
 use lorabooth::options::dreambooth::DreamBoothConfig;
 use lorabooth::options::language::LanguageConfig;
+use lorabooth::recipes::training::control::Control;
 use lorabooth::recipes::training::observer::{Event, Observer, Silent};
 use lorabooth::recipes::{dreambooth, language};
 use lorabooth::train::interrupt::Interrupt;
@@ -120,7 +121,7 @@ fn language(job: &Job, stops: usize) {
         }
         args.retain(|arg| arg != "--quiet");
         let config = Language::parse_from(args).config;
-        language::training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+        language::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     check(
         &|event| matches!(event, Event::Begin { phase, .. } if phase == "evaluating" || phase == "answering"),
@@ -176,7 +177,7 @@ fn sample_images_are_made_up_for() {
             out.display()
         );
         let config = DreamBooth::parse_from(words.split_whitespace().chain(more.iter().copied())).config;
-        dreambooth::training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+        dreambooth::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     // In the first of 25 steps of the second of two images: the first is there, the second is not.
     let first = |event: &Event| matches!(event, Event::Progress { done: 26 });
@@ -210,7 +211,7 @@ fn eight_steps(out: &Path, interrupt: &Interrupt, observer: &mut dyn Observer) -
         out.display()
     );
     let config = DreamBooth::parse_from(words.split_whitespace()).config;
-    dreambooth::training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+    dreambooth::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
 }
 
 #[test]

@@ -235,6 +235,12 @@ fn with_flags(event: Event) -> Event {
 
 impl Observer for Reporter {
     fn on(&mut self, event: Event) {
+        if !event.is_for_screens() {
+            return;
+        }
+        if let Event::Text { text } = &event {
+            return self.text(text);
+        }
         let event = with_flags(event);
         if self.voice.json {
             let events: Vec<Event> = match event {
@@ -265,6 +271,12 @@ impl Observer for Reporter {
             Event::Progress { done } => self.progress(done),
             Event::Step { metrics, total } => self.step(&metrics, total),
             Event::End => self.end(),
+            Event::Text { .. }
+            | Event::Image { .. }
+            | Event::Completed { .. }
+            | Event::Checkpoint { .. }
+            | Event::Paused { .. }
+            | Event::Continued { .. } => {}
         }
     }
 }

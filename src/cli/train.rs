@@ -1,14 +1,15 @@
 //! `lorabooth train`.
 
 use super::bars::duration;
-use super::complete::MAX_NEW_TOKENS;
-use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;
+use crate::options::complete::MAX_NEW_TOKENS;
 use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::generate::GUIDANCE_SCALE;
 use crate::options::language::LanguageConfig;
 use crate::options::storage::StorageArgs;
 use crate::options::{shell_path, shell_word};
+use crate::recipes::training::control::Control;
 use crate::recipes::training::run::{Finished, TextSample};
 use crate::recipes::{dreambooth, language};
 use crate::train::interrupt::Interrupt;
@@ -35,15 +36,15 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
     }
     let device = common.device()?;
-    let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
+    let (control, began) = (Control::of(Interrupt::on_signals()?), Instant::now());
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
-            let finished = dreambooth::training::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = dreambooth::training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_draw(config, &finished);
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language::training::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = language::training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }

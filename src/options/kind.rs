@@ -1,9 +1,11 @@
 //! The kinds of jobs whose options can be given by name, and what can be asked of each.
 
 use super::command_line::command_line;
+use super::complete::CompleteConfig;
 use super::dreambooth::DreamBoothConfig;
 use super::evaluate::EvaluateConfig;
 use super::form::{form, Group};
+use super::generate::GenerateConfig;
 use super::language::LanguageConfig;
 use super::reading::Configuration;
 use crate::error::Result;
@@ -17,6 +19,10 @@ pub enum Kind {
     DreamBooth,
     /// `train llm`.
     Llm,
+    /// `complete`.
+    Complete,
+    /// `generate`.
+    Generate,
     /// `evaluate`.
     Evaluate,
 }
@@ -28,19 +34,25 @@ pub enum JobConfig {
     DreamBooth(Box<DreamBoothConfig>),
     /// Of [`Kind::Llm`].
     Llm(Box<LanguageConfig>),
+    /// Of [`Kind::Complete`].
+    Complete(Box<CompleteConfig>),
+    /// Of [`Kind::Generate`].
+    Generate(Box<GenerateConfig>),
     /// Of [`Kind::Evaluate`].
     Evaluate(Box<EvaluateConfig>),
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::DreamBooth, Self::Llm, Self::Evaluate];
+    pub const ALL: &'static [Self] = &[Self::DreamBooth, Self::Llm, Self::Generate, Self::Complete, Self::Evaluate];
 
     /// Its short name.
     pub fn name(self) -> &'static str {
         match self {
             Self::DreamBooth => "dreambooth",
             Self::Llm => "llm",
+            Self::Complete => "complete",
+            Self::Generate => "generate",
             Self::Evaluate => "evaluate",
         }
     }
@@ -55,6 +67,8 @@ impl Kind {
         match self {
             Self::DreamBooth => DreamBoothConfig::command(),
             Self::Llm => LanguageConfig::command(),
+            Self::Complete => CompleteConfig::command(),
+            Self::Generate => GenerateConfig::command(),
             Self::Evaluate => EvaluateConfig::command(),
         }
     }
@@ -70,6 +84,8 @@ impl Kind {
         Ok(match self {
             Self::DreamBooth => JobConfig::DreamBooth(Box::new(Configuration::from_map(options)?)),
             Self::Llm => JobConfig::Llm(Box::new(Configuration::from_map(options)?)),
+            Self::Complete => JobConfig::Complete(Box::new(Configuration::from_map(options)?)),
+            Self::Generate => JobConfig::Generate(Box::new(Configuration::from_map(options)?)),
             Self::Evaluate => JobConfig::Evaluate(Box::new(Configuration::from_map(options)?)),
         })
     }
@@ -81,6 +97,8 @@ impl JobConfig {
         match self {
             Self::DreamBooth(config) => command_line(config.as_ref(), seed),
             Self::Llm(config) => command_line(config.as_ref(), seed),
+            Self::Complete(config) => command_line(config.as_ref(), seed),
+            Self::Generate(config) => command_line(config.as_ref(), seed),
             Self::Evaluate(config) => command_line(config.as_ref(), seed),
         }
     }

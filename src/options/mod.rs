@@ -3,10 +3,12 @@
 pub mod adapter_argument;
 pub(crate) mod checks;
 pub mod command_line;
+pub mod complete;
 pub mod dreambooth;
 mod dreambooth_checks;
 pub mod evaluate;
 pub mod form;
+pub mod generate;
 pub mod given;
 pub mod kind;
 pub mod language;

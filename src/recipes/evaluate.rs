@@ -31,8 +31,15 @@ pub struct Evaluated {
     pub evaluation: Option<Evaluation>,
 }
 
-/// Evaluates on `device` as `config` says; `seed` draws a new head where the model has none for its classes.
-pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Evaluated> {
+/// Evaluates on `device` as `config` says, until `interrupt` is set; `seed` draws a new head where the model has none for its classes.
+pub fn evaluate(
+    config: &EvaluateConfig,
+    device: Device,
+    seed: i64,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<Evaluated> {
+    let _watch = interrupt.watch();
     config.weights.check()?;
     config.data.check()?;
     is_file("⟨validation_file⟩", &config.validation_file)?;
@@ -48,7 +55,9 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
     adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
-    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let wanted =
+        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let base = wanted.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.weights.storage());
@@ -87,11 +96,10 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         max_new_tokens: config.data.eval_max_new_tokens,
         ends: &ends,
     };
-    let interrupt = Interrupt::on_signals()?;
     let measured = match answers_alone {
-        true => evaluator.answers(&data, &interrupt, observer).map(|answers| (None, answers)),
+        true => evaluator.answers(&data, interrupt, observer).map(|answers| (None, answers)),
         false => {
-            evaluator.evaluate(&data, 0, &interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
+            evaluator.evaluate(&data, 0, interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
         }
     };
     let (evaluation, answers) = measured.map_err(|error| match error {

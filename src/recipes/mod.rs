@@ -1,8 +1,12 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
+pub mod complete;
+pub mod convert;
 pub mod demo;
 pub mod dreambooth;
 pub mod evaluate;
+pub mod generate;
+mod image_names;
 pub mod language;
 pub mod merge;
 pub mod prompt_checks;

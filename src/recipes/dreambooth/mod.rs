@@ -4,4 +4,5 @@ mod adapters;
 mod options;
 mod phases;
 pub mod plan;
+mod samples;
 pub mod training;

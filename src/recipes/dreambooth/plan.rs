@@ -1,7 +1,8 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
 use super::options::{lora_config, usual_steps, why_so_long};
-use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS};
+use super::samples::SAMPLE_STEPS;
 use crate::adapters::Part;
 use crate::data::latent_cache::CacheMode;
 use crate::data::photos::{count_images_but, Photo, PhotoFolder};
