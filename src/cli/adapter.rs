@@ -4,8 +4,6 @@ use super::Reporter;
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::{inspect, with_commas};
 use crate::error::{Error, Result};
-use crate::options::adapter_argument::path_and_scale;
-use crate::options::model::ModelArgs;
 use crate::plain_text::value;
 use crate::recipes::convert::{convert, ConvertConfig};
 use crate::recipes::merge::adapters::{merge, MergeConfig};

@@ -61,7 +61,7 @@ impl PeftMethod {
         let foreign = |(_, owners): &(&str, &[Self])| !owners.is_empty() && !owners.contains(&self);
         match given.map(|name| (name, Self::owners(name))).find(foreign) {
             Some((name, owners)) => {
-                let theirs: Vec<String> = owners.iter().map(|owner| values::name(owner)).collect();
+                let theirs: Vec<String> = owners.iter().map(values::name).collect();
                 Err(Error::Usage(format!(
                     "{} belongs to ⟨peft_method⟩ {}, and this run's is {}; leave one of them out",
                     option(name),

@@ -284,7 +284,7 @@ pub fn encode_photos(
     let total = dataset.photos().len() as u64;
     observer.begin("encoding", total, "photos");
     let mut done = 0;
-    let cache = LatentCache::fill(dataset, config.cache_latents.into(), run.seed, |pixels| {
+    let cache = LatentCache::fill(dataset, config.cache_latents, run.seed, |pixels| {
         let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
         done += 1;
         observer.on(Event::Progress { done });

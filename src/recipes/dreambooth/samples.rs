@@ -1,10 +1,10 @@
 //! Sample images of a DreamBooth run, drawn with the weights as they are.
 
-use super::config::DreamBoothConfig;
 use super::phases::{sampling, Networks};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::control::SampleRequest;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::Run;

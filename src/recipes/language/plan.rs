@@ -49,7 +49,7 @@ impl RecordLengths {
     /// As long as the options let records be, on a model of positions up to `longest`.
     pub fn longest(config: &LanguageConfig, longest: Option<i64>) -> Self {
         let length = (config.data.max_seq_length as i64).min(longest.unwrap_or(i64::MAX));
-        let learnt = match config.data.task.into() {
+        let learnt = match config.data.task {
             LanguageTask::SeqCls => 1,
             LanguageTask::CausalLm => length - 1,
             LanguageTask::Seq2SeqLm => length,
