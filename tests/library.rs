@@ -320,6 +320,10 @@ fn a_language_model_that_stays_in_memory_writes_what_a_fresh_one_writes_with_eac
     let stopped = kept.complete(&plain, 0, &interrupt, &mut watch);
     assert!(matches!(stopped, Err(Error::Interrupted(_))), "{stopped:?}");
     assert_eq!(watch.events.iter().filter(|event| matches!(event, Event::Text { .. })).count(), 1);
+    // Beams are followed before there is a text.
+    let beams = CompleteConfig { num_beams: 2, ..plain };
+    let stopped = kept.complete(&beams, 0, &interrupt, &mut Silent);
+    assert!(matches!(stopped, Err(Error::Interrupted(_))), "{stopped:?}");
 }
 
 /// An adapter of random numbers for both networks.
