@@ -24,7 +24,8 @@ pub trait Configuration: Args + FromArgMatches + Serialize {
         Self::augment_args(Command::new(Self::COMMAND).no_binary_name(true).args_override_self(true))
     }
 
-    /// The configuration that `options` stand for, by their names (`lora_r`); what is not among them has its default.
+    /// The configuration that `options` stand for, by their names (`lora_r`); what is not among them has its default. What is among them
+    /// counts as given, be it the default: an option of another method is then refused, as on the command line.
     fn from_map(options: &Map<String, Value>) -> Result<Self> {
         let command = Self::command();
         let flags = flags(&command, options)?;

@@ -73,14 +73,14 @@ pub struct TextModel {
     loaded: Loaded<LanguageModel>,
     /// Classes of its head, where an adapter brought one.
     labels: Option<i64>,
-    on_it: OnModel,
+    present: PresentAdapters,
     wanted: (PathBuf, Option<String>, StorageArgs),
     device: Device,
     kind: Kind,
 }
 
 /// The adapters on a model.
-struct OnModel {
+struct PresentAdapters {
     /// As they were given, each with the time at which its file was written; none: they could not be put on.
     given: Option<Vec<(String, Option<SystemTime>)>>,
     prompt: Option<Prompt>,
@@ -88,7 +88,8 @@ struct OnModel {
 }
 
 /// Adapters that were read for a model, and what follows from them.
-struct Read {
+struct ReadAdapters {
+    given: Vec<(String, Option<SystemTime>)>,
     adapters: GivenAdapters,
     classes: Option<Vec<String>>,
     labels: Option<i64>,
@@ -112,17 +113,17 @@ impl TextModel {
         let mut base = wanted.open(observer)?;
         base.files.store_in(config.weights.storage());
         sampling(config, base.ends()?).check()?;
-        let read = Read::of(config, &base)?;
+        let read = ReadAdapters::of(config, &base)?;
         report_model(&config.model.display().to_string(), Some(base.files.architecture().model_type), observer);
         report_device(device, kind, observer)?;
         super::report_weights(&config.weights, device, observer);
         config.adapter.iter().for_each(|text| report_given_adapter(text, observer));
         let labels = read.labels;
         let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
-        let on_it = OnModel { given: None, prompt: None, classes: None };
+        let present = PresentAdapters { given: None, prompt: None, classes: None };
         let wanted = (config.model.clone(), config.revision.clone(), config.weights.clone());
-        let mut model = Self { base, loaded, labels, on_it, wanted, device, kind };
-        model.put_on(read, config)?;
+        let mut model = Self { base, loaded, labels, present, wanted, device, kind };
+        model.put_on(read)?;
         Ok(model)
     }
 
@@ -145,23 +146,23 @@ impl TextModel {
         let sampling = sampling(config, self.base.ends()?);
         sampling.check()?;
         let _watch = interrupt.watch();
-        if self.on_it.given.as_ref() != Some(&stamped(&config.adapter)) {
-            let read = Read::of(config, &self.base)?;
+        if self.present.given.as_ref() != Some(&stamped(&config.adapter)) {
+            let read = ReadAdapters::of(config, &self.base)?;
             config.adapter.iter().for_each(|text| report_given_adapter(text, observer));
             if read.labels != self.labels {
-                self.on_it.given = None;
+                self.present.given = None;
                 let place = Placement { device: self.device, kind: self.kind };
                 self.loaded = self.base.files.load(place, HeadOptions { labels: read.labels, seed })?;
                 self.labels = read.labels;
             }
-            self.put_on(read, config)?;
+            self.put_on(read)?;
         }
         warn_of_doubled_start("⟨prompt⟩", &config.prompt, &self.base.tokenizer, observer)?;
         let completer = Completer {
             model: &self.loaded.model,
-            prompt: self.on_it.prompt.as_ref(),
+            prompt: self.present.prompt.as_ref(),
             tokenizer: &self.base.tokenizer,
-            classes: self.on_it.classes.as_deref(),
+            classes: self.present.classes.as_deref(),
             device: self.device,
         };
         completer.complete(&config.prompt, &sampling, seed, interrupt, &mut |piece| {
@@ -170,15 +171,14 @@ impl TextModel {
     }
 
     /// Puts adapters on the model, in place of those of before.
-    fn put_on(&mut self, read: Read, config: &CompleteConfig) -> Result<()> {
-        self.on_it.given = None;
+    fn put_on(&mut self, read: ReadAdapters) -> Result<()> {
+        self.present.given = None;
         let sites = &self.loaded.sites;
         sites.unmerge();
         sites.clear();
-        let given = stamped(&config.adapter);
         let prompt = read.adapters.put_on(&self.loaded, self.device)?;
         sites.merge();
-        self.on_it = OnModel { given: Some(given), prompt, classes: read.classes };
+        self.present = PresentAdapters { given: Some(read.given), prompt, classes: read.classes };
         Ok(())
     }
 }
@@ -192,8 +192,10 @@ fn stamped(given: &[String]) -> Vec<(String, Option<SystemTime>)> {
     given.iter().map(|text| (text.clone(), written(text))).collect()
 }
 
-impl Read {
+impl ReadAdapters {
     fn of(config: &CompleteConfig, base: &LanguageBase) -> Result<Self> {
+        // Before they are read: what is written meanwhile is read again the next time.
+        let given = stamped(&config.adapter);
         let adapters = GivenAdapters::read(&config.adapter)?;
         adapters.check_for(&base.files)?;
         let only_classifies = base.files.architecture().tasks == [LanguageTask::SeqCls.peft_name()];
@@ -204,7 +206,7 @@ impl Read {
         };
         // A head that no adapter brings must be in the model's files.
         let labels = adapters.head_rows(&base.files)?;
-        Ok(Self { adapters, classes, labels })
+        Ok(Self { given, adapters, classes, labels })
     }
 }
 
@@ -277,12 +279,13 @@ impl Completer<'_> {
             if !sampling.ends.contains(&token) {
                 show(stream.push(token)?);
             }
-            match interrupt.requested() {
-                true => Err(Error::Interrupted("the text is not finished".to_owned())),
-                false => Ok(()),
-            }
+            interrupt.check()
         };
-        let made = writer.write(read.tokens(), cache, self.device, sampling, &mut on_token)?;
+        let made = writer.write(read.tokens(), cache, self.device, sampling, &mut on_token);
+        let made = made.map_err(|error| match error {
+            Error::Interrupted(_) => Error::Interrupted("the text is not finished".to_owned()),
+            error => error,
+        })?;
         show(stream.finish()?);
         let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
         Ok(Completion::Text { text, tokens: made.len(), tokens_per_s })

@@ -27,7 +27,7 @@ pub struct SampleRequest {
     pub max_new_tokens: Option<usize>,
 }
 
-/// A hold on a run, for the run itself and for any number of other threads: clones hold the same run.
+/// A hold on a run, which is started with it, for any number of other threads: clones hold the same run.
 #[derive(Debug, Clone, Default)]
 pub struct Control(Arc<Shared>);
 
@@ -139,12 +139,6 @@ impl Control {
 
     fn asked(&self) -> MutexGuard<'_, Asked> {
         self.0.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl From<Interrupt> for Control {
-    fn from(interrupt: Interrupt) -> Self {
-        Self::of(interrupt)
     }
 }
 

@@ -118,8 +118,8 @@ pub enum Event {
 }
 
 impl Event {
-    /// Whether the command line shows it; the others are for programs that follow a run from inside the process, of which a screen
-    /// hears in another way, if at all.
+    /// Whether the command line shows it. The others are for a program that follows the job in its own process: of files that they
+    /// name, the command line hears in other events.
     pub fn is_for_screens(&self) -> bool {
         !matches!(
             self,
