@@ -169,9 +169,9 @@ pub fn watched() -> Interrupt {
     WATCHED.with_borrow(Clone::clone).unwrap_or_default()
 }
 
-/// Whether this thread watches an interrupt.
-pub fn is_watched() -> bool {
-    WATCHED.with_borrow(Option::is_some)
+/// Whether signals ask an [`Interrupt`] of the process.
+pub fn hears_signals() -> bool {
+    BRIEF.lock().unwrap_or_else(PoisonError::into_inner).is_needless
 }
 
 /// An error, where the interrupt that this thread watches was asked to stop.

@@ -42,7 +42,7 @@ pub(crate) fn check(out: &Path, existing: Existing) -> Result<()> {
     match existing {
         Existing::Refuse if taken || is_file => Err(Error::is_there(out, "folder")),
         Existing::Replace if is_file || taken && !OF_A_MODEL.iter().any(|name| out.join(name).exists()) => {
-            Err(Error::file(out, "is not a model, so --overwrite does not replace it; choose another folder"))
+            Err(Error::file(out, "is not a model, so ⟨overwrite⟩ does not replace it; choose another folder"))
         }
         _ => Ok(()),
     }
@@ -138,7 +138,7 @@ mod tests {
         let stale = ["unet/model-00001-of-00002.safetensors", "unet/model.safetensors.index.json", "pytorch_model.bin"];
         theirs.iter().chain(&stale).for_each(|name| touch(&out.join(name), "theirs"));
         let message = into_folder(&out, Existing::Refuse, write).unwrap_err().to_string();
-        assert!(message.contains("--overwrite") && message.contains("merged"), "{message}");
+        assert!(message.contains("⟨overwrite⟩") && message.contains("merged"), "{message}");
         assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "old");
         into_folder(&out, Existing::Replace, |_| Err(Error::invalid("x"))).unwrap_err();
         assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "old");

@@ -1,13 +1,15 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
-use super::config::{CacheLatents, DreamBoothConfig};
 use super::options::{lora_config, usual_steps, why_so_long};
-use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS};
+use super::samples::SAMPLE_STEPS;
 use crate::adapters::Part;
+use crate::data::latent_cache::CacheMode;
 use crate::data::photos::{count_images_but, Photo, PhotoFolder};
 use crate::data::tokenizers::ClipTokenizer;
 use crate::error::Result;
 use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
+use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::memory_advice;
 use crate::recipes::training::observer::Observer;
 use crate::train::memory_plan::{PlanInput, SampledImages};
@@ -93,9 +95,9 @@ fn class_images(config: &DreamBoothConfig) -> u64 {
 /// photos whose crops are random.
 fn caches_latents(config: &DreamBoothConfig, photos: Option<&Photos>) -> bool {
     match config.cache_latents {
-        CacheLatents::True => true,
-        CacheLatents::False => false,
-        CacheLatents::Auto => config.center_crop || photos.is_some_and(|photos| photos.crops_are_fixed),
+        CacheMode::Always => true,
+        CacheMode::Never => false,
+        CacheMode::Auto => config.center_crop || photos.is_some_and(|photos| photos.crops_are_fixed),
     }
 }
 

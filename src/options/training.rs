@@ -1,7 +1,9 @@
 //! The options that every training has, whatever it trains: steps, optimizer, precision, checkpoints.
 
-use super::option_checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
-use super::storage_args::StorageArgs;
+use super::checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use super::precision::MixedPrecision;
+use super::storage::StorageArgs;
+use super::values::name_of;
 use crate::error::Result;
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint;
@@ -15,60 +17,6 @@ use tch::Device;
 
 /// More steps than any run has.
 const MAX_STEPS: u64 = 1_000_000_000;
-
-/// Dtype that a model computes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MixedPrecision {
-    /// bf16 where the device supports it, fp16 on older CUDA cards, otherwise fp32.
-    Auto,
-    /// float32.
-    #[value(alias = "fp32")]
-    No,
-    /// float16 with loss scaling.
-    Fp16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl MixedPrecision {
-    /// The dtype of a computation on `device`.
-    pub fn on(self, device: Device) -> Precision {
-        match self {
-            Self::No => Precision::Fp32,
-            Self::Fp16 => Precision::Fp16,
-            Self::Bf16 => Precision::Bf16,
-            Self::Auto => Precision::auto(device),
-        }
-    }
-}
-
-/// `--lr-scheduler`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names are the schedules'")]
-pub enum LrSchedulerChoice {
-    Linear,
-    Cosine,
-    CosineWithRestarts,
-    Polynomial,
-    Constant,
-    ConstantWithWarmup,
-}
-
-impl From<LrSchedulerChoice> for ScheduleKind {
-    fn from(choice: LrSchedulerChoice) -> Self {
-        match choice {
-            LrSchedulerChoice::Linear => Self::Linear,
-            LrSchedulerChoice::Cosine => Self::Cosine,
-            LrSchedulerChoice::CosineWithRestarts => Self::CosineWithRestarts,
-            LrSchedulerChoice::Polynomial => Self::Polynomial,
-            LrSchedulerChoice::Constant => Self::Constant,
-            LrSchedulerChoice::ConstantWithWarmup => Self::ConstantWithWarmup,
-        }
-    }
-}
 
 /// `--gradient-accumulation-average`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -104,8 +52,9 @@ pub struct TrainingArgs {
     #[arg(long, help_heading = "Training")]
     pub scale_lr: bool,
     /// Learning-rate schedule
-    #[arg(long, value_enum, default_value_t = LrSchedulerChoice::Constant, help_heading = "Training")]
-    pub lr_scheduler: LrSchedulerChoice,
+    #[arg(long, value_enum, default_value_t = ScheduleKind::Constant, help_heading = "Training")]
+    #[serde(serialize_with = "name_of")]
+    pub lr_scheduler: ScheduleKind,
     /// Optimizer steps of linear warmup at the start
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub lr_warmup_steps: u64,
@@ -166,37 +115,37 @@ impl TrainingArgs {
     pub fn check(&self) -> Result<()> {
         self.weights.check()?;
         for (flag, number, least, most) in [
-            ("--gradient-accumulation-steps", self.gradient_accumulation_steps, 1, MAX_PLACES),
-            ("--checkpointing-steps", self.checkpointing_steps, 1, u64::MAX),
-            ("--max-train-steps", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
+            ("⟨gradient_accumulation_steps⟩", self.gradient_accumulation_steps, 1, MAX_PLACES),
+            ("⟨checkpointing_steps⟩", self.checkpointing_steps, 1, u64::MAX),
+            ("⟨max_train_steps⟩", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
             (
-                "--num-train-epochs",
+                "⟨num_train_epochs⟩",
                 self.num_train_epochs.unwrap_or(1),
                 u64::from(self.max_train_steps.is_none()),
                 MAX_STEPS,
             ),
-            ("--lr-warmup-steps", self.lr_warmup_steps, 0, MAX_STEPS),
-            ("--lr-num-cycles", self.lr_num_cycles, 0, MAX_STEPS),
-            ("--keep-checkpoints", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
+            ("⟨lr_warmup_steps⟩", self.lr_warmup_steps, 0, MAX_STEPS),
+            ("⟨lr_num_cycles⟩", self.lr_num_cycles, 0, MAX_STEPS),
+            ("⟨keep_checkpoints⟩", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
         ] {
             counted(flag, number, least, most)?;
         }
         for (flag, number, most) in [
-            ("--max-grad-norm", self.max_grad_norm, f64::MAX),
-            ("--lr-power", self.lr_power, MAX_FACTOR),
-            ("--adam-epsilon", self.adam_epsilon, 1.0),
-            ("--adam-weight-decay", self.adam_weight_decay, MAX_FACTOR),
+            ("⟨max_grad_norm⟩", self.max_grad_norm, f64::MAX),
+            ("⟨lr_power⟩", self.lr_power, MAX_FACTOR),
+            ("⟨adam_epsilon⟩", self.adam_epsilon, 1.0),
+            ("⟨adam_weight_decay⟩", self.adam_weight_decay, MAX_FACTOR),
         ] {
             in_range(flag, number, most)?;
         }
         if self.adam_epsilon == 0.0 {
             return refuse(
-                "--adam-epsilon is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
+                "⟨adam_epsilon⟩ is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
             );
         }
         if self.max_grad_norm == 0.0 {
             return refuse(
-                "--max-grad-norm is 0, which makes every gradient 0; 1 is usual, and 1e9 cuts nothing".into(),
+                "⟨max_grad_norm⟩ is 0, which makes every gradient 0; 1 is usual, and 1e9 cuts nothing".into(),
             );
         }
         Ok(())
@@ -204,11 +153,11 @@ impl TrainingArgs {
 
     /// Options that have no effect, each in a sentence.
     pub fn warnings(&self) -> Vec<String> {
-        let has_warmup = !matches!(self.lr_scheduler, LrSchedulerChoice::Constant);
+        let has_warmup = !matches!(self.lr_scheduler, ScheduleKind::Constant);
         let mut warnings = Vec::new();
         if self.lr_warmup_steps > 0 && !has_warmup {
             warnings.push(
-                "--lr-warmup-steps has no effect with --lr-scheduler constant; constant_with_warmup has a warm-up"
+                "⟨lr_warmup_steps⟩ has no effect with ⟨lr_scheduler⟩ constant; constant_with_warmup has a warm-up"
                     .to_owned(),
             );
         }
@@ -221,7 +170,7 @@ impl TrainingArgs {
         let inside = |part: Component| matches!(part, Component::Normal(_) | Component::RootDir);
         if path.file_name().is_none() || !path.components().all(inside) {
             return refuse(format!(
-                "--logging-dir `{given}` is not a folder inside the output folder; give a name, such as logs, or an absolute path"
+                "⟨logging_dir⟩ `{given}` is not a folder inside the output folder; give a name, such as logs, or an absolute path"
             ));
         }
         let logs = output.join(path);
@@ -229,14 +178,14 @@ impl TrainingArgs {
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         if is_written_by_a_run(&first.unwrap_or_default()) {
             return refuse(format!(
-                "--logging-dir `{given}` is a name that a run uses itself in the output folder; choose another name"
+                "⟨logging_dir⟩ `{given}` is a name that a run uses itself in the output folder; choose another name"
             ));
         }
         if logs.exists() && !logs.is_dir() {
             let path = logs.display();
             return refuse(format!(
                 "{path} is a file, and the run needs a folder of that name for its TensorBoard logs; move it away, or name another \
-                 folder with --logging-dir"
+                 folder with ⟨logging_dir⟩"
             ));
         }
         Ok(())
@@ -249,7 +198,7 @@ impl TrainingArgs {
         let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
         match first.is_none_or(|first| is_written_by_a_run(&first)) {
             true => refuse(format!(
-                "{flag} {} is what a run writes to --output-dir {}, which this one would replace; give another --output-dir",
+                "{flag} {} is what a run writes to ⟨output_dir⟩ {}, which this one would replace; give another ⟨output_dir⟩",
                 path.display(),
                 output.display()
             )),
@@ -275,7 +224,7 @@ impl TrainingArgs {
     pub fn schedule(&self, learning_rate: f64, batch_size: usize) -> LrSchedule {
         let factor = if self.scale_lr { self.gradient_accumulation_steps as f64 * batch_size as f64 } else { 1.0 };
         LrSchedule {
-            kind: self.lr_scheduler.into(),
+            kind: self.lr_scheduler,
             learning_rate: learning_rate * factor,
             warmup_steps: self.lr_warmup_steps,
             total_steps: 0,
@@ -325,7 +274,7 @@ impl TrainingArgs {
         let Some(folder) = self.named_checkpoint(output) else { return Ok(()) };
         if !folder.is_dir() {
             return refuse(format!(
-                "--resume {}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give --resume alone \
+                "⟨resume⟩ {}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give ⟨resume⟩ alone \
                  for the latest",
                 folder.display(),
                 output.display()
@@ -342,8 +291,8 @@ impl TrainingArgs {
             [first, .., last] => format!("{} checkpoints were saved after it, {first} to {last}", names.len()),
         };
         refuse(format!(
-            "--resume {}: {there}; add --overwrite to continue from here and remove what came after, with its lines of \
-             metrics.jsonl, or keep it and continue in another --output-dir",
+            "⟨resume⟩ {}: {there}; add ⟨overwrite⟩ to continue from here and remove what came after, with its lines of \
+             metrics.jsonl, or keep it and continue in another ⟨output_dir⟩",
             folder.display()
         ))
     }

@@ -1,10 +1,12 @@
 //! Which of PEFT's methods trains, and the options of those that put something in front of texts.
 
-use super::option_checks::{counted, dropout, refuse};
+use super::checks::{counted, dropout, refuse};
+use super::values::{self, name_of};
 use crate::adapters::{
     PTuningOptions, PrefixTuningOptions, PromptConfig, PromptTuningInit, PromptTuningOptions, Reparameterization,
 };
 use crate::error::{Error, Result};
+use crate::sentence::option;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::Path;
@@ -18,7 +20,7 @@ const MAX_LAYERS: u64 = 64;
 /// `--peft-method`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum PeftMethodChoice {
+pub enum PeftMethod {
     /// Low-rank changes of projections.
     Lora,
     /// Embeddings of virtual tokens before the text.
@@ -29,7 +31,7 @@ pub enum PeftMethodChoice {
     PTuning,
 }
 
-impl PeftMethodChoice {
+impl PeftMethod {
     /// PEFT's `peft_type`.
     pub fn peft_type(self) -> &'static str {
         match self {
@@ -38,11 +40,6 @@ impl PeftMethodChoice {
             Self::PrefixTuning => "PREFIX_TUNING",
             Self::PTuning => "P_TUNING",
         }
-    }
-
-    /// As the flag's value.
-    pub fn flag(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
     /// The methods that the option `name` (`lora_r`) belongs to; none: it is no method's own.
@@ -60,16 +57,16 @@ impl PeftMethodChoice {
     }
 
     /// Refuses the options `given`, by name (`lora_r`), that belong to other methods.
-    pub(super) fn check_given<'a>(self, given: impl Iterator<Item = &'a str>) -> Result<()> {
+    pub(crate) fn check_given<'a>(self, given: impl Iterator<Item = &'a str>) -> Result<()> {
         let foreign = |(_, owners): &(&str, &[Self])| !owners.is_empty() && !owners.contains(&self);
         match given.map(|name| (name, Self::owners(name))).find(foreign) {
             Some((name, owners)) => {
-                let theirs: Vec<String> = owners.iter().map(|owner| owner.flag()).collect();
+                let theirs: Vec<String> = owners.iter().map(values::name).collect();
                 Err(Error::Usage(format!(
-                    "--{} belongs to --peft-method {}, and this run's is {}; leave one of them out",
-                    name.replace('_', "-"),
+                    "{} belongs to ⟨peft_method⟩ {}, and this run's is {}; leave one of them out",
+                    option(name),
                     theirs.join(" and "),
-                    self.flag()
+                    values::name(&self)
                 )))
             }
             None => Ok(()),
@@ -78,7 +75,7 @@ impl PeftMethodChoice {
 }
 
 /// The field of PEFT's configuration that a flag of a prompt stands for.
-pub(super) fn prompt_field(option: &str) -> Option<&'static str> {
+pub(crate) fn prompt_field(option: &str) -> Option<&'static str> {
     const FIELDS: &[&str] = &[
         "num_virtual_tokens",
         "prompt_tuning_init",
@@ -92,26 +89,6 @@ pub(super) fn prompt_field(option: &str) -> Option<&'static str> {
     FIELDS.iter().copied().find(|field| *field == option)
 }
 
-/// `--prompt-tuning-init`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PromptInitChoice {
-    /// Normal.
-    Random,
-    /// The embeddings of --prompt-tuning-init-text.
-    Text,
-}
-
-/// `--encoder-reparameterization-type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReparameterizationChoice {
-    /// Three projections.
-    Mlp,
-    /// An LSTM in both directions, and two projections.
-    Lstm,
-}
-
 /// Options of prompt tuning, prefix tuning and P-tuning.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct PromptArgs {
@@ -119,8 +96,9 @@ pub struct PromptArgs {
     #[arg(long, default_value_t = 20, help_heading = "Adapter")]
     pub num_virtual_tokens: u64,
     /// Initialization of prompt tuning: random, or the embeddings of a text
-    #[arg(long, value_enum, ignore_case = true, default_value_t = PromptInitChoice::Random, help_heading = "Adapter")]
-    pub prompt_tuning_init: PromptInitChoice,
+    #[arg(long, value_enum, ignore_case = true, default_value_t = PromptTuningInit::Random, help_heading = "Adapter")]
+    #[serde(serialize_with = "name_of")]
+    pub prompt_tuning_init: PromptTuningInit,
     /// The text for --prompt-tuning-init text, truncated or repeated to the number of virtual tokens
     #[arg(long, value_name = "TEXT", help_heading = "Adapter")]
     pub prompt_tuning_init_text: Option<String>,
@@ -131,8 +109,9 @@ pub struct PromptArgs {
     #[arg(long, value_name = "WIDTH", help_heading = "Adapter")]
     pub encoder_hidden_size: Option<u64>,
     /// Architecture of P-tuning's encoder
-    #[arg(long, value_enum, ignore_case = true, default_value_t = ReparameterizationChoice::Mlp, help_heading = "Adapter")]
-    pub encoder_reparameterization_type: ReparameterizationChoice,
+    #[arg(long, value_enum, ignore_case = true, default_value_t = Reparameterization::Mlp, help_heading = "Adapter")]
+    #[serde(serialize_with = "name_of")]
+    pub encoder_reparameterization_type: Reparameterization,
     /// Number of layers of P-tuning's LSTM [default: 2]
     #[arg(long, value_name = "LAYERS", help_heading = "Adapter")]
     pub encoder_num_layers: Option<u64>,
@@ -143,57 +122,54 @@ pub struct PromptArgs {
 
 impl PromptArgs {
     /// Refuses options that cannot be meant with `method`.
-    pub(super) fn check(&self, method: PeftMethodChoice) -> Result<()> {
-        counted("--num-virtual-tokens", self.num_virtual_tokens, 1, MAX_VIRTUAL_TOKENS)?;
-        counted("--encoder-hidden-size", self.encoder_hidden_size.unwrap_or(1), 1, MAX_WIDTH)?;
-        counted("--encoder-num-layers", self.encoder_num_layers.unwrap_or(1), 1, MAX_LAYERS)?;
-        dropout("--encoder-dropout", self.encoder_dropout.unwrap_or(0.0))?;
-        let starts_as_text = self.prompt_tuning_init == PromptInitChoice::Text;
+    pub(crate) fn check(&self, method: PeftMethod) -> Result<()> {
+        counted("⟨num_virtual_tokens⟩", self.num_virtual_tokens, 1, MAX_VIRTUAL_TOKENS)?;
+        counted("⟨encoder_hidden_size⟩", self.encoder_hidden_size.unwrap_or(1), 1, MAX_WIDTH)?;
+        counted("⟨encoder_num_layers⟩", self.encoder_num_layers.unwrap_or(1), 1, MAX_LAYERS)?;
+        dropout("⟨encoder_dropout⟩", self.encoder_dropout.unwrap_or(0.0))?;
+        let starts_as_text = self.prompt_tuning_init == PromptTuningInit::Text;
         match &self.prompt_tuning_init_text {
             None if starts_as_text => {
                 return refuse(
-                    "--prompt-tuning-init text needs --prompt-tuning-init-text, the text to start from".into(),
+                    "⟨prompt_tuning_init⟩ text needs ⟨prompt_tuning_init_text⟩, the text to start from".into(),
                 )
             }
             Some(_) if !starts_as_text => {
-                return refuse("--prompt-tuning-init-text is used with --prompt-tuning-init text; add it".into())
+                return refuse("⟨prompt_tuning_init_text⟩ is used with ⟨prompt_tuning_init⟩ text; add it".into())
             }
             _ => {}
         }
-        if method == PeftMethodChoice::PrefixTuning && self.encoder_hidden_size.is_some() && !self.prefix_projection {
-            return refuse("--encoder-hidden-size is the width of --prefix-projection; add it".into());
+        if method == PeftMethod::PrefixTuning && self.encoder_hidden_size.is_some() && !self.prefix_projection {
+            return refuse("⟨encoder_hidden_size⟩ is the width of ⟨prefix_projection⟩; add it".into());
         }
-        let is_mlp = self.encoder_reparameterization_type == ReparameterizationChoice::Mlp;
+        let is_mlp = self.encoder_reparameterization_type == Reparameterization::Mlp;
         let of_lstm = [
-            ("--encoder-num-layers", self.encoder_num_layers.is_some()),
-            ("--encoder-dropout", self.encoder_dropout.is_some()),
+            ("⟨encoder_num_layers⟩", self.encoder_num_layers.is_some()),
+            ("⟨encoder_dropout⟩", self.encoder_dropout.is_some()),
         ];
         match of_lstm.iter().find(|(_, given)| *given && is_mlp) {
             Some((flag, _)) => {
-                refuse(format!("{flag} is the LSTM's; add --encoder-reparameterization-type lstm, or leave it out"))
+                refuse(format!("{flag} is the LSTM's; add ⟨encoder_reparameterization_type⟩ lstm, or leave it out"))
             }
             None => Ok(()),
         }
     }
 
     /// The prompt that the options ask for, of `method`, for the model in `model`; none for LoRA.
-    pub(super) fn config(&self, method: PeftMethodChoice, model: &Path) -> Result<Option<PromptConfig>> {
+    pub(crate) fn config(&self, method: PeftMethod, model: &Path) -> Result<Option<PromptConfig>> {
         let (name, tokens) = (method.peft_type(), self.num_virtual_tokens as i64);
         match method {
-            PeftMethodChoice::Lora => Ok(None),
-            PeftMethodChoice::PromptTuning => PromptConfig::new(name, tokens, &self.prompt_tuning(model)).map(Some),
-            PeftMethodChoice::PrefixTuning => PromptConfig::new(name, tokens, &self.prefix_tuning()).map(Some),
-            PeftMethodChoice::PTuning => PromptConfig::new(name, tokens, &self.p_tuning()).map(Some),
+            PeftMethod::Lora => Ok(None),
+            PeftMethod::PromptTuning => PromptConfig::new(name, tokens, &self.prompt_tuning(model)).map(Some),
+            PeftMethod::PrefixTuning => PromptConfig::new(name, tokens, &self.prefix_tuning()).map(Some),
+            PeftMethod::PTuning => PromptConfig::new(name, tokens, &self.p_tuning()).map(Some),
         }
     }
 
     fn prompt_tuning(&self, model: &Path) -> PromptTuningOptions {
         let text = self.prompt_tuning_init_text.clone();
         PromptTuningOptions {
-            prompt_tuning_init: match self.prompt_tuning_init {
-                PromptInitChoice::Random => PromptTuningInit::Random,
-                PromptInitChoice::Text => PromptTuningInit::Text,
-            },
+            prompt_tuning_init: self.prompt_tuning_init,
             tokenizer_name_or_path: text.is_some().then(|| model.display().to_string()),
             prompt_tuning_init_text: text,
             tokenizer_kwargs: None,
@@ -211,10 +187,7 @@ impl PromptArgs {
     fn p_tuning(&self) -> PTuningOptions {
         let default = PTuningOptions::default();
         PTuningOptions {
-            encoder_reparameterization_type: match self.encoder_reparameterization_type {
-                ReparameterizationChoice::Mlp => Reparameterization::Mlp,
-                ReparameterizationChoice::Lstm => Reparameterization::Lstm,
-            },
+            encoder_reparameterization_type: self.encoder_reparameterization_type,
             encoder_hidden_size: self.hidden_size(),
             encoder_num_layers: self.encoder_num_layers.map_or(default.encoder_num_layers, |layers| layers as i64),
             encoder_dropout: self.encoder_dropout.unwrap_or(default.encoder_dropout),
@@ -232,15 +205,15 @@ mod tests {
 
     #[test]
     fn an_option_of_another_method_is_refused_with_its_own() {
-        let refused = |method: PeftMethodChoice, name: &str| {
+        let refused = |method: PeftMethod, name: &str| {
             method.check_given([name].into_iter()).err().map(|error| error.to_string())
         };
-        let message = refused(PeftMethodChoice::PrefixTuning, "lora_r").unwrap();
-        assert!(message.contains("--lora-r") && message.contains("prefix-tuning"), "{message}");
-        let message = refused(PeftMethodChoice::Lora, "encoder_hidden_size").unwrap();
+        let message = refused(PeftMethod::PrefixTuning, "lora_r").unwrap();
+        assert!(message.contains("⟨lora_r⟩") && message.contains("prefix-tuning"), "{message}");
+        let message = refused(PeftMethod::Lora, "encoder_hidden_size").unwrap();
         assert!(message.contains("prefix-tuning and p-tuning"), "{message}");
-        assert_eq!(refused(PeftMethodChoice::PTuning, "encoder_dropout"), None);
-        assert_eq!(refused(PeftMethodChoice::PTuning, "learning_rate"), None);
+        assert_eq!(refused(PeftMethod::PTuning, "encoder_dropout"), None);
+        assert_eq!(refused(PeftMethod::PTuning, "learning_rate"), None);
     }
 
     #[test]
@@ -248,7 +221,7 @@ mod tests {
         let command = PromptArgs::augment_args(clap::Command::new("prompts"));
         for argument in command.get_arguments() {
             let name = argument.get_id().as_str();
-            assert!(!PeftMethodChoice::owners(name).is_empty() && prompt_field(name) == Some(name), "{name}");
+            assert!(!PeftMethod::owners(name).is_empty() && prompt_field(name) == Some(name), "{name}");
         }
     }
 }

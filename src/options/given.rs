@@ -1,6 +1,7 @@
 //! Which options a user gave, as apart from those that have their defaults, and those of them that an adapter's files settle.
 
 use crate::error::{Error, Result};
+use crate::sentence;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, Id};
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Heads of classifiers, by the names that PEFT looks for.
-pub(super) const HEADS: &[&str] = &["classifier", "score"];
+pub(crate) const HEADS: &[&str] = &["classifier", "score"];
 
 /// The names (`lora_r`) of the options that were given. Among a command's options it stands first: each takes its value
 /// out of what was given.
@@ -23,7 +24,7 @@ impl GivenFlags {
 
     /// Refuses those for which the adapter in `folder`, of the configuration `found`, has another value than `wanted`, the
     /// configuration that they ask for. `field` is the field that an option stands for; none: it is not of this adapter.
-    pub(super) fn check_settled(
+    pub(crate) fn check_settled(
         &self,
         field: impl Fn(&str) -> Option<&'static str>,
         wanted: &impl Serialize,
@@ -37,8 +38,8 @@ impl GivenFlags {
             let [asked, has] = [&wanted, &found].map(|config| plain(config[name].clone()));
             if asked != has {
                 return Err(Error::Usage(format!(
-                    "--{} is {}, but --init-adapter {} has {}, which stays; leave the flag out",
-                    option.replace('_', "-"),
+                    "{} is {}, but ⟨init_adapter⟩ {} has {}, which stays; leave the flag out",
+                    sentence::option(option),
                     in_words(&asked),
                     folder.display(),
                     in_words(&has)
@@ -72,7 +73,7 @@ impl Args for GivenFlags {
 }
 
 /// The field of PEFT's `LoraConfig` that a flag of LoRA stands for.
-pub(super) fn lora_field(option: &str) -> Option<&'static str> {
+pub(crate) fn lora_field(option: &str) -> Option<&'static str> {
     Some(match option {
         "lora_r" => "r",
         "lora_alpha" => "lora_alpha",
@@ -110,7 +111,7 @@ fn plain(value: Value) -> Value {
 }
 
 /// An option's value as a user writes it.
-pub(super) fn in_words(value: &Value) -> String {
+pub(crate) fn in_words(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),
@@ -139,11 +140,11 @@ mod tests {
         assert_eq!(refused("lora_rank_pattern", json!({ "rank_pattern": null })), None);
         assert_eq!(refused("lora_modules_to_save", json!({ "modules_to_save": ["classifier"] })), None);
         assert_eq!(refused("learning_rate", json!({})), None);
-        let message = "--lora-r is 4, but --init-adapter start has 8, which stays; leave the flag out";
+        let message = "⟨lora_r⟩ is 4, but ⟨init_adapter⟩ start has 8, which stays; leave the flag out";
         assert_eq!(refused("lora_r", json!({ "r": 4 })).as_deref(), Some(message));
         let message = refused("lora_targets", json!({ "target_modules": ["q", "k"] })).unwrap();
-        assert!(message.contains("--lora-targets is k,q") && message.contains("has q,v"), "{message}");
+        assert!(message.contains("⟨lora_targets⟩ is k,q") && message.contains("has q,v"), "{message}");
         let message = refused("use_dora", json!({ "use_dora": true })).unwrap();
-        assert!(message.contains("--use-dora is true") && message.contains("has false"), "{message}");
+        assert!(message.contains("⟨use_dora⟩ is true") && message.contains("has false"), "{message}");
     }
 }

@@ -1,8 +1,9 @@
 //! How like a picture is to others, by colour and shape alone: nothing of the model that drew it judges it.
 
-use image::RgbImage;
+use image::{imageops, RgbImage};
 use lab::Lab;
 use serde::Serialize;
+use std::borrow::Cow;
 
 /// The plain backgrounds that the demo's model knows by name, as sRGB.
 pub const BACKGROUNDS: [(&str, [u8; 3]); 10] = [
@@ -27,9 +28,21 @@ const COLOUR_CELLS: usize = 4;
 /// … and where shapes are.
 const SHAPE_CELLS: usize = 16;
 
+/// Pictures of any size are made so small for [`PhotoLikeness`] that neither side is longer: cells of the object's box are all that is
+/// compared, and a photo has millions of pixels.
+const LONGEST_SIDE: u32 = 128;
+/// Share of the border that must be of the background's colour, …
+const PLAIN: f64 = 0.9;
+/// … and of the whole picture that the object must cover, for the one to be told from the other.
+const VISIBLE: f64 = 0.01;
+
 /// A picture of one object on a plain background, taken apart.
 pub struct Appearance {
     background: Lab,
+    /// Share of the border that is of the background's colour.
+    plain: f64,
+    /// Share of the picture that is not.
+    visible: f64,
     colours: Vec<Cell>,
     shape: Vec<Cell>,
 }
@@ -61,11 +74,21 @@ impl Appearance {
             .map(|((x, y), &colour)| (x, y, colour))
             .collect();
         let (across, down) = (span(object.iter().map(|pixel| pixel.0)), span(object.iter().map(|pixel| pixel.1)));
+        let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
+        let plain = border.iter().filter(|&&colour| difference(colour, background) <= OF_THE_OBJECT).count();
         Self {
             background,
+            plain: share(plain, border.len()),
+            visible: share(object.len(), pixels.len()),
             colours: cells(&object, across, down, COLOUR_CELLS),
             shape: cells(&object, across, down, SHAPE_CELLS),
         }
+    }
+
+    /// Whether there is an object, and its background is so plain that the two are told apart: else what is measured of it says
+    /// nothing of the object.
+    pub fn is_of_one_object(&self) -> bool {
+        self.plain >= PLAIN && self.visible >= VISIBLE
     }
 
     /// The name of the background in [`BACKGROUNDS`] that is nearest.
@@ -231,6 +254,60 @@ impl Likeness {
     }
 }
 
+/// How like a picture is to photos of a subject, by colour and outline.
+///
+/// It says whether a picture has the subject's colours in the subject's places, and its outline. It does not know what is shown: another
+/// object of the same colours and outline is as like. So it is for one object on a plain background, whatever the background's colour, and
+/// there is none for anything else. The numbers of the photos among themselves, beside it, say how near a picture of this
+/// subject can be expected to come.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PhotoLikeness {
+    /// Colour distance ([`Appearance::colour_distance`], CIE 1976 ΔE) to the nearest photo: 0 is the same.
+    pub colour_distance: f64,
+    /// Shape overlap ([`Appearance::shape_overlap`]) with the nearest photo: 1 is the same.
+    pub shape_overlap: f64,
+    /// Mean colour distance of a photo to the nearest other one; none where there is no other.
+    pub photos_colour_distance: Option<f64>,
+    /// Mean shape overlap of a photo with the nearest other one.
+    pub photos_shape_overlap: Option<f64>,
+    /// Photos of one object on a plain background: the others are left out.
+    pub photos: usize,
+}
+
+impl PhotoLikeness {
+    /// That of `image` to `photos`, of any sizes; none where the image, or every photo, is not of one object on a plain background.
+    pub fn of(image: &RgbImage, photos: &[RgbImage]) -> Option<Self> {
+        let measurable = |image: &RgbImage| Some(Appearance::of(&reduced(image))).filter(Appearance::is_of_one_object);
+        let (image, photos) = (measurable(image)?, photos.iter().filter_map(measurable).collect::<Vec<_>>());
+        let shape = |one: &Appearance, among: &mut dyn Iterator<Item = &Appearance>| {
+            among.map(|other| one.shape_overlap(other)).fold(0.0, f64::max)
+        };
+        let mean = |of: &dyn Fn(usize, &Appearance) -> f64| {
+            let sum: f64 = photos.iter().enumerate().map(|(place, photo)| of(place, photo)).sum();
+            (photos.len() > 1).then(|| sum / photos.len() as f64)
+        };
+        let others = |place: usize| photos[..place].iter().chain(&photos[place + 1..]);
+        (!photos.is_empty()).then(|| Self {
+            colour_distance: nearest(&image, photos.iter()),
+            shape_overlap: shape(&image, &mut photos.iter()),
+            photos_colour_distance: mean(&|place, photo| nearest(photo, others(place))),
+            photos_shape_overlap: mean(&|place, photo| shape(photo, &mut others(place))),
+            photos: photos.len(),
+        })
+    }
+}
+
+/// `image`, or a smaller one of the same shape.
+fn reduced(image: &RgbImage) -> Cow<'_, RgbImage> {
+    let (width, height) = image.dimensions();
+    let longest = width.max(height);
+    if longest <= LONGEST_SIDE {
+        return Cow::Borrowed(image);
+    }
+    let side = |side: u32| (u64::from(side) * u64::from(LONGEST_SIDE) / u64::from(longest)).max(1) as u32;
+    Cow::Owned(imageops::thumbnail(image, side(width), side(height)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,5 +376,50 @@ mod tests {
         let likeness = Likeness::of(&each);
         assert!((likeness.nearer_to_subject - 2.0 / 3.0).abs() < 1e-9);
         assert!(likeness.margin > 0.0 && likeness.mean.shape_overlap_with_subject > 0.9);
+    }
+
+    #[test]
+    fn a_picture_is_measured_against_photos_of_any_size_and_background() {
+        let photos = [
+            picture([255; 3], RED, BLUE, (8, 8), (32, 32)),
+            imageops::resize(
+                &picture([60, 170, 70], RED, BLUE, (16, 8), (36, 36)),
+                640,
+                640,
+                imageops::FilterType::Nearest,
+            ),
+        ];
+        let like = PhotoLikeness::of(&picture([250, 215, 50], RED, BLUE, (20, 20), (30, 30)), &photos).unwrap();
+        let unlike =
+            PhotoLikeness::of(&picture([250, 215, 50], BLUE, [30, 160, 30], (4, 20), (56, 14)), &photos).unwrap();
+        assert!(like.colour_distance < 6.0 && like.shape_overlap > 0.9, "{like:?}");
+        assert!(unlike.colour_distance > 60.0 && unlike.photos == 2, "{unlike:?}");
+        assert!(like.photos_colour_distance.unwrap() < 6.0 && like.photos_shape_overlap.unwrap() > 0.9);
+        let alone = PhotoLikeness::of(&photos[0], &photos[..1]).unwrap();
+        assert_eq!((alone.colour_distance, alone.shape_overlap, alone.photos_shape_overlap), (0.0, 1.0, None));
+    }
+
+    #[test]
+    fn what_has_no_plain_background_is_not_measured() {
+        let plain = picture([255; 3], RED, BLUE, (8, 8), (32, 32));
+        let busy = RgbImage::from_fn(64, 64, |x, y| Rgb([(x * 37 + y * 91) as u8, (x * 53) as u8, (y * 29) as u8]));
+        let empty = RgbImage::from_pixel(64, 64, Rgb([255; 3]));
+        for picture in [&busy, &empty, &RgbImage::new(0, 0)] {
+            assert_eq!(PhotoLikeness::of(picture, std::slice::from_ref(&plain)), None);
+        }
+        let measured = PhotoLikeness::of(&plain, &[busy, plain.clone(), empty]).unwrap();
+        assert_eq!((measured.photos, measured.colour_distance), (1, 0.0));
+    }
+
+    #[test]
+    fn photos_of_one_subject_are_like_each_other() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/subject");
+        let photo = |number: u32| image::open(folder.join(format!("{number}.png"))).unwrap().to_rgb8();
+        let photos: Vec<RgbImage> = (1..=4).map(photo).collect();
+        let likeness = PhotoLikeness::of(&photos[0], &photos[1..]).unwrap();
+        assert!(
+            likeness.photos == 3 && likeness.colour_distance < 20.0 && likeness.shape_overlap > 0.7,
+            "{likeness:?}"
+        );
     }
 }

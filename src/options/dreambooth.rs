@@ -1,101 +1,22 @@
 //! The options of DreamBooth LoRA training, for the command line, TOML files and the page alike.
 //! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
-use crate::adapters::{Bias, InitWeights};
+use super::given::GivenFlags;
+use super::lora::{LoraOf, LoraVariantArgs, TextEncoderPart, UNetPart};
+use super::model::ModelArgs;
+use super::precision::MixedPrecision;
+use super::reading::configuration;
+use super::training::TrainingArgs;
+use super::values::{name_of, optional_name_of, optional_path_text, path_text};
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
-use crate::recipes::given_flags::GivenFlags;
-use crate::recipes::model_args::ModelArgs;
-use crate::recipes::pattern_flag::PatternFlag;
-use crate::recipes::training::output_name;
-use crate::recipes::training_args::{MixedPrecision, TrainingArgs};
-use clap::{Args, FromArgMatches, ValueEnum};
-use serde::{Serialize, Serializer};
+use clap::Args;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// The largest height and width to train at, in pixels.
 pub const MAX_RESOLUTION: u32 = 8192;
-
-/// Which biases train.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[value(rename_all = "snake_case")]
-#[serde(rename_all = "snake_case")]
-pub enum BiasChoice {
-    /// None.
-    None,
-    /// All of the model.
-    All,
-    /// Those of targeted modules.
-    LoraOnly,
-}
-
-impl From<BiasChoice> for Bias {
-    fn from(choice: BiasChoice) -> Self {
-        match choice {
-            BiasChoice::None => Bias::None,
-            BiasChoice::All => Bias::All,
-            BiasChoice::LoraOnly => Bias::LoraOnly,
-        }
-    }
-}
-
-/// How A and B start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LoraInit {
-    /// A Kaiming-uniform, B zero.
-    True,
-    /// A normal with deviation 1/r, B zero.
-    Gaussian,
-}
-
-impl From<LoraInit> for InitWeights {
-    fn from(choice: LoraInit) -> Self {
-        match choice {
-            LoraInit::True => InitWeights::Kaiming,
-            LoraInit::Gaussian => InitWeights::Gaussian,
-        }
-    }
-}
-
-/// `--cache-latents`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CacheLatents {
-    /// Where a photo's crop is fixed.
-    Auto,
-    /// All photos, one crop each.
-    True,
-    /// None.
-    False,
-}
-
-impl From<CacheLatents> for CacheMode {
-    fn from(choice: CacheLatents) -> Self {
-        match choice {
-            CacheLatents::Auto => CacheMode::Auto,
-            CacheLatents::True => CacheMode::Always,
-            CacheLatents::False => CacheMode::Never,
-        }
-    }
-}
-
-/// A path as text, be it no UTF-8: the options are written for people to read.
-pub(in crate::recipes) fn path_text<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
-}
-
-/// [`path_text`], or null.
-pub(in crate::recipes) fn optional_path_text<S: Serializer>(
-    path: &Option<PathBuf>,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    match path {
-        Some(path) => path_text(path, serializer),
-        None => serializer.serialize_none(),
-    }
-}
 
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -153,8 +74,9 @@ pub struct DreamBoothConfig {
     #[arg(long, help_heading = "Data")]
     pub no_shuffle: bool,
     /// Encode each photo once, before training: where its crop is fixed, always, or never
-    #[arg(long, value_enum, default_value_t = CacheLatents::Auto, help_heading = "Data")]
-    pub cache_latents: CacheLatents,
+    #[arg(long, value_enum, default_value_t = CacheMode::Auto, help_heading = "Data")]
+    #[serde(serialize_with = "name_of")]
+    pub cache_latents: CacheMode,
 
     /// Train a LoRA on the text encoder too
     #[arg(long, help_heading = "Adapter")]
@@ -163,69 +85,18 @@ pub struct DreamBoothConfig {
     #[arg(long, hide = true)]
     #[serde(skip)]
     pub use_lora: bool,
-    /// Rank of the LoRA on the UNet
-    #[arg(long, visible_aliases = ["rank", "network-dim"], default_value_t = 8, help_heading = "Adapter")]
-    pub lora_r: i64,
-    /// Alpha of the LoRA on the UNet; its output is scaled by alpha/rank
-    #[arg(long, visible_alias = "network-alpha", default_value_t = 32.0, help_heading = "Adapter")]
-    pub lora_alpha: f64,
-    /// Dropout on the adapter's input
-    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
-    pub lora_dropout: f64,
-    /// Which biases of the UNet to train
-    #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
-    pub lora_bias: BiasChoice,
-    /// UNet modules that get a LoRA: names, a regular expression, or all-linear
-    #[arg(long, alias = "target-modules", default_value = "to_q,to_v", help_heading = "Adapter")]
-    pub lora_targets: String,
-    /// Other ranks for some UNet modules: name=rank,name=rank or a JSON object; a name can be a regular expression
-    #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
-    pub lora_rank_pattern: Option<PatternFlag<i64>>,
-    /// Other alphas for some UNet modules, in the same form
-    #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
-    pub lora_alpha_pattern: Option<PatternFlag<f64>>,
-    /// UNet modules to leave out of the targets: names, or a regular expression
-    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
-    pub lora_exclude_modules: Option<String>,
-    /// UNet modules to train and save in full, such as conv_in,conv_out
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
-    pub lora_modules_to_save: Vec<String>,
-    /// Rank of the LoRA on the text encoder
-    #[arg(long, default_value_t = 8, help_heading = "Adapter")]
-    pub lora_text_encoder_r: i64,
-    /// Alpha of the LoRA on the text encoder
-    #[arg(long, default_value_t = 32.0, help_heading = "Adapter")]
-    pub lora_text_encoder_alpha: f64,
-    /// Dropout on the input of the text encoder's adapter
-    #[arg(long, default_value_t = 0.0, help_heading = "Adapter")]
-    pub lora_text_encoder_dropout: f64,
-    /// Which biases of the text encoder to train
-    #[arg(long, value_enum, default_value_t = BiasChoice::None, help_heading = "Adapter")]
-    pub lora_text_encoder_bias: BiasChoice,
-    /// Text encoder modules that get a LoRA: names, a regular expression, or all-linear
-    #[arg(long, default_value = "q_proj,v_proj", help_heading = "Adapter")]
-    pub lora_text_encoder_targets: String,
-    /// Other ranks for some text encoder modules, in the form of --lora-rank-pattern
-    #[arg(long, value_name = "NAME=RANK,…", help_heading = "Adapter")]
-    pub lora_text_encoder_rank_pattern: Option<PatternFlag<i64>>,
-    /// Other alphas for some text encoder modules, in the form of --lora-alpha-pattern
-    #[arg(long, value_name = "NAME=ALPHA,…", help_heading = "Adapter")]
-    pub lora_text_encoder_alpha_pattern: Option<PatternFlag<f64>>,
-    /// Text encoder modules to leave out of the targets: names, or a regular expression
-    #[arg(long, value_name = "MODULES", help_heading = "Adapter")]
-    pub lora_text_encoder_exclude_modules: Option<String>,
-    /// Text encoder modules to train and save in full, such as final_layer_norm
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Adapter")]
-    pub lora_text_encoder_modules_to_save: Vec<String>,
-    /// Initialization of A: true (Kaiming-uniform) or gaussian (standard deviation 1/rank); B is zero
-    #[arg(long, value_enum, default_value_t = LoraInit::True, help_heading = "Adapter")]
-    pub lora_init: LoraInit,
-    /// Scale by alpha/√rank instead of alpha/rank (rank-stabilized LoRA)
-    #[arg(long, help_heading = "Adapter")]
-    pub use_rslora: bool,
-    /// Also train the magnitudes of the weights (DoRA)
-    #[arg(long, help_heading = "Adapter")]
-    pub use_dora: bool,
+    /// The UNet's LoRA.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub unet: LoraOf<UNetPart>,
+    /// The text encoder's.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub text_encoder: LoraOf<TextEncoderPart>,
+    /// What both have in common.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub lora: LoraVariantArgs,
 
     /// Instance images in a batch
     #[arg(long, visible_alias = "batch-size", default_value_t = 1, help_heading = "Training")]
@@ -241,6 +112,7 @@ pub struct DreamBoothConfig {
     pub noise_offset: f64,
     /// Dtype for generating class images; by default that of the training
     #[arg(long, value_enum, help_heading = "Training")]
+    #[serde(serialize_with = "optional_name_of")]
     pub prior_generation_precision: Option<MixedPrecision>,
 
     /// Steps, optimizer, precision and checkpoints.
@@ -268,6 +140,8 @@ pub struct DreamBoothConfig {
     pub accepted: AcceptedFlags,
 }
 
+configuration!(DreamBoothConfig, "train dreambooth");
+
 impl DreamBoothConfig {
     /// Folders that hold no photos of the subject, wherever they are.
     pub fn apart_from_instances(&self) -> Vec<&Path> {
@@ -279,22 +153,9 @@ impl DreamBoothConfig {
         std::iter::once(self.instance_data_dir.as_path()).chain(self.output_dir.as_deref()).collect()
     }
 
-    /// The options that `flags`, as on a command line, stand for; what is not given has its default.
-    pub fn from_flags(flags: &[String]) -> Result<Self> {
-        let command = Self::augment_args(clap::Command::new("train dreambooth").no_binary_name(true));
-        let matches = command.try_get_matches_from(flags).and_then(|matches| Self::from_arg_matches(&matches));
-        matches.map_err(|error| Error::invalid(error.to_string()))
-    }
-
     /// The folder that the run writes to, once it is named.
     pub fn output(&self) -> &Path {
         self.output_dir.as_deref().unwrap_or(Path::new(""))
-    }
-
-    /// The same options with an output folder: the one that was given, or one named after the prompt and the date.
-    pub(in crate::recipes) fn with_output(&self) -> Self {
-        let named = || output_name::free_folder(&self.instance_prompt, "dreambooth");
-        Self { output_dir: Some(self.output_dir.clone().unwrap_or_else(named)), ..self.clone() }
     }
 
     /// Height and width to train at, once [`DreamBoothConfig::for_model`] has settled them.
@@ -311,7 +172,7 @@ impl DreamBoothConfig {
         if resolution % multiple != 0 {
             let below = (resolution / multiple * multiple).max(multiple);
             return Err(Error::invalid(format!(
-                "--resolution {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
+                "⟨resolution⟩ {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
                 below + multiple
             )));
         }

@@ -1,15 +1,16 @@
 //! Which model a command works on: the same flags for training, generating, planning and merging.
 
-use super::option_checks::{is_folder, is_there};
+use super::checks::{is_folder, is_there};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::ModelOptions;
+use crate::weights::gguf::is_gguf;
 use crate::weights::hub;
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// A model and how it is read.
-#[derive(Debug, Clone, Args, Serialize)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id
@@ -37,10 +38,10 @@ impl ModelArgs {
     /// Refuses what only says something of a pipeline.
     pub fn check_for_language_model(&self) -> Result<()> {
         for (flag, given) in [
-            ("--variant", self.variant.is_some()),
-            ("--tokenizer-name", self.tokenizer_name.is_some()),
-            ("--config-folder", self.config_folder.is_some()),
-            ("--prediction-type", self.prediction_type.is_some()),
+            ("⟨variant⟩", self.variant.is_some()),
+            ("⟨tokenizer_name⟩", self.tokenizer_name.is_some()),
+            ("⟨config_folder⟩", self.config_folder.is_some()),
+            ("⟨prediction_type⟩", self.prediction_type.is_some()),
         ] {
             if given {
                 return Err(Error::Usage(format!(
@@ -53,9 +54,9 @@ impl ModelArgs {
 
     /// Refuses paths that are not there.
     pub fn check_paths(&self) -> Result<()> {
-        check_model("--model", &self.name)?;
-        self.tokenizer_name.as_deref().map_or(Ok(()), |name| check_model("--tokenizer-name", name))?;
-        self.config_folder.as_deref().map_or(Ok(()), |folder| is_folder("--config-folder", folder))
+        check_model("⟨model⟩", &self.name)?;
+        self.tokenizer_name.as_deref().map_or(Ok(()), |name| check_model("⟨tokenizer_name⟩", name))?;
+        self.config_folder.as_deref().map_or(Ok(()), |folder| is_folder("⟨config_folder⟩", folder))
     }
 
     /// How the model is looked for.
@@ -77,5 +78,14 @@ fn check_model(flag: &str, name: &str) -> Result<()> {
     match hub::is_id(name) && !is_file_name {
         true => Ok(()),
         false => is_there(flag, Path::new(name)),
+    }
+}
+
+/// Refuses the `name` of a language model, as `flag` has it, that is not there and no hub id either.
+pub fn check_language_model(flag: &str, name: &Path) -> Result<()> {
+    let is_id = !is_gguf(name) && name.to_str().is_some_and(hub::is_language_model_id);
+    match is_id {
+        true => Ok(()),
+        false => is_there(flag, name),
     }
 }
