@@ -1,7 +1,8 @@
-// What a person typed stays in this browser: over a reload, a failure, another tab of the page.
-import { useCallback, useState } from './html.js';
+// What a person typed stays in this browser: over a reload, a failure, a change of tabs.
+import { useCallback, useEffect, useState } from './html.js';
 
 const PREFIX = 'lorabooth.';
+const listeners = new Set();
 
 export function recall(key, otherwise) {
   try {
@@ -12,19 +13,27 @@ export function recall(key, otherwise) {
   }
 }
 
-export function keep(key, value) {
+/// Changes some of the settings `key`, shown or not.
+export function amend(key, changes) {
+  const before = recall(key, {});
+  const after = { ...before, ...(typeof changes === 'function' ? changes(before) : changes) };
   try {
-    localStorage.setItem(PREFIX + key, JSON.stringify(value));
-  } catch { /* A browser that stores nothing still trains. */ }
+    localStorage.setItem(PREFIX + key, JSON.stringify(after));
+  } catch { /* A browser that stores nothing still trains, but for what was typed before a reload. */ }
+  listeners.forEach(listener => listener(key, after));
 }
 
 /// An object of settings and a function that changes some of them.
 export function useSettings(key, otherwise) {
   const [value, set] = useState(() => recall(key, otherwise));
-  const change = useCallback(changes => set(before => {
-    const after = { ...before, ...(typeof changes === 'function' ? changes(before) : changes) };
-    keep(key, after);
-    return after;
+  useEffect(() => {
+    const listener = (changed, after) => { if (changed === key) set({ ...otherwise, ...after }); };
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  }, [key]);
+  const change = useCallback(changes => amend(key, before => {
+    const whole = { ...otherwise, ...before };
+    return { ...whole, ...(typeof changes === 'function' ? changes(whole) : changes) };
   }), [key]);
   return [value, change];
 }

@@ -1,5 +1,5 @@
 // What the page knows of the server, and who is told when it changes.
-import { useEffect, useState } from './html.js';
+import { useEffect, useRef, useState } from './html.js';
 
 let state = {
   server: null,        // GET /api/state
@@ -36,15 +36,15 @@ export function change(changes) {
 export function useStore(select) {
   const [, render] = useState(0);
   const selected = select(state);
+  const latest = useRef();
+  latest.current = { select, selected };
   useEffect(() => {
-    let seen = select(state);
     const listener = () => {
-      const now = select(state);
-      if (!Object.is(seen, now)) render(count => count + 1);
-      seen = now;
+      const { select, selected } = latest.current;
+      if (!Object.is(select(state), selected)) render(count => count + 1);
     };
     // It may have changed between the rendering and now.
-    if (!Object.is(seen, selected)) render(count => count + 1);
+    listener();
     listeners.add(listener);
     return () => listeners.delete(listener);
   }, []);
