@@ -114,7 +114,7 @@ export function LossChart({ id }) {
   const row = at ?? columns.step.length - 1;
   return html`<ul class="chart-legend">
       <li>Step ${columns.step[row]}</li>
-      ${lines.map(({ name, title }, index) => html`<li key=${name}><span class="swatch line-${index + 1}"></span>${title}
+      ${lines.map(({ name, title }, index) => html`<li key=${name}><span class="swatch line-${index + 1}"></span>${title}${' '}
         <strong>${number(columns[name][row])}</strong>, smoothed <strong>${number(smoothed(columns[name].slice(0, row + 1), weight).at(-1))}</strong></li>`)}
       <li>learning rate <strong>${number(columns.lr[row])}</strong></li></ul>
     <${Curve} columns=${columns} lines=${lines} weight=${weight} log=${log} onCursor=${setAt} />

@@ -163,7 +163,7 @@ export function Tabs({ tabs, selected, onSelect, label, name = 'tab', kind = '' 
   };
   return html`<div class="tabs ${kind}" role="tablist" aria-label=${label} ref=${list} onKeyDown=${key}>
     ${tabs.map(({ id, title, badge }) => html`<button key=${id} type="button" role="tab" id="${name}-${id}" aria-controls="${name}-panel"
-      aria-selected=${id === selected ? 'true' : 'false'} tabindex=${id === selected ? 0 : -1} onClick=${() => onSelect(id)}>${title}
+      aria-selected=${id === selected ? 'true' : 'false'} tabindex=${id === selected ? 0 : -1} onClick=${() => onSelect(id)}>${title}${' '}
       ${badge > 0 && html`<span class="badge">${badge}<span class="unseen"> in the queue</span></span>`}</button>`)}</div>`;
 }
 

@@ -61,7 +61,7 @@ const named = field => LABELS[field.name] ?? field.label ?? words(field.name);
 export function OptionField({ field, values, onChange, errors = {}, placeholder, label, prefix = 'option' }) {
   const value = values[field.name];
   const set = next => onChange({ [field.name]: next });
-  const shared = { id: `${prefix}-${field.name}`, label: label ?? named(field), hint: field.help, error: errors[field.name] };
+  const shared = { id: `${prefix}-${field.name}`, label: label ?? named(field), hint: field.help === named(field) ? null : field.help, error: errors[field.name] };
   const reset = isChanged(field, values) && html`<button type="button" class="icon" title="Back to the default"
     aria-label="${shared.label}: back to the default" onClick=${() => set(undefined)}>↺</button>`;
   if (field.kind === 'flag') {

@@ -7,6 +7,8 @@ import { go } from './route.js';
 import { amend } from './settings.js';
 import { notify } from './store.js';
 
+export const likenessOf = image => image.likeness ?? image.parameters?.likeness ?? null;
+
 /// "colour 12 off, shape 81 %", or nothing.
 export const likenessText = likeness => likeness
   ? `colour ${number(likeness.colour_distance, 2)} off, shape ${Math.round(100 * likeness.shape_overlap)} %` : '';
@@ -16,13 +18,13 @@ under 10 is close) and the overlap of both outlines (100 % is the same), each ag
 be what differs from the picture's border, so that busy backgrounds mislead it.`;
 
 function Parameters({ parameters = {}, more }) {
-  const rows = [...Object.entries(parameters).filter(([, value]) => value !== null && value !== '' && value !== undefined), ...more];
+  const rows = [...Object.entries(parameters).filter(([name, value]) => name !== 'likeness' && value !== null && value !== '' && value !== undefined), ...more];
   return html`<dl class="facts">${rows.map(([name, value]) => html`<div key=${name}><dt>${words(name)}</dt>
     <dd>${typeof value === 'object' ? JSON.stringify(value) : String(value)}</dd></div>`)}</dl>`;
 }
 
 const more = image => [
-  ['training step', image.step], ['strength', image.strength], ['likeness', likenessText(image.likeness)],
+  ['training step', image.step], ['strength', image.strength], ['likeness', likenessText(likenessOf(image))],
 ].filter(([, value]) => value !== null && value !== undefined && value !== '');
 
 /// What Try needs to draw a picture again.
@@ -60,7 +62,7 @@ export function Lightbox({ images, at, onMove, onClose, actions }) {
       ${actions?.(image)}
       <${Button} onPress=${onClose}>Close<//></div>
     <${Parameters} parameters=${parameters} more=${more(image)} />
-    ${parameters.prompt && html`<${Copy} text=${parameters.prompt} label="Copy the prompt" />`}<//>`;
+    ${parameters.prompt && html`<div class="buttons"><${Copy} text=${parameters.prompt} label="Copy the prompt" /></div>`}<//>`;
 }
 
 /// A grid of thumbnails. `caption` makes the line under one; `actions` adds buttons to the one that is open.

@@ -50,8 +50,8 @@ function Memory({ plan }) {
       <span>${words(part.name)}</span><span class="figure">${bytes(part.bytes)}</span></li>`)}</ul>`;
 }
 
-/// The plan, what would make it fit, and the button.
-export function PlanPanel({ answer, ready, action, onStart, onSuggestion, children }) {
+/// The plan, what would make it fit, and the button. `missing`: what is wrong is only that nobody has written it yet.
+export function PlanPanel({ answer, missing, action, onStart, onSuggestion, children }) {
   const { plan, refusal, waiting } = answer;
   return html`<section class="block plan" aria-labelledby="plan-title" aria-busy=${waiting ? 'true' : 'false'}>
     <h3 class="tag" id="plan-title">Plan</h3>
@@ -64,9 +64,9 @@ export function PlanPanel({ answer, ready, action, onStart, onSuggestion, childr
       ${plan.suggestion && html`<div class="suggestion"><p>${plan.suggestion.sentence}</p>
         <${Button} kind="secondary small" onPress=${() => onSuggestion(plan.suggestion.options)}>Use this<//></div>`}
       <${Warnings} warnings=${plan.warnings} /></div>`}
-    ${refusal && html`<p class="notice error" role="alert">${refusal.message}</p>`}
+    ${refusal && html`<p class=${`notice ${missing ? '' : 'error'}`} role=${missing ? undefined : 'alert'}>${refusal.message}</p>`}
     ${children}
-    <${Button} kind="primary wide" disabled=${!ready} onPress=${onStart}>${action}<//>
+    <${Button} kind="primary wide" onPress=${onStart}>${action}<//>
     ${plan?.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line" text=${plan.command} /><//>`}
   </section>`;
 }

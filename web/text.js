@@ -47,7 +47,7 @@ const SECTIONS = [
 function TrainText() {
   const [form, change] = useSettings('text-train', EMPTY_FORM);
   const records = useStore(state => state.sets)[form.set]?.records;
-  return html`<${TrainingForm} kind="llm" jobKind="train_llm" modelKind="language" form=${form} change=${change} sections=${SECTIONS} ready=${Boolean(records)}>
+  return html`<${TrainingForm} kind="llm" jobKind="train_llm" modelKind="language" form=${form} change=${change} sections=${SECTIONS} lacking=${records ? null : 'Records are missing: drop a file of them first.'}>
     <${Records} id=${form.set} onSet=${set => change({ set })} /><//>`;
 }
 

@@ -13,5 +13,5 @@ export function Answer({ job }) {
     ${!text && !labels && !job.error && html`<p class="hint">Nothing yet.</p>`}
     ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}
     ${!['finished', 'failed', 'stopped'].includes(job.state) && html`<${JobProgress} job=${job} /><${JobActions} job=${job} />`}
-    ${text && html`<${Copy} text=${text} label="Copy the answer" />`}<//>`;
+    ${text && html`<div class="buttons"><${Copy} text=${text} label="Copy the answer" /></div>`}<//>`;
 }

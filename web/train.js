@@ -41,7 +41,7 @@ export function Train() {
     change(before => ({ set: set.id, model: model ?? before.model, values: { ...before.values, ...values } }));
   };
   return html`<${TrainingForm} kind="dreambooth" jobKind="train_dreambooth" modelKind="stable_diffusion" form=${form} change=${change}
-    sections=${SECTIONS} extra=${samples} ready=${photos.length > 0}
+    sections=${SECTIONS} extra=${samples} lacking=${photos.length ? null : 'Photos are missing: drop some first.'}
     placeholders=${{ ...PLACEHOLDERS, validation_prompt: form.values.instance_prompt || 'the instance prompt' }}>
     <${Photos} id=${form.set} onSet=${set => change({ set })} instancePrompt=${form.values.instance_prompt} onExample=${example} /><//>`;
 }

@@ -1,5 +1,5 @@
 // The form that both trainings share: model, presets, options, plan, start; or the changes of a job that still waits.
-import { html, useEffect, useMemo } from './html.js';
+import { html, useEffect, useMemo, useState } from './html.js';
 import { patch, post } from './api.js';
 import { Button, Choice, Form, Text } from './controls.js';
 import { allFields, isChanged, ModelChoice, modelOf, OptionField, OptionGroups, toOptions, useOptions } from './fields.js';
@@ -31,8 +31,9 @@ function CopySettings({ kind, onCopy }) {
     choices=${[{ value: '', label: 'Choose a run …' }, ...runs.map(job => ({ value: job.id, label: `${job.name} (${job.state})` }))]} />`;
 }
 
-/// `sections`: [{title, fields, needs}]; `options` adds to what is sent; `children` stands above everything.
-export function TrainingForm({ kind, jobKind, modelKind, form, change, sections, ready, extra = () => ({}), placeholders = {}, children }) {
+/// `sections`: [{title, fields, needs}]; `extra` adds to what is sent; `lacking` says what must come before a start; `children` stands
+/// above everything.
+export function TrainingForm({ kind, jobKind, modelKind, form, change, sections, lacking, extra = () => ({}), placeholders = {}, children }) {
   const options = useOptions(kind);
   const server = useStore(state => state.server);
   const editing = useStore(state => state.jobs[form.editing]);
@@ -42,7 +43,10 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const setValues = changes => change(before => ({ values: { ...before.values, ...changes } }));
   const sent = options && { model, ...toOptions(options, { ...extra(values, fields), ...values }) };
   const answer = usePlan(sent && server ? { kind, set: form.set, options: sent } : null);
-  const errors = answer.refusal?.field ? { [answer.refusal.field]: answer.refusal.message } : {};
+  const [tried, setTried] = useState(false);
+  const wrong = answer.refusal?.field ?? null;
+  const missing = wrong !== null && !tried && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
+  const errors = wrong && !missing ? { [wrong]: answer.refusal.message } : {};
   const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
   const shown = sections.flatMap(section => section.fields);
 
@@ -51,12 +55,21 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
     if (form.editing && editing && editing.state !== 'queued') change({ editing: null });
   }, [editing?.state]);
 
-  const choosePreset = preset => change(before => ({ preset: preset.name, values: { ...before.values, ...preset.values } }));
+  // What the preset before it set goes, but for what was changed since.
+  const choosePreset = preset => change(before => {
+    const last = options.presets.find(({ name }) => name === before.preset)?.values ?? {};
+    const kept = Object.entries(before.values).filter(([name, value]) => !(name in last) || String(last[name]) !== String(value));
+    return { preset: preset.name, values: { ...Object.fromEntries(kept), ...preset.values } };
+  });
   const copy = job => {
     change(formOf(job));
     notify(`The settings of ${job.name} are in the form.`);
   };
   const start = async () => {
+    setTried(true);
+    if (lacking) return notify(lacking, 'error');
+    if (answer.refusal) return document.getElementById(`option-${wrong}`)?.focus();
+    if (!sent) return undefined;
     if (form.editing && editing) {
       setJob(form.editing, await patch(`/api/jobs/${form.editing}`, { options: sent, name: form.name || undefined }) ?? {});
       change({ editing: null, name: '' });
@@ -83,7 +96,7 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
     <h3 class="form-title">Everything else</h3>
     <${OptionGroups} options=${options} values=${values} errors=${errors} without=${shown} onChange=${setValues} />
   </div><div class="column side">
-    <${PlanPanel} answer=${answer} ready=${ready && sent && !answer.refusal} action=${form.editing ? 'Save the changes' : 'Train'} onStart=${start}
+    <${PlanPanel} answer=${answer} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'} onStart=${start}
       onSuggestion=${setValues}>
       <${Text} id="run-name" label="Name of the run" value=${form.name} placeholder="my-subject" onChange=${name => change({ name })}
         hint="Optional; the adapter's file is called so." />

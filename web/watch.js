@@ -1,11 +1,11 @@
 // The tab Watch: the queue, and one job as it goes.
 import { html, useEffect, useMemo, useRef, useState } from './html.js';
-import { Accordion, Block, Button, Code, Empty, Form, Prose, Text, Warnings } from './controls.js';
+import { Accordion, Block, Button, Code, Empty, Prose, Text, Warnings } from './controls.js';
 import { LossChart } from './chart.js';
 import { date, shortened, words } from './format.js';
 import { act, actionsOf, inOrder, isLive, isTraining, JobActions, JobProgress, KINDS, move, State, useJob } from './jobs.js';
 import { loadMetrics } from './metrics.js';
-import { Gallery, LIKENESS, likenessText } from './pictures.js';
+import { Gallery, LIKENESS, likenessOf, likenessText } from './pictures.js';
 import { go } from './route.js';
 import { useSettings } from './settings.js';
 import { notify, useStore } from './store.js';
@@ -50,20 +50,20 @@ function SampleNow({ job }) {
     await act(job, 'sample', body);
     notify('The picture comes among the samples.');
   };
-  return html`<${Form}><h3 class="form-title">${paused ? 'Try a prompt with the weights as they are' : 'Sample now'}</h3>
+  return html`<${Accordion} title=${paused ? 'Try a prompt with the weights as they are' : 'Sample now'} must=${paused}><div>
     <${Prose} id="sample-prompt" label="Prompt" value=${prompt} placeholder=${usual} onChange=${setPrompt} onSubmit=${draw} />
     <${Text} id="sample-seed" label="Seed" numeric value=${seed} placeholder="the run's own" onChange=${setSeed} />
     <div class="field"><div class="buttons"><${Button} kind=${paused ? 'primary' : 'secondary'} onPress=${draw}>${paused ? 'Draw' : 'Sample now'}<//>
-    ${!paused && html`<p class="hint">Pause stops the steps meanwhile; Continue goes on where they stopped.</p>`}</div></div><//>`;
+    <p class="hint">${paused ? 'Continue goes on where the run stopped.' : 'Pause stops the steps meanwhile; Continue goes on where they stopped.'}</p></div></div></div><//>`;
 }
 
 function Samples({ job }) {
   const images = job.results?.images ?? [];
-  const measured = images.some(({ likeness }) => likeness);
+  const measured = images.some(likenessOf);
   const byStep = useMemo(() => [...images].sort((a, b) => (a.step ?? 0) - (b.step ?? 0)), [images]);
   if (!images.length) return html`<p class="hint">Samples show here, drawn with the same seed each time.</p>`;
   return html`<${Gallery} images=${byStep} label="Samples by step" caption=${image => html`<strong>${image.step === null || image.step === undefined ? '' : `step ${image.step}`}</strong>
-    ${image.likeness && html`<span>${likenessText(image.likeness)}</span>`}`} />
+    ${likenessOf(image) && html`<span>${likenessText(likenessOf(image))}</span>`}`} />
     ${measured && html`<${Accordion} title="What the likeness is"><p>${LIKENESS}</p><//>`}`;
 }
 
@@ -99,8 +99,8 @@ function Detail({ id }) {
     <section class="block" aria-label="Progress"><${JobProgress} job=${job} />
       ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}<${JobActions} job=${job} /><${Done} job=${job} /></section>
     <${Warnings} warnings=${job.warnings} />
-    ${actionsOf(job).includes('sample') && html`<${SampleNow} job=${job} />`}
-    ${job.kind === 'train_dreambooth' && html`<${Block} tag=${`Samples${images.length ? `: ${images.length}` : ''}`}><${Samples} job=${job} /><//>`}
+    ${job.kind === 'train_dreambooth' && html`<${Block} tag=${`Samples${images.length ? `: ${images.length}` : ''}`}><${Samples} job=${job} />
+      ${actionsOf(job).includes('sample') && html`<${SampleNow} job=${job} />`}<//>`}
     ${training && html`<${Block} tag="Loss"><${LossChart} id=${id} /><//>`}
     ${job.kind === 'grid' && html`<${Block} tag="Grid"><${GridTable} job=${job} /><//>`}
     ${job.kind === 'generate' && images.length > 0 && html`<${Block} tag="Pictures"><${Gallery} images=${images} label="Pictures" /><//>`}
