@@ -38,7 +38,7 @@ mod shell_word;
 pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
-mod utc_time;
+pub mod utc_time;
 mod watched;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
