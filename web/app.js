@@ -32,11 +32,11 @@ function Header({ server }) {
   return html`<header class="top"><h1>lorabooth</h1>
     <p class="tagline">Teach Stable Diffusion your subject from a handful of photos.</p>
     ${device && html`<p class="device">${device.name}${device.memory_total ? `, ${bytes(device.memory_total)}` : ''}${device.dtype ? `, ${device.dtype}` : ''}</p>`}
-    ${server?.signed_in && !server.public && html`<${Button} kind="secondary small" onPress=${signOut}>Sign out<//>`}</header>`;
+    ${server?.has_account && html`<${Button} kind="secondary small" onPress=${signOut}>Sign out<//>`}</header>`;
 }
 
 const LIMITS = {
-  max_photos: value => counted(value, 'photo'), max_steps: value => `${value} steps a run`, max_seconds: value => `${duration(value)} a job`,
+  max_photos: value => counted(value, 'photo'), max_steps: value => `${value} steps a run`, max_minutes: value => `${duration(60 * value)} a job`,
   max_jobs: value => `${counted(value, 'job')} at a time`, keep_hours: value => `kept for ${value} h`,
 };
 

@@ -1,6 +1,6 @@
 // The loss by step: raw and smoothed, drawn by uPlot, and in words.
 import { html, useEffect, useRef, useState } from './html.js';
-import { Accordion, Check, Slider } from './controls.js';
+import { Accordion, Check, Slider, Wide } from './controls.js';
 import { number } from './format.js';
 import { metricsOf, smoothed } from './metrics.js';
 import { useSettings } from './settings.js';
@@ -96,11 +96,11 @@ function Numbers({ columns, lines, weight }) {
   const every = Math.max(1, Math.ceil(count / ROWS));
   const smooth = lines.map(({ name }) => smoothed(columns[name], weight));
   const rows = columns.step.map((_, index) => index).filter(index => index % every === 0 || index === count - 1);
-  return html`<div class="scroll"><table><thead><tr><th scope="col">Step</th>${lines.map(({ title }) => html`<th scope="col">${title}</th>
+  return html`<${Wide} label="The curve in numbers"><table><thead><tr><th scope="col">Step</th>${lines.map(({ title }) => html`<th scope="col">${title}</th>
     <th scope="col">smoothed</th>`)}<th scope="col">Learning rate</th><th scope="col">Gradient norm</th></tr></thead>
     <tbody>${rows.map(row => html`<tr key=${row}><th scope="row">${columns.step[row]}</th>${lines.map(({ name }, line) =>
       html`<td>${number(columns[name][row])}</td><td>${number(smooth[line][row])}</td>`)}<td>${number(columns.lr[row])}</td>
-      <td>${number(columns.grad_norm[row])}</td></tr>`)}</tbody></table></div>`;
+      <td>${number(columns.grad_norm[row])}</td></tr>`)}</tbody></table><//>`;
 }
 
 /// The curve of a training, with what it says in words.

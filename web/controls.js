@@ -170,4 +170,7 @@ export function Tabs({ tabs, selected, onSelect, label, name = 'tab', kind = '' 
 export const Warnings = ({ warnings, title = 'Warnings' }) => (warnings?.length ? html`<ul class="warnings" aria-label=${title}>
   ${warnings.map(warning => html`<li key=${warning}>${warning}</li>`)}</ul>` : null);
 
+/// What may be wider than the page scrolls by itself, with the keyboard too.
+export const Wide = ({ label, children }) => html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>${children}</div>`;
+
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;

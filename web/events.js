@@ -18,11 +18,12 @@ export async function connect() {
   try {
     server = await get('/api/state');
   } catch (error) {
-    if (error.status === 401) return change({ signIn: true });
+    if (error.status === 401) return change({ signIn: true, server: null });
     change({ connection: 'lost' });
     retry = setTimeout(connect, RETRY_MS);
     return undefined;
   }
+  if (server.signed_in === false) return change({ signIn: true, server: null });
   // The stream begins before the lists are read, so that nothing is missed; what comes twice changes nothing.
   lastRow = server.last_event ?? null;
   dropMetrics();

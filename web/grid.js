@@ -1,6 +1,6 @@
 // One prompt and seed over checkpoints and strengths: which of them is the best adapter is seen at a glance.
 import { html, useState } from './html.js';
-import { Accordion, Button, Check, Text } from './controls.js';
+import { Accordion, Button, Check, Text, Wide } from './controls.js';
 import { chooseCheckpoint } from './adapters.js';
 import { number } from './format.js';
 import { likenessOf, likenessText, Lightbox } from './pictures.js';
@@ -44,14 +44,14 @@ export function GridTable({ job }) {
   const isChosen = step => adapter?.checkpoints?.some(checkpoint => checkpoint.step === step && checkpoint.chosen);
   const choose = step => html`<${Button} kind="secondary small" disabled=${isChosen(step)} onPress=${() => chooseCheckpoint(adapter.id, step)}
     aria-label=${isChosen(step) ? `Step ${step} is the adapter` : `Choose step ${step} as the adapter`}>${isChosen(step) ? `Step ${step} is the adapter` : `Choose step ${step}`}<//>`;
-  return html`<div class="scroll"><table class="grid"><caption class="unseen">Pictures by training step and strength</caption>
+  return html`<${Wide} label="Grid"><table class="grid"><caption class="unseen">Pictures by training step and strength</caption>
     <thead><tr><th scope="col">Strength</th>${columns.map(step => html`<th key=${step} scope="col">${step === null ? 'Picture' : adapter ? choose(step) : `step ${step}`}</th>`)}</tr></thead>
     <tbody>${rows.map(strength => html`<tr key=${strength}><th scope="row">${number(strength)}</th>${columns.map(step => {
       const image = cell(strength, step);
       return html`<td key=${step}>${image ? html`<button type="button" class="picture" aria-label="Step ${step}, strength ${strength}" onClick=${() => setOpen(image.id)}>
         <img src=${image.thumbnail} alt="" loading="lazy" decoding="async" width="256" height="256" />${likenessOf(image) && html`<span class="caption">${likenessText(likenessOf(image))}</span>`}</button>`
         : html`<span class="hint">not yet</span>`}</td>`;
-    })}</tr>`)}</tbody></table></div>
+    })}</tr>`)}</tbody></table><//>
     ${at >= 0 && html`<${Lightbox} images=${inOrder} at=${at} onMove=${next => setOpen(inOrder[next].id)} onClose=${() => setOpen(null)}
       actions=${image => adapter && stepOf(image) !== null && choose(stepOf(image))} />`}`;
 }

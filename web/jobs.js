@@ -68,8 +68,14 @@ const VERBS = {
   save: { title: 'Save now' },
 };
 
-/// The verbs that the server says are possible now.
-export const actionsOf = job => job.actions ?? [];
+const TRAINING = {
+  running: ['stop', 'save', 'sample', 'pause'], paused: ['stop', 'save', 'sample', 'continue'],
+  stopped: ['resume'], failed: ['resume'], interrupted: ['resume'],
+};
+const OTHER = { running: ['stop'], interrupted: ['resume'] };
+
+/// The verbs that are possible now.
+export const actionsOf = job => job.actions ?? (isTraining(job) ? TRAINING[job.state] : OTHER[job.state]) ?? [];
 
 export const act = async (job, verb, body) => {
   const after = await post(`/api/jobs/${job.id}/${verb}`, body);

@@ -9,14 +9,16 @@ import { attempt, current, setPhotos, useStore } from './store.js';
 /// So many files a request: the first thumbnails show early, and a phone that loses its connection loses little.
 const FILES_A_REQUEST = 8;
 
-/// The set `id` from the server; `onGone` if it is there no more.
-export function useSet(id, onGone) {
+const setPath = (id, resolution) => `/api/sets/${id}${resolution ? `?resolution=${resolution}` : ''}`;
+
+/// The set `id` from the server, with the warnings of a training at `resolution`; `onGone` if it is there no more.
+export function useSet(id, onGone, resolution) {
   const set = useStore(state => state.sets)[id] ?? null;
   const epoch = useStore(state => state.epoch);
   useEffect(() => {
     if (!id) return;
-    get(`/api/sets/${id}`).then(setPhotos, error => { if (error.status === 404) onGone(); });
-  }, [id, epoch]);
+    get(setPath(id, resolution)).then(setPhotos, error => { if (error.status === 404) onGone(); });
+  }, [id, epoch, resolution]);
   return set;
 }
 
@@ -33,7 +35,7 @@ export async function send(files, kind, id, told) {
   return set;
 }
 
-function Photo({ set, photo, instancePrompt }) {
+function Photo({ set, photo, instancePrompt, resolution }) {
   const [caption, setCaption] = useState(photo.caption ?? '');
   useEffect(() => setCaption(photo.caption ?? ''), [photo.caption]);
   const path = `/api/sets/${set.id}/photos/${photo.id}`;
@@ -45,7 +47,7 @@ function Photo({ set, photo, instancePrompt }) {
   const drop = async () => {
     await remove(path);
     // Warnings of the others, such as about doubles, may be gone with it.
-    setPhotos(await get(`/api/sets/${set.id}`));
+    setPhotos(await get(setPath(set.id, resolution)));
   };
   const id = `caption-${photo.id}`;
   return html`<li class="photo">
@@ -59,15 +61,18 @@ function Photo({ set, photo, instancePrompt }) {
 }
 
 /// The photos of a run, and where more are dropped.
-export function Photos({ id, onSet, instancePrompt, onExample }) {
-  const set = useSet(id, () => onSet(null));
+export function Photos({ id, onSet, instancePrompt, onExample, resolution }) {
+  const set = useSet(id, () => onSet(null), resolution);
   const [sending, setSending] = useState(null);
   const limits = useStore(state => state.server?.limits);
   const examples = useStore(state => state.server?.examples) ?? [];
   const add = async files => {
     setSending({ done: 0, total: files.length });
     try {
-      onSet(await send(files, 'photos', id, done => setSending({ done, total: files.length })));
+      const sent = await send(files, 'photos', id, done => setSending({ done, total: files.length }));
+      const { refused } = current().sets[sent];
+      setPhotos({ ...await get(setPath(sent, resolution)), refused });
+      onSet(sent);
     } finally {
       setSending(null);
     }
@@ -80,9 +85,9 @@ export function Photos({ id, onSet, instancePrompt, onExample }) {
   return html`<section class="block photos" aria-labelledby="photos-title">
     <h3 class="tag" id="photos-title">Photos${photos.length > 0 && `: ${photos.length}`}</h3>
     ${photos.length > 0 && html`<ul class="photo-grid">${photos.map(photo =>
-      html`<${Photo} key=${photo.id} set=${set} photo=${photo} instancePrompt=${instancePrompt} />`)}</ul>`}
-    <${DropZone} accept="image/*,.zip" multiple small=${photos.length > 0} busy=${sending !== null} onFiles=${add} title="Drop photos or a zip here"
-      hint=${`4 to 20 photos of one subject${limits?.max_photos ? `; at most ${limits.max_photos} here` : ''}. They stay on this server.`} />
+      html`<${Photo} key=${photo.id} set=${set} photo=${photo} instancePrompt=${instancePrompt} resolution=${resolution} />`)}</ul>`}
+    <${DropZone} accept="image/*,.zip,.txt,.caption" multiple small=${photos.length > 0} busy=${sending !== null} onFiles=${add} title="Drop photos or a zip here"
+      hint=${`4 to 20 photos of one subject${limits?.max_photos ? `; at most ${limits.max_photos} here` : ''}. They stay on this server. A NAME.txt beside a photo is its caption.`} />
     ${sending && html`<p class="hint" role="status">Sending ${Math.min(sending.total, Math.ceil(sending.done))} of ${counted(sending.total, 'file')}</p>
       <${Progress} label="Sending files" done=${sending.done} total=${sending.total} />`}
     <${Warnings} warnings=${set?.warnings} />

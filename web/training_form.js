@@ -8,12 +8,13 @@ import { go } from './route.js';
 import { current, notify, setJob, useStore } from './store.js';
 
 /// What a training form holds before anybody typed.
-export const EMPTY_FORM = { model: null, name: '', set: null, preset: null, values: {}, editing: null };
+export const EMPTY_FORM = { model: null, name: '', set: null, preset: null, values: {}, samples: true, editing: null };
 
 /// What a run's settings are as a form, to be started once more or changed.
 export const formOf = (job, editing = false) => {
   const { model = null, ...values } = job.options ?? {};
-  return { ...EMPTY_FORM, model, values, set: job.set ?? null, name: editing ? job.name : '', editing: editing ? job.id : null };
+  const samples = values.validation_prompt !== '';
+  return { ...EMPTY_FORM, model, values, samples, set: job.set ?? null, name: editing ? job.name : '', editing: editing ? job.id : null };
 };
 
 function Presets({ presets, chosen, onChoose }) {
@@ -31,9 +32,9 @@ function CopySettings({ kind, onCopy }) {
     choices=${[{ value: '', label: 'Choose a run …' }, ...runs.map(job => ({ value: job.id, label: `${job.name} (${job.state})` }))]} />`;
 }
 
-/// `sections`: [{title, fields, needs}]; `extra` adds to what is sent; `lacking` says what must come before a start; `children` stands
+/// `sections`: [{title, fields, needs, head}]; `more` is sent with the options; `lacking` says what must come before a start; `children` stands
 /// above everything.
-export function TrainingForm({ kind, jobKind, modelKind, form, change, sections, lacking, extra = () => ({}), placeholders = {}, children }) {
+export function TrainingForm({ kind, jobKind, modelKind, form, change, sections, lacking, more = {}, placeholders = {}, children }) {
   const options = useOptions(kind);
   const server = useStore(state => state.server);
   const editing = useStore(state => state.jobs[form.editing]);
@@ -41,7 +42,7 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const fields = useMemo(() => new Map(allFields(options).map(field => [field.name, field])), [options]);
   const values = form.values;
   const setValues = changes => change(before => ({ values: { ...before.values, ...changes } }));
-  const sent = options && { model, ...toOptions(options, { ...extra(values, fields), ...values }) };
+  const sent = options && { model, ...toOptions(options, values), ...more };
   const answer = usePlan(sent && server ? { kind, set: form.set, options: sent } : null);
   const [tried, setTried] = useState(false);
   const wrong = answer.refusal?.field ?? null;
@@ -55,12 +56,18 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
     if (form.editing && editing && editing.state !== 'queued') change({ editing: null });
   }, [editing?.state]);
 
+  const presets = options?.presets.filter(preset => !preset.model || preset.model === model);
   // What the preset before it set goes, but for what was changed since.
   const choosePreset = preset => change(before => {
     const last = options.presets.find(({ name }) => name === before.preset)?.values ?? {};
     const kept = Object.entries(before.values).filter(([name, value]) => !(name in last) || String(last[name]) !== String(value));
     return { preset: preset.name, values: { ...Object.fromEntries(kept), ...preset.values } };
   });
+  // A model that has settings of its own starts with them.
+  useEffect(() => {
+    const own = options?.presets.find(preset => preset.model && preset.model === model);
+    if (own && form.preset === null && !Object.keys(values).length) choosePreset(own);
+  }, [options, model, form.preset]);
   const copy = job => {
     change(formOf(job));
     notify(`The settings of ${job.name} are in the form.`);
@@ -87,9 +94,9 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
     ${children}
     <${Form}>
       <${ModelChoice} kind=${modelKind} value=${form.model} onChange=${next => change({ model: next })} error=${errors.model} />
-      <${Presets} presets=${options?.presets} chosen=${form.preset} onChoose=${choosePreset} />
+      <${Presets} presets=${presets} chosen=${form.preset} onChoose=${choosePreset} />
     <//>
-    ${sections.map(section => html`<${Form} key=${section.title}><h3 class="form-title">${section.title}</h3>
+    ${sections.map(section => html`<${Form} key=${section.title}><h3 class="form-title">${section.title}</h3>${section.head}
       <div class=${section.wide ? '' : 'columns'}>${section.fields.filter(name => fields.has(name) && (!section.needs?.[name] || on(section.needs[name])))
         .map(name => html`<${OptionField} key=${name} field=${fields.get(name)} values=${values} errors=${errors} onChange=${setValues}
           placeholder=${placeholders[name]} />`)}</div><//>`)}
