@@ -6,6 +6,7 @@
 mod accounts;
 mod assets;
 mod data_folder;
+mod drawing;
 mod events;
 mod failure;
 mod guard;

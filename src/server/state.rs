@@ -45,9 +45,13 @@ macro_rules! named {
 pub enum JobKind {
     /// Trains a LoRA of a Stable Diffusion model on photos.
     TrainDreambooth,
+    /// Draws pictures of a prompt.
+    Generate,
+    /// Draws one prompt with checkpoints at strengths.
+    Grid,
 }
 
-named!(JobKind { TrainDreambooth = "train_dreambooth" });
+named!(JobKind { TrainDreambooth = "train_dreambooth", Generate = "generate", Grid = "grid" });
 
 impl JobKind {
     /// Whether it trains an adapter, which can be stopped and gone on with.

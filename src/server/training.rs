@@ -9,7 +9,7 @@ use super::observer::JobObserver;
 use super::options::{self, Asked};
 use super::{library, sets, App};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
+use crate::recipes::control::Control;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::{dreambooth_lora, shell_word};
 use crate::train::checkpoint;
@@ -131,7 +131,7 @@ fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
 }
 
 /// Runs the training of `job`, from its last checkpoint where it has one.
-pub fn dreambooth(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut JobObserver) -> Result<()> {
+pub fn dreambooth(app: &App, job: &Job, control: &Control, observer: &mut JobObserver) -> Result<()> {
     let photos = app.data.inputs().join(&job.id);
     let training = of_options(app, &job.id, &job.owner, &job.options, &photos).map_err(of_failure)?;
     let mut flags = training.flags;
@@ -143,9 +143,8 @@ pub fn dreambooth(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut Jo
     }
     let mut config = config(&flags).map_err(of_failure)?;
     config.training.command = Some(training.command);
-    let subject = Subject::of(&photos);
-    observer.describe_samples(move |path: &Path| subject.measure(path));
-    dreambooth_lora::train(&config, app.device, training.seed, interrupt, observer).map(drop)
+    observer.compare_with(Subject::of(&photos));
+    dreambooth_lora::train(&config, app.device, training.seed, control, observer).map(drop)
 }
 
 /// A refusal as the error of a job.
