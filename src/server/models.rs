@@ -54,9 +54,19 @@ pub struct Model {
     /// Tasks of a language model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<&'static str>,
+    /// Whether its files are on this machine.
+    #[serde(skip)]
+    is_here: bool,
     /// As `--model` takes it.
     #[serde(skip)]
     pub argument: String,
+}
+
+impl Model {
+    /// Whether it can be read without a download.
+    pub fn is_here(&self) -> bool {
+        self.is_here
+    }
 }
 
 /// The models of a server.
@@ -130,6 +140,7 @@ fn of_path(argument: &str, path: &Path) -> Result<Model> {
         kind: ModelKind::StableDiffusion,
         native_size: None,
         tasks: Vec::new(),
+        is_here: true,
         argument: argument.to_owned(),
     };
     let is_pipeline = path.join("model_index.json").exists() || path.join("unet").is_dir();
@@ -156,6 +167,7 @@ fn of_hub(id: &str) -> Model {
         kind: ModelKind::StableDiffusion,
         native_size: None,
         tasks: Vec::new(),
+        is_here: false,
         argument: id.to_owned(),
     }
 }

@@ -90,6 +90,11 @@ fn flag(arg: &Arg, name: &str, value: Value) -> Answer<Option<String>> {
     }
 }
 
+/// The number that `flags` give for the flag `name`.
+pub fn number_of(flags: &[String], name: &str) -> Option<f64> {
+    flags.iter().rev().find_map(|flag| flag.split_once('=').filter(|(found, _)| *found == name)?.1.parse().ok())
+}
+
 /// The configuration that `flags` stand for.
 pub fn parsed<T: FromArgMatches>(command: Command, flags: &[String]) -> Answer<T> {
     let matches = command.try_get_matches_from(flags).and_then(|matches| T::from_arg_matches(&matches));

@@ -8,7 +8,7 @@ use super::request::{Id, Json, Query};
 use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
 use super::worker::{Request, Stop};
-use super::{assets, drawing, events, guard, library, options, training, App};
+use super::{assets, drawing, events, guard, language_training, library, options, plan, training, writing, App};
 use crate::data::photo_decoding;
 use crate::error::Error;
 use crate::libtorch::memory;
@@ -46,7 +46,9 @@ fn endpoints() -> Vec<Endpoint> {
     vec![
         Endpoint::new("get", "/api/state", "What this server is, its models and its queue", get(state)),
         Endpoint::new("get", "/api/options/{kind}", "The options of a job, as a form needs them", get(options_of)),
-        Endpoint::new("post", "/api/sets", "Make an empty set of photos or records", post(sets::create)),
+        Endpoint::new("post", "/api/sets", "Make a set of photos or records, empty or of the photos inside lorabooth", post(sets::create)).optional_body(json!({
+            "type": "object", "additionalProperties": false, "properties": { "example": { "type": ["string", "null"] } },
+        })),
         Endpoint::new("post", "/api/sets/{id}/files", "Put photos, zip files of photos, or captions in a set", post(sets::upload).layer(upload()))
             .files("files"),
         Endpoint::new("get", "/api/sets/{id}", "The photos of a set, with warnings", get(sets::show)),
@@ -56,6 +58,12 @@ fn endpoints() -> Vec<Endpoint> {
         })),
         Endpoint::new("delete", "/api/sets/{id}/photos/{photo}", "Take a photo out of a set", delete(sets::delete_photo)),
         Endpoint::new("get", "/api/photos/{photo}", "A photo; with thumbnail=1 small", get(sets::picture)).query("thumbnail", "integer"),
+        Endpoint::new("post", "/api/plan", "What a training will take of memory and time", post(plan::plan)).body(json!({
+            "type": "object", "required": ["kind"], "additionalProperties": false, "properties": {
+                "kind": { "type": "string", "enum": ["dreambooth", "llm"] }, "set": { "type": ["string", "null"] },
+                "options": { "type": "object" },
+            },
+        })),
         Endpoint::new("post", "/api/jobs", "Put a job in the queue", post(add_job)).body(openapi::new_job()).job(),
         Endpoint::new("get", "/api/jobs", "All jobs, the newest first", get(list_jobs)).query("limit", "integer"),
         Endpoint::new("get", "/api/jobs/{id}", "A job, with its warnings, facts and the end of its log", get(show_job)).job(),
@@ -150,7 +158,7 @@ async fn state(State(app): State<App>, owner: Owner, SignedIn(signed_in): Signed
         "version": version,
         "device": { "name": device_flag(app.device), "dtype": dtype_name(kind), "memory_total": total, "memory_free": free },
         "public": is_public, "limits": app.limits, "signed_in": true, "has_account": app.account.is_some(), "models": models,
-        "last_event": last, "queue": jobs::queue(&app, owner.name()).await?,
+        "examples": sets::examples(), "last_event": last, "queue": jobs::queue(&app, owner.name()).await?,
     });
     Ok(axum::Json(state).into_response())
 }
@@ -162,6 +170,11 @@ async fn options_of(Id(kind): Id<String>) -> Answer {
             let groups = options::described(&training::dreambooth_command(), training::FILLED_IN);
             Ok(axum::Json(json!({ "groups": groups, "presets": super::presets::dreambooth() })).into_response())
         }
+        "llm" => {
+            let groups = options::described(&language_training::command(), language_training::FILLED_IN);
+            Ok(axum::Json(json!({ "groups": groups, "presets": [] })).into_response())
+        }
+        "complete" => Ok(axum::Json(json!({ "groups": writing::described(), "presets": [] })).into_response()),
         "generate" => Ok(axum::Json(json!({ "groups": drawing::described(), "presets": [] })).into_response()),
         _ => Err(Failure::not_found("kind of options")),
     }
@@ -192,7 +205,9 @@ async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted
         (app.clone(), id.clone(), owner.owned(), wanted.options.clone(), wanted.set.clone());
     let prepared = tokio::task::spawn_blocking(move || match kind {
         JobKind::TrainDreambooth => training::prepare(&shared, &new, &of, &options, set.as_deref()),
+        JobKind::TrainLlm => language_training::prepare(&shared, &new, &of, &options, set.as_deref()),
         JobKind::Generate | JobKind::Grid => drawing::prepare(&shared, &new, &of, kind, &options),
+        JobKind::Complete => writing::prepare(&shared, &of, &options),
     });
     let (command, usual_name) = prepared.await.map_err(|_| Failure::bad("the job could not be prepared"))??;
     let job = NewJob {
@@ -273,6 +288,8 @@ async fn change_job(State(app): State<App>, owner: Owner, Id(id): Id<String>, Js
             let checked = tokio::task::spawn_blocking(move || {
                 let command = match job.kind {
                     JobKind::TrainDreambooth => training::command_of(&shared, &new, &of, &options),
+                    JobKind::TrainLlm => language_training::command_of(&shared, &new, &of, &options),
+                    JobKind::Complete => writing::prepare(&shared, &of, &options).map(|(command, _)| command),
                     kind @ (JobKind::Generate | JobKind::Grid) => {
                         drawing::prepare(&shared, &new, &of, kind, &options).map(|(command, _)| command)
                     }

@@ -44,6 +44,8 @@ pub struct Training {
     pub flags: Vec<String>,
     /// The seed of all draws.
     pub seed: i64,
+    /// The model.
+    pub model: Model,
     /// The same on a command line.
     pub command: String,
 }
@@ -100,7 +102,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     }
     let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
     let command = format!("lorabooth train dreambooth {} --seed={seed}", words.join(" "));
-    Ok(Training { flags, seed, command })
+    Ok(Training { flags, seed, model, command })
 }
 
 /// The folder of class images: trainings share one where the same images would be drawn.
@@ -126,7 +128,8 @@ pub fn check(training: &Training) -> Answer<()> {
     config.check().map_err(Failure::from)
 }
 
-fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
+/// The configuration that `flags` stand for.
+pub fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
     options::parsed(dreambooth_command(), flags)
 }
 
@@ -167,7 +170,7 @@ pub fn prepare(
 ) -> Answer<(String, String)> {
     let Some(set) = set else { return Err(Failure::field("set", "a training needs photos; upload some first")) };
     let photos = app.data.inputs().join(id);
-    let prepared = sets::keep_photos(app, set, &photos).map_err(Failure::from).and_then(|()| {
+    let prepared = sets::keep(&sets::photo_folder(app, set), &photos).map_err(Failure::from).and_then(|()| {
         if std::fs::read_dir(&photos).into_iter().flatten().next().is_none() {
             return Err(Failure::field("set", "the set has no photos; upload some first"));
         }

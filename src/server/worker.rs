@@ -4,16 +4,19 @@ use super::failure::of_option;
 use super::jobs::{self, End, Job};
 use super::observer::JobObserver;
 use super::state::{JobKind, JobState, Phase, Progress};
-use super::{drawing, library, training, App};
+use super::{drawing, language_training, library, training, writing, App};
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
+use crate::recipes::complete::TextModel;
 use crate::recipes::control::{Control, SampleRequest};
 use crate::recipes::generate::ImageModel;
+use crate::train::memory_plan::Rates;
 use serde_json::{json, Value};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use tch::{Device, Kind};
 
 /// Why a job was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,9 @@ pub struct Worker {
 #[derive(Default)]
 struct Signs {
     is_woken: bool,
+    /// A plan asks how fast the device is.
+    wants_rates: Vec<Kind>,
+    rates: Vec<(Kind, Option<Rates>)>,
     is_closing: bool,
     has_ended: bool,
 }
@@ -164,9 +170,32 @@ impl Worker {
         wait.unwrap_or_else(PoisonError::into_inner).0.has_ended
     }
 
-    /// Waits for a job to take; false where the server ends.
+    /// How fast the device computes in `kind`, measured once between two jobs, for which this waits, but not longer than `most`.
+    pub fn rates(&self, kind: Kind, most: Duration) -> Option<Rates> {
+        let known = |signs: &Signs| signs.rates.iter().find(|(of, _)| *of == kind).map(|(_, rates)| *rates);
+        let mut signs = self.signs();
+        if known(&signs).is_none() && !signs.wants_rates.contains(&kind) {
+            signs.wants_rates.push(kind);
+            self.changed.notify_all();
+        }
+        let is_unknown = |signs: &mut Signs| known(signs).is_none() && !signs.is_closing;
+        let wait = self.changed.wait_timeout_while(signs, most, is_unknown);
+        known(&wait.unwrap_or_else(PoisonError::into_inner).0).flatten()
+    }
+
+    /// Measures what plans ask for.
+    fn measure(&self, device: Device) {
+        for kind in std::mem::take(&mut self.signs().wants_rates) {
+            let rates = catching(|| Rates::measure(device, kind)).ok();
+            self.signs().rates.push((kind, rates));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for something to do; false where the server ends.
     fn wait_for_work(&self) -> bool {
-        let wait = self.changed.wait_while(self.signs(), |signs| !signs.is_woken && !signs.is_closing);
+        let is_idle = |signs: &mut Signs| !signs.is_woken && !signs.is_closing && signs.wants_rates.is_empty();
+        let wait = self.changed.wait_while(self.signs(), is_idle);
         let mut signs = wait.unwrap_or_else(PoisonError::into_inner);
         signs.is_woken = false;
         !signs.is_closing
@@ -210,6 +239,7 @@ fn work(app: &App) {
     let mut models = Loaded::default();
     while app.worker.wait_for_work() {
         loop {
+            app.worker.measure(app.device);
             match jobs::take_next(app) {
                 Ok(Some(job)) => turn(app, &mut models, job),
                 Ok(None) => break,
@@ -283,6 +313,11 @@ fn run(
             models.unload(app);
             training::dreambooth(app, job, control, observer).map(|()| None)
         }
+        JobKind::TrainLlm => {
+            models.unload(app);
+            language_training::train(app, job, control, observer).map(|()| None)
+        }
+        JobKind::Complete => writing::complete(app, models, job, interrupt, observer).map(Some),
         JobKind::Generate => drawing::generate(app, models, job, interrupt, observer).map(|()| None),
         JobKind::Grid => drawing::grid(app, models, job, interrupt, observer).map(|()| None),
     }
@@ -293,12 +328,15 @@ fn run(
 pub struct Loaded {
     /// The last one that drew.
     pub images: Option<ImageModel>,
+    /// The last one that wrote.
+    pub texts: Option<TextModel>,
 }
 
 impl Loaded {
     /// Frees them, for what needs the memory.
     pub fn unload(&mut self, app: &App) {
         self.images = None;
+        self.texts = None;
         drop(memory::release_cached(app.device));
     }
 }
