@@ -1,6 +1,10 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
 pub mod adapter_argument;
+pub mod complete;
+pub mod compute_dtype;
+pub mod control;
+pub mod convert;
 pub mod demo;
 mod dreambooth_adapters;
 mod dreambooth_checks;
@@ -9,9 +13,12 @@ pub mod dreambooth_lora;
 mod dreambooth_options;
 mod dreambooth_phases;
 pub mod dreambooth_plan;
+mod dreambooth_samples;
 pub mod evaluate;
+pub mod generate;
 pub mod given_adapters;
 pub mod given_flags;
+pub mod image_names;
 pub mod language_adapter;
 pub mod language_base;
 pub mod language_config;
@@ -21,6 +28,7 @@ pub mod language_loss;
 pub mod language_plan;
 pub mod language_training;
 mod memory_advice;
+pub mod merge_adapters;
 pub mod merged_language_model;
 pub mod merged_pipeline;
 pub mod model_args;

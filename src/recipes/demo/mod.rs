@@ -7,6 +7,7 @@ mod gallery;
 pub mod likeness;
 pub mod report;
 
+use super::control::Control;
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_lora;
 use super::observer::Observer;
@@ -17,14 +18,15 @@ use crate::data::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
-use crate::sample::pipeline::Pipeline;
+use crate::sample::drawn_image::NamedStrength;
+use crate::sample::pipeline::{Pipeline, PipelineAdapter, Residence};
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;
 use crate::train::precision::Precision;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
 use clap::Args;
-use gallery::{Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
+use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
 use likeness::{appearances, Appearance, Distances, Likeness};
 use report::Report;
 use std::fs::DirEntry;
@@ -92,25 +94,27 @@ pub fn run(
     let gallery = Gallery::of_all_prompts(seed);
 
     // 1. What the model knows.
-    let pipeline = Pipeline::load(&files, placement)?;
-    let before = gallery.draw(&pipeline, "images before", interrupt, observer)?;
-    let references = References::new(&folder, &files, &pipeline, seed, interrupt, observer)?;
+    let model = folder.model().display().to_string();
+    let mut pipeline = Pipeline::open(files.clone(), &model, placement, Residence::Together)?;
+    let before = gallery.draw(&mut pipeline, "images before", interrupt, observer)?;
+    let references = References::new(&folder, &files, &mut pipeline, seed, interrupt, observer)?;
     drop(pipeline);
     memory::release_cached(device)?;
 
     // 2. The training: the command that a user would type.
     let training_began = Instant::now();
-    dreambooth_lora::train(&options, device, seed, interrupt, observer).map_err(stopped)?;
+    dreambooth_lora::train(&options, device, seed, &Control::of(interrupt.clone()), observer).map_err(stopped)?;
     let training_seconds = training_began.elapsed().as_secs_f64();
 
     // 3. What it knows now.
-    let pipeline = Pipeline::load(&files, placement)?;
-    pipeline.put_on("demo", &read_any(&folder.adapter(), None)?)?;
-    let after = gallery.draw(&pipeline, "images after", interrupt, observer)?;
+    let mut pipeline = Pipeline::open(files.clone(), &model, placement, Residence::Together)?;
+    let used = NamedStrength { name: "adapter".to_owned(), strength: 1.0 };
+    pipeline.set_adapters(vec![PipelineAdapter { used, set: read_any(&folder.adapter(), None)? }])?;
+    let after = gallery.draw(&mut pipeline, "images after", interrupt, observer)?;
     drop(pipeline);
 
     // 4. The difference.
-    let (appearances_before, appearances_after) = (appearances(&before), appearances(&after));
+    let (appearances_before, appearances_after) = (appearances(&images(&before)), appearances(&images(&after)));
     let measured = |appearances: &[Appearance]| {
         appearances.iter().map(|appearance| references.measure(appearance)).collect::<Vec<_>>()
     };
@@ -137,7 +141,7 @@ pub fn run(
     gallery.write(&folder.images(), "before", &before)?;
     gallery.write(&folder.images(), "after", &after)?;
     let contact_sheet = folder.path.join("contact-sheet.png");
-    report::write_sheet(&contact_sheet, &folder, &gallery, (&before, &after), &report)?;
+    report::write_sheet(&contact_sheet, &folder, &gallery, (&images(&before), &images(&after)), &report)?;
     write_json(&folder.path.join("report.json"), &report)?;
     Ok(Finished { contact_sheet, adapter: folder.adapter(), model: folder.model(), report })
 }
@@ -258,7 +262,7 @@ impl References {
     fn new(
         folder: &Folder,
         files: &PipelineFiles,
-        pipeline: &Pipeline,
+        pipeline: &mut Pipeline,
         seed: i64,
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
@@ -273,7 +277,7 @@ impl References {
         for (i, photo) in subject.iter().enumerate() {
             write_png(&folder.images().join(format!("photo-{i:02}.png")), photo)?;
         }
-        Ok(Self { subject: appearances(&subject), class: appearances(&class) })
+        Ok(Self { subject: appearances(&subject), class: appearances(&images(&class)) })
     }
 
     fn measure(&self, appearance: &Appearance) -> Distances {
