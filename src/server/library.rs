@@ -224,7 +224,8 @@ fn shown(app: &Shared, adapter: &Adapter, samples: &[String]) -> Value {
     })
 }
 
-async fn shown_one(app: &App, id: &str, owner: &str) -> Answer {
+/// The adapter `id` as the page sees it.
+pub async fn shown_one(app: &App, id: &str, owner: &str) -> Answer {
     let adapter = find(app, id, owner).await?;
     let (adapter, samples) = app.store.ask(move |db| with_samples(db, adapter)).await?;
     Ok(axum::Json(shown(app, &adapter, &samples)).into_response())

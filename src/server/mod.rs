@@ -11,6 +11,7 @@ mod events;
 mod failure;
 mod guard;
 mod ids;
+mod import;
 mod jobs;
 mod language_training;
 mod library;
@@ -28,6 +29,7 @@ mod sets;
 mod state;
 mod store;
 mod training;
+mod visitors;
 mod worker;
 mod writing;
 

@@ -3,13 +3,17 @@
 use super::data_folder::DataFolder;
 use super::failure::{Answer, Failure};
 use super::ids::hex;
+use super::request::Query;
+use super::App;
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::recipes::demo;
 use crate::recipes::language_base::WantedModel;
 use crate::weights::hub::{self, Hub};
-use serde::Serialize;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -126,6 +130,37 @@ impl Models {
             ));
         }
         Ok(cached().into_iter().find(|model| model.id == id).unwrap_or_else(|| of_hub(id)))
+    }
+}
+
+/// What is asked of the hub.
+#[derive(Debug, Deserialize)]
+pub struct Wanted {
+    hub: String,
+}
+
+/// `GET /api/models?hub=OWNER/NAME`: looks at a model's configurations, which are fetched for it.
+pub async fn look_up(State(app): State<App>, Query(wanted): Query<Wanted>) -> Answer {
+    let model = app.models.find(&wanted.hub, app.limits.is_some())?;
+    let looked = tokio::task::spawn_blocking(move || match model.is_here() {
+        true => Ok(model),
+        false => of_hub_now(model),
+    });
+    let model = looked.await.map_err(|_| Failure::bad("the model could not be looked at"))?;
+    let model = model.map_err(|error| Failure { field: Some("hub".to_owned()), ..Failure::from(error) })?;
+    Ok(axum::Json(model).into_response())
+}
+
+/// A model of the hub, by the configurations that it has there.
+fn of_hub_now(model: Model) -> Result<Model> {
+    let pipeline = ModelOptions { configs_only: true, ..ModelOptions::default() };
+    let refused = match PipelineFiles::resolve(&model.id, &pipeline, &mut ()) {
+        Ok(files) => return Ok(Model { native_size: files.native_resolution().ok(), ..model }),
+        Err(error) => error,
+    };
+    match language_files(Path::new(&model.id)) {
+        Ok(files) => Ok(Model { kind: ModelKind::Language, tasks: files.architecture().tasks.to_vec(), ..model }),
+        Err(_) => Err(refused),
     }
 }
 

@@ -8,7 +8,10 @@ use super::request::{Id, Json, Query};
 use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
 use super::worker::{Request, Stop};
-use super::{assets, drawing, events, guard, language_training, library, options, plan, training, writing, App};
+use super::{
+    assets, drawing, events, guard, import, language_training, library, models, options, plan, training, visitors,
+    writing, App,
+};
 use crate::data::photo_decoding;
 use crate::error::Error;
 use crate::libtorch::memory;
@@ -82,6 +85,8 @@ fn endpoints() -> Vec<Endpoint> {
             } })),
         Endpoint::new("get", "/api/images/{id}", "A picture; with thumbnail=1 small", get(image)).query("thumbnail", "integer"),
         Endpoint::new("get", "/api/adapters", "All adapters, the newest first", get(library::list)),
+        Endpoint::new("post", "/api/adapters", "Upload an adapter: a zip of PEFT's folder, or a .safetensors file", post(import::upload).layer(upload()))
+            .files("file"),
         Endpoint::new("patch", "/api/adapters/{id}", "Rename an adapter, or make a checkpoint the adapter", patch(library::change)).body(json!({
             "type": "object", "additionalProperties": false, "properties": {
                 "name": { "type": "string" }, "checkpoint": { "type": ["integer", "null"] },
@@ -92,6 +97,8 @@ fn endpoints() -> Vec<Endpoint> {
             .query("format", "string")
             .query("checkpoint", "integer"),
         Endpoint::new("get", "/api/events", "Everything that happens, as an event stream", get(events::stream)).query("after", "integer"),
+        Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)),
+        Endpoint::new("get", "/api/models", "Whether a model of the hub can be used", get(models::look_up)).query("hub", "string"),
         Endpoint::new("post", "/login", "Sign in", post(accounts::login)).body(json!({
             "type": "object", "required": ["username", "password"],
             "properties": { "username": { "type": "string" }, "password": { "type": "string" } },

@@ -86,7 +86,7 @@ impl Photo {
 }
 
 /// A file that goes when it is dropped.
-struct Temporary(PathBuf);
+pub struct Temporary(pub PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -278,7 +278,11 @@ fn fill_with_example(mut intake: Intake) -> Result<()> {
 }
 
 /// Writes an uploaded file to the data folder as it comes; none where it is larger than `most`, when the rest of it is passed over.
-async fn receive(app: &App, mut field: axum::extract::multipart::Field<'_>, most: u64) -> Answer<Option<Temporary>> {
+pub async fn receive(
+    app: &App,
+    mut field: axum::extract::multipart::Field<'_>,
+    most: u64,
+) -> Answer<Option<Temporary>> {
     let path = app.data.temporary().join(new_id()?);
     let mut file = File::create_new(&path).map_err(|error| Error::io("create", &path, error))?;
     let temporary = Temporary(path.clone());
@@ -302,7 +306,7 @@ async fn receive(app: &App, mut field: axum::extract::multipart::Field<'_>, most
 }
 
 /// What a client calls a file, fit to be shown: the last part of a path, without control characters.
-fn label(name: &str) -> String {
+pub fn label(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let plain: String = last.chars().filter(|c| !c.is_control()).take(120).collect();
     match plain.trim().trim_matches('.') {
@@ -312,12 +316,12 @@ fn label(name: &str) -> String {
 }
 
 /// The name without its ending.
-fn stem(name: &str) -> &str {
+pub fn stem(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// The part of a server-made file name that tells people which file it was.
-fn readable(name: &str) -> String {
+pub fn readable(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let text: String = stem(name).chars().map(plain).take(40).collect();
     text.trim_matches('-').to_owned()
