@@ -36,4 +36,6 @@ pub mod options;
 
 pub mod recipes;
 
+pub mod server;
+
 pub mod cli;

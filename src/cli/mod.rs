@@ -13,6 +13,7 @@ mod generate;
 mod help;
 mod plan;
 mod reporter;
+mod serve;
 mod tokenize;
 mod train;
 
@@ -68,6 +69,9 @@ enum Command {
     /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
+    /// Serve a page and an API: train on photos, watch, try, take the adapter home
+    #[command(args_override_self = true)]
+    Serve(serve::ServeArgs),
     /// Print a text's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
@@ -208,6 +212,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
+        Command::Serve(args) => serve::run(&args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Completion(args) => completion::completion(&args, &mut reporter),
         Command::Man(args) => completion::man(&args, &mut reporter),

@@ -21,14 +21,17 @@ use crate::options::shell_word;
 use crate::sample::drawn_image::NamedStrength;
 use crate::sample::likeness::{appearances, Appearance, Distances, Likeness};
 use crate::sample::pipeline::{Pipeline, PipelineAdapter, Residence};
+use crate::sentence::flag;
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;
 use crate::train::precision::Precision;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
+pub use assets::{write_model, write_subject};
 use clap::Args;
 use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
 use report::Report;
+use serde_json::{json, Value};
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -213,38 +216,60 @@ impl Folder {
     }
 }
 
+/// What the demo's model is trained with, whatever the subject, as options of `train dreambooth` by their names.
+const USUAL: [(&str, &str); 9] = [
+    ("resolution", "64"),
+    ("train_batch_size", "4"),
+    ("learning_rate", "1.5e-3"),
+    ("lr_scheduler", "cosine"),
+    ("lora_targets", LORA_TARGETS),
+    ("lora_r", "16"),
+    ("lora_alpha", "32"),
+    ("guidance_scale", "3"),
+    ("sample_batch_size", "16"),
+];
+/// Class images of the demo.
+const CLASS_IMAGES: u64 = 32;
+
+/// Settings for the demo's model and its subject, by the names of `train dreambooth`'s options: where a page starts from.
+pub fn usual_options() -> Value {
+    let mut options = json!({
+        "instance_prompt": SUBJECT_PROMPT, "class_prompt": CLASS_PROMPT, "with_prior_preservation": true,
+        "num_class_images": CLASS_IMAGES, "train_text_encoder": true, "max_train_steps": 400,
+    });
+    for (name, value) in USUAL {
+        // As JSON where it is a number.
+        options[name] = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    }
+    options
+}
+
 /// What the demo trains with, as flags of `train dreambooth`.
 fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
     let text = |path: PathBuf| path.display().to_string();
     let steps = config.max_train_steps.to_string();
-    let (side, guidance) = (SIDE.to_string(), GUIDANCE.to_string());
     let (model, photos, class_images, adapter) =
         (text(folder.model()), text(folder.photos()), text(folder.class_images()), text(folder.adapter()));
+    let class_count = CLASS_IMAGES.to_string();
     let mut flags = vec![
         ["--model", &model],
         ["--instance-data-dir", &photos],
         ["--instance-prompt", SUBJECT_PROMPT],
         ["--output-dir", &adapter],
-        ["--resolution", &side],
-        ["--train-batch-size", "4"],
         ["--max-train-steps", &steps],
-        ["--learning-rate", "1.5e-3"],
-        ["--lr-scheduler", "cosine"],
-        ["--lora-targets", LORA_TARGETS],
-        ["--lora-r", "16"],
-        ["--lora-alpha", "32"],
-        ["--guidance-scale", &guidance],
         ["--validation-prompt", SUBJECT_PROMPT],
     ];
     if !config.no_prior_preservation {
         flags.extend([
             ["--class-data-dir", &class_images],
             ["--class-prompt", CLASS_PROMPT],
-            ["--num-class-images", "32"],
-            ["--sample-batch-size", "16"],
+            ["--num-class-images", &class_count],
         ]);
     }
     let mut flags: Vec<String> = flags.concat().into_iter().map(str::to_owned).collect();
+    for (name, value) in USUAL {
+        flags.extend([flag(name), value.to_owned()]);
+    }
     flags.push("--train-text-encoder".to_owned());
     flags.extend((!config.no_prior_preservation).then(|| "--with-prior-preservation".to_owned()));
     flags

@@ -8,5 +8,5 @@ mod resumed_options;
 pub mod run;
 mod run_record;
 pub mod training_loop;
-mod utc_time;
+pub mod utc_time;
 pub(super) mod watched;
