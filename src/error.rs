@@ -1,5 +1,6 @@
-//! What can go wrong, one variant for each thing that a user can act on.
+//! What can go wrong, one variant for each thing that a user can act on. Options in messages are as [`crate::sentence`] has them.
 
+use crate::sentence;
 use std::path::{Path, PathBuf};
 
 /// A result whose error is [`Error`].
@@ -19,11 +20,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is there but its content is not what it must be.
-    #[error("{path}: {message}", path = .path.display())]
+    #[error("{path}{} {message}", colon(.message), path = .path.display())]
     File {
         /// The file at fault.
         path: PathBuf,
-        /// What is wrong with it and what to do.
+        /// What is wrong with it and what to do: beginning with its verb, one of [`VERBS`], or a sentence of its own.
         message: String,
     },
     /// A weight that the model needs is not in its files.
@@ -72,13 +73,29 @@ pub enum Error {
     #[error("{0}")]
     Diverged(String),
     /// The user stopped the run; its state was saved.
-    #[error("interrupted; {0}")]
+    #[error("interrupted: {0}")]
     Interrupted(String),
 }
 
 /// What a training run can do where memory is full.
-const TRAIN_IN_LESS: &str = "turn on --gradient-checkpointing, or lower --resolution, --train-batch-size or --lora-r \
+const TRAIN_IN_LESS: &str = "turn on ⟨gradient_checkpointing⟩, or lower ⟨resolution⟩, ⟨train_batch_size⟩ or ⟨lora_r⟩ \
     (`lorabooth plan` says what fits)";
+
+/// The words that a message begins with whose subject is the file.
+const VERBS: &[&str] = &[
+    "already", "begins", "cannot", "changed", "claims", "does", "ends", "has", "holds", "is", "lacks", "names",
+    "needs", "was",
+];
+
+/// What stands between a file's name and `message`: nothing where the file is its subject.
+fn colon(message: &str) -> &'static str {
+    let first = message.split(' ').next().unwrap_or_default();
+    if VERBS.contains(&first) {
+        ""
+    } else {
+        ":"
+    }
+}
 
 /// The system's message without the "(os error N)" that no user can act on.
 fn plain_cause(source: &std::io::Error) -> String {
@@ -100,6 +117,14 @@ fn plain_allocation(line: &str) -> String {
 }
 
 impl Error {
+    /// The option at fault, such as `lora_r`, where it is one: the message begins with it.
+    pub fn option(&self) -> Option<&str> {
+        match self {
+            Error::Invalid(message) | Error::Usage(message) | Error::Diverged(message) => sentence::subject(message),
+            _ => None,
+        }
+    }
+
     /// An [`Error::Io`] for `path`.
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io { action, path: path.as_ref().to_owned(), source }
@@ -110,14 +135,14 @@ impl Error {
         Error::File { path: path.as_ref().to_owned(), message: message.into() }
     }
 
-    /// The refusal to replace what is at `path` unasked; `flag` names another place.
-    pub fn is_there(path: impl AsRef<Path>, flag: &str) -> Self {
-        Error::file(path, format!("already exists; replace it with --overwrite, or choose another {flag}"))
+    /// The refusal to replace what is at `path` unasked; `option` names another place, as a sentence has it.
+    pub fn is_there(path: impl AsRef<Path>, option: &str) -> Self {
+        Error::file(path, format!("already exists; replace it with ⟨overwrite⟩, or choose another {option}"))
     }
 
     /// The same of what a training run wrote, which can go on.
     pub fn is_of_a_run(path: impl AsRef<Path>) -> Self {
-        let cures = "continue it with --resume, replace it with --overwrite, or name another --output-dir";
+        let cures = "continue it with ⟨resume⟩, replace it with ⟨overwrite⟩, or name another ⟨output_dir⟩";
         Error::file(path, format!("already exists, from another run; {cures}"))
     }
 
@@ -157,5 +182,19 @@ impl From<tch::TchError> for Error {
             };
         }
         Error::Torch(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_the_subject_of_what_is_said_of_it() {
+        let said = |message: &str| Error::file("a.json", message).to_string();
+        assert_eq!(said("has no `r`"), "a.json has no `r`");
+        assert_eq!(said("already exists; choose another"), "a.json already exists; choose another");
+        assert_eq!(said("its `r` is 0"), "a.json: its `r` is 0");
+        assert_eq!(said("issue 3"), "a.json: issue 3");
     }
 }

@@ -5,9 +5,11 @@
 
 use crate::error::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::{flag, low_level};
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 /// Whether a run was asked to stop. Clones ask the same question.
@@ -22,17 +24,29 @@ impl Interrupt {
 
     /// Lets the first Ctrl-C, SIGTERM or SIGHUP ask the run to stop, and the next end the process at once with 128 + the
     /// signal's number.
+    /// The process has one such interrupt: who asks again is given the same.
     pub fn on_signals() -> Result<Self> {
+        static OF_PROCESS: Mutex<Option<Interrupt>> = Mutex::new(None);
+        let mut of_process = OF_PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interrupt) = &*of_process {
+            return Ok(interrupt.clone());
+        }
         let interrupt = Self::new();
         let mut brief = BRIEF.lock().unwrap_or_else(PoisonError::into_inner);
         brief.is_needless = true;
         brief.is_over.store(false, Ordering::SeqCst);
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            let failed = |error| Error::invalid(format!("cannot listen for Ctrl-C: {error}"));
-            // This order: the first signal finds the flag unset here, and sets it with the second action.
-            flag::register_conditional_shutdown(signal, 128 + signal, interrupt.0.clone()).map_err(failed)?;
+        let failed = |error| Error::invalid(format!("cannot listen for Ctrl-C: {error}"));
+        let signals = [SIGINT, SIGTERM, SIGHUP];
+        if end_at_the_second(&signals).is_err() {
+            // Where no thread can be made. This order: the first signal finds the flag unset here, and sets it with the second action.
+            for signal in signals {
+                flag::register_conditional_shutdown(signal, 128 + signal, interrupt.0.clone()).map_err(failed)?;
+            }
+        }
+        for signal in signals {
             flag::register(signal, interrupt.0.clone()).map_err(failed)?;
         }
+        *of_process = Some(interrupt.clone());
         Ok(interrupt)
     }
 
@@ -58,6 +72,35 @@ impl Interrupt {
             false => Ok(()),
         }
     }
+}
+
+/// What is done before a second signal ends the process.
+static LAST: Mutex<Option<fn()>> = Mutex::new(None);
+
+/// Has `last` called before a second signal ends the process: it must not wait for anything.
+pub fn at_a_sudden_end(last: fn()) {
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+}
+
+/// Ends the process at the second of `signals`, from a thread: what a signal's own handler may do leaves a bar on the terminal.
+fn end_at_the_second(signals: &[i32]) -> std::io::Result<()> {
+    let (mut read, write) = UnixStream::pair()?;
+    let newest = Arc::new(AtomicUsize::new(0));
+    let code = newest.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        // A byte for each signal.
+        if read.read_exact(&mut [0; 2]).is_ok() {
+            if let Some(last) = *LAST.lock().unwrap_or_else(PoisonError::into_inner) {
+                last();
+            }
+            low_level::exit(128 + code.load(Ordering::SeqCst) as i32);
+        }
+    })?;
+    for signal in signals {
+        flag::register_usize(*signal, newest.clone(), *signal as usize)?;
+        low_level::pipe::register(*signal, write.try_clone()?)?;
+    }
+    Ok(())
 }
 
 /// Ctrl-C and SIGTERM as a question for as long as this lives: for a download in a command that they end at any other time.
@@ -124,6 +167,11 @@ impl Drop for Watch {
 /// The interrupt that this thread watches, to be handed to another; one that nothing sets where it watches none.
 pub fn watched() -> Interrupt {
     WATCHED.with_borrow(Clone::clone).unwrap_or_default()
+}
+
+/// Whether signals ask an [`Interrupt`] of the process.
+pub fn hears_signals() -> bool {
+    BRIEF.lock().unwrap_or_else(PoisonError::into_inner).is_needless
 }
 
 /// An error, where the interrupt that this thread watches was asked to stop.

@@ -2,6 +2,8 @@
 //!
 //! The modules are listed in the order in which data and knowledge flow: a module uses only modules above it.
 
+pub mod sentence;
+
 pub mod error;
 
 pub mod interrupt;
@@ -30,6 +32,10 @@ pub mod train;
 
 pub mod sample;
 
+pub mod options;
+
 pub mod recipes;
+
+pub mod server;
 
 pub mod cli;

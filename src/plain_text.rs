@@ -10,6 +10,16 @@ const LINE_END: usize = 250;
 /// What stands for a character that is not shown.
 const REPLACEMENT: char = '\u{fffd}';
 
+/// `bytes` in lowercase hexadecimal digits, as checksums are written.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number of what `name` is called in the singular: `1 step`, `2 steps`.
+pub fn counted(number: usize, name: &str) -> String {
+    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Whether `c` steers a terminal (control characters, C1 included) or the order in which text is shown.
 fn steers(c: char) -> bool {
     c.is_control()

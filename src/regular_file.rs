@@ -17,6 +17,8 @@ pub struct FileKind {
 impl FileKind {
     /// A model's, an adapter's or a scheduler's fields, or the index of a model's weights.
     pub const CONFIG: Self = Self::new("a JSON configuration", 64 << 20);
+    /// A configuration of the original Stable Diffusion code.
+    pub const YAML: Self = Self::new("a YAML configuration", 1 << 20);
     /// A vocabulary, merges, or a whole `tokenizer.json`.
     pub const TOKENIZER: Self = Self::new("a tokenizer's file", 512 << 20);
     /// Flags as TOML.

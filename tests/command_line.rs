@@ -367,6 +367,27 @@ fn shells_complete_flags_and_their_short_names() {
     assert!(complete("lorabooth tr").contains("train"));
     let flags = complete("lorabooth train dreambooth --net");
     assert!(flags.contains("--network-dim") && flags.contains("--network-alpha"), "{flags}");
+    // A plan's flags may stand behind the word alone.
+    let flags = complete("lorabooth plan --");
+    for flag in ["--fit", "--instance-data-dir", "--train-file", "--lora-r", "--task"] {
+        assert!(flags.split_whitespace().any(|known| known == flag), "{flag} is not in {flags}");
+    }
+    assert_eq!(flags.split_whitespace().filter(|flag| *flag == "--model").count(), 1, "{flags}");
+    let samplers = complete("lorabooth generate --scheduler eul");
+    assert!(samplers.contains("euler") && samplers.contains("euler-a"), "{samplers}");
+}
+
+#[test]
+fn a_plan_of_a_training_says_how_it_is_asked_for() {
+    for (line, what) in [("plan train dreambooth --lora-r 8", "dreambooth"), ("-q plan train llm", "llm")] {
+        let output = lorabooth(&words_of(line));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains(&format!("`lorabooth plan {what}` takes the flags of `lorabooth train {what}`")),
+            "{said}"
+        );
+        assert_eq!((output.status.code(), said.lines().count()), (Some(2), 1), "{said}");
+    }
 }
 
 #[test]
@@ -416,6 +437,13 @@ fn doctor_says_what_is_here() {
     for name in ["libtorch", "cores", "threads", "memory_free_bytes", "cuda_devices", "problems"] {
         assert!(!report[name].is_null(), "{name}");
     }
+    let documented = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/files.md")).unwrap();
+    let (_, documented) = documented.split_once("### `doctor --json`").unwrap();
+    let (documented, _) = documented.split_once("\n### ").unwrap();
+    let fields: Vec<&str> = documented.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let mut found: Vec<&String> = report.as_object().unwrap().keys().collect();
+    found.sort_by_key(|name| fields.iter().position(|field| field == name));
+    assert_eq!(found, fields);
     let prose = lorabooth_ok(&["doctor"]);
     assert!(["libtorch", "CPU", "memory", "problem"].iter().all(|word| prose.contains(word)), "{prose}");
 }

@@ -9,8 +9,9 @@ mod support;
 use clap::Parser;
 use jobs::{bert, gpt2, t5, Job};
 use lorabooth::error::Error;
-use lorabooth::recipes::dreambooth::config::DreamBoothConfig;
-use lorabooth::recipes::language::config::LanguageConfig;
+use lorabooth::options::dreambooth::DreamBoothConfig;
+use lorabooth::options::language::LanguageConfig;
+use lorabooth::recipes::training::control::Control;
 use lorabooth::recipes::training::observer::{Event, Observer, Silent};
 use lorabooth::recipes::{dreambooth, language};
 use lorabooth::train::interrupt::Interrupt;
@@ -72,7 +73,7 @@ fn check(meant: &dyn Fn(&Event) -> bool, expected_stops: usize, run: Run) {
         let mut stop = Stop { meant, at, seen: 0, interrupt: Interrupt::new() };
         let stopped = run(&out, &[], &stop.interrupt.clone(), &mut stop);
         let Err(Error::Interrupted(message)) = stopped else { panic!("{at}: {stopped:?}") };
-        assert!(message.contains("is saved in") && message.contains("--resume"), "{message}");
+        assert!(message.contains("is saved in") && message.contains("⟨resume⟩"), "{message}");
         run(&out, &["--resume", "latest"], &Interrupt::new(), &mut Silent).unwrap();
         let (found, wanted) = (left(&out), left(&whole));
         assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{at}");
@@ -120,7 +121,7 @@ fn language(job: &Job, stops: usize) {
         }
         args.retain(|arg| arg != "--quiet");
         let config = Language::parse_from(args).config;
-        language::training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+        language::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     check(
         &|event| matches!(event, Event::Begin { phase, .. } if phase == "evaluating" || phase == "answering"),
@@ -176,7 +177,7 @@ fn sample_images_are_made_up_for() {
             out.display()
         );
         let config = DreamBooth::parse_from(words.split_whitespace().chain(more.iter().copied())).config;
-        dreambooth::training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+        dreambooth::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     // In the first of 25 steps of the second of two images: the first is there, the second is not.
     let first = |event: &Event| matches!(event, Event::Progress { done: 26 });
@@ -210,7 +211,7 @@ fn eight_steps(out: &Path, interrupt: &Interrupt, observer: &mut dyn Observer) -
         out.display()
     );
     let config = DreamBooth::parse_from(words.split_whitespace()).config;
-    dreambooth::training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+    dreambooth::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
 }
 
 #[test]
@@ -371,4 +372,38 @@ fn a_narrower_window_and_ctrl_c_leave_no_bar_on_the_screen() {
     let more = "--resolution 32 --mixed-precision no --device cpu --threads 1 --max-train-steps 1000000 --output-dir";
     let args: Vec<&str> = [&[program], &run[..]].concat().into_iter().chain(more.split(' ')).chain([out]).collect();
     support::python_alone("terminal.py", &args);
+    // A step of many seconds, which the second Ctrl-C does not wait for.
+    let long = ["--resolution", "256", "--train-batch-size", "4", "--overwrite"];
+    support::python_alone("terminal.py", &[&["--twice"], args.as_slice(), &long].concat());
+}
+
+/// The signal that comes before anything was read asks the run to stop too, and is no sudden end.
+#[test]
+fn a_signal_is_heeded_from_the_first_moment_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let (model, photos) = (model("tiny"), photos(5, 0));
+    let [model, photos, to] = [&model, &photos, &out].map(|path| path.to_str().unwrap());
+    let run = ["train", "dreambooth", "--model", model, "--instance-data-dir", photos, "--instance-prompt", "sks"];
+    let more = ["--device", "cpu", "--max-train-steps", "100000", "--output-dir", to];
+    let args = [&run[..], &more].concat();
+    let mut child = support::lorabooth_command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    // The mask of signals that the process catches, in hexadecimal digits: bit 14 is SIGTERM's.
+    let catches = || {
+        let text = fs::read_to_string(&status).unwrap();
+        let mask = text.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&mask, 16).unwrap() >> 14 & 1 == 1
+    };
+    while !catches() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    assert!(!out.exists());
+    let sent = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.starts_with("interrupted: ") && said.trim().lines().count() == 1, "{said}");
 }

@@ -265,7 +265,7 @@ fn a_run_that_goes_on_keeps_no_adapter_of_a_step_that_it_has_not_reached() {
         text + &line.to_string() + "\n"
     });
     std::fs::write(parts.join("evaluations.jsonl"), changed).unwrap();
-    lorabooth_ok(&job.train(&parts, &[&evaluated[..], &["10", "--resume", "checkpoint-4"]].concat()));
+    lorabooth_ok(&job.train(&parts, &[&evaluated[..], &["10", "--resume", "checkpoint-4", "--overwrite"]].concat()));
     let file = |folder: &Path| std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
     assert!(file(&whole) == file(&parts));
     assert_eq!(
@@ -290,6 +290,24 @@ fn greedy_and_beam_texts_are_those_of_transformers() {
             }
         }
     }
+}
+
+#[test]
+fn complete_warns_of_a_text_beyond_what_the_model_was_made_for() {
+    let model = llama().folder.join("model").display().to_string();
+    let said = |prompt: &str, most: &str| {
+        let output = lorabooth(&complete(&model, prompt, &["--max-new-tokens", most]));
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stdout).lines().find(|line| line.contains("was made for")).map(str::to_owned)
+    };
+    assert_eq!(said("red house", "5"), None);
+    let beyond = said(&"red house ".repeat(40), "1").unwrap();
+    assert!(
+        beyond.contains("\"warning\"") && beyond.contains("was made for 32") && beyond.contains("shorten it"),
+        "{beyond}"
+    );
+    let written = said("red house", "60").unwrap();
+    assert!(written.contains("--max-new-tokens 60"), "{written}");
 }
 
 #[test]

@@ -116,6 +116,15 @@ fn files_that_are_no_images_are_named_and_skipped() {
         assert!(!warning.contains('\n'), "{warning}");
     }
 
+    // Those of one reason are one line.
+    for i in 0..5 {
+        fs::write(at(&format!("notes{i}.doc")), "text").unwrap();
+    }
+    let said = PhotoFolder::open(folder.path(), 32).unwrap().warnings;
+    let line = said.iter().find(|line| line.contains("6 files in")).unwrap();
+    assert!(line.contains("(bad2_text.jpg, notes0.doc, notes1.doc, …): each is not an image"), "{line}");
+    assert_eq!(said.len(), says.len(), "{said:#?}");
+
     let dataset = DreamBoothDataset::new(opened, "a photo of sks dog", None, false).unwrap();
     assert_eq!(dataset.prompt(0), "a photo of sks dog on a beach");
     assert_eq!(dataset.prompt(1), "a photo of sks dog");
@@ -127,7 +136,7 @@ fn a_folder_without_an_image_is_an_error_that_says_why() {
     let message = |path: &Path| PhotoFolder::open(path, 32).unwrap_err().to_string();
     assert!(message(folder.path()).contains("no image in this folder"));
     fs::write(folder.path().join("a.jpg"), "text").unwrap();
-    assert!(message(folder.path()).contains("a.jpg: is not an image"), "{}", message(folder.path()));
+    assert!(message(folder.path()).contains("a.jpg is not an image"), "{}", message(folder.path()));
     assert!(message(&folder.path().join("missing")).contains("cannot read"));
     // A single row of pixels would become gigabytes.
     png(&folder.path().join("a.jpg.png"), 60_000, 1);
@@ -230,7 +239,7 @@ fn folders_inside_are_trained_on_with_their_repeats_and_class_images_in_them_are
     assert!(out.contains("img/10_sks dog: 2 photos, 10 repeats an epoch"), "{out}");
     assert!(out.contains("classes/1_dog: 2 photos, 1 repeat an epoch"), "{out}");
     // 1 step of 21 places.
-    assert!(out.contains("1 steps (0.0 epochs)"), "{out}");
+    assert!(out.contains("schedule  1 step (less than 0.1 epochs)"), "{out}");
     assert_eq!(fs::read_dir(&reg).unwrap().count(), 1);
 
     let steps = |args: &[String]| {

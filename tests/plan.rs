@@ -43,6 +43,46 @@ fn the_plan_is_within_a_tenth_of_what_a_run_takes() {
     }
 }
 
+/// A small model's plan is near what its run takes, in memory and in time: its products are narrow, which are slower for their work
+/// than a large model's.
+#[test]
+fn the_plan_of_a_small_model_is_near_what_it_takes() {
+    let (folder, photos) = (tempfile::tempdir().unwrap(), photos(5, 0));
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/model");
+    let mut complaints = Vec::new();
+    for (resolution, precision, steps) in [("64", "no", "60"), ("384", "no", "4"), ("64", "bf16", "20")] {
+        let flags = ["--device", "cpu", "--threads", "1", "--model", model, "--instance-data-dir"];
+        let more = [photos.to_str().unwrap(), "--resolution", resolution, "--mixed-precision", precision];
+        let out = folder.path().join(format!("{resolution}-{precision}"));
+        let said = lorabooth_ok(&[&["plan", "--json"], &flags[..], &more].concat());
+        let plan: Value = serde_json::from_str(said.trim()).unwrap();
+        let train = ["train", "dreambooth", "--quiet", "--instance-prompt", "sks", "--max-train-steps", steps];
+        lorabooth_ok(&[&train[..], &flags, &more, &["--output-dir", out.to_str().unwrap()]].concat());
+        let run = read_json(out.join("run.json"));
+        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let mut seconds: Vec<f64> = metrics
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["step_s"].as_f64().unwrap())
+            .collect();
+        seconds.sort_by(f64::total_cmp);
+        let bytes = plan["peak_bytes"].as_f64().unwrap();
+        let memory = bytes / run["peak_memory_bytes"]["host_above_start"].as_f64().unwrap();
+        let planned = plan["seconds_per_step"].as_f64().unwrap();
+        let time = planned / seconds[seconds.len() / 4];
+        println!(
+            "{resolution} px in {precision}: memory {memory:.2}, time {time:.2} ({planned:.4} s) of what was measured"
+        );
+        if !(0.8..1.35).contains(&memory) {
+            complaints.push(format!("{resolution} px in {precision}: planned {memory:.2} of the memory"));
+        }
+        // Other tests compute at the same time.
+        if precision == "no" && !(0.4..2.5).contains(&time) {
+            complaints.push(format!("{resolution} px in {precision}: planned {time:.2} of the time"));
+        }
+    }
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
 /// The same of a language model's run on the records of `job`, of language_job.py; beside that the trained parameters.
 fn planned_and_measured_text(out: &Path, job: &Value, flags: &str) -> [(f64, f64); 2] {
     let job = made("language_job.py", "job", job);

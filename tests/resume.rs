@@ -21,7 +21,7 @@ fn everything() -> Vec<String> {
         --class-prompt dog --num-class-images 4 --train-batch-size 2 --gradient-accumulation-steps 2 \
         --lr-scheduler cosine --lr-warmup-steps 3 --max-grad-norm 0.5 --noise-offset 0.1 --cache-latents false \
         --checkpointing-steps 1";
-    args.extend(text.split_whitespace().map(str::to_owned));
+    args.extend(words(text));
     args.extend(["--class-data-dir".to_owned(), photos(4, 7).display().to_string()]);
     args
 }
@@ -258,7 +258,7 @@ fn a_run_goes_on_from_the_checkpoint_that_is_named() {
     let args = everything();
     train(&args, &[], &whole);
     copy(&whole, &again);
-    train(&args, &["--resume-from-checkpoint", "checkpoint-5"], &again);
+    train(&args, &["--resume-from-checkpoint", "checkpoint-5", "--overwrite"], &again);
     assert_same(&again, &whole, "a name");
     let other = folder.path().join("other");
     train(&args, &["--resume-from-checkpoint", whole.join("checkpoint-8").to_str().unwrap()], &other);
@@ -266,6 +266,58 @@ fn a_run_goes_on_from_the_checkpoint_that_is_named() {
     for name in ["unet", "text_encoder"].map(|part| format!("{part}/adapter_model.safetensors")) {
         assert!(fs::read(other.join(&name)).unwrap() == fs::read(whole.join(&name)).unwrap(), "{name}");
     }
+}
+
+/// What came after the named checkpoint is kept unless it is given up, and then no later `--resume` takes it.
+#[test]
+fn a_run_that_goes_back_keeps_one_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, back] = ["whole", "back"].map(|name| folder.path().join(name));
+    let args = [plain(), words("--validation-prompt sks --validation-steps 4 --num-validation-images 1")].concat();
+    train(&args, &[], &whole);
+    copy(&whole, &back);
+    let refused = |which: &str, says: &[&str]| {
+        let output = lorabooth(&with(&args, &["--resume", which], &back));
+        let error = error_of(&output);
+        assert_eq!((output.status.code(), error.trim().lines().count()), (Some(1), 1), "{error}");
+        says.iter().for_each(|word| assert!(error.contains(word), "no {word}: {error}"));
+        assert_eq!((checkpoints(&back), lines(&back).len() as u64), (checkpoints(&whole), STEPS));
+    };
+    refused("checkpoint-4", &["2 checkpoints were saved after it", "checkpoint-8", "checkpoint-12", "--overwrite"]);
+    refused(back.join("checkpoint-8").to_str().unwrap(), &["checkpoint-12 was saved after it", "metrics.jsonl"]);
+    fs::write(back.join("checkpoint-12/notes.txt"), "mine").unwrap();
+    train(&args, &["--resume", "checkpoint-4", "--overwrite", "--max-train-steps", "6"], &back);
+    assert_eq!(checkpoints(&back), ["checkpoint-12", "checkpoint-4", "checkpoint-6"]);
+    assert_eq!(names(&back.join("checkpoint-12")), ["notes.txt"]);
+    let steps: Vec<u64> = lines(&back).iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 5, 6]);
+    let samples = names(&back.join("samples"));
+    assert!(samples.len() >= 2 && !samples.iter().any(|name| name.contains("step-000008")), "{samples:?}");
+    let said = lorabooth_ok(&with(&args, &["--resume"], &back));
+    assert!(said.contains("checkpoint-6"), "{said}");
+    assert_same(&back, &whole, "a run that went back");
+}
+
+/// One that was damaged is no history to keep: the error names the checkpoint to take, and it is taken.
+#[test]
+fn a_damaged_checkpoint_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, out] = ["whole", "out"].map(|name| folder.path().join(name));
+    let args = plain();
+    train(&args, &[], &whole);
+    copy(&whole, &out);
+    let tensors = out.join("checkpoint-12/state.safetensors");
+    let mut bytes = fs::read(&tensors).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&tensors, bytes).unwrap();
+    let error = error_of(&lorabooth(&with(&args, &["--resume"], &out)));
+    assert!(error.contains("damaged") && error.contains("--resume") && error.contains("checkpoint-8"), "{error}");
+    train(&args, &["--resume", "checkpoint-8"], &out);
+    assert_same(&out, &whole, "a damaged one");
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 #[test]

@@ -201,12 +201,7 @@ fn nothing_is_replaced_unasked() {
     ] {
         fs::create_dir_all(at(file).parent().unwrap()).unwrap();
         fs::write(at(file), "theirs").unwrap();
-        complaints.refused(
-            what,
-            &args,
-            1,
-            &["already exists; replace it with --overwrite, or choose another --output"],
-        );
+        complaints.refused(what, &args, 1, &["already exists; replace it with --overwrite, or choose another"]);
         complaints.check(&format!("{what} replaced it"), fs::read(at(file)).unwrap() == b"theirs");
         lorabooth_ok(&[&args[..], &["--overwrite".to_owned()]].concat());
         complaints.check(&format!("{what} did not replace it"), fs::read(at(file)).unwrap() != b"theirs");
@@ -233,7 +228,7 @@ fn nothing_is_replaced_unasked() {
     fs::create_dir(at("photos")).unwrap();
     fs::write(at("photos/dog.jpg"), "mine").unwrap();
     let args = [merge(&at("photos")), words_of(&["--overwrite"])].concat();
-    complaints.refused("photos", &args, 1, &["is not a model", "--output-dir"]);
+    complaints.refused("photos", &args, 1, &["is not a model", "choose another folder"]);
     complaints.check("photos are gone", at("photos/dog.jpg").exists());
 }
 
@@ -342,10 +337,61 @@ fn names_that_say_something_else_and_options_without_effect_are_told() {
 }
 
 #[test]
+fn what_stands_in_the_way_is_named_and_not_a_flag_that_nobody_gave() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("logs"), "mine").unwrap();
+    let file = out.join("logs").display().to_string();
+    let args = train(&model("tiny"), &photos(3, 0), &out, &[]);
+    complaints.refused("a file logs", &args, 1, &[&format!("{file} is a file"), "move it away", "--logging-dir"]);
+    complaints.check("logs is gone", fs::read(out.join("logs")).unwrap() == b"mine");
+    let run = folder.path().join("run");
+    lorabooth_ok(&dreambooth(&run, "--checkpointing-steps 1"));
+    let (model, merged) = (model("tiny").display().to_string(), folder.path().join("merged"));
+    let merge =
+        |to: &Path| words(&format!("adapter merge --model {model} --lora {} --output {}", run.display(), to.display()));
+    complaints.refused("a file's name", &merge(&merged.with_extension("safetensors")), 2, &["as a folder"]);
+    complaints.check("something is left", !merged.with_extension("safetensors").exists());
+    fs::create_dir(&merged).unwrap();
+    fs::write(merged.join("model_index.json"), "{}").unwrap();
+    let output = lorabooth(&merge(&merged));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    complaints.check(&said, output.status.code() == Some(1) && said.contains("choose another folder"));
+    complaints.check(&said, !said.contains("--output-dir"));
+}
+
+#[test]
+fn a_subject_without_words_is_refused() {
+    let mut complaints = Complaints::default();
+    let folder = tempfile::tempdir().unwrap();
+    let (out, mine) = (folder.path().join("out"), folder.path().join("photos"));
+    fs::create_dir(&mine).unwrap();
+    for name in ["00.png", "01.png"] {
+        fs::copy(photos(3, 0).join(name), mine.join(name)).unwrap();
+    }
+    fs::write(mine.join("00.txt"), "a photo of sks dog").unwrap();
+    let args = train(&model("tiny"), &mine, &out, &["--instance-prompt", " "]);
+    complaints.refused("no words", &args, 1, &["--instance-prompt is empty", "1 of the 2 photos", "caption"]);
+    fs::write(mine.join("01.txt"), "a photo of sks dog, asleep").unwrap();
+    lorabooth_ok(&args);
+}
+
+#[test]
 fn a_recorded_run_is_resumed_in_its_own_folder() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
-    lorabooth_ok(&dreambooth(&run, "--checkpointing-steps 1"));
+    lorabooth_ok(&dreambooth(&run, "--checkpointing-steps 1 --validation-prompt sks --train-text-encoder"));
+    // What it leaves is in the table of docs/files.md.
+    let documented = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/files.md")).unwrap();
+    for entry in fs::read_dir(&run).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let name = if name.starts_with("checkpoint-") { "checkpoint-N".to_owned() } else { name };
+        let name = if entry.path().is_dir() { format!("{name}/") } else { name };
+        assert!(documented.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{name}`"))), "{name}");
+    }
     fs::remove_dir_all(run.join("checkpoint-2")).unwrap();
     let record = run.join("run.json").display().to_string();
     let said = lorabooth_ok(&["train", "dreambooth", "--config", &record, "--resume"]);

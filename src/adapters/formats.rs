@@ -83,7 +83,7 @@ fn peft_folder_of(path: &Path) -> Option<&Path> {
 /// The folder of PEFT's at `path`, if what it holds is for a language model.
 pub fn language_adapter_at(path: &Path) -> Result<Option<&Path>> {
     let Some(folder) = peft_folder_of(path) else { return Ok(None) };
-    let is_of_language_model = is_prompt(folder)? || peft_folder::part_of(&peft_folder::read(folder)?).is_none();
+    let is_of_language_model = is_prompt(folder)? || peft_folder::part_at(folder)?.is_none();
     Ok(is_of_language_model.then_some(folder))
 }
 
@@ -100,6 +100,7 @@ fn read_folder(folder: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, F
             return Err(of_language_model());
         }
         let adapter = peft_folder::read(folder)?;
+        set.warnings.extend(peft_folder::left_out(folder)?);
         set.set(peft_folder::part_of(&adapter).ok_or_else(of_language_model)?, adapter);
         set.family = Family::of_set(&set);
         return Ok((set, Format::Peft));
@@ -113,6 +114,7 @@ fn read_folder(folder: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, F
         let below = folder.join(part.name());
         if below.join(CONFIG_FILE).exists() {
             set.set(part, peft_folder::read(&below)?);
+            set.warnings.extend(peft_folder::left_out(&below)?);
         }
     }
     if set.parts().next().is_some() {
@@ -165,7 +167,7 @@ pub fn of_unfinished_run(folder: &Path) -> Option<Error> {
         Some(step) => format!("; its adapter so far is in {}", folder.join(format!("checkpoint-{step}")).display()),
         None => String::new(),
     };
-    let message = format!("holds an unfinished run: continue it with its command and --resume{so_far}");
+    let message = format!("holds an unfinished run: continue it with its command and ⟨resume⟩{so_far}");
     Some(Error::file(folder, message))
 }
 

@@ -121,7 +121,7 @@ pub fn inspect(path: &Path) -> Result<Inspected> {
                 format: Format::Peft.to_string(),
                 spelling: None,
                 family: None,
-                warnings: Vec::new(),
+                warnings: peft_folder::left_out(folder)?.into_iter().collect(),
                 parts,
             })
         }

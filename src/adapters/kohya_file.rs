@@ -10,6 +10,7 @@ use super::finite::is_finite;
 use super::lora_file;
 use super::peft_folder::check_written;
 use crate::error::{Error, Result};
+use crate::plain_text::hex;
 use crate::weights::{tensor_file, MappedFile};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -58,7 +59,7 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
     }
     for (name, tensor) in &tensors {
         if !is_finite(tensor)? {
-            let message = format!("`{name}` is too large for {kind:?}; leave --half out");
+            let message = format!("`{name}` is too large for {kind:?}; leave ⟨half⟩ out");
             return Err(Error::invalid(message));
         }
     }
@@ -162,13 +163,13 @@ fn hashes(tensors: &BTreeMap<String, Tensor>, metadata: &BTreeMap<String, String
     let bytes = tensor_file::serialize(tensors, &kept)?;
     let header = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length) as usize);
     let legacy = bytes.get(0x10_0000..).unwrap_or_default();
-    let legacy = hex(&legacy[..legacy.len().min(0x1_0000)]);
+    let legacy = sha256(&legacy[..legacy.len().min(0x1_0000)]);
     Ok([
-        ("sshs_model_hash".into(), hex(bytes.get(8 + header..).unwrap_or_default())),
+        ("sshs_model_hash".into(), sha256(bytes.get(8 + header..).unwrap_or_default())),
         ("sshs_legacy_hash".into(), legacy[..8].to_owned()),
     ])
 }
 
-fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }

@@ -14,6 +14,7 @@ use super::peft_folder::{config_from, respell_config, CONFIG_FILE};
 use crate::error::{Error, Result};
 use crate::weights::{unet_module, MappedFile};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use tch::{Kind, Tensor};
 
 /// How many left-out keys a warning names.
@@ -51,20 +52,19 @@ pub(super) fn read(file: &MappedFile, base: Option<&BaseModel>) -> Result<(Adapt
     let used: BTreeSet<&String> =
         modules.values().filter(|roles| is_pair(roles)).flat_map(|roles| roles.values()).collect();
     let left_out: Vec<&String> = names.iter().filter(|name| !used.contains(name)).collect();
-    if let Some(first) = left_out.get(..left_out.len().min(NAMED)).filter(|first| !first.is_empty()) {
-        let first: Vec<String> = first.iter().map(|name| format!("`{name}`")).collect();
-        let more = if left_out.len() > NAMED { ", …" } else { "" };
-        set.warnings.push(format!(
-            "{}: left out {} of its {} tensors (not part of a LoRA of a UNet or text encoder): {}{more}",
-            file.path().display(),
-            left_out.len(),
-            names.len(),
-            first.join(", ")
-        ));
-    }
+    let why = "not part of a LoRA of a UNet or text encoder";
+    set.warnings.extend(left_out_warning(file.path(), &left_out, names.len(), why));
     set.spelling = Some(spelling(&keys));
     set.family = Family::of_set(&set).or(by_metadata).or(has_blocks_of_xl(&keys).then_some(Family::Xl));
     Ok((set, format_of(&keys)))
+}
+
+/// What is told of the keys `left_out` of the `all` tensors of a file, `why` in words.
+pub(super) fn left_out_warning(path: &Path, left_out: &[&String], all: usize, why: &str) -> Option<String> {
+    let first: Vec<String> = left_out.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
+    let more = if left_out.len() > NAMED { ", …" } else { "" };
+    let (path, count, first) = (path.display(), left_out.len(), first.join(", "));
+    (count > 0).then(|| format!("{path}: left out {count} of its {all} tensors ({why}): {first}{more}"))
 }
 
 /// The blocks of a level that the original code's names are of: they say themselves where a model has other ones than is usual.
@@ -239,7 +239,7 @@ fn nothing_known(file: &MappedFile, names: &[String]) -> Error {
     let message = if first.starts_with("base_model.model.") {
         format!("is PEFT's, whose {CONFIG_FILE} must be in the same folder")
     } else if has(&["model.diffusion_model.", "down_blocks.", "text_model."]) {
-        format!("holds a model's own weights and no adapter (its first key is `{first}`); a model is given with --model, where a command takes one")
+        format!("holds a model's own weights and no adapter (its first key is `{first}`); a model is given with ⟨model⟩, where a command takes one")
     } else if has(&["emb_params", "string_to_param", "clip_l", "clip_g"]) {
         "is a textual inversion embedding, which is not supported; LoRA and DoRA are".to_owned()
     } else if names.is_empty() {

@@ -3,13 +3,14 @@
 use super::adapter_set::{Part, PartAdapter};
 use super::config::{LoraConfig, TargetModules};
 use super::finite;
+use super::lora_file::left_out_warning;
 use super::lora_keys::without_adapter_name;
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
 use crate::weights::{json_fields, tensor_file, MappedFile};
 use crate::whole_file::write_whole;
 use serde_json::{json, Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::Tensor;
 
@@ -76,24 +77,50 @@ pub(super) fn check_written(path: &Path, tensors: &BTreeMap<String, Tensor>) -> 
 /// Reads `folder`: the configuration, and the tensors without PEFT's prefix and CLIP's `text_model.`.
 pub fn read(folder: &Path) -> Result<PartAdapter> {
     let mut config = read_config(&folder.join(CONFIG_FILE))?;
-    let path = folder.join(MODEL_FILE);
-    let pickle = folder.join("adapter_model.bin");
-    let file = match !path.exists() && pickle.exists() {
-        true => MappedFile::open(&pickle)?,
-        false => MappedFile::open(&path)?,
-    };
-    let mut tensors = BTreeMap::new();
-    for name in file.names() {
-        let plain = name.strip_prefix(PREFIX).unwrap_or(&name);
-        let plain = plain.strip_prefix(CLIP).unwrap_or(plain);
+    let (path, file) = (folder.join(MODEL_FILE), open(folder)?);
+    let (mut tensors, names) = (BTreeMap::new(), file.names());
+    let foreign: BTreeSet<&String> = foreign(&names).into_iter().collect();
+    for name in names.iter().filter(|name| !foreign.contains(name)) {
+        let plain = without_prefixes(name);
         // PEFT before 0.12 saved DoRA's magnitudes as a module's weight.
         let plain = plain.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector");
         let plain = without_adapter_name(&plain);
         check_used(&config, &plain).map_err(|message| Error::file(&path, format!("`{name}` {message}")))?;
-        tensors.insert(plain, finite::tensor(&file, &name)?);
+        tensors.insert(plain, finite::tensor(&file, name)?);
     }
     respell_config(&mut config);
     PartAdapter { config, tensors }.checked().map_err(|error| Error::file(folder, error.to_string()))
+}
+
+/// The file of the tensors in `folder`.
+fn open(folder: &Path) -> Result<MappedFile> {
+    let [path, pickle] = [MODEL_FILE, "adapter_model.bin"].map(|name| folder.join(name));
+    MappedFile::open(if !path.exists() && pickle.exists() { &pickle } else { &path })
+}
+
+/// A tensor's name without PEFT's prefix and CLIP's `text_model.`.
+fn without_prefixes(name: &str) -> &str {
+    let plain = name.strip_prefix(PREFIX).unwrap_or(name);
+    plain.strip_prefix(CLIP).unwrap_or(plain)
+}
+
+/// Of the `names` in an adapter's file those that no PEFT wrote: without its prefix where others have it, and of no low-rank pair.
+fn foreign(names: &[String]) -> Vec<&String> {
+    let has_prefix = |name: &&String| name.starts_with(PREFIX);
+    match names.iter().any(|name| has_prefix(&name)) {
+        true => names.iter().filter(|name| !has_prefix(name) && !name.contains(".lora_")).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// What [`read`] leaves out of the adapter in `folder`, in a sentence.
+pub fn left_out(folder: &Path) -> Result<Option<String>> {
+    let path = folder.join(MODEL_FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let names = MappedFile::open(&path)?.names();
+    Ok(left_out_warning(&path, &foreign(&names), names.len(), "not part of the LoRA"))
 }
 
 /// Refuses a tensor of the adapter that its configuration does not use: without it the adapter would be another one.
@@ -114,12 +141,22 @@ fn check_used(config: &LoraConfig, name: &str) -> std::result::Result<(), &'stat
 
 /// The part of Stable Diffusion that a folder's adapter is for; none: it is a language model's.
 pub fn part_of(adapter: &PartAdapter) -> Option<Part> {
-    let class = adapter.config.auto_mapping.as_ref().and_then(|mapping| mapping.get("base_model_class"));
-    let has = |starts: &[&str]| adapter.tensors.keys().any(|name| starts.iter().any(|start| name.starts_with(start)));
+    part(&adapter.config, adapter.tensors.keys().map(String::as_str))
+}
+
+/// The same of the adapter in `folder`, of which no tensor is read.
+pub fn part_at(folder: &Path) -> Result<Option<Part>> {
+    let (config, names) = (read_config(&folder.join(CONFIG_FILE))?, open(folder)?.names());
+    Ok(part(&config, names.iter().map(|name| without_prefixes(name))))
+}
+
+fn part<'a>(config: &LoraConfig, names: impl Iterator<Item = &'a str> + Clone) -> Option<Part> {
+    let class = config.auto_mapping.as_ref().and_then(|mapping| mapping.get("base_model_class"));
+    let has = |starts: &[&str]| names.clone().any(|name| starts.iter().any(|start| name.starts_with(start)));
     match class.and_then(Value::as_str) {
         Some("UNet2DConditionModel") => Some(Part::UNet),
         Some("CLIPTextModel") => Some(Part::TextEncoder),
-        _ if adapter.config.task_type.is_some() => None,
+        _ if config.task_type.is_some() => None,
         _ if has(UNET_MODULES) => Some(Part::UNet),
         _ if has(CLIP_MODULES) => Some(Part::TextEncoder),
         _ => None,
@@ -321,6 +358,25 @@ mod tests {
             let error = write(config.clone(), &[&pair[..], &[surplus]].concat()).unwrap_err();
             assert!(error.contains(surplus) && error.contains(field), "{error}");
         }
+    }
+
+    #[test]
+    fn a_key_that_no_peft_wrote_is_left_out_and_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let tensor = || Tensor::ones([2, 2], (tch::Kind::Float, tch::Device::Cpu));
+        let save = |names: &[&str]| {
+            let tensors = names.iter().map(|name| ((*name).to_owned(), tensor())).collect();
+            tensor_file::save(&folder.path().join(MODEL_FILE), &tensors, &BTreeMap::new()).unwrap();
+        };
+        let config = json!({ "peft_type": "LORA", "r": 2, "target_modules": ["q"] });
+        std::fs::write(folder.path().join(CONFIG_FILE), config.to_string()).unwrap();
+        let pair = ["base_model.model.q.lora_A.weight", "base_model.model.q.lora_B.weight"];
+        save(&pair);
+        assert_eq!(left_out(folder.path()).unwrap(), None);
+        save(&[&pair[..], &["bundle_emb.dog.string_to_param.*"]].concat());
+        assert_eq!(read(folder.path()).unwrap().tensors.len(), 2);
+        let said = left_out(folder.path()).unwrap().unwrap();
+        assert!(said.contains("left out 1 of its 3 tensors") && said.contains("`bundle_emb.dog"), "{said}");
     }
 
     #[test]

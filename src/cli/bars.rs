@@ -17,18 +17,38 @@ const ONE: &str = "{msg:<13} {spinner} {elapsed}";
 const MARGIN: u16 = 4;
 const DRAWS_A_SECOND: u8 = 15;
 
+/// Columns that the bar takes on the screen: there is one at a time.
+static DRAWN: AtomicUsize = AtomicUsize::new(0);
+
 /// A terminal on which a bar stays within one line.
 #[derive(Debug)]
 struct BarTerminal {
     term: Term,
-    /// Columns that the bar takes on the screen.
-    drawn: AtomicUsize,
 }
 
 impl BarTerminal {
     /// Rows on which `columns` columns lie in a window `width` wide: terminals wrap a line anew that has become too long.
     fn rows(columns: usize, width: usize) -> usize {
         columns.div_ceil(width.max(1)).max(1)
+    }
+}
+
+/// Takes the bar off the screen.
+fn erase(term: &Term) -> io::Result<()> {
+    let width = usize::from(term.size().1);
+    let rows = BarTerminal::rows(DRAWN.swap(0, Ordering::Relaxed), width);
+    if rows > 1 {
+        term.move_cursor_up(rows - 1)?;
+        term.write_str("\r")?;
+        return term.clear_to_end_of_screen();
+    }
+    term.clear_line()
+}
+
+/// Takes a bar that there is off the screen: for a process that ends at once.
+pub fn erase_at_the_end() {
+    if DRAWN.load(Ordering::Relaxed) > 0 {
+        drop(erase(&Term::stderr()));
     }
 }
 
@@ -59,7 +79,7 @@ impl TermLike for BarTerminal {
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
-        self.drawn.store(0, Ordering::Relaxed);
+        DRAWN.store(0, Ordering::Relaxed);
         self.term.write_line(text)
     }
 
@@ -69,19 +89,12 @@ impl TermLike for BarTerminal {
             return Ok(());
         }
         let text = truncate_str(text, usize::from(self.width()), "");
-        self.drawn.store(measure_text_width(&text), Ordering::Relaxed);
+        DRAWN.store(measure_text_width(&text), Ordering::Relaxed);
         self.term.write_str(&text)
     }
 
     fn clear_line(&self) -> io::Result<()> {
-        let width = usize::from(self.term.size().1);
-        let rows = Self::rows(self.drawn.swap(0, Ordering::Relaxed), width);
-        if rows > 1 {
-            self.term.move_cursor_up(rows - 1)?;
-            self.term.write_str("\r")?;
-            return self.term.clear_to_end_of_screen();
-        }
-        self.term.clear_line()
+        erase(&self.term)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -168,7 +181,7 @@ impl Phase {
                 }
             })
             .with_key("unit", move |_: &ProgressState, text: &mut dyn std::fmt::Write| _ = text.write_str(&unit));
-        let terminal = BarTerminal { term, drawn: AtomicUsize::new(0) };
+        let terminal = BarTerminal { term };
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal), DRAWS_A_SECOND);
         let bar = ProgressBar::with_draw_target(Some(self.total), target)
             .with_position(self.before)

@@ -4,7 +4,7 @@ use super::{whole_command, Reporter};
 use crate::error::{Error, Result};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::whole_file::write_whole;
-use clap::{Args, Command};
+use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,9 +31,23 @@ pub struct ManArgs {
 /// Prints the script for a shell.
 pub fn completion(args: &CompletionArgs, reporter: &mut Reporter) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut whole_command(), "lorabooth", &mut script);
+    clap_complete::generate(args.shell, &mut with_flags_of_plans(whole_command()), "lorabooth", &mut script);
     reporter.text(&String::from_utf8_lossy(&script));
     Ok(())
+}
+
+/// `plan` with the flags that may stand behind it without a word between, of both kinds of plans.
+fn with_flags_of_plans(command: Command) -> Command {
+    command.mut_subcommand("plan", |mut plan| {
+        let below: Vec<Arg> = plan.get_subcommands().flat_map(Command::get_arguments).cloned().collect();
+        for arg in below {
+            let has_it = |known: &Arg| known.get_id() == arg.get_id() || known.get_long() == arg.get_long();
+            if !plan.get_arguments().any(has_it) {
+                plan = plan.arg(arg);
+            }
+        }
+        plan
+    })
 }
 
 /// Writes the manual pages.

@@ -4,16 +4,16 @@ use super::bars::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
 use crate::libtorch::memory;
+use crate::options::shell_word;
 use crate::recipes::demo::{self, DemoConfig, GUIDANCE};
-use crate::recipes::shell_word;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::interrupt::Interrupt;
 use serde_json::json;
 
 /// Runs the command.
 pub fn run(config: &DemoConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let device = common.device()?;
     let interrupt = Interrupt::on_signals()?;
+    let device = common.device()?;
     let finished = demo::run(config, device, common.seed, &interrupt, reporter)?;
     let report = &finished.report;
     reporter.on(Event::Wrote { path: finished.contact_sheet.clone() });

@@ -3,6 +3,7 @@
 use super::Reporter;
 use crate::error::Result;
 use crate::libtorch::{memory, startup};
+use crate::plain_text::counted;
 use crate::train::precision::Precision;
 use serde_json::json;
 use tch::{Cuda, Device};
@@ -18,8 +19,9 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     let mut lines = vec![
         format!("     libtorch  2.11 ({})", libtorch_path().unwrap_or_else(|| "linked in".into())),
         format!(
-            "          CPU  {cores} cores, {} threads used, bf16 {}",
-            tch::get_num_threads(),
+            "          CPU  {}, {} used, bf16 {}",
+            counted(cores, "core"),
+            counted(tch::get_num_threads().max(0) as usize, "thread"),
             if bf16 { "in hardware" } else { "slower than fp32 (auto takes fp32)" }
         ),
         format!("       memory  {:.1} GiB free of {:.1} GiB", memory::gib(free), memory::gib(total)),

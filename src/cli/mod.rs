@@ -11,18 +11,19 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod help;
-mod image_names;
 mod plan;
-mod recorded_options;
 mod reporter;
+mod serve;
 mod tokenize;
 mod train;
 
 use crate::error::{Error, Result};
+use crate::interrupt::{self, Interrupt};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use crate::sentence::{flag, with_options};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use command_text::shell_line;
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
@@ -52,13 +53,13 @@ enum Command {
     Train(train::TrainCommand),
     /// Generate images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
-    Generate(generate::GenerateArgs),
+    Generate(crate::options::generate::GenerateConfig),
     /// Continue, answer or classify a text with a language model, with any number of adapters
     #[command(args_override_self = true)]
-    Complete(complete::CompleteArgs),
+    Complete(crate::options::complete::CompleteConfig),
     /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
-    Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
+    Evaluate(Box<crate::options::evaluate::EvaluateConfig>),
     /// Inspect, merge or convert an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
@@ -68,6 +69,9 @@ enum Command {
     /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
+    /// Serve a page and an API: train on photos, watch, try, take the adapter home
+    #[command(args_override_self = true)]
+    Serve(serve::ServeArgs),
     /// Print a text's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
@@ -147,31 +151,6 @@ fn is_present(device: Device) -> bool {
     }
 }
 
-/// Dtype for commands that do not train.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// bf16 where the device supports it, otherwise fp32 on the CPU and fp16 on a GPU.
-    Auto,
-    /// float32.
-    #[value(alias = "no")]
-    Fp32,
-    /// float16.
-    Fp16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Dtype {
-    fn kind(self, device: Device) -> tch::Kind {
-        match self {
-            Self::Auto => crate::train::precision::Precision::auto(device).compute_kind(),
-            Self::Fp32 => tch::Kind::Float,
-            Self::Fp16 => tch::Kind::Half,
-            Self::Bf16 => tch::Kind::BFloat16,
-        }
-    }
-}
-
 /// The whole command line with its help.
 fn whole_command() -> clap::Command {
     help::arranged(Cli::command())
@@ -179,6 +158,10 @@ fn whole_command() -> clap::Command {
 
 /// Runs the command line `args` (the program's name first).
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // From the first moment on: what reads the command line takes a while.
+    if arguments::command(&args).is_some_and(|command| ["train", "demo"].iter().any(|job| command == *job)) {
+        drop(Interrupt::on_signals());
+    }
     let typed = shell_line(&args);
     let expanded = match arguments::expand(args) {
         Ok(expanded) => expanded,
@@ -218,17 +201,19 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         return failed(&error, json, 1);
     }
     openmp_waiting::sleep_while_others_compute();
+    interrupt::at_a_sudden_end(bars::erase_at_the_end);
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
     // A plan that says "no" has done what it should, and scripts ask its exit code.
     let mut answer_is_yes = true;
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
-        Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
+        Command::Complete(args) => complete::run(args, &cli.common, &mut reporter),
         Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
+        Command::Serve(args) => serve::run(&args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Completion(args) => completion::completion(&args, &mut reporter),
         Command::Man(args) => completion::man(&args, &mut reporter),
@@ -284,13 +269,18 @@ fn misused(mut error: clap::Error, expanded: &arguments::Expanded) -> ExitCode {
 
 /// Prints an error as one line, and makes its exit code.
 fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
-    let text = error.to_string();
+    let text = with_options(&error.to_string(), flag);
+    // What the user asked for is no error.
+    let (event, before) = match error {
+        Error::Interrupted(_) => ("interrupted", ""),
+        _ => ("error", "error: "),
+    };
     let _ = match json {
         true => {
-            let line = serde_json::json!({ "event": "error", "text": text }).to_string();
+            let line = serde_json::json!({ "event": event, "text": text }).to_string();
             writeln!(std::io::stdout(), "{}", plain_text::json(&line))
         }
-        false => writeln!(std::io::stderr(), "{}", plain_text::line(&format!("error: {text}"))),
+        false => writeln!(std::io::stderr(), "{}", plain_text::line(&format!("{before}{text}"))),
     };
     ExitCode::from(code)
 }

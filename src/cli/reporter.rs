@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::plain_text;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::TRAINING;
+use crate::sentence::{flag, with_options};
 use crate::train::metrics::StepMetrics;
 use console::Term;
 use indicatif::ProgressBar;
@@ -204,7 +205,12 @@ impl Reporter {
     /// A fact, its name before its first line.
     fn fact(&mut self, name: &str, text: &str) {
         for (i, line) in text.lines().enumerate() {
-            let name = if i == 0 { name.replace('_', " ") } else { String::new() };
+            let name = match (i, name) {
+                // The steps' own lines begin with the other name.
+                (0, "training") => "schedule".to_owned(),
+                (0, name) => name.replace('_', " "),
+                _ => String::new(),
+            };
             self.say(&format!("{name:>13}  {line}"));
         }
     }
@@ -223,8 +229,24 @@ impl Reporter {
     }
 }
 
+/// The event with the options in its sentences as flags.
+fn with_flags(event: Event) -> Event {
+    match event {
+        Event::Warning { text } => Event::Warning { text: with_options(&text, flag) },
+        Event::Fact { name, text, fields } => Event::Fact { name, text: with_options(&text, flag), fields },
+        other => other,
+    }
+}
+
 impl Observer for Reporter {
     fn on(&mut self, event: Event) {
+        if !event.is_for_screens() {
+            return;
+        }
+        if let Event::Text { text } = &event {
+            return self.text(text);
+        }
+        let event = with_flags(event);
         if self.voice.json {
             let events: Vec<Event> = match event {
                 Event::WroteImages { paths, grid } => {
@@ -254,6 +276,12 @@ impl Observer for Reporter {
             Event::Progress { done } => self.progress(done),
             Event::Step { metrics, total } => self.step(&metrics, total),
             Event::End => self.end(),
+            Event::Text { .. }
+            | Event::Image { .. }
+            | Event::Completed { .. }
+            | Event::Checkpoint { .. }
+            | Event::Paused { .. }
+            | Event::Continued { .. } => {}
         }
     }
 }

@@ -1,15 +1,20 @@
 //! `lorabooth train`.
 
 use super::bars::duration;
-use super::complete::MAX_NEW_TOKENS;
-use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;
-use crate::recipes::dreambooth::config::DreamBoothConfig;
-use crate::recipes::language::config::LanguageConfig;
+use crate::options::complete::MAX_NEW_TOKENS;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::generate::GUIDANCE_SCALE;
+use crate::options::language::LanguageConfig;
+use crate::options::storage::StorageArgs;
+use crate::options::{shell_path, shell_word};
+use crate::plain_text::counted;
+use crate::recipes::training::control::Control;
 use crate::recipes::training::run::{Finished, TextSample};
-use crate::recipes::{dreambooth, language, shell_path, shell_word};
+use crate::recipes::{dreambooth, language};
 use crate::train::interrupt::Interrupt;
+use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
 use serde_json::json;
 use std::time::Instant;
@@ -31,16 +36,16 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         TrainCommand::Dreambooth(config) => config.training.command = Some(common.command.clone()),
         TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
     }
+    let (control, began) = (Control::of(Interrupt::on_signals()?), Instant::now());
     let device = common.device()?;
-    let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
-            let finished = dreambooth::training::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = dreambooth::training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_draw(config, &finished);
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language::training::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = language::training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }
@@ -54,9 +59,12 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
     };
     let done = match finished.steps - finished.resumed_at {
         0 if finished.steps == 0 => "no steps: the initial adapter".to_owned(),
+        0 if finished.steps == 1 => "the 1 step was done before".to_owned(),
         0 => format!("all {} steps were done before", finished.steps),
-        1 => format!("trained 1 step{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
-        steps => format!("trained {steps} steps{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64())),
+        steps => {
+            let steps = counted(steps as usize, "step");
+            format!("trained {steps}{in_all} in {}{loss}", duration(began.elapsed().as_secs_f64()))
+        }
     };
     let json = json!({
         "event": "finished", "steps": finished.steps, "loss": finished.final_loss, "path": folder.to_string(),
@@ -89,7 +97,7 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
     if config.guidance_scale != GUIDANCE_SCALE {
         command.push_str(&format!(" --guidance-scale {}", config.guidance_scale));
     }
-    command.push_str(&config.training.weights.flags());
+    command.push_str(&storage_flags(&config.training.weights));
     let lora = shell_path(&finished.output_dir);
     let prompt = finished.sample.as_ref().map_or(&config.instance_prompt, |sample| &sample.prompt);
     format!("{command} --lora {lora} {} --output try.png", prompt_flag(prompt))
@@ -102,7 +110,7 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
     if let Some(revision) = &config.revision {
         command.push_str(&format!(" --revision {}", shell_word(revision)));
     }
-    command.push_str(&config.training.weights.flags());
+    command.push_str(&storage_flags(&config.training.weights));
     if let Some(room) = room.filter(|&room| room < MAX_NEW_TOKENS as i64) {
         command.push_str(&format!(" --max-new-tokens {room}"));
     }
@@ -113,4 +121,14 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
 fn prompt_flag(prompt: &str) -> String {
     let between = if prompt.starts_with('-') { '=' } else { ' ' };
     format!("--prompt{between}{}", shell_word(prompt))
+}
+
+/// The flags that ask for weights as they were kept, behind a space each.
+fn storage_flags(weights: &StorageArgs) -> String {
+    match weights.storage() {
+        Storage::Dense => String::new(),
+        Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
+        Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
+        Storage::Streamed => " --offload cpu".to_owned(),
+    }
 }

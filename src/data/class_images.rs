@@ -1,6 +1,7 @@
 //! Files for generated class images, named as PEFT's script names them, but never over another file.
 
 use crate::error::{Error, Result};
+use crate::plain_text::hex;
 use image::codecs::jpeg::JpegEncoder;
 use image::RgbImage;
 use sha2::{Digest, Sha256};
@@ -51,7 +52,7 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 /// Writes the generated class image of `number`, whole or not at all, to `FOLDER/{number}-{SHA-256 of the pixels}.jpg`,
 /// and says where.
 pub fn save_class_image(folder: &Path, number: usize, image: &RgbImage) -> Result<PathBuf> {
-    let digest: String = Sha256::digest(image.as_raw()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(&Sha256::digest(image.as_raw()));
     let path = folder.join(format!("{number}-{digest}.jpg"));
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, JPEG_QUALITY)

@@ -8,6 +8,7 @@ use super::photo_transform::{crop_values, to_tensor, Crop};
 use super::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
+use crate::plain_text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -84,7 +85,7 @@ impl DreamBoothDataset {
                 digest.update(format!("{} repeats\0", photo.repeats()));
             }
         }
-        let hash: String = digest.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(&digest.finalize()[..4]);
         format!("{} instance and {} class photos ({hash})", self.instance_count, self.class_count())
     }
 

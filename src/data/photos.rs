@@ -15,6 +15,8 @@ use std::thread;
 const KEPT_BYTES: usize = 512 << 20;
 /// Files in which other tools keep captions.
 const METADATA: [&str; 9] = ["json", "jsonl", "csv", "tsv", "parquet", "captions", "cap", "tags", "md"];
+/// Files that one warning names.
+const NAMED: usize = 3;
 /// Threads that decode at once: each holds a photo at its full size.
 const DECODERS: usize = 8;
 
@@ -106,7 +108,7 @@ impl PhotoFolder {
         }
         let decoded = decode_all(&files.files, size);
         interrupt::check()?;
-        let (mut photos, mut skipped) = (Vec::new(), Vec::new());
+        let (mut photos, mut skipped) = (Vec::new(), Vec::<(PathBuf, String)>::new());
         let mut kept = 0;
         for (file, image) in files.files.into_iter().zip(decoded) {
             match image {
@@ -119,15 +121,38 @@ impl PhotoFolder {
                     let caption = caption.map(|(_, text)| text);
                     photos.push(Photo { path, name, repeats, caption, width, height, resized });
                 }
-                Err(message) => skipped.push(format!("{}: {message}; it is skipped", file.path.display())),
+                Err(message) => skipped.push((file.path, message)),
             }
         }
         if photos.is_empty() {
-            return Err(no_image(folder, skipped.first()));
+            let first = skipped.first().map(|(path, message)| format!("{} {message}", path.display()));
+            return Err(no_image(folder, first.as_ref()));
         }
-        skipped.extend(files.warnings);
-        Ok(Self { photos, warnings: skipped, size })
+        let mut warnings = skipped_files(folder, &skipped);
+        warnings.extend(files.warnings);
+        Ok(Self { photos, warnings, size })
     }
+}
+
+/// What is told of the files of `folder` that are no images, each with the reason: a line for each reason, with the first names.
+fn skipped_files(folder: &Path, skipped: &[(PathBuf, String)]) -> Vec<String> {
+    let mut by_reason: Vec<(&str, Vec<&Path>)> = Vec::new();
+    for (path, reason) in skipped {
+        match by_reason.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, paths)) => paths.push(path),
+            None => by_reason.push((reason, vec![path])),
+        }
+    }
+    let line = |(reason, paths): (&str, Vec<&Path>)| match paths.as_slice() {
+        [path] => format!("{} {reason}; it is skipped", path.display()),
+        _ => {
+            let name = |path: &&Path| path.strip_prefix(folder).unwrap_or(path).display().to_string();
+            let names = paths.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
+            let more = if paths.len() > NAMED { ", …" } else { "" };
+            format!("{} files in {} are skipped ({names}{more}): each {reason}", paths.len(), folder.display())
+        }
+    };
+    by_reason.into_iter().map(line).collect()
 }
 
 /// The error of a `folder` without an image; `skipped` says what the first file in it is.
@@ -196,7 +221,7 @@ fn resized(path: &Path, size: u32) -> Result<RgbImage> {
 /// The error without the path, which its reader names itself.
 fn reason(error: &Error, path: &Path) -> String {
     let text = error.to_string();
-    let text = text.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&text);
+    let text = text.strip_prefix(&path.display().to_string()).unwrap_or(&text).trim_start_matches([':', ' ']);
     let is_metadata = path.extension().is_some_and(|end| METADATA.iter().any(|data| end.eq_ignore_ascii_case(data)));
     match is_metadata {
         true => {

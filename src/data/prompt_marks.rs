@@ -1,6 +1,6 @@
 //! Marks that other programs read in prompts, where they are no words: weights, schedules, adapters.
 //!
-//! Single brackets without a number, as in "a dog (my pet)", are ordinary writing.
+//! Brackets around several words of a phrase, as in "a dog (my pet)", are ordinary writing.
 
 use regex::{Captures, Regex};
 use std::sync::LazyLock;
@@ -10,9 +10,11 @@ use std::sync::LazyLock;
 pub enum MarkKind {
     /// `<lora:name:0.8>`.
     Adapter,
-    /// `(red:1.4)`, `(red)++`.
+    /// `<hypernet:name:0.8>`.
+    Hypernetwork,
+    /// `(red:1.4)`, `(red)++`, `red++`.
     Weight,
-    /// `((red))`.
+    /// `((red))`, `(red)`.
     Emphasis,
     /// `[red]`.
     SquareBrackets,
@@ -52,10 +54,16 @@ macro_rules! pattern {
     };
 }
 
-pattern!(ADAPTER, r"(?i)<(?:lora|lyco|loha|hypernet):([^:<>]+)(?::([^:<>]*))?[^<>]*>");
+pattern!(ADAPTER, r"(?i)<(?:lora|lyco|loha):([^:<>]+)(?::([^:<>]*))?[^<>]*>");
+pattern!(HYPERNETWORK, r"(?i)<hypernet:[^:<>]+[^<>]*>");
 pattern!(BACKSLASH, r"\\[()\[\]{}]");
 pattern!(WEIGHT, r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)(?:\+\+|--|\d?\.\d+)");
+// A name such as C++ is shorter.
+pattern!(WEIGHTED_WORD, r"(?:^|[\s,(])(\p{L}[\p{L}\p{N}_'-]*[\p{L}\p{N}](?:\+\+|--)[+-]*)(?:[\s,.;)]|$)");
 pattern!(EMPHASIS, r"\(\(");
+// One word, or all between two commas.
+pattern!(BRACKETED, r"(?:^|[\s,])(\(\p{L}[\p{L}\p{N}_'-]+\))(?:[\s,.;!?]|$)");
+pattern!(BRACKETED_PART, r"(?:^|,)\s*(\([^(),:]+\))\s*(?:,|$)");
 pattern!(SQUARE, r"\[[^\[\]]*\]");
 pattern!(SCHEDULE, r":\s*(?:\d+\.?\d*|\.\d+)\s*\]$|\|");
 pattern!(BRACES, r"\{[^{}]+\}");
@@ -73,14 +81,18 @@ pub fn marks(text: &str) -> Vec<Mark> {
     each(&BACKSLASH, text).iter().for_each(|mark| add(MarkKind::Backslash, mark));
     // What a backslash or an adapter's mark holds is no other mark.
     let plain = ADAPTER.replace_all(text, " ");
+    each(&HYPERNETWORK, &plain).iter().for_each(|mark| add(MarkKind::Hypernetwork, mark));
+    let plain = HYPERNETWORK.replace_all(&plain, " ");
     let plain = BACKSLASH.replace_all(&plain, " ");
-    for weight in WEIGHT.captures_iter(&plain) {
-        if let Some(mark) = weighted(&plain, &weight) {
-            add(MarkKind::Weight, mark);
-        }
-    }
+    let brackets = WEIGHT.captures_iter(&plain).filter_map(|weight| weighted(&plain, &weight));
+    let words = WEIGHTED_WORD.captures_iter(&plain).filter_map(|found| found.get(1)).map(|word| word.as_str());
+    let weights: Vec<&str> = brackets.chain(words).collect();
+    weights.iter().for_each(|mark| add(MarkKind::Weight, mark));
+    let single = || [&BRACKETED, &BRACKETED_PART].iter().find_map(|pattern| pattern.captures(&plain)?.get(1));
     if let Some(mark) = EMPHASIS.find(&plain) {
         add(MarkKind::Emphasis, bracketed_from(&plain[mark.start()..]));
+    } else if let Some(mark) = single().filter(|_| weights.is_empty()) {
+        add(MarkKind::Emphasis, mark.as_str());
     }
     for mark in each(&SQUARE, &plain) {
         let kind = if SCHEDULE.is_match(&mark) { MarkKind::Schedule } else { MarkKind::SquareBrackets };
@@ -158,7 +170,12 @@ mod tests {
             ("a (red:-1) dog", Weight, "(red:-1)"),
             ("a (red dog)++", Weight, "(red dog)++"),
             ("a (red dog)1.3", Weight, "(red dog)1.3"),
+            ("a red++ dog", Weight, "red++"),
+            ("a dog, blurry--", Weight, "blurry--"),
             ("a ((red)) dog", Emphasis, "((red))"),
+            ("a (red) dog", Emphasis, "(red)"),
+            ("a dog, (best quality), outside", Emphasis, "(best quality)"),
+            ("a dog <hypernet:style:0.5>", Hypernetwork, "<hypernet:style:0.5>"),
             ("a [red] dog", SquareBrackets, "[red]"),
             ("a photo of [V] dog", SquareBrackets, "[V]"),
             ("a [cat:dog:0.5]", Schedule, "[cat:dog:0.5]"),
@@ -185,7 +202,7 @@ mod tests {
     fn ordinary_writing_is_no_mark() {
         for text in [
             "a dog (my pet)",
-            "a dog (my pet), (red) and (blue: sky)",
+            "a dog (my pet), photo(s) of dogs and (blue: sky)",
             "a clock (at 10:30)",
             "a map (scale 1:5), a page (Psalm:23)",
             "smile :) ;-) a ratio of 16:9",
@@ -195,7 +212,7 @@ mod tests {
             "an embedding: a study",
             "snake_case __ and ^__^",
             r"C:\photos",
-            "C++ (language), a - b -- c",
+            "C++ (a language), a - b -- c, a dog--and a cat",
         ] {
             assert_eq!(kinds(text), [], "{text}");
         }

@@ -80,7 +80,7 @@ mod tests {
         std::panic::set_hook(Box::new(|_| {}));
         let error = catching::<()>(|| std::panic::panic_any(Error::file("x", "is cut short"))).unwrap_err();
         std::panic::set_hook(hook);
-        assert_eq!(error.to_string(), "x: is cut short");
+        assert_eq!(error.to_string(), "x is cut short");
     }
 
     #[test]

@@ -1,70 +1,46 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
-pub mod adapter_argument;
+pub mod complete;
+pub mod convert;
 pub mod demo;
 pub mod dreambooth;
 pub mod evaluate;
-pub mod given_flags;
+pub mod generate;
+mod image_names;
 pub mod language;
 pub mod merge;
-pub mod model_args;
-mod option_checks;
-pub mod pattern_flag;
-pub mod prompt_args;
 pub mod prompt_checks;
-mod shell_word;
-pub mod storage_args;
 pub mod training;
-pub mod training_args;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
 use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
-use crate::train::interrupt::{BriefInterrupt, Interrupt};
+use crate::options::adapter_argument;
+use crate::options::storage::StorageArgs;
+use crate::plain_text::counted;
+use crate::train::interrupt::{self, BriefInterrupt};
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
+use crate::weights::Storage;
 use serde_json::json;
-pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
 use training::observer::{Event, Observer};
 
-/// Opens a model, with a bar for what has to be downloaded. Ctrl-C ends the download.
+/// Opens a model, with a bar for what has to be downloaded. The interrupt that this thread watches ends the download; Ctrl-C, too,
+/// where nothing else in the process listens to it.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    open(model, options, None, observer)
-}
-
-/// The same; the download ends, too, once `interrupt` is set.
-pub fn open_model_unless(
-    interrupt: &Interrupt,
-    model: &str,
-    options: &ModelOptions,
-    observer: &mut dyn Observer,
-) -> Result<PipelineFiles> {
-    open(model, options, Some(interrupt), observer)
-}
-
-fn open(
-    model: &str,
-    options: &ModelOptions,
-    interrupt: Option<&Interrupt>,
-    observer: &mut dyn Observer,
-) -> Result<PipelineFiles> {
-    let opened = with_bar(observer, interrupt, |listener| PipelineFiles::resolve(model, options, listener))?;
+    let opened = with_bar(observer, |listener| PipelineFiles::resolve(model, options, listener))?;
     opened.check_parts()?;
     opened.warnings().into_iter().for_each(|text| observer.warning(text));
     Ok(opened)
 }
 
-/// What `fetch` gives, with a bar for its downloads, which end once Ctrl-C is pressed or `interrupt` is set.
-fn with_bar<T>(
-    observer: &mut dyn Observer,
-    interrupt: Option<&Interrupt>,
-    fetch: impl FnOnce(&mut dyn Listener) -> Result<T>,
-) -> Result<T> {
-    let mut bar = DownloadBar { observer, interrupt, signals: None, shown: false };
+/// What `fetch` gives, with a bar for its downloads, which end as [`open_model`]'s do.
+fn with_bar<T>(observer: &mut dyn Observer, fetch: impl FnOnce(&mut dyn Listener) -> Result<T>) -> Result<T> {
+    let mut bar = DownloadBar { observer, signals: None, shown: false };
     let result = fetch(&mut bar);
     if bar.shown {
         bar.observer.on(Event::End);
@@ -80,8 +56,7 @@ fn with_bar<T>(
 /// Shows downloads, and ends them where the user wants that.
 struct DownloadBar<'a> {
     observer: &'a mut dyn Observer,
-    interrupt: Option<&'a Interrupt>,
-    /// From the first wait on.
+    /// From the first wait on, where nothing else listens to signals.
     signals: Option<BriefInterrupt>,
     shown: bool,
 }
@@ -93,12 +68,15 @@ impl Listener for DownloadBar<'_> {
     }
 
     fn check(&mut self) -> Result<()> {
+        interrupt::check()?;
+        if interrupt::hears_signals() {
+            return Ok(());
+        }
         let signals = match self.signals.take() {
             Some(signals) => signals,
             None => BriefInterrupt::on_signals()?,
         };
-        self.signals.insert(signals).check()?;
-        self.interrupt.map_or(Ok(()), Interrupt::check)
+        self.signals.insert(signals).check()
     }
 }
 
@@ -169,9 +147,26 @@ pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer)
     observer.fact_with("model", text, json!({ "model": name, "model_type": kind }));
 }
 
+/// Reports how `weights` are kept, where that is not as they lie in memory anyway.
+pub fn report_weights(weights: &StorageArgs, device: Device, observer: &mut dyn Observer) {
+    let (kept, name) = match (weights.storage(), device) {
+        (Storage::Dense, _) => return,
+        (Storage::Int8 { threshold }, _) => {
+            (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
+        }
+        (Storage::Streamed, Device::Cpu) => ("in their files, each block loaded when it is used".to_owned(), "files"),
+        (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
+    };
+    let threshold = match weights.storage() {
+        Storage::Int8 { threshold } => Some(threshold),
+        _ => None,
+    };
+    observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
+}
+
 /// Reports an adapter, as `PATH=SCALE` names it.
 pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
-    let (path, scale) = adapter_argument::path_and_scale("--adapter", text).unwrap_or((text.into(), 1.0));
+    let (path, scale) = adapter_argument::path_and_scale("⟨adapter⟩", text).unwrap_or((text.into(), 1.0));
     observer.fact_with("adapter", text, json!({ "path": path.display().to_string(), "scale": scale }));
 }
 
@@ -209,6 +204,10 @@ fn report_adapter(name: &str, adapter: &Attached, observer: &mut dyn Observer) {
     });
     let ranks: Vec<String> = ranks.iter().map(i64::to_string).collect();
     let (ranks, kinds) = (ranks.join(" and "), kinds.join(", "));
-    let text = format!("LoRA of rank {ranks}, alpha {alpha}, on {modules} modules: {kinds}\n{}", adapter.summary());
+    let text = format!(
+        "LoRA of rank {ranks}, alpha {alpha}, on {}: {kinds}\n{}",
+        counted(modules, "module"),
+        adapter.summary()
+    );
     observer.fact_with(name, text, fields);
 }

@@ -4,6 +4,7 @@
 //! Shapes: b texts, v vocabulary.
 
 use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::libtorch::failure::catching;
 use crate::models::language::{CausalLm, DecoderInputs, Encoded, EncoderDecoder, LanguageModel, Tokens};
 use crate::nn::KeyValueCache;
@@ -43,7 +44,7 @@ impl TextSampling {
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(message));
         for (flag, number, most) in
-            [("--max-new-tokens", self.max_new_tokens, MAX_TOKENS), ("--num-beams", self.num_beams, MAX_BEAMS)]
+            [("⟨max_new_tokens⟩", self.max_new_tokens, MAX_TOKENS), ("⟨num_beams⟩", self.num_beams, MAX_BEAMS)]
         {
             if !(1..=most).contains(&number) {
                 return refuse(format!("{flag} is {number}; it must be 1 to {most}"));
@@ -51,23 +52,23 @@ impl TextSampling {
         }
         if self.temperature != 0.0 && !TEMPERATURES.contains(&self.temperature) {
             let (least, most) = TEMPERATURES.into_inner();
-            return refuse(format!("--temperature is {:e}; it must be 0, or {least} to {most}", self.temperature));
+            return refuse(format!("⟨temperature⟩ is {:e}; it must be 0, or {least} to {most}", self.temperature));
         }
         if self.top_k.is_some_and(|k| k < 1) {
-            return refuse("--top-k must be at least 1".into());
+            return refuse("⟨top_k⟩ must be at least 1".into());
         }
         if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            return refuse("--top-p must be above 0 and at most 1".into());
+            return refuse("⟨top_p⟩ must be above 0 and at most 1".into());
         }
         if self.temperature == 0.0 && (self.top_k.is_some() || self.top_p.is_some()) {
             return refuse(
-                "--top-k and --top-p are for drawing, and --temperature 0 takes the likeliest token; give --temperature, such as 1"
+                "⟨top_k⟩ and ⟨top_p⟩ are for drawing, and ⟨temperature⟩ 0 takes the likeliest token; give ⟨temperature⟩, such as 1"
                     .into(),
             );
         }
         match self.num_beams > 1 && self.temperature > 0.0 {
             true => refuse(
-                "--num-beams searches for the likeliest text and --temperature samples one; give only one of them"
+                "⟨num_beams⟩ searches for the likeliest text and ⟨temperature⟩ samples one; give only one of them"
                     .into(),
             ),
             false => Ok(()),
@@ -306,7 +307,7 @@ fn generate(
     on_token: &mut dyn FnMut(i64) -> Result<()>,
 ) -> Result<Vec<i64>> {
     if sampling.num_beams > 1 {
-        let found = catching(|| Ok(beam_search(texts, logits, sampling)))?;
+        let found = catching(|| beam_search(texts, logits, sampling))?;
         found.iter().try_for_each(|&token| on_token(token))?;
         return Ok(found);
     }
@@ -333,13 +334,15 @@ struct Beam {
 /// The likeliest text among `num_beams` that are followed at once. A text's score is the logarithm of its probability divided by its
 /// length; the search ends when no text that goes on could, at the present length, beat the worst of as many finished ones
 /// (transformers' defaults: `length_penalty` 1, `early_stopping` false).
-fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -> Vec<i64> {
+fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -> Result<Vec<i64>> {
     let beams = sampling.num_beams;
     let candidates = beams * (1 + sampling.ends.len()).max(2);
     let mut running = vec![Beam { tokens: Vec::new(), score: 0.0 }];
     let mut finished: Vec<Beam> = Vec::new();
     let mut logits = logits;
     loop {
+        // Nobody is told of a token before the end.
+        interrupt::check()?;
         let length = running[0].tokens.len() + 1;
         let is_last = length == sampling.max_new_tokens;
         let (mut next, mut parents) = (Vec::new(), Vec::new());
@@ -359,7 +362,7 @@ fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -
         let worst = finished.get(beams - 1).map_or(f64::NEG_INFINITY, |beam| beam.score);
         let can_improve = next.first().is_some_and(|best| best.score / length as f64 > worst);
         if is_last || !can_improve {
-            return finished.into_iter().next().map(|beam| beam.tokens).unwrap_or_default();
+            return Ok(finished.into_iter().next().map(|beam| beam.tokens).unwrap_or_default());
         }
         texts.select(&Tensor::from_slice(&parents).to_device(texts.device()));
         let last: Vec<i64> = next.iter().filter_map(|beam| beam.tokens.last().copied()).collect();

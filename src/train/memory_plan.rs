@@ -14,7 +14,7 @@ pub use cards::Card;
 pub use fit::{fit, parse_size, Fit, Planned, Suggestion};
 pub use language::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 pub use speed::Rates;
-pub use tape::Work;
+pub use tape::{Product, Work};
 
 use crate::adapters::LoraConfig;
 use crate::error::{Error, Result};
@@ -28,10 +28,11 @@ use tape::Tape;
 use tch::{Device, Kind};
 
 /// What libtorch itself takes on the host once it computes in float32: its code's pages, buffers for packing. Measured.
-const HOST_RUNTIME: u64 = 100 << 20;
+const HOST_RUNTIME: u64 = 48 << 20;
 
-/// The same in bfloat16, where the processor has units for it: oneDNN compiles a kernel for each shape. Measured.
-const HOST_RUNTIME_HALF: u64 = 160 << 20;
+/// The same in bfloat16, where the processor has units for it, and what oneDNN compiles beside that for each product. Measured.
+const HOST_RUNTIME_HALF: u64 = 60 << 20;
+const HOST_KERNEL_HALF: u64 = 1 << 20;
 
 /// The same without convolutions, in float32 and in bfloat16. Measured.
 const HOST_RUNTIME_TEXT: u64 = 4 << 20;
@@ -310,7 +311,7 @@ impl MemoryPlan {
         let text_encoder = (text_weights, bytes - unread_embeddings(input));
         let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
         let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
-        let runtime = runtime(input.device, input.kind, true);
+        let runtime = runtime(input.device, input.kind, step.work.products.len());
         let mut phases = Vec::new();
         let mut phase =
             |name: &'static str, parts: Vec<(String, u64)>, work: Work| phases.push(Phase { name, parts, work });
@@ -355,7 +356,7 @@ impl MemoryPlan {
         resident.extend(gaps(input.device, step.kept_small));
         resident.push(runtime);
         let step_work = micro_step.times(input.accumulation as f64);
-        phase("training", resident, step_work.times(input.steps as f64));
+        phase("training", resident, step_work.clone().times(input.steps as f64));
         Ok(Self::of(phases, trained, step_work))
     }
 
@@ -387,16 +388,29 @@ fn unread_embeddings(input: &PlanInput) -> u64 {
     }
 }
 
-/// What libtorch takes by itself, for networks with convolutions or without.
-fn runtime(device: Device, kind: Kind, convolves: bool) -> (String, u64) {
-    let (name, bytes) = match (device, width(kind) < 4, convolves) {
-        (Device::Cuda(_), ..) => ("cuBLAS and cuDNN", CUDA_RUNTIME),
-        (_, true, true) if has_units(kind) => ("libtorch and oneDNN", HOST_RUNTIME_HALF),
-        (_, _, true) => ("libtorch and oneDNN", HOST_RUNTIME),
-        (_, true, false) => ("libtorch and oneDNN", HOST_RUNTIME_TEXT_HALF),
-        (_, false, false) => ("libtorch and oneDNN", HOST_RUNTIME_TEXT),
-    };
-    (name.to_owned(), bytes)
+/// What libtorch takes by itself for networks with convolutions, of so many different products.
+fn runtime(device: Device, kind: Kind, products: usize) -> (String, u64) {
+    match device {
+        Device::Cuda(_) => cuda_runtime(),
+        _ if width(kind) < 4 && has_units(kind) => host_runtime(HOST_RUNTIME_HALF + HOST_KERNEL_HALF * products as u64),
+        _ => host_runtime(HOST_RUNTIME),
+    }
+}
+
+/// The same without convolutions.
+fn runtime_text(device: Device, kind: Kind) -> (String, u64) {
+    match device {
+        Device::Cuda(_) => cuda_runtime(),
+        _ => host_runtime(if width(kind) < 4 { HOST_RUNTIME_TEXT_HALF } else { HOST_RUNTIME_TEXT }),
+    }
+}
+
+fn cuda_runtime() -> (String, u64) {
+    ("cuBLAS and cuDNN".to_owned(), CUDA_RUNTIME)
+}
+
+fn host_runtime(bytes: u64) -> (String, u64) {
+    ("libtorch and oneDNN".to_owned(), bytes)
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl RunFolder {
         if taken.is_none() && logs.starts_with(&self.path) {
             taken = first_where(logs, is_events)?;
         }
-        Ok(taken.map(|path| Error::is_there(path, "--output-dir")))
+        Ok(taken.map(|path| Error::is_there(path, "⟨output_dir⟩")))
     }
 
     /// Whether there is a run to go on with.
@@ -168,6 +168,18 @@ impl RunFolder {
         }
     }
 
+    /// Removes the checkpoints and the samples of more than `step` steps: of a run that is resumed from there, and goes on otherwise.
+    pub fn remove_later(&self, step: u64) -> Result<()> {
+        for entry in entries(&self.path)?.iter().filter(|entry| entry.is_dir()) {
+            match name_of(entry).as_str() {
+                SAMPLES => remove_where(entry, |name| is_later_than(step, name))?,
+                name if is_later_than(step, name) => remove_own(entry, &super::checkpoint::files())?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// With [`ExistingRun::Overwrite`], removes the files that a run writes, by name, and the folders that are empty then:
     /// a user may have put the folder of a model here. `logs` is the folder of TensorBoard events, which stay where they
     /// are outside this folder. Called when nothing can be refused any more.
@@ -195,10 +207,16 @@ impl RunFolder {
     }
 }
 
+/// Whether `name` is of a checkpoint or a sample of more than `step` steps.
+fn is_later_than(step: u64, name: &str) -> bool {
+    let of_sample = |name: &str| is_sample(name).then(|| name.split('-').nth(1)?.parse().ok()).flatten();
+    super::checkpoint::step_of(name).or_else(|| of_sample(name)).is_some_and(|n| n > step)
+}
+
 fn no_run_in(path: &Path) -> Error {
     Error::file(
         path,
-        "holds no run that --resume could continue; leave --resume out to start one, or give a run's folder as --output-dir",
+        "holds no run that ⟨resume⟩ could continue; leave ⟨resume⟩ out to start one, or give a run's folder as ⟨output_dir⟩",
     )
 }
 
@@ -273,7 +291,7 @@ mod tests {
             let message = RunFolder::create(folder.path(), ExistingRun::Refuse, &folder.path().join("logs"))
                 .unwrap_err()
                 .to_string();
-            assert!(message.contains("--resume") && message.contains("--overwrite"), "{message}");
+            assert!(message.contains("⟨resume⟩") && message.contains("⟨overwrite⟩"), "{message}");
             assert!(folder.path().join(trace).exists());
             RunFolder::create(folder.path(), ExistingRun::Resume, &folder.path().join("logs")).unwrap();
             assert!(folder.path().join(trace).exists());
@@ -295,12 +313,12 @@ mod tests {
             touch(folder.path(), name);
             let create = |existing| RunFolder::create(folder.path(), existing, &folder.path().join("logs"));
             let message = create(ExistingRun::Refuse).unwrap_err().to_string();
-            assert!(message.contains("--overwrite") && message.contains(name), "{message}");
+            assert!(message.contains("⟨overwrite⟩") && message.contains(name), "{message}");
             assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"x", "{name}");
             if !["run.json", "metrics.jsonl"].contains(name) {
-                assert!(!message.contains("--resume"), "{message}");
+                assert!(!message.contains("⟨resume⟩"), "{message}");
                 let message = create(ExistingRun::Resume).unwrap_err().to_string();
-                assert!(message.contains("no run that --resume"), "{name}: {message}");
+                assert!(message.contains("no run that ⟨resume⟩"), "{name}: {message}");
             }
             assert_eq!(entries(folder.path()).unwrap().len(), 1, "{name}");
         }
@@ -326,7 +344,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         let message = RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap_err().to_string();
-        assert!(message.contains("holds no run that --resume could continue") && !path.exists(), "{message}");
+        assert!(message.contains("holds no run that ⟨resume⟩ could continue") && !path.exists(), "{message}");
         touch(&path, LOCK_FILE);
         RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap();
     }

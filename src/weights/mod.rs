@@ -20,7 +20,7 @@ mod weight_set;
 
 pub use base_weight::{BaseWeight, Op, Storage};
 pub use block_stream::{block_of, BlockStream};
-pub use convolution::Stride;
+pub use convolution::{conv2d, Stride};
 pub use int8::{Int8Weight, DEFAULT_THRESHOLD, DENSE_AT_ONCE};
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};

@@ -39,7 +39,7 @@ fn an_adapter_for_another_generation_is_named_by_its_signs() {
         (&[("transformer.transformer_blocks.0.attn.to_q", 1536, 1536)], "diffusion transformer"),
     ] {
         let text = refusal(&file_of(dir.path(), modules));
-        assert!(text.contains("other.safetensors: is a LoRA for") && text.contains(word), "{text}");
+        assert!(text.contains("other.safetensors is a LoRA for") && text.contains(word), "{text}");
         assert!(text.contains("but the model is Stable Diffusion 1.x"), "{text}");
     }
     // As small as the model's generation has none: the sizes are named.

@@ -236,7 +236,7 @@ fn ctrl_c_ends_every_command_that_downloads() {
             let output = child.wait_with_output().unwrap();
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(130), "{args:?} {signal}: {error}");
-            assert!(error.contains("interrupted; ") && error.contains("continues the download"), "{args:?}: {error}");
+            assert!(error.contains("interrupted: ") && error.contains("continues the download"), "{args:?}: {error}");
             assert!(began.elapsed() < Duration::from_secs(5), "{args:?}: {:?}", began.elapsed());
         }
     }

@@ -1,6 +1,6 @@
 """A command on a terminal whose window is made narrower, and where Ctrl-C is typed: no progress bar stays on the screen.
 
-terminal.py PROGRAM ARGS: ends with an error, and what was on the screen, where one does. The terminal wraps its lines anew when its width
+terminal.py [--twice] PROGRAM ARGS: with --twice Ctrl-C is typed again before the first is heeded. Ends with an error, and what was on the screen, where one does. The terminal wraps its lines anew when its width
 changes, as those of today do.
 """
 
@@ -89,7 +89,8 @@ class Screen:
 
 
 def main():
-    program = sys.argv[1:]
+    twice = sys.argv[1] == "--twice"
+    program = sys.argv[2:] if twice else sys.argv[1:]
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
@@ -127,11 +128,14 @@ def main():
         assert len(bars) <= 1, f"the narrower window has {len(bars)} bars:\n{screen.text()}"
         assert all(len(line) <= NARROW for line in bars), f"the bar is wider than the window:\n{screen.text()}"
         os.write(terminal, b"\x03")
+        if twice:
+            assert not read(0.3), f"the first Ctrl-C was heeded at once:\n{screen.text()}"
+            os.write(terminal, b"\x03")
         ended = read(60)
         _, status = os.waitpid(pid, 0) if ended else (os.kill(pid, signal.SIGKILL), 1)
         assert os.waitstatus_to_exitcode(status) == 130, f"ended with {status}:\n{screen.text()}"
         assert not BAR.search(screen.text()), f"a bar stays on the screen:\n{screen.text()}"
-        assert "interrupted" in screen.text(), screen.text()
+        assert ("interrupted" in screen.text()) != twice, screen.text()
 
     finally:
         # Gone already where all went well.

@@ -5,14 +5,15 @@
 //! know), and by the original code's configuration NAME.yaml beside the file (which AUTOMATIC1111 reads). Else it is guessed.
 
 use crate::error::Result;
+use crate::regular_file::{self, FileKind};
 use crate::weights::{OriginalCheckpoint, OriginalTextEncoder};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Training steps after which Stable Diffusion 2's base model, which predicts noise, was saved.
 const V2_BASE_STEPS: i64 = 875_000;
-/// Longest configuration that is read.
-const MAX_YAML: u64 = 1 << 20;
+/// Mappings inside each other that are read of a configuration.
+const MOST_NESTED: usize = 32;
 /// Pixels of a side that a model can have been made for.
 const SIDES: std::ops::RangeInclusive<i64> = 64..=4096;
 /// Latent height and width of a model of 512 pixels.
@@ -46,7 +47,8 @@ enum Size {
 impl CheckpointFacts {
     /// Reads the header of `checkpoint` and the configuration file next to it.
     pub fn of(checkpoint: &OriginalCheckpoint) -> Result<Self> {
-        let (metadata, yaml) = (checkpoint.metadata()?, yaml_beside(checkpoint.path()));
+        let (metadata, yaml) = (checkpoint.metadata()?, yaml_beside(checkpoint.path()).transpose());
+        let (yaml, unused) = yaml.map_or_else(|reason| (None, Some(reason)), |yaml| (yaml, None));
         let (mut said, mut notes) = (Vec::new(), Vec::new());
         if let Some(value) = metadata.get("modelspec.prediction_type") {
             match prediction_named(value) {
@@ -72,6 +74,8 @@ impl CheckpointFacts {
                 },
             }
         }
+        // Where something else says it, nothing is amiss.
+        notes.extend(unused.filter(|_| said.is_empty()));
         let prediction = match said.first() {
             Some((_, prediction)) => (*prediction, None),
             None => guess(checkpoint),
@@ -123,17 +127,17 @@ impl CheckpointFacts {
     pub fn warnings(&self) -> Vec<String> {
         let path = self.path.display();
         let mut texts: Vec<String> =
-            self.notes.iter().map(|note| format!("{path}: {note}; --prediction-type overrides it")).collect();
+            self.notes.iter().map(|note| format!("{path}: {note}; ⟨prediction_type⟩ overrides it")).collect();
         if let (prediction, Some(why)) = self.prediction {
             let other = if prediction == EPSILON { V_PREDICTION } else { EPSILON };
             texts.push(format!(
                 "{path}: nothing says what this model predicts; `{prediction}` is a guess, because {why}. If its images are \
-                 brown or noisy, give --prediction-type {other}"
+                 brown or noisy, give ⟨prediction_type⟩ {other}"
             ));
         }
         if self.zero_terminal_snr && !self.has_zero_terminal_snr(self.prediction()) {
             texts.push(format!(
-                "{path}: its tensor ztsnr is ignored, because zero terminal SNR needs --prediction-type {V_PREDICTION}"
+                "{path}: its tensor ztsnr is ignored, because zero terminal SNR needs ⟨prediction_type⟩ {V_PREDICTION}"
             ));
         }
         texts
@@ -194,14 +198,18 @@ fn size_of_yaml(yaml: &BTreeMap<String, String>, text_encoder: OriginalTextEncod
     (SIDES.contains(&(side * 8)) && !is_template).then_some(Size::Latent(side))
 }
 
-/// The configuration of the original code beside the checkpoint `path`: its values by their dotted paths.
-fn yaml_beside(path: &Path) -> Option<BTreeMap<String, String>> {
+/// The configuration of the original code beside the checkpoint `path`: its values by their dotted paths, or why it is not used.
+fn yaml_beside(path: &Path) -> Option<std::result::Result<BTreeMap<String, String>, String>> {
     let path = ["yaml", "yml"].map(|end| path.with_extension(end)).into_iter().find(|path| path.exists())?;
-    // A pipe would be waited for, and a disk's image never end.
-    std::fs::metadata(&path).ok().filter(|about| about.is_file() && about.len() <= MAX_YAML)?;
-    let text = std::fs::read(&path).ok()?;
+    let text = match regular_file::read(&path, FileKind::YAML) {
+        Ok(text) => text,
+        Err(error) => return Some(Err(error.to_string())),
+    };
     let values = yaml_values(String::from_utf8_lossy(&text).trim_start_matches('\u{feff}'));
-    values.keys().any(|name| name.starts_with("model.params.")).then_some(values)
+    Some(match values.keys().any(|name| name.starts_with("model.params.")) {
+        true => Ok(values),
+        false => Err(format!("{} has no `model.params` that can be read, and is not used", path.display())),
+    })
 }
 
 /// The plain values of the mappings in `text`, by the dotted paths of their keys: as much of YAML as these configurations
@@ -209,31 +217,91 @@ fn yaml_beside(path: &Path) -> Option<BTreeMap<String, String>> {
 fn yaml_values(text: &str) -> BTreeMap<String, String> {
     let mut values = BTreeMap::new();
     let mut open: Vec<(usize, String)> = Vec::new();
-    for line in text.lines() {
-        let line = line.split(" #").next().unwrap_or(line).trim_end();
+    let mut lines = text.lines().map(without_comment);
+    while let Some(line) = lines.next() {
         let content = line.trim_start();
         let indent = line.len() - content.len();
         if content.is_empty() || content.starts_with(['#', '-']) {
             continue;
         }
-        let Some((key, value)) = content.split_once(':') else { continue };
+        let (key, value) = match content.starts_with('{') {
+            true => ("", content),
+            false => match content.split_once(':') {
+                Some((key, value)) => (unquoted(key), value.trim()),
+                None => continue,
+            },
+        };
         open.retain(|(outer, _)| *outer < indent);
-        let key = unquoted(key);
         let before: String = open.iter().map(|(_, key)| format!("{key}.")).collect();
-        match value.trim() {
-            "" => open.push((indent, key.to_owned())),
-            flow if flow.starts_with('{') => {
-                let pairs = flow.trim_matches(['{', '}']).split(',').filter_map(|pair| pair.split_once(':'));
-                values.extend(
-                    pairs.map(|(inner, value)| {
-                        (format!("{before}{key}.{}", unquoted(inner)), unquoted(value).to_owned())
-                    }),
-                );
+        if value.starts_with('{') {
+            let (mut flow, mut depth) = (value.to_owned(), opened_in(value));
+            while depth > 0 {
+                let Some(more) = lines.next() else { break };
+                depth += opened_in(more);
+                flow = flow + " " + more.trim();
             }
-            value => _ = values.insert(format!("{before}{key}"), unquoted(value).to_owned()),
+            let below = if key.is_empty() { before } else { format!("{before}{key}.") };
+            flow_values(&flow, &below, MOST_NESTED, &mut values);
+        } else if value.is_empty() {
+            open.push((indent, key.to_owned()));
+        } else {
+            values.insert(format!("{before}{key}"), unquoted(value).to_owned());
         }
     }
     values
+}
+
+fn without_comment(line: &str) -> &str {
+    line.split(" #").next().unwrap_or(line).trim_end()
+}
+
+/// The values of a mapping in braces, which may hold others, so many deep at most; `before` is the path of what it is the value of.
+fn flow_values(flow: &str, before: &str, deep: usize, values: &mut BTreeMap<String, String>) {
+    let flow = flow.trim().strip_prefix('{').unwrap_or(flow);
+    for pair in parts(flow.strip_suffix('}').unwrap_or(flow)) {
+        let Some((key, value)) = pair.split_once(':') else { continue };
+        let (path, value) = (format!("{before}{}", unquoted(key)), value.trim());
+        match value.as_bytes().first() {
+            Some(b'{') if deep > 0 => flow_values(value, &format!("{path}."), deep - 1, values),
+            Some(b'{' | b'[') | None => {}
+            Some(_) => _ = values.insert(path, unquoted(value).to_owned()),
+        }
+    }
+}
+
+/// Braces and brackets that `flow` opens and does not close.
+fn opened_in(flow: &str) -> i64 {
+    places(flow).last().map_or(0, |(_, _, depth)| depth)
+}
+
+/// What stands between the commas of `flow` that are in no brackets and no quotes.
+fn parts(flow: &str) -> Vec<&str> {
+    let commas = places(flow).filter(|(_, c, depth)| (*c, *depth) == (',', 0)).map(|(place, ..)| place);
+    let (mut parts, mut from) = (Vec::new(), 0);
+    for comma in commas {
+        parts.push(&flow[from..comma]);
+        from = comma + 1;
+    }
+    parts.push(&flow[from..]);
+    parts
+}
+
+/// Each character outside quotes with its place, and the number of brackets that are open behind it.
+fn places(flow: &str) -> impl Iterator<Item = (usize, char, i64)> + '_ {
+    let (mut quote, mut depth) = (None, 0);
+    flow.char_indices().filter_map(move |(place, c)| {
+        match (quote, c) {
+            (Some(open), _) => {
+                quote = (open != c).then_some(open);
+                return None;
+            }
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '{' | '[') => depth += 1,
+            (None, '}' | ']') => depth -= 1,
+            _ => {}
+        }
+        Some((place, c, depth))
+    })
 }
 
 fn unquoted(text: &str) -> &str {
@@ -256,6 +324,22 @@ mod tests {
         assert_eq!(values["model.params.unet_config.params.image_size"], "32");
         assert_eq!(values["model.params.first_stage_config.params.embed_dim"], "4");
         assert_eq!(yaml_values("- a\nb\n---\n: :\n\u{0}"), BTreeMap::from([(String::new(), ":".to_owned())]));
+    }
+
+    #[test]
+    fn a_configuration_in_braces_is_read_however_deep_and_on_how_many_lines() {
+        for text in [
+            "model: {target: a.b, params: {parameterization: \"v\", image_size: 96, sizes: [1, 2], unet: {image_size: 1}}}",
+            "model:\n  params: {parameterization: 'v', # of 768 pixels\n    image_size: 96, text: \"a, {b\",\n    \
+             unet: {image_size: 1}}\nother: 1\n",
+            r#"{"model": {"params": {"parameterization": "v", "image_size": 96, "unet": {"image_size": 1}}}}"#,
+        ] {
+            let values = yaml_values(text);
+            assert_eq!(values["model.params.parameterization"], "v", "{text}");
+            assert_eq!(values["model.params.image_size"], "96", "{text}");
+            assert_eq!(values["model.params.unet.image_size"], "1", "{text}");
+        }
+        assert!(yaml_values(&format!("model: {}", "{a: ".repeat(100_000))).is_empty());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The adapters of a DreamBooth run: put on the networks, and written as PEFT's folders and diffusers' one file.
 
-use super::config::DreamBoothConfig;
 use super::options::lora_config;
 use super::phases::Networks;
 use crate::adapters::{
@@ -10,7 +9,8 @@ use crate::adapters::{
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::PipelineFiles;
-use crate::recipes::given_flags::lora_field;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::given::lora_field;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::Trained;
 use crate::train::run_folder::RunFolder;
@@ -67,6 +67,11 @@ impl Adapters {
         }
     }
 
+    /// The text encoder's, where it does not train.
+    pub fn carried(&self) -> Option<&PartAdapter> {
+        self.carried.as_ref()
+    }
+
     /// Tells of each what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
         self.trained.iter().for_each(|(part, adapter)| crate::recipes::report_adapter(part.name(), adapter, observer));
@@ -77,7 +82,7 @@ impl Adapters {
         let Some(path) = &config.init_adapter else { return "a new adapter".to_owned() };
         let parts: Vec<String> = self.trained.iter().map(|(part, _)| part.name().replace('_', " ")).collect();
         let carried = match self.carried {
-            Some(_) => "; its text encoder's adapter is used and written unchanged (--train-text-encoder trains it)",
+            Some(_) => "; its text encoder's adapter is used and written unchanged (⟨train_text_encoder⟩ trains it)",
             None => "",
         };
         format!("the adapter {}: {}{carried}", path.display(), parts.join(" and "))
@@ -159,9 +164,9 @@ fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraC
         }
         None if part == Part::TextEncoder => Err(Error::file(
             path,
-            "has no adapter for the text encoder, which --train-text-encoder continues; leave the flag out, or give an \
-             --init-adapter that has both",
+            "has no adapter for the text encoder, which ⟨train_text_encoder⟩ continues; leave the flag out, or give an \
+             ⟨init_adapter⟩ that has both",
         )),
-        None => Err(Error::file(path, format!("has no adapter for the {}, which --init-adapter must have", part.name()))),
+        None => Err(Error::file(path, format!("has no adapter for the {}, which ⟨init_adapter⟩ must have", part.name()))),
     }
 }

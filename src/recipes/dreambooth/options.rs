@@ -1,32 +1,22 @@
 //! What a DreamBooth run takes from its options: the adapters' configurations, and which options may change when it resumes.
 
-use super::config::{CacheLatents, DreamBoothConfig};
-use crate::adapters::{LoraConfig, Part, TargetModules};
+use crate::adapters::{LoraConfig, Part};
+use crate::data::latent_cache::CacheMode;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::lora::LoraArgs;
+use crate::plain_text::counted;
+use crate::recipes::training::output_name;
 
 /// The adapter of `part` that the options ask for.
 pub(in crate::recipes) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
-    let unet = part == Part::UNet;
-    let targets = if unet { &config.lora_targets } else { &config.lora_text_encoder_targets };
-    let ranks = if unet { &config.lora_rank_pattern } else { &config.lora_text_encoder_rank_pattern };
-    let alphas = if unet { &config.lora_alpha_pattern } else { &config.lora_text_encoder_alpha_pattern };
-    let excluded = if unet { &config.lora_exclude_modules } else { &config.lora_text_encoder_exclude_modules };
-    let saved = if unet { &config.lora_modules_to_save } else { &config.lora_text_encoder_modules_to_save };
-    LoraConfig {
-        r: if unet { config.lora_r } else { config.lora_text_encoder_r },
-        lora_alpha: if unet { config.lora_alpha } else { config.lora_text_encoder_alpha },
-        lora_dropout: if unet { config.lora_dropout } else { config.lora_text_encoder_dropout },
-        bias: (if unet { config.lora_bias } else { config.lora_text_encoder_bias }).into(),
-        target_modules: Some(TargetModules::from_flag(targets)),
-        use_rslora: config.use_rslora,
-        use_dora: config.use_dora,
-        init_lora_weights: config.lora_init.into(),
-        rank_pattern: ranks.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
-        alpha_pattern: alphas.as_ref().map(|pattern| pattern.0.clone()).unwrap_or_default(),
-        exclude_modules: excluded.as_deref().map(TargetModules::from_flag),
-        modules_to_save: (!saved.is_empty()).then(|| saved.clone()),
-        base_model_name_or_path: Some(config.model.name.clone()),
-        ..LoraConfig::default()
-    }
+    let lora: &LoraArgs = if part == Part::UNet { &config.unet } else { &config.text_encoder };
+    LoraConfig { base_model_name_or_path: Some(config.model.name.clone()), ..lora.config(&config.lora) }
+}
+
+/// The same options with an output folder: the one that was given, or one named after the prompt and the date.
+pub(in crate::recipes) fn with_output(config: &DreamBoothConfig) -> DreamBoothConfig {
+    let named = || output_name::free_folder(&config.instance_prompt, "dreambooth");
+    DreamBoothConfig { output_dir: Some(config.output_dir.clone().unwrap_or_else(named)), ..config.clone() }
 }
 
 /// Steps for each photo of a run whose options give no length: enough for a subject to be learned, too few to learn its photos by
@@ -48,14 +38,14 @@ pub(in crate::recipes) fn why_so_long(config: &DreamBoothConfig, photos: u64) ->
         return None;
     }
     let steps = usual_steps(photos);
-    let counted = if photos == 1 { "1 photo".to_owned() } else { format!("{photos} photos") };
+    let counted = counted(photos as usize, "photo");
     let limits = match steps {
         FEWEST_STEPS => format!(", but at least {FEWEST_STEPS}"),
         MOST_STEPS => format!(", but at most {MOST_STEPS}"),
         _ => String::new(),
     };
     Some(format!(
-        "{steps} steps for {counted}: {STEPS_A_PHOTO} each{limits}; --max-train-steps or --num-train-epochs choose another length"
+        "{steps} steps for {counted}: {STEPS_A_PHOTO} each{limits}; ⟨max_train_steps⟩ or ⟨num_train_epochs⟩ choose another length"
     ))
 }
 
@@ -72,7 +62,7 @@ pub(in crate::recipes) fn free_options(config: &DreamBoothConfig) -> Vec<&'stati
         "num_validation_images",
         "validation_steps",
     ];
-    if config.cache_latents != CacheLatents::True {
+    if config.cache_latents != CacheMode::Always {
         free.push("cache_latents");
     }
     free
@@ -81,6 +71,7 @@ pub(in crate::recipes) fn free_options(config: &DreamBoothConfig) -> Vec<&'stati
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::reading::Configuration;
 
     #[test]
     fn the_usual_length_follows_the_photos_within_its_bounds() {
@@ -91,7 +82,7 @@ mod tests {
         };
         let why = |photos| why_so_long(&config(""), photos).unwrap();
         assert!(why(1).starts_with("400 steps for 1 photo: 120 each, but at least 400"), "{}", why(1));
-        assert!(why(5).starts_with("600 steps for 5 photos: 120 each; --max-train-steps"), "{}", why(5));
+        assert!(why(5).starts_with("600 steps for 5 photos: 120 each; ⟨max_train_steps⟩"), "{}", why(5));
         assert!(why(50).contains("but at most 1200"), "{}", why(50));
         for more in ["--max-train-steps 5", "--num-train-epochs 1"] {
             assert_eq!(why_so_long(&config(more), 5), None);

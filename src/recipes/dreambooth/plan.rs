@@ -1,13 +1,15 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
-use super::config::{CacheLatents, DreamBoothConfig};
 use super::options::{lora_config, usual_steps, why_so_long};
-use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS};
+use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS};
+use super::samples::SAMPLE_STEPS;
 use crate::adapters::Part;
+use crate::data::latent_cache::CacheMode;
 use crate::data::photos::{count_images_but, Photo, PhotoFolder};
 use crate::data::tokenizers::ClipTokenizer;
 use crate::error::Result;
 use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
+use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::memory_advice;
 use crate::recipes::training::observer::Observer;
 use crate::train::memory_plan::{PlanInput, SampledImages};
@@ -76,6 +78,32 @@ impl Photos {
     }
 }
 
+impl Photos {
+    /// Of photos that are known by their `sizes` and not decoded again. Tells `observer` of prompts and captions as the run will.
+    pub fn known(
+        config: &DreamBoothConfig,
+        files: &PipelineFiles,
+        sizes: &[(u32, u32)],
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<Self> {
+        let tokenizer = files.tokenizer_folder().and_then(|folder| ClipTokenizer::from_folder(&folder));
+        if let (Some(observer), Ok(tokenizer)) = (observer, tokenizer) {
+            let listed = match config.instance_data_dir == Path::new("") {
+                true => Vec::new(),
+                false => instance_files(config).map_or_else(|_| Vec::new(), |listed| listed.files),
+            };
+            check_prompts(config, &listed, &tokenizer, observer)?;
+        }
+        let class = match (config.with_prior_preservation, &config.class_data_dir) {
+            (true, Some(folder)) => count_images_but(folder, &config.apart_from_class())? as u64,
+            _ => 0,
+        };
+        let instances = sizes.len() as u64;
+        let crops_are_fixed = sizes.iter().all(|(width, height)| width == height);
+        Ok(Self { instances, instances_shown: instances, class, class_shown: class, crops_are_fixed })
+    }
+}
+
 /// Why a run on these photos has the length that it has, where its options give none.
 pub fn why_that_length(config: &DreamBoothConfig, photos: &Photos) -> Option<String> {
     why_so_long(config, photos.instances)
@@ -93,9 +121,9 @@ fn class_images(config: &DreamBoothConfig) -> u64 {
 /// photos whose crops are random.
 fn caches_latents(config: &DreamBoothConfig, photos: Option<&Photos>) -> bool {
     match config.cache_latents {
-        CacheLatents::True => true,
-        CacheLatents::False => false,
-        CacheLatents::Auto => config.center_crop || photos.is_some_and(|photos| photos.crops_are_fixed),
+        CacheMode::Always => true,
+        CacheMode::Never => false,
+        CacheMode::Auto => config.center_crop || photos.is_some_and(|photos| photos.crops_are_fixed),
     }
 }
 

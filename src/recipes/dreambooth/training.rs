@@ -2,10 +2,10 @@
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
 use super::adapters::{check_init_adapter, Adapters};
-use super::config::DreamBoothConfig;
-use super::options::{free_options, usual_steps, why_so_long};
+use super::options::{free_options, usual_steps, why_so_long, with_output};
 use super::phases::{self as phases, Embeddings, Networks};
 use super::plan::peak_and_advice;
+use super::samples::{Samples, Series};
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::photos::Photo;
@@ -14,12 +14,16 @@ use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::plain_text;
 use crate::recipes::prompt_checks::shown;
+use crate::recipes::training::control::{Control, SampleRequest};
 use crate::recipes::training::memory_advice::{report_memory, with_advice};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, TrainingData};
 use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::sample::pipeline::scheduler_config;
+use crate::sample::text_to_image::Conditioning;
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
@@ -29,21 +33,23 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
+/// Trains on `device` as `config` says, telling `observer` and doing what `control` asks for: stopping, with the state saved, and
+/// more.
 pub fn train(
     config: &DreamBoothConfig,
     device: Device,
     seed: i64,
-    interrupt: &Interrupt,
+    control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let interrupt = control.interrupt();
     let watch = interrupt.watch();
-    let config = config.with_output();
+    let config = with_output(config);
     config.check()?;
     check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
-    let files = open_files(&config, interrupt, observer)?;
+    let files = open_files(&config, observer)?;
     let config = &config.for_model(&files)?;
     if let Some(path) = &config.init_adapter {
         crate::recipes::read_adapter(path, &files, observer)?;
@@ -51,14 +57,14 @@ pub fn train(
     let mut run = start(config, device, seed)?;
     crate::recipes::report_model(&config.model.name, None, observer);
     crate::recipes::report_device(device, run.kind, observer)?;
-    config.training.weights.report(device, observer);
+    crate::recipes::report_weights(&config.training.weights, device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
-        run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
+        run.prepare(job.adapters.trained(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
         drop(watch);
         // 3. The loop.
-        training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+        training_loop::train(&mut job, &mut run, control, observer).map_err(|error| {
             observer.on(Event::End);
             with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
         })?;
@@ -71,9 +77,8 @@ pub fn train(
 }
 
 /// Opens the model.
-fn open_files(config: &DreamBoothConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PipelineFiles> {
-    let mut files =
-        crate::recipes::open_model_unless(interrupt, &config.model.name, &config.model.options(), observer)?;
+fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
+    let mut files = crate::recipes::open_model(&config.model.name, &config.model.options(), observer)?;
     files.store_in(config.training.weights.storage());
     Ok(files)
 }
@@ -114,7 +119,7 @@ fn prepare<'a>(
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
-    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device };
+    let networks = Networks { unet, text_encoder, vae_encoder, kind: run.kind, vae_kind: vae_kind(run.kind), device };
     Ok(DreamBoothJob {
         config,
         files,
@@ -147,11 +152,6 @@ struct DreamBoothJob<'a> {
     batches: Option<Prefetch<Result<PreparedBatch>>>,
 }
 
-/// `number` of things that are called `name`.
-fn counted(number: usize, name: &str) -> String {
-    format!("{number} {name}{}", if number == 1 { "" } else { "s" })
-}
-
 impl DreamBoothJob<'_> {
     /// What will be trained, on what, how many parameters, and where it will be.
     fn report_setup(&self, run: &Run, observer: &mut dyn Observer) {
@@ -159,7 +159,7 @@ impl DreamBoothJob<'_> {
         self.report_photos(observer);
         let each = format!("batch {}, {} px", config.train_batch_size, config.side());
         let fields = json!({ "batch_size": config.train_batch_size, "resolution": config.side() });
-        run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        run.report_length(&each, fields, observer);
         if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
             observer.fact("length", why);
         }
@@ -178,11 +178,11 @@ impl DreamBoothJob<'_> {
             _ if captions == photos => format!("such as \"{example}\""),
             _ => format!("such as \"{example}\"; the others are trained with \"{prompt}\""),
         };
-        let mut text = format!("{}, {captions} with captions; {trained_with}", counted(photos, "photo"));
+        let mut text = format!("{}, {captions} with captions; {trained_with}", plain_text::counted(photos, "photo"));
         let (images, class_prompt) = (self.dataset.class_count(), self.config.class_prompt.as_deref());
         if images > 0 {
             let prompt = shown(class_prompt.unwrap_or_default());
-            text.push_str(&format!("\nand {} trained with \"{prompt}\"", counted(images, "class image")));
+            text.push_str(&format!("\nand {} trained with \"{prompt}\"", plain_text::counted(images, "class image")));
         }
         let fields = json!({
             "instance_images": photos, "captions": captions, "instance_prompt": self.config.instance_prompt,
@@ -190,11 +190,24 @@ impl DreamBoothJob<'_> {
         });
         observer.fact_with("photos", text, fields);
         for (folder, photos, repeats) in self.dataset.folders() {
-            let text =
-                format!("{}: {}, {} an epoch", folder.display(), counted(photos, "photo"), counted(repeats, "repeat"));
+            let text = format!(
+                "{}: {}, {} an epoch",
+                folder.display(),
+                plain_text::counted(photos, "photo"),
+                plain_text::counted(repeats, "repeat")
+            );
             let fields = json!({ "path": folder.display().to_string(), "photos": photos, "repeats": repeats });
             observer.fact_with("folder", text, fields);
         }
+    }
+
+    fn samples(&self) -> Samples<'_> {
+        Samples { config: self.config, files: self.files, networks: &self.networks }
+    }
+
+    /// Encodes a prompt, and what must not be on an image, with the text encoder as it is.
+    fn encode(&self, texts: (&str, &str)) -> Result<Conditioning> {
+        self.embeddings.encode(texts, &self.networks, self.files, self.adapters.carried())
     }
 
     /// What it learns from, and for how long where the options do not say.
@@ -212,6 +225,7 @@ impl DreamBoothJob<'_> {
             name: "photos",
             fingerprint: dataset.fingerprint(),
             files: dataset.photos().iter().enumerate().map(file).collect(),
+            batches_per_epoch: self.order.batches_per_epoch(),
             usual_steps: Some(usual_steps(dataset.instance_count() as u64)),
         }
     }
@@ -285,20 +299,29 @@ impl Job for DreamBoothJob<'_> {
         Ok(Losses { total: loss.total.detach(), parts: vec![loss.instance, prior] })
     }
 
-    fn position(&self, micro_step: u64) -> (usize, usize) {
-        self.order.position(micro_step as usize)
-    }
-
-    fn batches_per_epoch(&self) -> usize {
-        self.order.batches_per_epoch()
-    }
-
     fn set_training(&self, training: bool) {
         self.networks.set_training(training);
     }
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-        phases::write_samples(self.config, self.files, run, &self.networks, &self.embeddings, interrupt, observer)
+        let Some(prompt) = &self.config.validation_prompt else { return Ok(()) };
+        let samples = self.samples();
+        let pictures = samples.pictures((prompt, ""), run.seed, self.config.num_validation_images)?;
+        samples.draw(&pictures, &self.encode((prompt, ""))?, Series::Validation, run, interrupt, observer)
+    }
+
+    fn sample(
+        &mut self,
+        run: &mut Run,
+        request: &SampleRequest,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let samples = self.samples();
+        let usual = self.config.validation_prompt.as_deref().unwrap_or(self.dataset.trained_prompt());
+        let pictures = samples.requested(request, usual, run.seed)?;
+        let on = self.encode((&pictures.prompts[0], &pictures.negative_prompt))?;
+        samples.draw(&pictures, &on, Series::Asked, run, interrupt, observer)
     }
 
     fn evaluation_is_due(&self, run: &Run) -> bool {

@@ -1,18 +1,19 @@
 //! What trains on a language model: an adapter on its projections, or a prompt in front of its texts.
 
-use super::config::LanguageConfig;
-use super::data_args::TaskChoice;
 use crate::adapters::{
     attach, peft_folder, prompt_folder, AdapterParams, Attached, Init, LoraConfig, PartAdapter, Prompt, PromptConfig,
     PromptPlace, PromptSizes, TextEncoderSpelling,
 };
+use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::language::{Architecture, LanguageModel, TransformerShape};
 use crate::models::Loaded;
-use crate::recipes::given_flags::{lora_field, HEADS};
-use crate::recipes::prompt_args::prompt_field;
+use crate::options::given::{lora_field, HEADS};
+use crate::options::language::LanguageConfig;
+use crate::options::prompts::prompt_field;
+use crate::options::values::name;
 use crate::recipes::training::observer::Observer;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -41,7 +42,7 @@ impl WantedAdapter {
         if found != wanted.peft_type() {
             return Err(Error::file(
                 folder,
-                format!("is an adapter of type {found}, and --peft-method {} trains another", wanted.flag()),
+                format!("is an adapter of type {found}, and ⟨peft_method⟩ {} trains another", name(&wanted)),
             ));
         }
         let given = &config.given;
@@ -104,7 +105,7 @@ fn for_task(prompt: PromptConfig, config: &LanguageConfig) -> PromptConfig {
     PromptConfig {
         base_model_name_or_path: Some(config.model.display().to_string()),
         task_type: Some(config.data.task.peft_name().to_owned()),
-        modules_to_save: (config.data.task == TaskChoice::SeqCls).then(head),
+        modules_to_save: (config.data.task == LanguageTask::SeqCls).then(head),
         ..prompt
     }
 }
@@ -161,7 +162,7 @@ fn text_start(
 ) -> Result<BTreeMap<String, Tensor>> {
     let ids = tokenizer.encode(text, usize::MAX)?.ids;
     if ids.is_empty() {
-        return Err(Error::invalid("--prompt-tuning-init-text has no tokens; give a text that has some"));
+        return Err(Error::invalid("⟨prompt_tuning_init_text⟩ has no tokens; give a text that has some"));
     }
     let ids: Vec<i64> = ids.into_iter().cycle().take(prompt.rows() as usize).collect();
     let _no_grad = tch::no_grad_guard();

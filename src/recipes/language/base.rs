@@ -3,9 +3,9 @@
 use crate::data::tokenizers::{json_files, LanguageTokenizer};
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
-use crate::recipes::option_checks::is_there;
+use crate::options::model::check_language_model;
 use crate::recipes::training::observer::Observer;
-use crate::train::interrupt::Interrupt;
+use crate::weights::gguf::is_gguf;
 use crate::weights::hub::{self, Hub};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -27,23 +27,17 @@ pub struct WantedModel<'a> {
     pub revision: Option<&'a str>,
     /// Of a hub id fetch the configuration and the tokenizer, no weights.
     pub configs_only: bool,
-    /// What ends a download, beside Ctrl-C.
-    pub interrupt: Option<&'a Interrupt>,
 }
 
 impl<'a> WantedModel<'a> {
     /// All of the model `name`.
     pub fn new(name: &'a Path, revision: Option<&'a str>) -> Self {
-        Self { name, revision, configs_only: false, interrupt: None }
+        Self { name, revision, configs_only: false }
     }
 
     /// Refuses a path that is not there.
     pub fn check_path(&self) -> Result<()> {
-        let is_id = !is_gguf(self.name) && self.name.to_str().is_some_and(hub::is_language_model_id);
-        match is_id {
-            true => Ok(()),
-            false => is_there("--model", self.name),
-        }
+        check_language_model("⟨model⟩", self.name)
     }
 
     /// Where it is on disk, fetched first if it is a hub id, with a bar for what has to be downloaded.
@@ -52,7 +46,7 @@ impl<'a> WantedModel<'a> {
         match id.filter(|_| !self.name.exists() && !is_gguf(self.name)) {
             Some(id) => self.fetch(id, observer),
             None if self.revision.is_some() => Err(Error::invalid(format!(
-                "--revision is of a hub id, and {} is a path; leave it out",
+                "⟨revision⟩ is of a hub id, and {} is a path; leave it out",
                 self.name.display()
             ))),
             None => Ok(self.name.to_owned()),
@@ -62,9 +56,7 @@ impl<'a> WantedModel<'a> {
     fn fetch(&self, id: &str, observer: &mut dyn Observer) -> Result<PathBuf> {
         let weights_of: &[&str] = if self.configs_only { &[] } else { &[""] };
         let request = hub::Request { id, revision: self.revision, variant: None, weights_of };
-        crate::recipes::with_bar(observer, self.interrupt, |listener| {
-            Hub::from_env()?.fetch_language_model(&request, listener)
-        })
+        crate::recipes::with_bar(observer, |listener| Hub::from_env()?.fetch_language_model(&request, listener))
     }
 
     /// Its files, without a look at its tokenizer.
@@ -82,11 +74,6 @@ impl<'a> WantedModel<'a> {
         };
         Ok(LanguageBase { files, tokenizer })
     }
-}
-
-/// Whether `name` is that of a GGUF file.
-pub fn is_gguf(name: &Path) -> bool {
-    name.extension().is_some_and(|end| end == "gguf")
 }
 
 impl LanguageBase {

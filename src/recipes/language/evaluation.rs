@@ -78,7 +78,7 @@ pub fn check_positions(
     if let Some(most) = model.made_for.filter(|most| longest as i64 + virtual_tokens > *most) {
         observer.warning(format!(
             "a text has {longest} tokens{behind}, and the model was made for {most}: it knows little of what lies behind; \
-             --max-seq-length cuts texts"
+             ⟨max_seq_length⟩ cuts texts"
         ));
     }
     let Some(most) = model.longest else { return Ok(()) };
@@ -87,8 +87,8 @@ pub fn check_positions(
         return Ok(());
     }
     let cure = match room {
-        2.. => format!("give --max-seq-length {room} or less"),
-        _ => format!("give --num-virtual-tokens less than {most}"),
+        2.. => format!("give ⟨max_seq_length⟩ {room} or less"),
+        _ => format!("give ⟨num_virtual_tokens⟩ less than {most}"),
     };
     let what = format!("a text has {longest} tokens{behind}, and the model's positions end at {most}");
     Err(Error::invalid(format!("{what}; {cure}")))

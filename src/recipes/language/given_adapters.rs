@@ -1,16 +1,17 @@
 //! The adapters that a command is told to use on a language model.
 
 use super::adapter::fitted;
-use super::data_args::TaskChoice;
 use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::of_unfinished_run;
 use crate::adapters::peft_folder::CONFIG_FILE;
 use crate::adapters::prompt_folder::{self, PromptFiles};
 use crate::adapters::{attach, peft_folder, Init, PartAdapter, Prompt, PromptConfig, PromptMethod};
+use crate::data::language_dataset::LanguageTask;
 use crate::error::{Error, Result};
 use crate::models::language::{LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
-use crate::recipes::adapter_argument::path_and_scale;
+use crate::options::adapter_argument::path_and_scale;
+use crate::options::records::task_name;
 use crate::regular_file::{self, FileKind};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub struct GivenAdapters {
     on_weights: Vec<(String, PartAdapter, f64)>,
     prompt: Option<PromptFiles>,
     folders: Vec<PathBuf>,
+    warnings: Vec<String>,
 }
 
 impl GivenAdapters {
@@ -30,7 +32,7 @@ impl GivenAdapters {
     pub fn read(given: &[String]) -> Result<Self> {
         let mut adapters = Self::default();
         for (index, text) in given.iter().enumerate() {
-            let (path, scale) = path_and_scale("--adapter", text)?;
+            let (path, scale) = path_and_scale("⟨adapter⟩", text)?;
             check_kind(&path)?;
             match PromptMethod::of(&peft_folder::peft_type(&path)?) {
                 // Numbered: the same adapter twice is twice its change.
@@ -43,9 +45,15 @@ impl GivenAdapters {
                 }
                 Some(_) => adapters.prompt = Some(prompt_folder::read(&path)?),
             }
+            adapters.warnings.extend(peft_folder::left_out(&path)?);
             adapters.folders.push(path);
         }
         Ok(adapters)
+    }
+
+    /// What of their files was left out.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Where they are.
@@ -87,14 +95,14 @@ impl GivenAdapters {
     /// Refuses adapters for tasks that the model behind `files` does not do.
     pub fn check_for(&self, files: &LanguageModelFiles) -> Result<()> {
         let architecture = files.architecture();
-        match self.tasks().find(|task| TaskChoice::named(task).is_some() && !architecture.tasks.contains(task)) {
+        match self.tasks().find(|task| LanguageTask::named(task).is_some() && !architecture.tasks.contains(task)) {
             None => Ok(()),
             Some(task) => Err(Error::invalid(format!(
                 "the adapter is for {}, and {} is a {} model, which does {}",
-                TaskChoice::flag_of(task),
+                task_name(task),
                 files.root().display(),
                 architecture.model_type,
-                architecture.tasks.iter().map(|task| TaskChoice::flag_of(task)).collect::<Vec<_>>().join(" and ")
+                architecture.tasks.iter().map(|task| task_name(task)).collect::<Vec<_>>().join(" and ")
             ))),
         }
     }
@@ -105,13 +113,13 @@ impl GivenAdapters {
             Some(folder) => Error::file(folder, "has no classes.json, which `train llm` writes for seq-cls"),
             None => Error::file(
                 files.root(),
-                "is not a classifier with named classes (`id2label`); give --adapter with one from `train llm --task seq-cls`",
+                "is not a classifier with named classes (`id2label`); give ⟨adapter⟩ with one from `train llm --task seq-cls`",
             ),
         }
     }
 
     /// Whether one of them says that it is for `task`.
-    pub fn are_for(&self, task: TaskChoice) -> bool {
+    pub fn are_for(&self, task: LanguageTask) -> bool {
         self.tasks().any(|name| name == task.peft_name())
     }
 

@@ -2,11 +2,10 @@
 
 pub mod adapter;
 pub mod base;
-pub mod config;
-pub mod data_args;
 pub mod evaluation;
 pub mod given_adapters;
 pub mod loss;
+mod options;
 pub mod plan;
 pub mod prompted_text;
 pub mod training;

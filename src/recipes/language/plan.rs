@@ -1,14 +1,13 @@
 //! What fine-tuning a language model will take, from its options, the model's configuration and, where it is there, the data.
 
 use super::adapter::{fitted_to, WantedAdapter};
-use super::config::LanguageConfig;
-use super::data_args::TaskChoice;
 use super::evaluation::BATCH;
 use crate::adapters::{Init, LoraConfig, Prompt, PromptConfig, Sites};
 use crate::data::language_dataset::{LanguageDataset, LanguageTask};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::language::{LanguageModelFiles, Outline};
+use crate::options::language::LanguageConfig;
 use crate::recipes::training::memory_advice;
 use crate::train::memory_plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 use crate::train::precision::half_kind;
@@ -50,7 +49,7 @@ impl RecordLengths {
     /// As long as the options let records be, on a model of positions up to `longest`.
     pub fn longest(config: &LanguageConfig, longest: Option<i64>) -> Self {
         let length = (config.data.max_seq_length as i64).min(longest.unwrap_or(i64::MAX));
-        let learnt = match config.data.task.into() {
+        let learnt = match config.data.task {
             LanguageTask::SeqCls => 1,
             LanguageTask::CausalLm => length - 1,
             LanguageTask::Seq2SeqLm => length,
@@ -97,7 +96,7 @@ impl PlannedModel {
         let updates = batches.div_ceil(training.gradient_accumulation_steps);
         let steps = training.steps(updates, None);
         let between = config.eval_steps.unwrap_or(updates).max(1);
-        let writes = config.data.task != TaskChoice::SeqCls;
+        let writes = config.data.task != LanguageTask::SeqCls;
         let evaluations = records.validation.map(|records| Evaluations {
             batch: BATCH as i64,
             lengths: records.lengths,

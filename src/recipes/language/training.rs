@@ -3,24 +3,29 @@
 
 use super::adapter::{LanguageAdapter, WantedAdapter};
 use super::base::{LanguageBase, WantedModel};
-use super::config::{BestBy, LanguageConfig, FREE_OPTIONS};
-use super::data_args::TaskChoice;
 use super::evaluation::{check_positions, Answers, Evaluation, Evaluator};
 use super::loss::{language_loss, LossOptions};
+use super::options::{with_output, FREE_OPTIONS};
 use super::plan::{PlannedModel, RecordLengths};
-use crate::adapters::Prompt;
+use crate::adapters::{peft_folder, Prompt};
 use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
+use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
+use crate::options::language::{BestBy, LanguageConfig};
+use crate::options::records::check_task;
+use crate::recipes::complete::{Completer, Completion};
+use crate::recipes::training::control::{Control, SampleRequest};
 use crate::recipes::training::memory_advice::{report_memory, with_advice};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
 use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::regular_file::{self, FileKind};
+use crate::sample::text_generation::TextSampling;
 use crate::train::checkpoint::size_and_hash;
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
@@ -32,25 +37,26 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
+/// Trains on `device` as `config` says, telling `observer` and doing what `control` asks for: stopping, with the state saved, and
+/// more.
 pub fn train(
     config: &LanguageConfig,
     device: Device,
     seed: i64,
-    interrupt: &Interrupt,
+    control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let interrupt = control.interrupt();
     let watch = interrupt.watch();
-    let config = &config.with_output();
+    let config = &with_output(config);
     config.check()?;
-    let model =
-        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let model = WantedModel::new(&config.model, config.revision.as_deref());
     let base = model.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.training.weights.storage());
-    config.data.task.check(&files)?;
+    check_task(config.data.task, &files)?;
     let adapter = WantedAdapter::new(config, files.architecture())?;
     let options = config.data.options()?;
     let data = options.training(&config.train_file, &tokenizer)?;
@@ -58,7 +64,7 @@ pub fn train(
     let validation = config.validation_file.as_ref().map(read).transpose()?;
     if config.best_by == BestBy::Accuracy && !validation.as_ref().is_some_and(LanguageDataset::has_answers) {
         return Err(Error::invalid(
-            "--best-by accuracy needs answers to measure: give --validation-file and --label-column, or leave it out",
+            "⟨best_by⟩ accuracy needs answers to measure: give ⟨validation_file⟩ and ⟨label_column⟩, or leave it out",
         ));
     }
     let mut longest = 0;
@@ -66,7 +72,7 @@ pub fn train(
         data.warnings().iter().for_each(|text| observer.warning(text.clone()));
         longest = longest.max(data.longest());
     }
-    let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let labels = (config.data.task == LanguageTask::SeqCls).then_some(data.classes().len() as i64);
     let planned = PlannedModel::of(&files, &adapter, labels)?;
     check_positions(planned.outline(), adapter.prompt(), longest, observer)?;
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
@@ -74,20 +80,20 @@ pub fn train(
     let mut run = start(config, data.classes(), device, seed)?;
     crate::recipes::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     crate::recipes::report_device(device, run.kind, observer)?;
-    config.training.weights.report(device, observer);
+    crate::recipes::report_weights(&config.training.weights, device, observer);
     report_memory(peak_and_advice, device, observer)?;
 
     // 2. The model with its adapter.
     let outcome =
         prepare(config, &files, adapter, (data, validation), (tokenizer, ends), &run, observer).and_then(|mut job| {
             let trained = job.trained();
-            run.prepare(trained, job.batches_per_epoch(), job.training_data()?, observer)?;
+            run.prepare(trained, job.training_data()?, observer)?;
             job.recall(&run)?;
             job.report_setup(&run, observer);
             run.begin()?;
             drop(watch);
             // 3. The loop.
-            training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+            training_loop::train(&mut job, &mut run, control, observer).map_err(|error| {
                 observer.on(Event::End);
                 with_advice(error, peak_and_advice)
             })?;
@@ -133,7 +139,7 @@ fn prepare<'a>(
     observer: &mut dyn Observer,
 ) -> Result<LanguageJob<'a>> {
     observer.begin("loading the model", 1, "");
-    let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+    let labels = (config.data.task == LanguageTask::SeqCls).then_some(data.classes().len() as i64);
     let placement = Placement { device: run.device, kind: run.kind };
     let loaded = files.load(placement, HeadOptions { labels, seed: run.seed })?;
     observer.on(Event::End);
@@ -199,7 +205,11 @@ impl LanguageJob<'_> {
         observer.fact_with("records", text, fields);
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         let fields = json!({ "batch_size": self.config.train_batch_size, "longest_tokens": self.data.longest() });
-        run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        run.report_length(&each, fields, observer);
+        // One that could not be read is refused before this.
+        let left_out =
+            self.config.init_adapter.as_deref().and_then(|folder| peft_folder::left_out(folder).ok().flatten());
+        left_out.into_iter().for_each(|text| observer.warning(text));
         let start = match &self.config.init_adapter {
             Some(path) => format!("the adapter {}", path.display()),
             None => "a new adapter".to_owned(),
@@ -224,6 +234,7 @@ impl LanguageJob<'_> {
             name: "records",
             fingerprint: self.data.fingerprint(),
             files: files.into(),
+            batches_per_epoch: self.order.batches_per_epoch(),
             usual_steps: None,
         })
     }
@@ -258,8 +269,8 @@ impl LanguageJob<'_> {
         self.best = done(best)?.pop();
         match keeps_best && self.validation.is_none() {
             true => Err(Error::invalid(
-                "the run to resume keeps the adapter of its best evaluation; give --validation-file again, or start again in another \
-                 --output-dir",
+                "the run to resume keeps the adapter of its best evaluation; give ⟨validation_file⟩ again, or start again in another \
+                 ⟨output_dir⟩",
             )),
             false => Ok(()),
         }
@@ -364,14 +375,6 @@ impl Job for LanguageJob<'_> {
         Ok(Losses { total: loss.mean.detach(), parts: Vec::new() })
     }
 
-    fn position(&self, micro_step: u64) -> (usize, usize) {
-        self.order.position(micro_step as usize)
-    }
-
-    fn batches_per_epoch(&self) -> usize {
-        self.order.batches_per_epoch()
-    }
-
     fn set_training(&self, training: bool) {
         self.loaded.sites.set_training(training);
     }
@@ -392,8 +395,37 @@ impl Job for LanguageJob<'_> {
         self.write_evaluations(&run.folder)
     }
 
+    fn sample(
+        &mut self,
+        run: &mut Run,
+        request: &SampleRequest,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let data = self.validation.as_ref().unwrap_or(&self.data);
+        let prompt = request.prompt.as_deref().unwrap_or(data.sample());
+        let most = request.max_new_tokens.unwrap_or(self.config.data.eval_max_new_tokens);
+        let sampling = TextSampling::greedy(most, self.ends.clone());
+        sampling.check()?;
+        let completer = Completer {
+            model: &self.loaded.model,
+            prompt: self.adapter.prompt(),
+            tokenizer: &self.tokenizer,
+            classes: Some(self.data.classes()).filter(|classes| !classes.is_empty()),
+            device: run.device,
+        };
+        let seed = request.seed.unwrap_or(run.seed);
+        let completion = completer.complete(&completer.ids(prompt)?, &sampling, seed, interrupt, &mut |_| {})?;
+        let text = match completion {
+            Completion::Text { text, .. } => text,
+            Completion::Classes(ranked) => ranked.into_iter().next().map(|(class, _)| class).unwrap_or_default(),
+        };
+        observer.on(Event::Completed { step: run.step, prompt: prompt.to_owned(), text });
+        Ok(())
+    }
+
     fn evaluation_is_due(&self, run: &Run) -> bool {
-        let epoch_ends = self.order.position(run.micro_step as usize).1 == 0;
+        let epoch_ends = run.position().1 == 0;
         let due = self.config.eval_steps.map_or(epoch_ends, |steps| run.step.is_multiple_of(steps));
         self.validation.is_some() && (due || run.step == run.total_steps)
     }

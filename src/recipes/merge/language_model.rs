@@ -3,11 +3,11 @@
 use crate::adapters::inspect::dtype;
 use crate::adapters::merge::{self, Folding, Shapes};
 use crate::adapters::model_folder::{into_folder, Existing};
+use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::{HeadOutline, LanguageModelFiles, Outline};
 use crate::recipes::language::base::WantedModel;
-use crate::recipes::language::data_args::TaskChoice;
 use crate::recipes::language::given_adapters::{of_other_model, GivenAdapters};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::interrupt::Interrupt;
@@ -39,7 +39,7 @@ pub fn write(
     if files.gguf().is_some() && kind.is_none() {
         observer.fact_with(
             "dtype",
-            "float32, as the file's weights are quantised; --dtype bf16 takes half the space",
+            "float32, as the file's weights are quantised; ⟨dtype⟩ bf16 takes half the space",
             serde_json::json!({ "dtype": "fp32" }),
         );
     }
@@ -98,7 +98,7 @@ impl Merged {
         let (weights, config) = (files.weights()?, files.config().clone());
         let transposed = files.architecture().transposed;
         let merged = Self { config, weights, added: BTreeMap::new(), transposed, kind: None };
-        let merged = match adapters.are_for(TaskChoice::SeqCls) {
+        let merged = match adapters.are_for(LanguageTask::SeqCls) {
             true => merged.with_classes(files, adapters)?,
             false => merged,
         };

@@ -6,7 +6,7 @@ use crate::adapters::model_folder::{into_folder, Existing};
 use crate::adapters::{AdapterSet, Part};
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
-use crate::recipes::model_args::ModelArgs;
+use crate::options::model::ModelArgs;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::interrupt::Interrupt;
 use crate::weights::WeightSet;

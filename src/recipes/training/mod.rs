@@ -1,5 +1,6 @@
 //! What every training has, whatever it trains: the loop, the state of its run, and what the run says and leaves.
 
+pub mod control;
 pub mod memory_advice;
 pub mod observer;
 pub(super) mod output_name;
@@ -7,5 +8,5 @@ mod resumed_options;
 pub mod run;
 mod run_record;
 pub mod training_loop;
-mod utc_time;
+pub mod utc_time;
 pub(super) mod watched;

@@ -1,6 +1,6 @@
 //! The options on which a run's numbers depend, as its checkpoints keep them: a resumed run must have the same.
 
-use crate::recipes::given_flags::in_words;
+use crate::options::given::in_words;
 use serde_json::Value;
 use std::collections::BTreeMap;
 

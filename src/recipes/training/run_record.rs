@@ -4,8 +4,9 @@ use super::run::Run;
 use super::utc_time::UtcTime;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::recipes::given_flags::GivenFlags;
+use crate::options::given::GivenFlags;
 use crate::regular_file::{self, FileKind};
+use crate::sentence::{flag, with_options};
 use crate::whole_file::write_json;
 use serde_json::{json, Value};
 use std::path::Path;
@@ -65,7 +66,7 @@ impl RunRecord {
         let (before_training, training) = run.seconds();
         let value = json!({
             "status": status,
-            "error": error.map(Error::to_string),
+            "error": error.map(|error| with_options(&error.to_string(), flag)),
             "command": self.command,
             "working_dir": self.working_dir,
             "date": self.date,

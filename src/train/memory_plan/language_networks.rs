@@ -3,7 +3,7 @@
 //! Shapes: b batch, t length, d width, h heads, s length of what an encoder read, v vocabulary.
 
 use super::layers::{At, Role};
-use super::tape::{Record, Segment, Shadow, Storage, Tape, Work};
+use super::tape::{Product, Record, Segment, Shadow, Storage, Tape, Work};
 use crate::models::language::{
     AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
     Projection, StackOutline,
@@ -87,7 +87,7 @@ fn head_loss(tape: &Tape, at: &At, rows: Shadow, to: &Projection, tied: bool) ->
     let logits = count.min((LOGITS_AT_ONCE / to.outputs).max(1)) * to.outputs;
     let probabilities = logits.min(PROBABILITIES_AT_ONCE.max(to.outputs)) as u64 * 4;
     let passes = if rows.requires_grad() { 2.0 } else { 1.0 };
-    tape.count(Work { matmul: passes * 2.0 * (count * width) as f64 * to.outputs as f64, ..Work::default() });
+    tape.count(Work::of(Product::Matmul { rows: count, inputs: width, outputs: to.outputs }).times(passes));
     let logits = tape.bytes(logits as u64 * tape.width());
     // Logits of a smaller dtype are copied to float32 first.
     drop(tape.bytes(if tape.width() < 4 { 2 * probabilities } else { probabilities }));
@@ -274,8 +274,9 @@ fn repeated(tape: &Tape, xs: Shadow, width: i64) -> Shadow {
 fn by_scores(tape: &Tape, part: &AttentionOutline, (q, k, v): (Shadow, Shadow, Shadow), drops: bool) -> Shadow {
     let (texts, rows, keys, width) = (q.shape[0], q.shape[1], k.shape[1], q.shape[2]);
     let scores = (texts * part.heads * rows * keys) as u64;
-    let product = Work { attention: 4.0 * (texts * rows) as f64 * (keys * width) as f64, ..Work::default() };
-    tape.count(product);
+    let heads = texts * part.heads;
+    let product = Work::of(Product::Attention { heads, rows, keys, width: width / part.heads.max(1) });
+    tape.count(product.clone());
     let copies = [(&q, 4), (&k, 4), (&v, tape.width())].map(|(xs, width)| tape.bytes(xs.elements() as u64 * width));
     let weights = tape.bytes(scores * 4);
     drop(tape.bytes(scores * 4));

@@ -1,6 +1,6 @@
 //! The layers of `nn` on shadows: what each allocates, keeps for backward and computes.
 
-use super::tape::{Record, Shadow, Storage, Tape, Work};
+use super::tape::{Product, Record, Shadow, Storage, Tape, Work};
 use crate::adapters::{Bias, LoraConfig, TargetRules};
 use crate::error::Result;
 use crate::weights::{self, block_of, Op, Stride, DENSE_AT_ONCE};
@@ -225,7 +225,7 @@ impl At {
 
 impl Tape {
     fn moved(&self, elements: i64, passes: f64) -> Work {
-        Work { bytes: elements as f64 * self.width() as f64 * passes, ..Work::default() }
+        Work::moving(elements as f64 * self.width() as f64 * passes)
     }
 
     /// Rows `[texts, length, width]` of the tokens' table `[rows, width]`, which is read under the path of `at`, with the adapter
@@ -255,10 +255,9 @@ impl Tape {
         let mut out_shape = xs.shape.clone();
         out_shape.pop();
         out_shape.push(outputs);
-        let product =
-            |inner: i64, outer: i64| Work { matmul: 2.0 * (rows * inner) as f64 * outer as f64, ..Work::default() };
+        let product = |inputs: i64, outputs: i64| Work::of(Product::Matmul { rows, inputs, outputs });
         let whole = product(inputs, outputs).plus(at.read_weight(self.width() * (inputs * outputs) as u64));
-        self.count(whole);
+        self.count(whole.clone());
         let rank = at.rank(Op::Linear, &shape);
         // A frozen weight needs nothing of the input.
         let mut record = Record { work: whole, ..Record::default() };
@@ -275,17 +274,18 @@ impl Tape {
         if rank == 0 {
             return ys;
         }
-        let low_rank = Work { matmul: product(inputs, rank).matmul * 2.0, ..Work::default() };
+        let down = product(inputs, rank);
+        let up = product(rank, outputs);
         let input = self.adapter_input(at, xs);
         let a = self.cast_copy(rank * inputs);
-        self.count(product(inputs, rank));
-        let record =
-            Record { saved: vec![input.storage(), a.storage()], work: low_rank, trained: true, ..Record::default() };
+        self.count(down.clone());
+        let saved = vec![input.storage(), a.storage()];
+        let record = Record { saved, work: down.times(2.0), trained: true, ..Record::default() };
         let hidden = self.record_one(&[&input], self.tensor(&[rows, rank]), record);
         let b = self.cast_copy(rank * outputs);
-        self.count(product(rank, outputs));
+        self.count(up.clone());
         if at.dora() {
-            let scaled = self.record_one(&[&hidden], self.tensor(&[rows, rank]), Record::default());
+            let scaled = self.scaled(&hidden, &[rows, rank]);
             let saved = vec![scaled.storage(), b.storage()];
             drop(hidden);
             return self.dora(at, xs, &ys, &scaled, saved);
@@ -295,7 +295,7 @@ impl Tape {
         let low = self.record_one(
             &[&hidden],
             hidden.clone(),
-            Record { saved, trained: true, work: low_rank, ..Record::default() },
+            Record { saved, trained: true, work: up.times(2.0), ..Record::default() },
         );
         let shape = ys.shape.clone();
         self.record_one(&[&ys, &low], ys.view(&shape), Record { pass_on: true, ..Record::default() })
@@ -339,8 +339,8 @@ impl Tape {
     fn dora(&self, at: &At, xs: &Shadow, ys: &Shadow, scaled: &Shadow, saved: Vec<Rc<Storage>>) -> Shadow {
         let inputs = xs.shape.last().copied().unwrap_or(1);
         let outputs = ys.shape.last().copied().unwrap_or(1);
-        let product = Work { matmul: 2.0 * ys.elements() as f64 * inputs as f64, ..Work::default() };
-        self.count(product);
+        let product = Work::of(Product::Matmul { rows: ys.elements() / outputs.max(1), inputs, outputs });
+        self.count(product.clone());
         let base = self.record_one(&[xs], self.tensor(&ys.shape), Record { work: product, ..Record::default() });
         let whole = self.bytes(
             at.network.weights.borrow().get(&at.key()).map_or(0, |shape| 2 * 4 * shape.iter().product::<i64>() as u64),
@@ -374,7 +374,7 @@ impl Tape {
         }
         let input = self.adapter_input(at, xs);
         let hidden = self.bare_conv(&input, rank, kernel, stride, true);
-        let scaled = self.record_one(&[&hidden], self.tensor(&hidden.shape), Record::default());
+        let scaled = self.scaled(&hidden, &hidden.shape);
         drop(hidden);
         let low = self.bare_conv(&scaled, outputs, 1, 1, true);
         if at.dora() {
@@ -389,8 +389,11 @@ impl Tape {
         let out_shape = [xs.shape[0], outputs, xs.shape[2] / stride, xs.shape[3] / stride];
         let pixels = out_shape[0] * out_shape[2] * out_shape[3];
         let weight = outputs * inputs * kernel * kernel;
-        let work = Work { conv: 2.0 * pixels as f64 * weight as f64, ..Work::default() };
-        self.count(work);
+        let size = [out_shape[2], out_shape[3]];
+        let product = Work::of(Product::Conv { images: xs.shape[0], inputs, outputs, size, kernel, stride });
+        // The weight comes from memory each time, as no cache holds all of a network's.
+        let work = product.plus(Work { bytes: weight as f64 * self.width() as f64, ..Work::default() });
+        self.count(work.clone());
         let ys = self.tensor(&out_shape);
         // oneDNN puts the weight in its own order, for this call only; a product lays out what the kernel sees (`weights::convolution`).
         let columns = pixels * inputs * kernel * kernel;
@@ -441,6 +444,13 @@ impl Tape {
         let work = self.moved(xs.elements(), passes + 1.0);
         let record = Record { saved: vec![xs.storage()], work, trained, ..Record::default() };
         self.record_one(&[xs], self.tensor(&xs.shape), record)
+    }
+
+    /// What an adapter's A makes, times its strength.
+    fn scaled(&self, hidden: &Shadow, shape: &[i64]) -> Shadow {
+        let work = self.moved(hidden.elements(), 2.0);
+        self.count(work.clone());
+        self.record_one(&[hidden], self.tensor(shape), Record { work, ..Record::default() })
     }
 
     /// A sum.
@@ -516,9 +526,9 @@ impl Tape {
     ) -> Shadow {
         let (batch, rows, keys, width) = (q.shape[0], q.shape[1], k.shape[1], q.shape[2]);
         let share = if causal { 0.5 } else { 1.0 };
-        let attention = 4.0 * share * (batch * rows) as f64 * (keys * width) as f64;
-        let work = Work { attention, ..Work::default() };
-        self.count(work);
+        let product = Product::Attention { heads: batch * heads, rows, keys, width: width / heads.max(1) };
+        let work = Work::of(product).times(share);
+        self.count(work.clone());
         let ys = self.tensor(&q.shape);
         let log_sums = self.bytes((batch * heads * rows * 4) as u64);
         let needed = [q, k, v].iter().filter(|xs| xs.requires_grad()).count().max(1);

@@ -2,48 +2,109 @@
 //! libtorch's autograd does. What each operation saves was read from its `grad_fn` in libtorch 2.11.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Blocks from this size on leave no gaps worth counting (`host_allocator`); smaller ones do.
 pub(super) const SMALL: u64 = 1 << 17;
 
+/// A product of many numbers, by what its speed depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Product {
+    /// A convolution by a square kernel, with half the kernel around it.
+    Conv {
+        /// Images at a time.
+        images: i64,
+        /// Channels that come in.
+        inputs: i64,
+        /// Channels that go out.
+        outputs: i64,
+        /// Height and width of what goes out.
+        size: [i64; 2],
+        /// Side of the kernel.
+        kernel: i64,
+        /// Step of the kernel.
+        stride: i64,
+    },
+    /// A matrix product `[rows, inputs] x [inputs, outputs]`.
+    Matmul {
+        /// Rows of the left side.
+        rows: i64,
+        /// What is summed over.
+        inputs: i64,
+        /// Columns of the right side.
+        outputs: i64,
+    },
+    /// Attention: two products with what lies between.
+    Attention {
+        /// Heads, of all texts together.
+        heads: i64,
+        /// Queries.
+        rows: i64,
+        /// Keys.
+        keys: i64,
+        /// Width of a head.
+        width: i64,
+    },
+}
+
+impl Product {
+    /// Its floating-point operations.
+    pub fn flops(&self) -> f64 {
+        let product = |factors: &[i64]| factors.iter().map(|factor| *factor as f64).product::<f64>();
+        match *self {
+            Product::Conv { images, inputs, outputs, size: [height, width], kernel, .. } => {
+                product(&[2, images, inputs, outputs, height, width, kernel, kernel])
+            }
+            Product::Matmul { rows, inputs, outputs } => product(&[2, rows, inputs, outputs]),
+            Product::Attention { heads, rows, keys, width } => product(&[4, heads, rows, keys, width]),
+        }
+    }
+}
+
 /// What the computation costs, beside memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Work {
-    /// Floating-point operations in convolutions.
-    pub conv: f64,
-    /// In matrix products.
-    pub matmul: f64,
-    /// In attention.
-    pub attention: f64,
+    /// How often each product is made.
+    pub products: BTreeMap<Product, f64>,
     /// Bytes read and written by element-wise operations and norms.
     pub bytes: f64,
+    /// Those operations, each of which takes some time however little it moves.
+    pub operations: f64,
 }
 
 impl Work {
-    /// Floating-point operations in all.
+    /// One product.
+    pub(super) fn of(product: Product) -> Self {
+        Self { products: BTreeMap::from([(product, 1.0)]), ..Self::default() }
+    }
+
+    /// Operations that read and write so many bytes in all.
+    pub(super) fn moving(bytes: f64) -> Self {
+        Self { bytes, operations: 1.0, ..Self::default() }
+    }
+
+    /// Floating-point operations of the products.
     pub fn flops(&self) -> f64 {
-        self.conv + self.matmul + self.attention
+        self.products.iter().map(|(product, times)| product.flops() * times).sum()
     }
 
     /// This much, `times` over.
-    pub(super) fn times(self, times: f64) -> Self {
-        Self {
-            conv: self.conv * times,
-            matmul: self.matmul * times,
-            attention: self.attention * times,
-            bytes: self.bytes * times,
-        }
+    pub(super) fn times(mut self, times: f64) -> Self {
+        self.products.values_mut().for_each(|count| *count *= times);
+        self.bytes *= times;
+        self.operations *= times;
+        self
     }
 
     /// Both together.
-    pub(super) fn plus(self, more: Self) -> Self {
-        Self {
-            conv: self.conv + more.conv,
-            matmul: self.matmul + more.matmul,
-            attention: self.attention + more.attention,
-            bytes: self.bytes + more.bytes,
+    pub fn plus(mut self, more: Self) -> Self {
+        for (product, times) in more.products {
+            *self.products.entry(product).or_default() += times;
         }
+        self.bytes += more.bytes;
+        self.operations += more.operations;
+        self
     }
 }
 
@@ -53,7 +114,7 @@ pub(super) struct Meter {
     live: Cell<u64>,
     peak: Cell<u64>,
     small: Cell<u64>,
-    work: Cell<Work>,
+    work: RefCell<Work>,
 }
 
 impl Meter {
@@ -71,11 +132,11 @@ impl Meter {
     }
 
     pub(super) fn work(&self) -> Work {
-        self.work.get()
+        self.work.borrow().clone()
     }
 
     fn count(&self, more: Work) {
-        self.work.set(self.work.get().plus(more));
+        self.work.replace_with(|work| std::mem::take(work).plus(more));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whether bytes are those that an ETag names.
 
 use super::names::is_hex;
+use crate::plain_text::hex;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
@@ -44,10 +45,6 @@ impl Digest {
             Self::None => true,
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

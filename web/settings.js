@@ -1,0 +1,39 @@
+// What a person typed stays in this browser: over a reload, a failure, a change of tabs.
+import { useCallback, useEffect, useState } from './html.js';
+
+const PREFIX = 'lorabooth.';
+const listeners = new Set();
+
+export function recall(key, otherwise) {
+  try {
+    const text = localStorage.getItem(PREFIX + key);
+    return text === null ? otherwise : { ...otherwise, ...JSON.parse(text) };
+  } catch {
+    return otherwise;
+  }
+}
+
+/// Changes some of the settings `key`, shown or not.
+export function amend(key, changes) {
+  const before = recall(key, {});
+  const after = { ...before, ...(typeof changes === 'function' ? changes(before) : changes) };
+  try {
+    localStorage.setItem(PREFIX + key, JSON.stringify(after));
+  } catch { /* A browser that stores nothing still trains, but for what was typed before a reload. */ }
+  listeners.forEach(listener => listener(key, after));
+}
+
+/// An object of settings and a function that changes some of them.
+export function useSettings(key, otherwise) {
+  const [value, set] = useState(() => recall(key, otherwise));
+  useEffect(() => {
+    const listener = (changed, after) => { if (changed === key) set({ ...otherwise, ...after }); };
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  }, [key]);
+  const change = useCallback(changes => amend(key, before => {
+    const whole = { ...otherwise, ...before };
+    return { ...whole, ...(typeof changes === 'function' ? changes(whole) : changes) };
+  }), [key]);
+  return [value, change];
+}
