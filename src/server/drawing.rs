@@ -72,7 +72,10 @@ pub fn described() -> Value {
 
 /// The name that the recipe's option `name` has here.
 pub fn name_here(name: &str) -> String {
-    RENAMED.iter().find(|(_, there)| *there == name).map_or(name, |(here, _)| here).to_owned()
+    match RENAMED.iter().find(|(_, there)| *there == name) {
+        Some((here, _)) => (*here).to_owned(),
+        None => name.to_owned(),
+    }
 }
 
 /// An adapter as a request names it.
