@@ -70,6 +70,14 @@ pub fn described() -> Value {
     groups
 }
 
+/// The name that the recipe's option `name` has here.
+pub fn name_here(name: &str) -> String {
+    match RENAMED.iter().find(|(_, there)| *there == name) {
+        Some((here, _)) => (*here).to_owned(),
+        None => name.to_owned(),
+    }
+}
+
 /// An adapter as a request names it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -207,7 +215,8 @@ fn cells(kind: JobKind, adapters: &[Given], checkpoints: &[i64], strengths: &[f6
     }
 }
 
-/// Refuses what cannot be meant, before it waits in the queue; the command line of the job `id`, and its usual name.
+/// Refuses what cannot be meant, before it waits in the queue, by the field of the page; the command line of the job `id`, and its
+/// usual name.
 pub fn prepare(
     app: &App,
     id: &str,
@@ -215,6 +224,11 @@ pub fn prepare(
     kind: JobKind,
     options: &Map<String, Value>,
 ) -> Answer<(String, String)> {
+    prepared(app, id, owner, kind, options)
+        .map_err(|failure| Failure { field: failure.field.as_deref().map(name_here), ..failure })
+}
+
+fn prepared(app: &App, id: &str, owner: &str, kind: JobKind, options: &Map<String, Value>) -> Answer<(String, String)> {
     let drawing = Drawing::of_options(app, owner, kind, options)?;
     let folder = app.data.pictures().join(id).display().to_string();
     let mut config = None;

@@ -78,13 +78,10 @@ impl Job {
         })
     }
 
-    /// Where it stands: what the worker says, and not what was written when it last had its turn.
+    /// Where it stands: what the worker says of the job that has its turn. What an earlier server left as running is written down as
+    /// interrupted when this one starts ([`after_a_start`]).
     pub fn state(&self, live: Option<&Live>) -> JobState {
-        match (self.state, live) {
-            (_, Some(live)) => live.state(),
-            (JobState::Running | JobState::Paused | JobState::Stopping, None) => JobState::Interrupted,
-            (state, None) => state,
-        }
+        live.map_or(self.state, Live::state)
     }
 }
 

@@ -322,7 +322,7 @@ fn turn(app: &App, models: &mut Loaded, job: Job) {
         let live = app.worker.live();
         (live.as_ref().and_then(|live| live.stop), live.as_ref().and_then(Live::memory_bytes))
     };
-    let end = ended(app, outcome, stop);
+    let end = ended(app, job.kind, outcome, stop);
     let over = End { memory_bytes, ..end };
     if over.state == JobState::Failed {
         if let Some((sentence, _)) = &over.error {
@@ -380,7 +380,7 @@ impl Loaded {
     }
 }
 
-fn ended(app: &App, outcome: Result<Option<Value>>, stop: Option<Stop>) -> End {
+fn ended(app: &App, kind: JobKind, outcome: Result<Option<Value>>, stop: Option<Stop>) -> End {
     let end = |state, error| End { state, error, answer: None, memory_bytes: None };
     match (outcome, stop) {
         (Ok(answer), _) => End { answer, ..end(JobState::Finished, None) },
@@ -395,6 +395,10 @@ fn ended(app: &App, outcome: Result<Option<Value>>, stop: Option<Stop>) -> End {
         (Err(Error::Interrupted(_)), _) => end(JobState::Stopped, None),
         (Err(error), _) => {
             let (sentence, field) = of_option(&error.to_string());
+            let field = match kind {
+                JobKind::Generate | JobKind::Grid => field.as_deref().map(drawing::name_here),
+                _ => field,
+            };
             end(JobState::Failed, Some((app.data.without_root(&sentence), field)))
         }
     }

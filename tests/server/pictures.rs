@@ -46,7 +46,7 @@ fn pictures_carry_what_they_were_drawn_with_and_a_seed_draws_one_again() {
     for (options, field) in [
         (json!({ "prompt": " " }), "prompt"),
         (json!({ "prompt": "p", "number": 1000 }), "number"),
-        (json!({ "prompt": "p", "guidance": "much" }), "guidance_scale"),
+        (json!({ "prompt": "p", "guidance": "much" }), "guidance"),
         (json!({ "prompt": "p", "adapters": [{ "id": "no-such" }] }), "adapters"),
         (json!({ "prompt": "p", "adapters": "all" }), "adapters"),
         (json!({ "prompt": "p", "output": "/tmp" }), "output"),
@@ -81,7 +81,6 @@ fn a_grid_shows_each_checkpoint_at_each_strength_and_an_adapter_that_was_taken_h
     let bytes: Vec<Vec<u8>> = images(&grid).iter().map(|image| pixels(&server.bytes(text(image, "/url")).0)).collect();
     assert_eq!(bytes[0], bytes[1], "at strength 0 no checkpoint is seen");
     assert!(bytes[1] != bytes[2] && bytes[2] != bytes[3], "at strength 1 each is");
-    assert!(images(&grid)[3]["likeness"]["colour_distance"].is_number());
 
     let (kohya, ..) = server.bytes(&format!("/api/adapters/{trained}/download?format=kohya&checkpoint=2"));
     let (peft, ..) = server.bytes(&format!("/api/adapters/{trained}/download?format=peft"));
@@ -144,7 +143,7 @@ fn a_paused_training_draws_with_its_weights_and_goes_on() {
         .wait_for(&id, |_| server.data.join("runs").join(&id).join(format!("checkpoint-{before}/state.json")).exists());
     assert_eq!(steps(), before);
     // A checkpoint is an adapter while its training goes on.
-    assert_eq!(server.get("/api/adapters")[0]["id"], json!(id));
+    server.wait_for(&id, |_| server.get("/api/adapters")[0]["id"] == json!(id));
     assert_eq!(act("sample", json!({ "nonsense": 1 })), 400);
     assert_eq!(act("continue", json!({})), 200);
     server.wait_for(&id, |job| job["state"] == "running");

@@ -88,7 +88,7 @@ fn records_that_are_none_are_refused_with_their_line() {
     for (name, content, words) in [
         ("list.json", "[{\"text\": \"a\"}]", "one JSON list"),
         ("cut.jsonl", "{\"text\": \"a\"}\n{\"text\": ", "line 2"),
-        ("quotes.csv", "text,label\n\"a,b\n", "never closed"),
+        ("quotes.csv", "text,label\n\"a,b\n", "quotes"),
         ("empty.csv", "", ""),
     ] {
         let set = server.set_of(&[(name, content.as_bytes().to_vec())]);
