@@ -282,8 +282,7 @@ fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Resul
         return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", asked.targets)));
     }
     // Nothing is known of the speed of a card that is not here.
-    let work = plan.phases.iter().fold(plan.step_work.clone(), |all, phase| all.plus(phase.work.clone()));
-    let measure = || Rates::measure(asked.place.device, asked.kind, &work);
+    let measure = || Rates::measure(asked.place.device, asked.kind, &plan.work());
     let rates = asked.place.is_measured().then(measure).transpose()?;
     let slow_dtype = match rates {
         Some(_) => crate::recipes::slow_dtype(asked.place.device, asked.kind)?,

@@ -17,6 +17,8 @@ use std::ops::Deref;
 /// The LoRA of one model.
 #[derive(Debug, Clone, Args, Serialize)]
 #[command(next_help_heading = "Adapter")]
+// A group of their own would be among the options that were given.
+#[group(skip)]
 pub struct LoraArgs {
     /// Rank of the LoRA
     #[arg(long, visible_aliases = ["rank", "network-dim"], default_value_t = 8)]
@@ -91,6 +93,8 @@ impl LoraArgs {
 /// What every LoRA of a run has in common.
 #[derive(Debug, Clone, Args, Serialize)]
 #[command(next_help_heading = "Adapter")]
+// A group of their own would be among the options that were given.
+#[group(skip)]
 pub struct LoraVariantArgs {
     /// Initialization of A: true (Kaiming-uniform) or gaussian (standard deviation 1/rank); B is zero
     #[arg(long, value_enum, default_value_t = InitWeights::Kaiming)]

@@ -145,7 +145,7 @@ pub fn shown(app: &App, input: &impl Planned, asked: Asked) -> Answer<Value> {
         _ => (total as f64 * LEFT_BY_CUDA) as u64,
     };
     let fitted = fit(budget, input)?;
-    let rates = app.worker.rates(asked.kind, MEASURING);
+    let rates = app.worker.rates(asked.kind, plan.work(), MEASURING);
     let seconds = |rates: &Rates| plan.phases.iter().map(|phase| rates.seconds(&phase.work)).sum::<f64>();
     let largest = plan.phases.iter().max_by_key(|phase| phase.bytes());
     let parts: Vec<Value> = largest

@@ -11,8 +11,9 @@ use crate::libtorch::memory;
 use crate::recipes::complete::TextModel;
 use crate::recipes::generate::ImageModel;
 use crate::recipes::training::control::{Control, SampleRequest};
-use crate::train::memory_plan::Rates;
+use crate::train::memory_plan::{Rates, Work};
 use serde_json::{json, Value};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +75,24 @@ impl Live {
     }
 }
 
+/// So many plans wait for a measurement, and so many measurements are kept: the newest.
+const MOST_WAITING: usize = 4;
+const MOST_KEPT: usize = 64;
+
+/// Work whose speed a plan asks for, in a dtype.
+#[derive(Debug, Clone)]
+struct Timed {
+    kind: Kind,
+    work: Work,
+}
+
+impl Timed {
+    /// Whether both are made of the same products, however often.
+    fn is_like(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.work.products.keys().eq(other.work.products.keys())
+    }
+}
+
 /// What requests may ask of the thread.
 pub struct Worker {
     live: Mutex<Option<Live>>,
@@ -85,9 +104,9 @@ pub struct Worker {
 #[derive(Default)]
 struct Signs {
     is_woken: bool,
-    /// A plan asks how fast the device is.
-    wants_rates: Vec<Kind>,
-    rates: Vec<(Kind, Option<Rates>)>,
+    /// Plans ask how fast the device is.
+    wants_rates: VecDeque<Timed>,
+    rates: VecDeque<(Timed, Option<Rates>)>,
     is_closing: bool,
     has_ended: bool,
 }
@@ -170,26 +189,44 @@ impl Worker {
         wait.unwrap_or_else(PoisonError::into_inner).0.has_ended
     }
 
-    /// How fast the device computes in `kind`, measured once between two jobs, for which this waits, but not longer than `most`.
-    pub fn rates(&self, kind: Kind, most: Duration) -> Option<Rates> {
-        let known = |signs: &Signs| signs.rates.iter().find(|(of, _)| *of == kind).map(|(_, rates)| *rates);
+    /// How fast the device computes `work` in `kind`, measured once between two jobs, for which this waits, but not longer than `most`.
+    /// Where a job has its turn, or it takes longer, what was measured of other work in this dtype is the answer.
+    pub fn rates(&self, kind: Kind, work: Work, most: Duration) -> Option<Rates> {
+        let wanted = Timed { kind, work };
+        let is_busy = self.live().is_some();
+        let known =
+            |signs: &Signs| signs.rates.iter().find(|(of, _)| of.is_like(&wanted)).map(|(_, rates)| rates.clone());
+        let of_other_work = |signs: &Signs| {
+            signs.rates.iter().rev().filter(|(of, _)| of.kind == kind).find_map(|(_, rates)| rates.clone())
+        };
         let mut signs = self.signs();
-        if known(&signs).is_none() && !signs.wants_rates.contains(&kind) {
-            signs.wants_rates.push(kind);
+        if known(&signs).is_none() {
+            if let Some(rates) = of_other_work(&signs).filter(|_| is_busy) {
+                return Some(rates);
+            }
+            if !signs.wants_rates.iter().any(|waiting| waiting.is_like(&wanted)) {
+                signs.wants_rates.push_back(wanted.clone());
+            }
+            let too_many = signs.wants_rates.len().saturating_sub(MOST_WAITING);
+            signs.wants_rates.drain(..too_many);
             self.changed.notify_all();
         }
         let is_unknown = |signs: &mut Signs| known(signs).is_none() && !signs.is_closing;
         let wait = self.changed.wait_timeout_while(signs, most, is_unknown);
-        known(&wait.unwrap_or_else(PoisonError::into_inner).0).flatten()
+        let signs = wait.unwrap_or_else(PoisonError::into_inner).0;
+        known(&signs).flatten().or_else(|| of_other_work(&signs))
     }
 
     /// Measures what plans ask for.
     fn measure(&self, device: Device) {
         // The lock is given back before the loop.
         let wanted = std::mem::take(&mut self.signs().wants_rates);
-        for kind in wanted {
-            let rates = catching(|| Rates::measure(device, kind)).ok();
-            self.signs().rates.push((kind, rates));
+        for timed in wanted {
+            let rates = catching(|| Rates::measure(device, timed.kind, &timed.work)).ok();
+            let mut signs = self.signs();
+            signs.rates.push_back((timed, rates));
+            let too_many = signs.rates.len().saturating_sub(MOST_KEPT);
+            signs.rates.drain(..too_many);
             self.changed.notify_all();
         }
     }

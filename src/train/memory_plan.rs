@@ -290,6 +290,11 @@ impl MemoryPlan {
         Self { phases, peak_bytes, trained_parameters, step_work }
     }
 
+    /// All that is computed, a step of the training counted once more.
+    pub fn work(&self) -> Work {
+        self.phases.iter().fold(self.step_work.clone(), |all, phase| all.plus(phase.work.clone()))
+    }
+
     /// Predicts the DreamBooth run of `input`.
     pub fn new(input: &PlanInput) -> Result<Self> {
         let multiple = input.vae.scale_factor() * input.unet.size_multiple();
