@@ -91,3 +91,7 @@ function App() {
 }
 
 render(html`<${App} />`, document.getElementById('app'));
+
+for (const kind of ['error', 'unhandledrejection']) {
+  addEventListener(kind, event => notify(`This page has a fault: ${(event.error ?? event.reason)?.message ?? 'unknown'}. Reload it; nothing on the server is lost.`, 'error'));
+}

@@ -46,7 +46,7 @@ function Downloads({ adapter }) {
     ${adapter.checkpoints?.length > 1 && html`<${Choice} id="download-${adapter.id}" label="Checkpoint" value=${step} onChange=${setStep}
       choices=${[{ value: '', label: "the run's adapter" }, ...adapter.checkpoints.map(checkpoint => ({ value: String(checkpoint.step), label: `step ${checkpoint.step}` }))]} />`}
     <ul class="downloads">${FORMATS[adapter.kind].map(([format, title, use]) => html`<li key=${format}>
-      <a class="button secondary small" href="/api/adapters/${adapter.id}/download?format=${format}${more}" download>${title}</a> <span class="hint">${use}</span></li>`)}</ul><//>`;
+      <a class="button secondary small" href="/api/adapters/${adapter.id}/download?format=${format}${more}" download="">${title}</a> <span class="hint">${use}</span></li>`)}</ul><//>`;
 }
 
 function Adapter({ adapter, selected }) {

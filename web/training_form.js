@@ -45,9 +45,12 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const sent = options && { model, ...toOptions(options, values), ...more };
   const answer = usePlan(sent && server ? { kind, set: form.set, options: sent } : null);
   const [tried, setTried] = useState(false);
-  const wrong = answer.refusal?.field ?? null;
+  // What the start itself was refused for, until something is changed.
+  const [refused, setRefused] = useState(null);
+  const refusal = answer.refusal ?? (refused && refused.sent === JSON.stringify(sent) ? refused.refusal : null);
+  const wrong = refusal?.field ?? null;
   const missing = wrong !== null && !tried && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
-  const errors = wrong && !missing ? { [wrong]: answer.refusal.message } : {};
+  const errors = wrong && !missing ? { [wrong]: refusal.message } : {};
   const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
   const shown = sections.flatMap(section => section.fields);
 
@@ -77,6 +80,14 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
     if (lacking) return notify(lacking, 'error');
     if (answer.refusal) return document.getElementById(`option-${wrong}`)?.focus();
     if (!sent) return undefined;
+    try {
+      return await submit();
+    } catch (refusal) {
+      if (!refusal.field || refusal.field === 'set') throw refusal;
+      return setRefused({ refusal, sent: JSON.stringify(sent) });
+    }
+  };
+  const submit = async () => {
     if (form.editing && editing) {
       setJob(form.editing, await patch(`/api/jobs/${form.editing}`, { options: sent, name: form.name || undefined }) ?? {});
       change({ editing: null, name: '' });
@@ -103,7 +114,7 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
     <h3 class="form-title">Everything else</h3>
     <${OptionGroups} options=${options} values=${values} errors=${errors} without=${shown} onChange=${setValues} />
   </div><div class="column side">
-    <${PlanPanel} answer=${answer} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'} onStart=${start}
+    <${PlanPanel} answer=${{ ...answer, refusal }} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'} onStart=${start}
       onSuggestion=${setValues}>
       <${Text} id="run-name" label="Name of the run" value=${form.name} placeholder="my-subject" onChange=${name => change({ name })}
         hint="Optional; the adapter's file is called so." />
