@@ -32,4 +32,6 @@ pub mod sample;
 
 pub mod recipes;
 
+pub mod server;
+
 pub mod cli;

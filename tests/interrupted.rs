@@ -9,6 +9,7 @@ mod support;
 use clap::Parser;
 use jobs::{bert, gpt2, t5, Job};
 use lorabooth::error::Error;
+use lorabooth::recipes::control::Control;
 use lorabooth::recipes::dreambooth_config::DreamBoothConfig;
 use lorabooth::recipes::language_config::LanguageConfig;
 use lorabooth::recipes::observer::{Event, Observer, Silent};
@@ -120,7 +121,7 @@ fn language(job: &Job, stops: usize) {
         }
         args.retain(|arg| arg != "--quiet");
         let config = Language::parse_from(args).config;
-        language_training::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+        language_training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     check(
         &|event| matches!(event, Event::Begin { phase, .. } if phase == "evaluating" || phase == "answering"),
@@ -176,7 +177,7 @@ fn sample_images_are_made_up_for() {
             out.display()
         );
         let config = DreamBooth::parse_from(words.split_whitespace().chain(more.iter().copied())).config;
-        dreambooth_lora::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+        dreambooth_lora::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     // In the first of 25 steps of the second of two images: the first is there, the second is not.
     let first = |event: &Event| matches!(event, Event::Progress { done: 26 });
@@ -210,7 +211,7 @@ fn eight_steps(out: &Path, interrupt: &Interrupt, observer: &mut dyn Observer) -
         out.display()
     );
     let config = DreamBooth::parse_from(words.split_whitespace()).config;
-    dreambooth_lora::train(&config, Device::Cpu, 0, interrupt, observer).map(drop)
+    dreambooth_lora::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
 }
 
 #[test]

@@ -9,13 +9,19 @@ use crate::pipeline_folder::{copy_descriptions, write_network, Network};
 use crate::training::{named, Training, TrainingArgs};
 use clap::Args;
 use image::RgbImage;
+use lorabooth::data::tokenizers::ClipTokenizer;
 use lorabooth::error::{Error, Result};
+use lorabooth::libtorch::failure::catching;
 use lorabooth::libtorch::random::Generator;
-use lorabooth::models::stable_diffusion::PipelineFiles;
+use lorabooth::models::stable_diffusion::{
+    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder,
+};
 use lorabooth::recipes::demo::GUIDANCE;
-use lorabooth::sample::pipeline::Pipeline;
-use lorabooth::sample::text_to_image::Sampling;
-use lorabooth::schedulers::NoiseSchedule;
+use lorabooth::sample::drawn_image::DrawnImage;
+use lorabooth::sample::painter::{DrawingListener, Painter, Pictures};
+use lorabooth::sample::pipeline::scheduler_config;
+use lorabooth::sample::text_to_image::{Conditioning, Sampling};
+use lorabooth::schedulers::{NoiseSchedule, SchedulerConfig};
 use lorabooth::train::Parameters;
 use lorabooth::weights::Placement;
 use std::path::{Path, PathBuf};
@@ -74,36 +80,36 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
     let files = PipelineFiles::open(&options.model, None)?;
     let concepts = cutouts::load(&options.corpus.join("concepts.jsonl"))?;
     let learned = focused(&concepts, args.focus.as_deref())?;
-    let pipeline = Pipeline::load(&files, options.placement())?;
-    let pictures = Pictures::encode(&files, &concepts, &learned, args.views, options.seed)?;
-    let params: Parameters = named(Network::Unet.folder(), pipeline.unet.sites.train_weights(|_| true))
-        .chain(named(Network::TextEncoder.folder(), pipeline.text_encoder.sites.train_weights(|_| true)))
+    let networks = Networks::load(&files, options.placement())?;
+    let composites = Composites::encode(&files, &concepts, &learned, args.views, options.seed)?;
+    let params: Parameters = named(Network::Unet.folder(), networks.unet.sites.train_weights(|_| true))
+        .chain(named(Network::TextEncoder.folder(), networks.text_encoder.sites.train_weights(|_| true)))
         .collect();
-    let noise_schedule = NoiseSchedule::new(&pipeline.scheduler)?;
+    let noise_schedule = NoiseSchedule::new(&networks.scheduler)?;
     let watched = watched_prompts(&concepts, &learned);
 
     let mut training = Training::begin(options, params)?;
     while let Some(mut draw) = training.next_step() {
         // 1. Pictures and what is said of them
-        let (latents, captions) = pictures.batch(&mut draw, &concepts, options.batch_size);
-        let text = pipeline.embed(&captions)?;
+        let (latents, captions) = composites.batch(&mut draw, &concepts, options.batch_size);
+        let text = networks.embed(&captions)?;
 
         // 2. Noise
         let noise = draw.randn(&latents.size());
         let timesteps = draw_timesteps(&mut draw, noise_schedule.num_train_timesteps(), latents.size()[0]);
         let noisy = noise_schedule.add_noise(&latents, &noise, &timesteps);
-        let target = noise_schedule.target(pipeline.scheduler.prediction_type(), &latents, &noise, &timesteps);
+        let target = noise_schedule.target(networks.scheduler.prediction_type(), &latents, &noise, &timesteps);
 
         // 3. Prediction and step
         let prediction =
-            pipeline.unet.model.forward(&noisy.to_kind(kind), &timesteps.to_kind(Kind::Float), &text, false);
+            networks.unet.model.forward(&noisy.to_kind(kind), &timesteps.to_kind(Kind::Float), &text, false);
         training.learn(&prediction.to_kind(Kind::Float).mse_loss(&target, Reduction::Mean))?;
 
         // 4. A look at it
         if training.save_is_due() {
             training.save()?;
             write_model(&training, &options.model, &options.output.join("model"))?;
-            let images = training.with_average(|| images_of(&pipeline, &watched, 0))?;
+            let images = training.with_average(|| images_of(&networks, &watched, 0))?;
             grid::write(&options.output.join(format!("grid-{}.png", training.step())), &images, COLUMNS)?;
         }
     }
@@ -121,12 +127,12 @@ fn draw_timesteps(draw: &mut Generator, count: i64, batch: i64) -> Tensor {
 pub fn sample(args: &SampleArgs) -> Result<()> {
     let files = PipelineFiles::open(&args.model, None)?;
     let concepts = cutouts::load(&args.corpus.join("concepts.jsonl"))?;
-    let pipeline = Pipeline::load(&files, FLOAT32)?;
+    let networks = Networks::load(&files, FLOAT32)?;
     let prompts = watched_prompts(&concepts, &focused(&concepts, args.focus.as_deref())?);
     for row in prompts.chunks(COLUMNS as usize) {
         eprintln!("{}", row.join(" | "));
     }
-    grid::write(&args.output, &images_of(&pipeline, &prompts, args.seed)?, COLUMNS)
+    grid::write(&args.output, &images_of(&networks, &prompts, args.seed)?, COLUMNS)
 }
 
 /// Some of the `learned` concepts, spread over them, each with the colour that it was never trained with.
@@ -139,14 +145,14 @@ fn watched_prompts(concepts: &[Cutout], learned: &[usize]) -> Vec<String> {
 }
 
 /// Latents of all composites.
-struct Pictures {
+struct Composites {
     /// `[n, 4, h, w]`, in the UNet's scale
     latents: Tensor,
     /// Concept and colour of each.
     shows: Vec<(usize, usize)>,
 }
 
-impl Pictures {
+impl Composites {
     /// Encodes `views` composites of each `learned` concept on each colour but the one held out.
     fn encode(files: &PipelineFiles, concepts: &[Cutout], learned: &[usize], views: usize, seed: i64) -> Result<Self> {
         let (vae, scaling_factor) = (files.load_vae_encoder(FLOAT32)?.model, files.vae_config()?.scaling_factor);
@@ -185,13 +191,75 @@ impl Pictures {
     }
 }
 
-/// One picture a prompt, the i-th from the noise of `seed` + i.
-fn images_of(pipeline: &Pipeline, prompts: &[String], seed: i64) -> Result<Vec<RgbImage>> {
-    let side = cutouts::SIDE / pipeline.vae_decoder.model.config().scale_factor();
+/// The networks of a pipeline, of which two train.
+struct Networks {
+    unet: Loaded<UNet2DConditionModel>,
+    text_encoder: Loaded<ClipTextModel>,
+    vae_decoder: Loaded<VaeDecoder>,
+    tokenizer: ClipTokenizer,
+    scheduler: SchedulerConfig,
+    placement: Placement,
+}
+
+impl Networks {
+    fn load(files: &PipelineFiles, placement: Placement) -> Result<Self> {
+        Ok(Self {
+            unet: files.load_unet(placement)?,
+            text_encoder: files.load_text_encoder(placement)?,
+            vae_decoder: files.load_vae_decoder(Placement { kind: vae_kind(placement.kind), ..placement })?,
+            tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
+            scheduler: scheduler_config(files)?.for_stable_diffusion(),
+            placement,
+        })
+    }
+
+    /// Embeddings `[b, t, d]` of captions, with the graph that leads to them.
+    fn embed(&self, captions: &[String]) -> Result<Tensor> {
+        let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
+        let ids = ClipTextModel::ids(&ids, self.placement.device);
+        catching(|| Ok(self.text_encoder.model.forward(&ids, false)))
+    }
+}
+
+/// Collects what is drawn.
+struct Images(Vec<RgbImage>);
+
+impl DrawingListener for Images {
+    fn on_step(&mut self, _done: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn on_image(&mut self, drawn: DrawnImage) -> Result<()> {
+        self.0.push(drawn.image);
+        Ok(())
+    }
+}
+
+/// One picture a prompt, all of them at once, the i-th from the noise of `seed` + i.
+fn images_of(networks: &Networks, prompts: &[String], seed: i64) -> Result<Vec<RgbImage>> {
+    let side = cutouts::SIDE / networks.vae_decoder.model.config().scale_factor();
     let sampling =
         Sampling { steps: 25, guidance_scale: GUIDANCE, scheduler: None, latent_height: side, latent_width: side };
-    let seeds: Vec<i64> = (0..prompts.len() as i64).map(|i| seed + i).collect();
-    pipeline.draw(prompts, &seeds, &sampling, &mut |_, _| Ok(()))
+    let pictures = Pictures {
+        prompts: prompts.to_vec(),
+        negative_prompt: String::new(),
+        seeds: (0..prompts.len() as i64).map(|i| seed + i).collect(),
+        batch_size: prompts.len(),
+        sampling,
+    };
+    let (tokenizer, text_encoder) = (&networks.tokenizer, &networks.text_encoder.model);
+    let on = Conditioning::encode(tokenizer, text_encoder, networks.placement.device, prompts, "")?;
+    let painter = Painter {
+        unet: &networks.unet.model,
+        vae_decoder: &networks.vae_decoder.model,
+        vae_kind: vae_kind(networks.placement.kind),
+        scheduler: &networks.scheduler,
+        model: "",
+        adapters: &[],
+    };
+    let mut images = Images(Vec::new());
+    painter.draw(&pictures, &on, &mut images)?;
+    Ok(images.0)
 }
 
 /// The averaged weights as a pipeline, with the autoencoder of `start`.

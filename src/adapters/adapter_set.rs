@@ -108,6 +108,16 @@ impl PartAdapter {
         }
     }
 
+    /// Whether `other` has the same configuration and the same numbers.
+    fn is_same_as(&self, other: &Self) -> bool {
+        let alike = |((a_name, a), (b_name, b)): ((&String, &Tensor), (&String, &Tensor))| {
+            a_name == b_name && a.kind() == b.kind() && a.size() == b.size() && a.equal(b)
+        };
+        self.config == other.config
+            && self.tensors.len() == other.tensors.len()
+            && std::iter::zip(&self.tensors, &other.tensors).all(alike)
+    }
+
     /// The same adapter, with the same tensors.
     pub fn shallow_clone(&self) -> Self {
         let shared = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.shallow_clone());
@@ -186,6 +196,14 @@ impl AdapterSet {
     /// The parts that have an adapter.
     pub fn parts(&self) -> impl Iterator<Item = (Part, &PartAdapter)> {
         Part::ALL.into_iter().filter_map(|part| self.part(part).map(|adapter| (part, adapter)))
+    }
+
+    /// Whether `other` changes a model in the very same way.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        Part::ALL.into_iter().all(|part| match (self.part(part), other.part(part)) {
+            (Some(a), Some(b)) => a.is_same_as(b),
+            (a, b) => a.is_none() && b.is_none(),
+        })
     }
 
     /// Names, with their part, of tensors that only PEFT's folders can hold.

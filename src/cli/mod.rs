@@ -11,10 +11,10 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod help;
-mod image_names;
 mod plan;
 mod recorded_options;
 mod reporter;
+mod serve;
 mod tokenize;
 mod train;
 
@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use command_text::shell_line;
 use reporter::{Reporter, Voice};
 use std::ffi::OsString;
@@ -52,10 +52,10 @@ enum Command {
     Train(train::TrainCommand),
     /// Generate images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
-    Generate(generate::GenerateArgs),
+    Generate(crate::recipes::generate::GenerateConfig),
     /// Continue, answer or classify a text with a language model, with any number of adapters
     #[command(args_override_self = true)]
-    Complete(complete::CompleteArgs),
+    Complete(crate::recipes::complete::CompleteConfig),
     /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
     Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
@@ -68,6 +68,9 @@ enum Command {
     /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
     Demo(crate::recipes::demo::DemoConfig),
+    /// Serve a page and an API: train on photos, watch, try, take the adapter home
+    #[command(args_override_self = true)]
+    Serve(serve::ServeArgs),
     /// Print a text's token ids
     #[command(args_override_self = true)]
     Tokenize(tokenize::TokenizeArgs),
@@ -147,31 +150,6 @@ fn is_present(device: Device) -> bool {
     }
 }
 
-/// Dtype for commands that do not train.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// bf16 where the device supports it, otherwise fp32 on the CPU and fp16 on a GPU.
-    Auto,
-    /// float32.
-    #[value(alias = "no")]
-    Fp32,
-    /// float16.
-    Fp16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl Dtype {
-    fn kind(self, device: Device) -> tch::Kind {
-        match self {
-            Self::Auto => crate::train::precision::Precision::auto(device).compute_kind(),
-            Self::Fp32 => tch::Kind::Float,
-            Self::Fp16 => tch::Kind::Half,
-            Self::Bf16 => tch::Kind::BFloat16,
-        }
-    }
-}
-
 /// The whole command line with its help.
 fn whole_command() -> clap::Command {
     help::arranged(Cli::command())
@@ -223,11 +201,12 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let outcome = catching(|| match cli.command {
         Command::Train(command) => train::run(command, &cli.common, &mut reporter),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
-        Command::Complete(args) => complete::run(&args, &cli.common, &mut reporter),
+        Command::Complete(args) => complete::run(args, &cli.common, &mut reporter),
         Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
         Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
+        Command::Serve(args) => serve::run(&args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
         Command::Completion(args) => completion::completion(&args, &mut reporter),
         Command::Man(args) => completion::man(&args, &mut reporter),

@@ -225,6 +225,12 @@ impl Reporter {
 
 impl Observer for Reporter {
     fn on(&mut self, event: Event) {
+        if !event.is_for_screens() {
+            return;
+        }
+        if let Event::Text { text } = &event {
+            return self.text(text);
+        }
         if self.voice.json {
             let events: Vec<Event> = match event {
                 Event::WroteImages { paths, grid } => {
@@ -254,6 +260,12 @@ impl Observer for Reporter {
             Event::Progress { done } => self.progress(done),
             Event::Step { metrics, total } => self.step(&metrics, total),
             Event::End => self.end(),
+            Event::Text { .. }
+            | Event::Image { .. }
+            | Event::Completed { .. }
+            | Event::Checkpoint { .. }
+            | Event::Paused { .. }
+            | Event::Continued { .. } => {}
         }
     }
 }

@@ -1,11 +1,12 @@
 //! `lorabooth train`.
 
 use super::bars::duration;
-use super::complete::MAX_NEW_TOKENS;
-use super::generate::GUIDANCE_SCALE;
 use super::{Common, Reporter};
 use crate::error::Result;
+use crate::recipes::complete::MAX_NEW_TOKENS;
+use crate::recipes::control::Control;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
+use crate::recipes::generate::GUIDANCE_SCALE;
 use crate::recipes::language_config::LanguageConfig;
 use crate::recipes::run::{Finished, TextSample};
 use crate::recipes::{dreambooth_lora, language_training, shell_path, shell_word};
@@ -32,15 +33,15 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
     }
     let device = common.device()?;
-    let (interrupt, began) = (Interrupt::on_signals()?, Instant::now());
+    let (control, began) = (Control::of(Interrupt::on_signals()?), Instant::now());
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
-            let finished = dreambooth_lora::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = dreambooth_lora::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_draw(config, &finished);
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language_training::train(config, device, common.seed, &interrupt, reporter)?;
+            let finished = language_training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }

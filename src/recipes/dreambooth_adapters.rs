@@ -67,6 +67,11 @@ impl Adapters {
         }
     }
 
+    /// The text encoder's, where it does not train.
+    pub fn carried(&self) -> Option<&PartAdapter> {
+        self.carried.as_ref()
+    }
+
     /// Tells of each what it is and how large.
     pub fn report(&self, observer: &mut dyn Observer) {
         self.trained.iter().for_each(|(part, adapter)| super::report_adapter(part.name(), adapter, observer));

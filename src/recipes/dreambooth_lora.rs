@@ -1,11 +1,13 @@
 //! DreamBooth LoRA: from a folder of photos to adapter files.
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
+use super::control::{Control, SampleRequest};
 use super::dreambooth_adapters::{check_init_adapter, Adapters};
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_options::{free_options, usual_steps, why_so_long};
 use super::dreambooth_phases::{self as phases, Embeddings, Networks};
 use super::dreambooth_plan::peak_and_advice;
+use super::dreambooth_samples::{Samples, Series};
 use super::memory_advice::{report_memory, with_advice};
 use super::observer::{Event, Observer};
 use super::prompt_checks::shown;
@@ -20,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
 use crate::sample::pipeline::scheduler_config;
+use crate::sample::text_to_image::Conditioning;
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::interrupt::Interrupt;
 use crate::train::losses::dreambooth_loss;
@@ -29,15 +32,17 @@ use std::path::Path;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
+/// Trains on `device` as `config` says, telling `observer` and doing what `control` asks for: stopping, with the state saved, and
+/// more.
 pub fn train(
     config: &DreamBoothConfig,
     device: Device,
     seed: i64,
-    interrupt: &Interrupt,
+    control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let interrupt = control.interrupt();
     let watch = interrupt.watch();
     let config = config.with_output();
     config.check()?;
@@ -53,12 +58,12 @@ pub fn train(
     super::report_device(device, run.kind, observer)?;
     config.training.weights.report(device, observer);
     let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
-        run.prepare(job.adapters.trained(), job.batches_per_epoch(), job.training_data(), observer)?;
+        run.prepare(job.adapters.trained(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
         drop(watch);
         // 3. The loop.
-        training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+        training_loop::train(&mut job, &mut run, control, observer).map_err(|error| {
             observer.on(Event::End);
             with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
         })?;
@@ -113,7 +118,7 @@ fn prepare<'a>(
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
-    let networks = Networks { unet, text_encoder, vae_encoder, vae_kind: vae_kind(run.kind), device };
+    let networks = Networks { unet, text_encoder, vae_encoder, kind: run.kind, vae_kind: vae_kind(run.kind), device };
     Ok(DreamBoothJob {
         config,
         files,
@@ -158,7 +163,7 @@ impl DreamBoothJob<'_> {
         self.report_photos(observer);
         let each = format!("batch {}, {} px", config.train_batch_size, config.side());
         let fields = json!({ "batch_size": config.train_batch_size, "resolution": config.side() });
-        run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        run.report_length(&each, fields, observer);
         if let Some(why) = why_so_long(config, self.dataset.instance_count() as u64) {
             observer.fact("length", why);
         }
@@ -196,6 +201,15 @@ impl DreamBoothJob<'_> {
         }
     }
 
+    fn samples(&self) -> Samples<'_> {
+        Samples { config: self.config, files: self.files, networks: &self.networks }
+    }
+
+    /// Encodes a prompt, and what must not be on an image, with the text encoder as it is.
+    fn encode(&self, texts: (&str, &str)) -> Result<Conditioning> {
+        self.embeddings.encode(texts, &self.networks, self.files, self.adapters.carried())
+    }
+
     /// What it learns from, and for how long where the options do not say.
     fn training_data(&self) -> TrainingData {
         let dataset = &self.dataset;
@@ -211,6 +225,7 @@ impl DreamBoothJob<'_> {
             name: "photos",
             fingerprint: dataset.fingerprint(),
             files: dataset.photos().iter().enumerate().map(file).collect(),
+            batches_per_epoch: self.order.batches_per_epoch(),
             usual_steps: Some(usual_steps(dataset.instance_count() as u64)),
         }
     }
@@ -284,20 +299,29 @@ impl Job for DreamBoothJob<'_> {
         Ok(Losses { total: loss.total.detach(), parts: vec![loss.instance, prior] })
     }
 
-    fn position(&self, micro_step: u64) -> (usize, usize) {
-        self.order.position(micro_step as usize)
-    }
-
-    fn batches_per_epoch(&self) -> usize {
-        self.order.batches_per_epoch()
-    }
-
     fn set_training(&self, training: bool) {
         self.networks.set_training(training);
     }
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-        phases::write_samples(self.config, self.files, run, &self.networks, &self.embeddings, interrupt, observer)
+        let Some(prompt) = &self.config.validation_prompt else { return Ok(()) };
+        let samples = self.samples();
+        let pictures = samples.pictures((prompt, ""), run.seed, self.config.num_validation_images)?;
+        samples.draw(&pictures, &self.encode((prompt, ""))?, Series::Validation, run, interrupt, observer)
+    }
+
+    fn sample(
+        &mut self,
+        run: &mut Run,
+        request: &SampleRequest,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let samples = self.samples();
+        let usual = self.config.validation_prompt.as_deref().unwrap_or(self.dataset.trained_prompt());
+        let pictures = samples.requested(request, usual, run.seed)?;
+        let on = self.encode((&pictures.prompts[0], &pictures.negative_prompt))?;
+        samples.draw(&pictures, &on, Series::Asked, run, interrupt, observer)
     }
 
     fn evaluation_is_due(&self, run: &Run) -> bool {

@@ -1,4 +1,4 @@
-//! The phases around the training loop: class images, photos to latents, prompts to embeddings, sample images.
+//! The phases around the training loop: class images, photos to latents, prompts to embeddings.
 
 use super::dreambooth_adapters::carried_text_encoder;
 use super::dreambooth_config::DreamBoothConfig;
@@ -6,7 +6,7 @@ use super::observer::{Event, Observer};
 use super::prompt_checks::{warn_of_prompts, NamedPrompt};
 use super::run::Run;
 use super::training_args::MixedPrecision;
-use super::watched::Watched;
+use super::watched::WatchedDrawing;
 use crate::adapters::{attach, Init, PartAdapter};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
@@ -21,13 +21,13 @@ use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
     vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
 };
-use crate::sample::grid::grid;
-use crate::sample::pipeline::scheduler_config;
-use crate::sample::text_to_image::{decode, png_with_parameters, sample_latents, Conditioning, Sampling};
+use crate::sample::drawn_image::DrawnImage;
+use crate::sample::painter::Pictures;
+use crate::sample::pipeline::{Pipeline, Residence};
+use crate::sample::text_to_image::{Conditioning, Sampling};
 use crate::train::folder_lock::FolderLock;
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
-use crate::whole_file::{write_png, write_whole};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -35,11 +35,6 @@ use tch::{Device, Kind, Tensor};
 
 /// Steps of the sampler for a class image.
 pub const CLASS_IMAGE_STEPS: usize = 50;
-/// Steps of the sampler for a sample image.
-pub const SAMPLE_STEPS: usize = 25;
-
-/// What the bars of sampling count.
-const SAMPLER_STEPS: &str = "sampler steps";
 
 /// The dtype in which class images are made, where training computes in `kind`.
 pub fn class_image_kind(config: &DreamBoothConfig, kind: Kind) -> Kind {
@@ -59,6 +54,8 @@ pub struct Networks {
     pub text_encoder: Option<Loaded<ClipTextModel>>,
     /// Where photos are encoded at each step.
     pub vae_encoder: Option<Loaded<VaeEncoder>>,
+    /// The dtype of UNet and text encoder.
+    pub kind: Kind,
     /// The VAE's dtype.
     pub vae_kind: Kind,
     /// Where all of them are.
@@ -81,10 +78,35 @@ pub struct Embeddings {
     ids: BTreeMap<String, Vec<i64>>,
     known: BTreeMap<String, Tensor>,
     prompts: Vec<String>,
-    validation: Option<Conditioning>,
+    validation: Option<(String, Conditioning)>,
 }
 
 impl Embeddings {
+    /// Encodes a prompt of a sample image, and what must not be on it, with the text encoder that trains or with the frozen one,
+    /// which is in memory only meanwhile, and with it the adapter that is `carried`. The validation prompt's are known.
+    pub fn encode(
+        &self,
+        (prompt, negative): (&str, &str),
+        networks: &Networks,
+        files: &PipelineFiles,
+        carried: Option<&PartAdapter>,
+    ) -> Result<Conditioning> {
+        let encode = |text_encoder: &Loaded<ClipTextModel>| {
+            Conditioning::encode(&self.tokenizer, &text_encoder.model, networks.device, &[prompt], negative)
+        };
+        let known = self.validation.as_ref().filter(|(known, _)| known == prompt && negative.is_empty());
+        match (&networks.text_encoder, known) {
+            (Some(text_encoder), _) => encode(text_encoder),
+            (None, Some((_, on))) => Ok(on.shallow_clone()),
+            (None, None) => {
+                let place = Placement { device: networks.device, kind: networks.kind };
+                let text_encoder = files.load_text_encoder(place)?;
+                put_on_carried(&text_encoder, carried)?;
+                encode(&text_encoder)
+            }
+        }
+    }
+
     /// Embeddings for a batch of photos: `[photos, t, e]`.
     pub fn of(&self, photos: &[usize], networks: &Networks, checkpointing: bool) -> Tensor {
         let prompts = photos.iter().map(|&photo| &self.prompts[photo]);
@@ -131,70 +153,63 @@ pub fn make_class_images(
     }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let _lock = FolderLock::take(folder)?;
-    let place = placement(run, kind);
-    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
-    let conditioning = {
-        let text_encoder = files.load_text_encoder(place)?;
-        Conditioning::encode(&tokenizer, &text_encoder.model, run.device, prompt, "")?
-    };
-    let unet = files.load_unet(place)?;
-    let vae = files.load_vae_decoder(placement(run, vae_kind(kind)))?;
-    let scheduler = scheduler_config(files)?.for_stable_diffusion();
-    let (height, width) = native_latent_size(config, files)?;
-    let sampling = Sampling {
-        steps: CLASS_IMAGE_STEPS,
-        guidance_scale: config.guidance_scale,
-        scheduler: None,
-        latent_height: height,
-        latent_width: width,
-    };
-    let mut done = present;
+    let mut pipeline = Pipeline::open(files.clone(), &config.model.name, placement(run, kind), Residence::InTurn)?;
     let missing = free_numbers(folder, config.num_class_images - present)?;
     let end = missing.last().map_or(0, |last| last + 1).max(config.num_class_images);
     // A group of images rounds as one: a resumed run draws the whole group again that it was stopped in.
-    let groups: Vec<&[usize]> =
-        missing.chunk_by(|a, b| a / config.sample_batch_size == b / config.sample_batch_size).collect();
-    observer.begin("class images", (groups.len() * CLASS_IMAGE_STEPS) as u64, SAMPLER_STEPS);
-    for (index, numbers) in groups.iter().enumerate() {
-        let first = numbers[0] / config.sample_batch_size * config.sample_batch_size;
-        let group = first..end.min(first + config.sample_batch_size);
-        let seeds: Vec<i64> = group.clone().map(|number| run.seed.wrapping_add(number as i64)).collect();
-        let mut go_on = |step: usize, steps: usize| {
-            let steps_done = index * CLASS_IMAGE_STEPS + step * CLASS_IMAGE_STEPS / steps.max(1);
-            observer.on(Event::Progress { done: steps_done as u64 });
-            match interrupt.requested() {
-                true => Err(Error::Interrupted(format!(
-                    "{done} class images are in {}; the same command continues",
-                    folder.display()
-                ))),
-                false => Ok(()),
-            }
-        };
-        let latents = sample_latents(&unet.model, &scheduler, &conditioning, &sampling, &seeds, &mut go_on)
-            .map_err(|error| error.advising(DRAW_IN_LESS))?;
-        for &number in *numbers {
-            let own = latents.narrow(0, (number - first) as i64, 1);
-            let images = decode(&vae.model, &own, vae_kind(kind)).map_err(|error| error.advising(DRAW_IN_LESS))?;
-            for image in images {
-                save_class_image(folder, number, &image)?;
-            }
+    let size = config.sample_batch_size;
+    let groups = missing.chunk_by(|a, b| a / size == b / size).map(|numbers| numbers[0] / size * size);
+    let drawn: Vec<usize> = groups.flat_map(|first| first..end.min(first + size)).collect();
+    let pictures = Pictures {
+        prompts: vec![prompt.clone()],
+        negative_prompt: String::new(),
+        seeds: drawn.iter().map(|&number| run.seed.wrapping_add(number as i64)).collect(),
+        batch_size: size,
+        sampling: sampling(config, files, CLASS_IMAGE_STEPS, None)?,
+    };
+    let on = pipeline.prepare(&pictures)?;
+    let mut done = present;
+    let mut save = |image: &DrawnImage, _: &mut dyn Observer| -> Result<()> {
+        let number = drawn[image.index];
+        if missing.contains(&number) {
+            save_class_image(folder, number, &image.image)?;
             done += 1;
         }
-    }
-    observer.on(Event::End);
+        Ok(())
+    };
+    let mut listener = WatchedDrawing::begin("class images", &pictures, interrupt, observer, &mut save);
+    let outcome = pipeline.draw(&pictures, &on, &mut listener);
+    drop(listener);
+    outcome.map_err(|error| match error {
+        Error::Interrupted(_) => {
+            Error::Interrupted(format!("{done} class images are in {}; the same command continues", folder.display()))
+        }
+        error => error.advising(DRAW_IN_LESS),
+    })?;
     observer.fact_with(
         "class_images",
         format!("{} generated in {}", missing.len(), folder.display()),
         json!({ "images": missing.len(), "path": folder.display().to_string() }),
     );
-    drop((unet, vae));
+    drop(pipeline);
     memory::release_cached(run.device)
 }
 
-/// Height and width of latents for images of the training resolution.
-fn native_latent_size(config: &DreamBoothConfig, files: &PipelineFiles) -> Result<(i64, i64)> {
+/// How images of the training resolution are sampled, in `steps`, by the sampler of that name or the model's own.
+pub fn sampling(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    steps: usize,
+    scheduler: Option<&str>,
+) -> Result<Sampling> {
     let side = i64::from(config.side()) / files.vae_config()?.scale_factor();
-    Ok((side, side))
+    Ok(Sampling {
+        steps,
+        guidance_scale: config.guidance_scale,
+        scheduler: scheduler.map(str::to_owned),
+        latent_height: side,
+        latent_width: side,
+    })
 }
 
 /// Warns of prompts, and of the captions of `instances`, that are cut, or hold what is no word.
@@ -281,6 +296,15 @@ pub fn encode_photos(
     Ok((cache, vae))
 }
 
+/// Puts the adapter of a text encoder that does not train on it, where there is one.
+fn put_on_carried(text_encoder: &Loaded<ClipTextModel>, carried: Option<&PartAdapter>) -> Result<()> {
+    if let Some(adapter) = carried {
+        attach(&text_encoder.sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+        text_encoder.sites.set_training(false);
+    }
+    Ok(())
+}
+
 /// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does; else its adapter,
 /// where `--init-adapter` has one, which stays as it is.
 pub fn encode_prompts(
@@ -305,10 +329,7 @@ pub fn encode_prompts(
         return Ok((embeddings, Some(text_encoder), None));
     }
     let carried = carried_text_encoder(config)?;
-    if let Some(adapter) = &carried {
-        attach(&text_encoder.sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
-        text_encoder.sites.set_training(false);
-    }
+    put_on_carried(&text_encoder, carried.as_ref())?;
     for (prompt, ids) in &embeddings.ids {
         interrupt::check()?;
         let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
@@ -316,77 +337,10 @@ pub fn encode_prompts(
         embeddings.known.insert(prompt.clone(), encoded);
     }
     if let Some(prompt) = &config.validation_prompt {
-        let on = Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, prompt, "")?;
-        embeddings.validation = Some(on);
+        let on = Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, &[prompt], "")?;
+        embeddings.validation = Some((prompt.clone(), on));
     }
     drop(text_encoder);
     memory::release_cached(run.device)?;
     Ok((embeddings, None, carried))
-}
-
-/// Makes the sample images of the run's present step, if it has a prompt for them, until `interrupt` is set.
-/// The VAE's decoder is in memory only meanwhile.
-pub fn write_samples(
-    config: &DreamBoothConfig,
-    files: &PipelineFiles,
-    run: &mut Run,
-    networks: &Networks,
-    embeddings: &Embeddings,
-    interrupt: &Interrupt,
-    observer: &mut dyn Observer,
-) -> Result<()> {
-    let Some(prompt) = &config.validation_prompt else { return Ok(()) };
-    let retrained = match &networks.text_encoder {
-        Some(text_encoder) => {
-            Some(Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, prompt, "")?)
-        }
-        None => None,
-    };
-    let Some(conditioning) = retrained.as_ref().or(embeddings.validation.as_ref()) else { return Ok(()) };
-    let folder = run.folder.join("samples");
-    let vae = files.load_vae_decoder(placement(run, networks.vae_kind))?;
-    let scheduler = scheduler_config(files)?.for_stable_diffusion();
-    let (latent_height, latent_width) = native_latent_size(config, files)?;
-    let sampling = Sampling {
-        steps: SAMPLE_STEPS,
-        guidance_scale: config.guidance_scale,
-        scheduler: Some("dpm++2m".into()),
-        latent_height,
-        latent_width,
-    };
-    let (mut images, mut paths) = (Vec::new(), Vec::new());
-    let mut work =
-        Watched::begin("sampling", config.num_validation_images * SAMPLE_STEPS, SAMPLER_STEPS, interrupt, observer);
-    for i in 0..config.num_validation_images {
-        let seeds = [run.seed.wrapping_add(i as i64)];
-        let mut go_on = |_, _| {
-            work.add(1);
-            work.check()
-        };
-        let latents = sample_latents(&networks.unet.model, &scheduler, conditioning, &sampling, &seeds, &mut go_on)?;
-        for image in decode(&vae.model, &latents, networks.vae_kind)? {
-            let path = folder.join(format!("step-{:06}-{i}.png", run.step));
-            let text = format!(
-                "{prompt}\nSteps: {SAMPLE_STEPS}, Sampler: dpm++2m, CFG scale: {}, Seed: {}",
-                config.guidance_scale, seeds[0]
-            );
-            let png = png_with_parameters(&image, &text)?;
-            write_whole(&path, &png)?;
-            run.events_image(&format!("samples/{i}"), &png, image.dimensions())?;
-            images.push(image);
-            paths.push(path);
-        }
-    }
-    drop(work);
-    let grid = match images.len() {
-        0 | 1 => None,
-        _ => {
-            let path = folder.join(format!("step-{:06}-grid.png", run.step));
-            write_png(&path, &grid(&images))?;
-            Some(path)
-        }
-    };
-    observer.on(Event::WroteImages { paths, grid });
-    drop(vae);
-    memory::release_cached(run.device)
 }

@@ -2,9 +2,8 @@
 
 use super::dreambooth_config::{CacheLatents, DreamBoothConfig};
 use super::dreambooth_options::{lora_config, usual_steps, why_so_long};
-use super::dreambooth_phases::{
-    check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS, SAMPLE_STEPS,
-};
+use super::dreambooth_phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS};
+use super::dreambooth_samples::SAMPLE_STEPS;
 use super::memory_advice;
 use super::observer::Observer;
 use crate::adapters::Part;

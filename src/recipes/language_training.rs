@@ -1,6 +1,8 @@
 //! An adapter or a prompt for a language model: from a file of records to adapter files.
 //! References: PEFT's `examples/conditional_generation`, `examples/causal_language_modeling`, `examples/sequence_classification`.
 
+use super::complete::{Completer, Completion};
+use super::control::{Control, SampleRequest};
 use super::language_adapter::{LanguageAdapter, WantedAdapter};
 use super::language_base::{LanguageBase, WantedModel};
 use super::language_config::{BestBy, LanguageConfig, FREE_OPTIONS};
@@ -21,6 +23,7 @@ use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use crate::regular_file::{self, FileKind};
+use crate::sample::text_generation::TextSampling;
 use crate::train::checkpoint::size_and_hash;
 use crate::train::interrupt::Interrupt;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
@@ -32,15 +35,17 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Device;
 
-/// Trains on `device` as `config` says, telling `observer` and stopping, with the state saved, once `interrupt` is set.
+/// Trains on `device` as `config` says, telling `observer` and doing what `control` asks for: stopping, with the state saved, and
+/// more.
 pub fn train(
     config: &LanguageConfig,
     device: Device,
     seed: i64,
-    interrupt: &Interrupt,
+    control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let interrupt = control.interrupt();
     let watch = interrupt.watch();
     let config = &config.with_output();
     config.check()?;
@@ -81,13 +86,13 @@ pub fn train(
     let outcome =
         prepare(config, &files, adapter, (data, validation), (tokenizer, ends), &run, observer).and_then(|mut job| {
             let trained = job.trained();
-            run.prepare(trained, job.batches_per_epoch(), job.training_data()?, observer)?;
+            run.prepare(trained, job.training_data()?, observer)?;
             job.recall(&run)?;
             job.report_setup(&run, observer);
             run.begin()?;
             drop(watch);
             // 3. The loop.
-            training_loop::train(&mut job, &mut run, interrupt, observer).map_err(|error| {
+            training_loop::train(&mut job, &mut run, control, observer).map_err(|error| {
                 observer.on(Event::End);
                 with_advice(error, peak_and_advice)
             })?;
@@ -199,7 +204,7 @@ impl LanguageJob<'_> {
         observer.fact_with("records", text, fields);
         let each = format!("batch {}, {} tokens at most", self.config.train_batch_size, self.data.longest());
         let fields = json!({ "batch_size": self.config.train_batch_size, "longest_tokens": self.data.longest() });
-        run.report_length(self.batches_per_epoch(), &each, fields, observer);
+        run.report_length(&each, fields, observer);
         let start = match &self.config.init_adapter {
             Some(path) => format!("the adapter {}", path.display()),
             None => "a new adapter".to_owned(),
@@ -224,6 +229,7 @@ impl LanguageJob<'_> {
             name: "records",
             fingerprint: self.data.fingerprint(),
             files: files.into(),
+            batches_per_epoch: self.order.batches_per_epoch(),
             usual_steps: None,
         })
     }
@@ -364,14 +370,6 @@ impl Job for LanguageJob<'_> {
         Ok(Losses { total: loss.mean.detach(), parts: Vec::new() })
     }
 
-    fn position(&self, micro_step: u64) -> (usize, usize) {
-        self.order.position(micro_step as usize)
-    }
-
-    fn batches_per_epoch(&self) -> usize {
-        self.order.batches_per_epoch()
-    }
-
     fn set_training(&self, training: bool) {
         self.loaded.sites.set_training(training);
     }
@@ -392,8 +390,37 @@ impl Job for LanguageJob<'_> {
         self.write_evaluations(&run.folder)
     }
 
+    fn sample(
+        &mut self,
+        run: &mut Run,
+        request: &SampleRequest,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let data = self.validation.as_ref().unwrap_or(&self.data);
+        let prompt = request.prompt.as_deref().unwrap_or(data.sample());
+        let most = request.max_new_tokens.unwrap_or(self.config.data.eval_max_new_tokens);
+        let sampling = TextSampling::greedy(most, self.ends.clone());
+        sampling.check()?;
+        let completer = Completer {
+            model: &self.loaded.model,
+            prompt: self.adapter.prompt(),
+            tokenizer: &self.tokenizer,
+            classes: Some(self.data.classes()).filter(|classes| !classes.is_empty()),
+            device: run.device,
+        };
+        let seed = request.seed.unwrap_or(run.seed);
+        let completion = completer.complete(prompt, &sampling, seed, interrupt, &mut |_| {})?;
+        let text = match completion {
+            Completion::Text { text, .. } => text,
+            Completion::Classes(ranked) => ranked.into_iter().next().map(|(class, _)| class).unwrap_or_default(),
+        };
+        observer.on(Event::Completed { step: run.step, prompt: prompt.to_owned(), text });
+        Ok(())
+    }
+
     fn evaluation_is_due(&self, run: &Run) -> bool {
-        let epoch_ends = self.order.position(run.micro_step as usize).1 == 0;
+        let epoch_ends = run.position().1 == 0;
         let due = self.config.eval_steps.map_or(epoch_ends, |steps| run.step.is_multiple_of(steps));
         self.validation.is_some() && (due || run.step == run.total_steps)
     }

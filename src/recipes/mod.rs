@@ -1,6 +1,9 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
 pub mod adapter_argument;
+pub mod complete;
+pub mod compute_dtype;
+pub mod control;
 pub mod demo;
 mod dreambooth_adapters;
 mod dreambooth_checks;
@@ -9,9 +12,12 @@ pub mod dreambooth_lora;
 mod dreambooth_options;
 mod dreambooth_phases;
 pub mod dreambooth_plan;
+mod dreambooth_samples;
 pub mod evaluate;
+pub mod generate;
 pub mod given_adapters;
 pub mod given_flags;
+pub mod image_names;
 pub mod language_adapter;
 pub mod language_base;
 pub mod language_config;
@@ -38,7 +44,7 @@ mod shell_word;
 pub mod storage_args;
 pub mod training_args;
 pub mod training_loop;
-mod utc_time;
+pub mod utc_time;
 mod watched;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};

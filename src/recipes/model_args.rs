@@ -9,7 +9,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// A model and how it is read.
-#[derive(Debug, Clone, Args, Serialize)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// Model: a diffusers folder, a .safetensors checkpoint, or a hub id

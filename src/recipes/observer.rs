@@ -1,6 +1,7 @@
 //! What a job reports to whoever started it: the command line makes bars of it, `--json` lines, the page events.
 
 use crate::error::Result;
+use crate::sample::drawn_image::ImageParameters;
 use crate::train::interrupt::Interrupt;
 use crate::train::metrics::StepMetrics;
 use serde::Serialize;
@@ -73,6 +74,62 @@ pub enum Event {
         /// All of them in one image.
         grid: Option<PathBuf>,
     },
+    /// A piece of a text, as a language model writes it.
+    Text {
+        /// The piece.
+        text: String,
+    },
+    /// An image was drawn and written, one of those that [`Event::WroteImages`] names at the end.
+    Image {
+        /// Its path.
+        path: PathBuf,
+        /// Of a run that trains: optimizer steps done.
+        step: Option<u64>,
+        /// What it was drawn with.
+        #[serde(flatten)]
+        parameters: ImageParameters,
+    },
+    /// A run that trains a language model was asked for a sample.
+    Completed {
+        /// Optimizer steps done.
+        step: u64,
+        /// What the model was given.
+        prompt: String,
+        /// What it wrote, or the class that it found.
+        text: String,
+    },
+    /// A run wrote a checkpoint.
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// Optimizer steps done.
+        step: u64,
+    },
+    /// A run waits, as it was asked to.
+    Paused {
+        /// Optimizer steps done.
+        step: u64,
+    },
+    /// A run goes on after it has waited.
+    Continued {
+        /// Optimizer steps done.
+        step: u64,
+    },
+}
+
+impl Event {
+    /// Whether the command line shows it; the others are for programs that follow a run from inside the process, of which a screen
+    /// hears in another way, if at all.
+    pub fn is_for_screens(&self) -> bool {
+        !matches!(
+            self,
+            Self::Image { .. }
+                | Self::Completed { .. }
+                | Self::Checkpoint { .. }
+                | Self::Paused { .. }
+                | Self::Continued { .. }
+        )
+    }
 }
 
 /// Whoever listens to a job.

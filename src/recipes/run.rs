@@ -19,7 +19,7 @@ use crate::train::{loss_curve, Parameters};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 /// Steps in a row that may overflow in float16 before the run is given up.
@@ -80,6 +80,8 @@ pub struct TrainingData {
     pub fingerprint: String,
     /// Its files, for `run.json`.
     pub files: Value,
+    /// Batches of an epoch.
+    pub batches_per_epoch: usize,
     /// Steps of a run whose options give no length; none: those of one epoch.
     pub usual_steps: Option<u64>,
 }
@@ -124,6 +126,12 @@ pub struct Run {
     pub scaler: Option<LossScaler>,
     /// By how many batches the gradients of the present group are divided.
     pub accumulated: u64,
+    /// Batches of an epoch.
+    pub batches_per_epoch: usize,
+    /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
+    pub(super) saved: Option<(u64, bool)>,
+    /// How long it has waited, as it was asked to.
+    pub(super) paused: Duration,
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
     options: BTreeMap<String, String>,
@@ -167,6 +175,9 @@ impl Run {
             schedule,
             scaler: precision.needs_loss_scale().then(LossScaler::default),
             accumulated: training.gradient_accumulation_steps,
+            batches_per_epoch: 0,
+            saved: None,
+            paused: Duration::ZERO,
             metrics: None,
             events: None,
             names_output: options.given.names().any(|name| name == "output_dir"),
@@ -185,16 +196,11 @@ impl Run {
     }
 
     /// Takes what is trained, resumes where asked to, and opens the logs.
-    pub fn prepare(
-        &mut self,
-        trained: Trained,
-        batches_per_epoch: usize,
-        data: TrainingData,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
+    pub fn prepare(&mut self, trained: Trained, data: TrainingData, observer: &mut dyn Observer) -> Result<()> {
         self.trained = trained;
         let training = &self.training;
-        self.total_steps = training.steps(self.steps_per_epoch(batches_per_epoch), data.usual_steps);
+        self.batches_per_epoch = data.batches_per_epoch;
+        self.total_steps = training.steps(self.steps_per_epoch(), data.usual_steps);
         self.schedule.total_steps = self.total_steps;
         self.options.insert(data.name.to_owned(), data.fingerprint);
         self.record.data = data.files;
@@ -232,19 +238,30 @@ impl Run {
         self.record.write(self, "running", None)
     }
 
+    /// Whether all steps are done.
+    pub fn is_done(&self) -> bool {
+        self.step == self.total_steps
+    }
+
+    /// The epoch of the next batch, and the batch's place in it.
+    pub fn position(&self) -> (usize, usize) {
+        let (batch, batches) = (self.micro_step as usize, self.batches_per_epoch.max(1));
+        (batch / batches, batch % batches)
+    }
+
     /// The training goes on where it stands: time that was spent on anything else is none of a step's.
     pub fn report_training(&self, observer: &mut dyn Observer) {
         observer.on(Event::Begin { phase: TRAINING.into(), total: self.total_steps, done: self.step, unit: "steps" });
     }
 
     /// Optimizer steps of an epoch: its last batch ends the addition.
-    fn steps_per_epoch(&self, batches_per_epoch: usize) -> u64 {
-        (batches_per_epoch as u64).div_ceil(self.training.gradient_accumulation_steps)
+    fn steps_per_epoch(&self) -> u64 {
+        (self.batches_per_epoch as u64).div_ceil(self.training.gradient_accumulation_steps)
     }
 
     /// Reports the run's length; `each` is what else is to be said of a batch, and `fields` the same for programs.
-    pub fn report_length(&self, batches_per_epoch: usize, each: &str, fields: Value, observer: &mut dyn Observer) {
-        let epochs = self.total_steps as f64 / self.steps_per_epoch(batches_per_epoch).max(1) as f64;
+    pub fn report_length(&self, each: &str, fields: Value, observer: &mut dyn Observer) {
+        let epochs = self.total_steps as f64 / self.steps_per_epoch().max(1) as f64;
         let (steps, learning_rate, seed) = (self.total_steps, self.schedule.learning_rate, self.seed);
         let mut all = json!({ "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "seed": seed });
         for (name, value) in fields.as_object().into_iter().flatten() {
@@ -400,13 +417,13 @@ impl Run {
     }
 
     /// Writes `checkpoint-N`, with the adapter that `write_adapter` writes, and removes those that need not be kept.
-    pub fn save_checkpoint(&mut self, epoch: usize, write_adapter: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    pub fn save_checkpoint(&mut self, write_adapter: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         self.check_weights()?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
             step: self.step,
             micro_step: self.micro_step,
-            epoch: epoch as u64,
+            epoch: self.position().0 as u64,
             seed: self.seed,
             scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
@@ -415,6 +432,7 @@ impl Run {
         };
         let optimizer = self.optimizer.state();
         checkpoint::save(self.folder.path(), &state, &self.trained.params, &optimizer, write_adapter)?;
+        self.saved = Some((self.step, self.evaluation_is_owed));
         match self.training.keep_checkpoints {
             Some(keep) => checkpoint::prune(self.folder.path(), keep),
             None => Ok(()),
@@ -481,9 +499,9 @@ impl Run {
         drop(self.record.write(self, status, Some(error)));
     }
 
-    /// Seconds before the training, and of it so far.
+    /// Seconds before the training, and of it so far, without its pauses.
     pub(super) fn seconds(&self) -> (f64, f64) {
         let training_began = self.training_began.unwrap_or_else(Instant::now);
-        ((training_began - self.record.began).as_secs_f64(), training_began.elapsed().as_secs_f64())
+        ((training_began - self.record.began).as_secs_f64(), (training_began.elapsed() - self.paused).as_secs_f64())
     }
 }

@@ -20,7 +20,7 @@ pub enum Offload {
 }
 
 /// How frozen weights are kept.
-#[derive(Debug, Clone, Args, Serialize)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct StorageArgs {
     /// Store the frozen weights of linear layers in 8 bits (LLM.int8())
     #[arg(long, help_heading = "Memory")]

@@ -1,5 +1,6 @@
 //! The one training loop: batches forward and backward, gradients to an optimizer step, numbers to the logs, checkpoints.
 
+use super::control::{Control, Order, SampleRequest};
 use super::observer::{Event, Observer};
 use super::run::Run;
 use crate::error::{Error, Result};
@@ -28,12 +29,6 @@ pub trait Job {
     /// The batch of number `run.micro_step` forward and, by [`Run::backward`], backward.
     fn micro_step(&mut self, run: &Run) -> Result<Losses>;
 
-    /// The epoch of a batch, and its place in it.
-    fn position(&self, micro_step: u64) -> (usize, usize);
-
-    /// Batches of an epoch.
-    fn batches_per_epoch(&self) -> usize;
-
     /// Turns dropout on or off.
     fn set_training(&self, training: bool);
 
@@ -43,6 +38,15 @@ pub trait Job {
 
     /// Whether [`Job::evaluate`] has something to do after the present step.
     fn evaluation_is_due(&self, run: &Run) -> bool;
+
+    /// Makes a sample that another thread asked for, with dropout off. Interrupted with [`Error::Interrupted`] once `interrupt` is set.
+    fn sample(
+        &mut self,
+        run: &mut Run,
+        request: &SampleRequest,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<()>;
 
     /// Writes what is trained, as it is now, to `folder` as PEFT has it.
     fn write_adapter(&self, folder: &Path) -> Result<()>;
@@ -59,58 +63,97 @@ impl Run {
     }
 }
 
-/// Optimizer steps until the run's last one, or until `interrupt` is set, with the state saved.
-pub fn train(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
+/// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved.
+pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
     if run.step == 0 || run.evaluation_is_owed {
-        evaluate(job, run, interrupt, observer)?;
+        evaluate(job, run, control, observer)?;
     }
     run.report_training(observer);
     job.set_training(true);
+    obey(job, run, control, observer)?;
     while run.step < run.total_steps {
         let began = Instant::now();
-        let first = run.micro_step;
-        run.accumulated = run.training.accumulation_divisor(job.position(first).1, job.batches_per_epoch());
+        let (epoch, first) = run.position();
+        run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
         let mut losses: Vec<Losses> = Vec::new();
         // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
         // an epoch ends the addition.
         loop {
             losses.push(catching(|| job.micro_step(run))?);
             run.micro_step += 1;
-            let (_, index) = job.position(run.micro_step);
-            if index == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
+            if run.position().1 == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
                 break;
             }
         }
         let metrics = catching(|| optimizer_step(job.parts(), run, &losses, began))?;
-        let epoch = job.position(first).0 as u64;
-        run.note(StepMetrics { epoch, ..metrics }, observer)?;
-        if job.evaluation_is_due(run) {
-            job.set_training(false);
-            evaluate(job, run, interrupt, observer)?;
-            job.set_training(true);
-            if run.step < run.total_steps {
-                run.report_training(observer);
-            }
-        }
-        let (stop, last) = (interrupt.requested(), run.step == run.total_steps);
-        if stop || last || run.step.is_multiple_of(run.training.checkpointing_steps) {
-            save(job, run, observer)?;
-            if stop && !last {
-                return Err(run.interrupted());
-            }
-            if !last {
-                run.report_training(observer);
-            }
-        }
+        run.note(StepMetrics { epoch: epoch as u64, ..metrics }, observer)?;
+        between_steps(job, run, control, observer)?;
     }
     job.set_training(false);
     observer.on(Event::End);
     Ok(())
 }
 
+/// What is due after a step: an evaluation, what other threads have asked for, a checkpoint, the end.
+fn between_steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
+    if job.evaluation_is_due(run) {
+        job.set_training(false);
+        evaluate(job, run, control, observer)?;
+        job.set_training(true);
+        report_again(run, observer);
+    }
+    obey(job, run, control, observer)?;
+    let stop = control.interrupt().requested();
+    if stop || run.is_done() || run.step.is_multiple_of(run.training.checkpointing_steps) {
+        save(job, run, observer)?;
+        if stop && !run.is_done() {
+            return Err(run.interrupted());
+        }
+        report_again(run, observer);
+    }
+    Ok(())
+}
+
+/// Does what other threads have asked for, and waits while the run is to pause.
+fn obey(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
+    let mut paused: Option<Instant> = None;
+    loop {
+        match control.next() {
+            Order::Save => save(job, run, observer)?,
+            Order::Sample(request) => sample(job, run, &request, control, observer)?,
+            Order::Wait if !run.is_done() => {
+                if paused.is_none() {
+                    paused = Some(Instant::now());
+                    observer.on(Event::End);
+                    observer.on(Event::Paused { step: run.step });
+                }
+                control.wait();
+                continue;
+            }
+            Order::Wait | Order::GoOn => break,
+        }
+        if paused.is_none() {
+            report_again(run, observer);
+        }
+    }
+    if let Some(since) = paused {
+        run.paused += since.elapsed();
+        observer.on(Event::Continued { step: run.step });
+        report_again(run, observer);
+    }
+    Ok(())
+}
+
+/// [`Run::report_training`] after something else, where steps are left.
+fn report_again(run: &Run, observer: &mut dyn Observer) {
+    if !run.is_done() {
+        run.report_training(observer);
+    }
+}
+
 /// [`Job::evaluate`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
-fn evaluate(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-    let outcome = job.evaluate(run, interrupt, observer);
+fn evaluate(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
+    let outcome = job.evaluate(run, control.interrupt(), observer);
     run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_)));
     if run.evaluation_is_owed {
         save(job, run, observer)?;
@@ -119,11 +162,37 @@ fn evaluate(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt, observer: &
     outcome
 }
 
+/// [`Job::sample`]. A sample that cannot be made costs no run; one that is broken off has been asked to be.
+fn sample(
+    job: &mut dyn Job,
+    run: &mut Run,
+    request: &SampleRequest,
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    job.set_training(false);
+    let outcome = catching(|| job.sample(run, request, control.interrupt(), observer));
+    job.set_training(true);
+    match outcome {
+        Ok(()) | Err(Error::Interrupted(_)) => {}
+        Err(error) => {
+            observer.on(Event::End);
+            observer.warning(format!("the sample was not made: {error}"));
+        }
+    }
+    Ok(())
+}
+
+/// Writes the checkpoint of the present step, if it is not there yet.
 fn save(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()> {
-    let (epoch, _) = job.position(run.micro_step);
+    if run.saved == Some((run.step, run.evaluation_is_owed)) {
+        return Ok(());
+    }
     observer.begin("writing", 1, "");
-    run.save_checkpoint(epoch, |folder| job.write_adapter(folder))?;
+    run.save_checkpoint(|folder| job.write_adapter(folder))?;
     observer.on(Event::End);
+    let path = run.folder.join(&format!("checkpoint-{}", run.step));
+    observer.on(Event::Checkpoint { path, step: run.step });
     Ok(())
 }
 

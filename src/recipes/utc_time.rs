@@ -6,7 +6,7 @@ const SECONDS_A_DAY: u64 = 24 * 60 * 60;
 
 /// Year, month and day of the Gregorian calendar, and the second of the day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct UtcTime {
+pub struct UtcTime {
     year: u64,
     month: u64,
     day: u64,
@@ -15,7 +15,7 @@ pub(super) struct UtcTime {
 
 impl UtcTime {
     /// That of the system's clock.
-    pub(super) fn now() -> Self {
+    pub fn now() -> Self {
         Self::at(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
@@ -39,12 +39,12 @@ impl UtcTime {
     }
 
     /// `2026-11-26`.
-    pub(super) fn date(self) -> String {
+    pub fn date(self) -> String {
         format!("{}-{:02}-{:02}", self.year, self.month, self.day)
     }
 
     /// `2026-11-26T01:02:03Z`, ISO 8601.
-    pub(super) fn date_and_time(self) -> String {
+    pub fn date_and_time(self) -> String {
         let (hour, minute, second) = (self.second / 3600, self.second / 60 % 60, self.second % 60);
         format!("{}T{hour:02}:{minute:02}:{second:02}Z", self.date())
     }

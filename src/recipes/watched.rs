@@ -2,6 +2,8 @@
 
 use super::observer::{Event, Observer};
 use crate::error::Result;
+use crate::sample::drawn_image::DrawnImage;
+use crate::sample::painter::{DrawingListener, Pictures};
 use crate::train::interrupt::Interrupt;
 
 /// A phase in the doing; it is over when this is dropped.
@@ -39,5 +41,39 @@ impl<'a> Watched<'a> {
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
         self.observer.on(Event::End);
+    }
+}
+
+/// What becomes of a picture that is finished.
+type Take<'a> = &'a mut dyn FnMut(&DrawnImage, &mut dyn Observer) -> Result<()>;
+
+/// The drawing of pictures as such a phase: a bar over the sampler's steps.
+pub struct WatchedDrawing<'a> {
+    work: Watched<'a>,
+    take: Take<'a>,
+}
+
+impl<'a> WatchedDrawing<'a> {
+    /// Begins the phase `name`, in which `pictures` are drawn; `take` gets each one as it is finished.
+    pub fn begin(
+        name: &str,
+        pictures: &Pictures,
+        interrupt: &'a Interrupt,
+        observer: &'a mut dyn Observer,
+        take: Take<'a>,
+    ) -> Self {
+        Self { work: Watched::begin(name, pictures.total_steps(), "sampler steps", interrupt, observer), take }
+    }
+}
+
+impl DrawingListener for WatchedDrawing<'_> {
+    fn on_step(&mut self, done: usize) -> Result<()> {
+        self.work.done = done as u64;
+        self.work.add(0);
+        self.work.check()
+    }
+
+    fn on_image(&mut self, drawn: DrawnImage) -> Result<()> {
+        (self.take)(&drawn, self.work.observer)
     }
 }

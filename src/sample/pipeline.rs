@@ -1,16 +1,19 @@
-//! A whole Stable Diffusion pipeline in memory, for many prompts in one batch.
+//! A Stable Diffusion pipeline that draws again and again: its networks stay in memory, and adapters change on them.
 
-use super::text_to_image::{decode, sample_latents, Conditioning, Sampling};
-use crate::adapters::{attach, AdapterSet, Init, Part};
+use super::drawn_image::NamedStrength;
+use super::painter::{DrawingListener, Painter, Pictures};
+use super::text_to_image::{decode, Conditioning};
+use crate::adapters::{attach, AdapterSet, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
-use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
     vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder,
 };
 use crate::schedulers::SchedulerConfig;
 use crate::weights::Placement;
 use image::RgbImage;
+use std::path::Path;
 use tch::Tensor;
 
 /// The noise schedule's configuration of a model, as its files have it.
@@ -20,70 +23,218 @@ pub fn scheduler_config(files: &PipelineFiles) -> Result<SchedulerConfig> {
         .map_err(|error| Error::file(files.root().join("scheduler/scheduler_config.json"), error.to_string()))
 }
 
-/// All networks that make an image of a text.
+/// Which networks of a pipeline are in memory at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residence {
+    /// All of them, so that the next prompt is drawn at once.
+    Together,
+    /// The text encoder goes before the UNet comes, and the other way round: the least memory.
+    InTurn,
+}
+
+/// An adapter on a pipeline.
+#[derive(Debug)]
+pub struct PipelineAdapter {
+    /// Its name and strength.
+    pub used: NamedStrength,
+    /// What it changes.
+    pub set: AdapterSet,
+}
+
+/// A pipeline: what of it is not in memory yet is loaded when it is needed.
 pub struct Pipeline {
-    /// Predicts the noise.
-    pub unet: Loaded<UNet2DConditionModel>,
-    /// Prompts to embeddings.
-    pub text_encoder: Loaded<ClipTextModel>,
-    /// Latents to pixels.
-    pub vae_decoder: Loaded<VaeDecoder>,
-    /// Prompts to ids.
-    pub tokenizer: ClipTokenizer,
-    /// The noise schedule.
-    pub scheduler: SchedulerConfig,
+    files: PipelineFiles,
     placement: Placement,
+    residence: Residence,
+    name: String,
+    tiling: bool,
+    tokenizer: ClipTokenizer,
+    scheduler: SchedulerConfig,
+    adapters: Vec<AdapterSet>,
+    used: Vec<NamedStrength>,
+    text_encoder: Option<Loaded<ClipTextModel>>,
+    unet: Option<Loaded<UNet2DConditionModel>>,
+    vae_decoder: Option<Loaded<VaeDecoder>>,
 }
 
 impl Pipeline {
-    /// Loads all parts.
-    pub fn load(files: &PipelineFiles, placement: Placement) -> Result<Self> {
-        let for_vae = Placement { kind: vae_kind(placement.kind), ..placement };
+    /// The pipeline behind `files`, of which no network is loaded yet. `model` is how it was named: a path or a hub id.
+    pub fn open(files: PipelineFiles, model: &str, placement: Placement, residence: Residence) -> Result<Self> {
+        let name = short_name(Path::new(model));
         Ok(Self {
-            unet: files.load_unet(placement)?,
-            text_encoder: files.load_text_encoder(placement)?,
-            vae_decoder: files.load_vae_decoder(for_vae)?,
             tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
-            scheduler: scheduler_config(files)?.for_stable_diffusion(),
+            scheduler: scheduler_config(&files)?.for_stable_diffusion(),
+            files,
             placement,
+            residence,
+            name,
+            tiling: false,
+            adapters: Vec::new(),
+            used: Vec::new(),
+            text_encoder: None,
+            unet: None,
+            vae_decoder: None,
         })
     }
 
-    /// Puts `adapter` on the networks that it is for, under `name`.
-    pub fn put_on(&self, name: &str, adapter: &AdapterSet) -> Result<()> {
-        for (part, sites) in [(Part::UNet, &self.unet.sites), (Part::TextEncoder, &self.text_encoder.sites)] {
-            if let Some(adapter) = adapter.part(part) {
-                attach(sites, name, adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+    /// Has large pictures decoded tile by tile, which needs the memory of one tile.
+    pub fn use_tiling(&mut self, tiling: bool) {
+        self.tiling = tiling;
+        if let Some(vae_decoder) = &mut self.vae_decoder {
+            vae_decoder.model.use_tiling(tiling);
+        }
+    }
+
+    /// The model's files.
+    pub fn files(&self) -> &PipelineFiles {
+        &self.files
+    }
+
+    /// Prompts to ids.
+    pub fn tokenizer(&self) -> &ClipTokenizer {
+        &self.tokenizer
+    }
+
+    /// The noise schedule, as for sampling.
+    pub fn scheduler(&self) -> &SchedulerConfig {
+        &self.scheduler
+    }
+
+    /// The adapters that it draws with.
+    pub fn adapters(&self) -> &[NamedStrength] {
+        &self.used
+    }
+
+    /// Draws with `adapters` from now on, and with no other. Networks that are in memory stay there: each adapter is folded into
+    /// their weights, and out of them again to the same bits. Where only strengths differ from those of before, that is all;
+    /// where nothing does, nothing is done. After an error there are no adapters on it.
+    pub fn set_adapters(&mut self, adapters: Vec<PipelineAdapter>) -> Result<()> {
+        let (used, sets): (Vec<NamedStrength>, Vec<AdapterSet>) =
+            adapters.into_iter().map(|PipelineAdapter { used, set }| (used, set)).unzip();
+        let same_sets =
+            sets.len() == self.adapters.len() && std::iter::zip(&sets, &self.adapters).all(|(a, b)| a.is_same_as(b));
+        let same_strengths = same_sets && std::iter::zip(&used, &self.used).all(|(a, b)| a.strength == b.strength);
+        (self.adapters, self.used) = (sets, used);
+        if same_strengths {
+            return Ok(());
+        }
+        let outcome = self.loaded_parts().into_iter().try_for_each(|(part, sites)| match same_sets {
+            true => self.set_strengths(part, sites),
+            false => self.put_on(part, sites),
+        });
+        outcome.inspect_err(|_| {
+            self.loaded_parts().into_iter().for_each(|(_, sites)| take_off(sites));
+            (self.adapters, self.used) = Default::default();
+        })
+    }
+
+    fn loaded_parts(&self) -> Vec<(Part, &Sites)> {
+        let unet = self.unet.iter().map(|unet| (Part::UNet, unet.sites.as_ref()));
+        unet.chain(self.text_encoder.iter().map(|encoder| (Part::TextEncoder, encoder.sites.as_ref()))).collect()
+    }
+
+    /// Puts the adapters on a network, which has others or none.
+    fn put_on(&self, part: Part, sites: &Sites) -> Result<()> {
+        take_off(sites);
+        for (index, set) in self.adapters.iter().enumerate() {
+            if let Some(adapter) = set.part(part) {
+                attach(sites, &numbered(index), adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
             }
         }
+        self.set_strengths(part, sites)
+    }
+
+    /// Folds the adapters, which are on the network, into its weights: a step costs what the plain model's does.
+    fn set_strengths(&self, part: Part, sites: &Sites) -> Result<()> {
+        sites.unmerge();
+        for (index, (set, used)) in self.adapters.iter().zip(&self.used).enumerate() {
+            if set.part(part).is_some() {
+                sites.set_scale(&numbered(index), used.strength)?;
+            }
+        }
+        sites.merge();
         Ok(())
     }
 
-    /// Embeddings `[prompts, t, e]`, with the graph that leads to them.
-    pub fn embed(&self, prompts: &[String]) -> Result<Tensor> {
-        let ids = prompts.iter().map(|prompt| self.tokenizer.encode(prompt)).collect::<Result<Vec<_>>>()?;
-        let ids = ClipTextModel::ids(&ids, self.placement.device);
-        catching(|| Ok(self.text_encoder.model.forward(&ids, false)))
+    /// Encodes the prompts of `pictures`, and loads what draws them.
+    pub fn prepare(&mut self, pictures: &Pictures) -> Result<Conditioning> {
+        if self.residence == Residence::InTurn {
+            (self.unet, self.vae_decoder) = (None, None);
+        }
+        let text_encoder = match self.text_encoder.take() {
+            Some(loaded) => loaded,
+            None => {
+                let loaded = self.files.load_text_encoder(self.placement)?;
+                self.put_on(Part::TextEncoder, &loaded.sites)?;
+                loaded
+            }
+        };
+        let (prompts, negative) = (&pictures.prompts, pictures.negative_prompt.as_str());
+        let on = Conditioning::encode(&self.tokenizer, &text_encoder.model, self.placement.device, prompts, negative);
+        match self.residence {
+            Residence::Together => self.text_encoder = Some(text_encoder),
+            Residence::InTurn => drop(text_encoder),
+        }
+        let on = on?;
+        if self.unet.is_none() {
+            let loaded = self.files.load_unet(self.placement)?;
+            self.put_on(Part::UNet, &loaded.sites)?;
+            self.unet = Some(loaded);
+        }
+        if self.vae_decoder.is_none() {
+            let mut loaded = self.files.load_vae_decoder(self.vae_placement())?;
+            loaded.model.use_tiling(self.tiling);
+            self.vae_decoder = Some(loaded);
+        }
+        memory::release_cached(self.placement.device)?;
+        Ok(on)
     }
 
-    /// One image a prompt, all of them at once, the i-th from the noise of `seeds[i]`; `on_step` as for
-    /// [`sample_latents`].
-    pub fn draw(
-        &self,
-        prompts: &[String],
-        seeds: &[i64],
-        sampling: &Sampling,
-        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
-    ) -> Result<Vec<RgbImage>> {
-        let _no_grad = tch::no_grad_guard();
-        let on = Conditioning { prompt: self.embed(prompts)?, negative: self.embed(&[String::new()])? };
-        let latents = sample_latents(&self.unet.model, &self.scheduler, &on, sampling, seeds, on_step)?;
-        self.decode(&latents)
+    fn vae_placement(&self) -> Placement {
+        Placement { kind: vae_kind(self.placement.kind), ..self.placement }
+    }
+
+    /// Draws `pictures` of what [`Pipeline::prepare`] made of their prompts.
+    pub fn draw(&self, pictures: &Pictures, on: &Conditioning, listener: &mut dyn DrawingListener) -> Result<()> {
+        let (Some(unet), Some(vae_decoder)) = (&self.unet, &self.vae_decoder) else {
+            return Err(Error::Internal("pictures are drawn before their prompts are encoded".to_owned()));
+        };
+        let painter = Painter {
+            unet: &unet.model,
+            vae_decoder: &vae_decoder.model,
+            vae_kind: self.vae_placement().kind,
+            scheduler: &self.scheduler,
+            model: &self.name,
+            adapters: &self.used,
+        };
+        painter.draw(pictures, on, listener)
     }
 
     /// Images of latents `[n, 4, h, w]` in the UNet's scale.
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<RgbImage>> {
-        let latents = latents.to_device(self.placement.device);
-        decode(&self.vae_decoder.model, &latents, vae_kind(self.placement.kind))
+    pub fn decode(&mut self, latents: &Tensor) -> Result<Vec<RgbImage>> {
+        let placement = self.vae_placement();
+        let vae_decoder = match &self.vae_decoder {
+            Some(loaded) => loaded,
+            None => self.vae_decoder.insert(self.files.load_vae_decoder(placement)?),
+        };
+        let latents = latents.to_device(placement.device);
+        (0..latents.size()[0])
+            .map(|row| decode(&vae_decoder.model, &latents.narrow(0, row, 1), placement.kind))
+            .collect()
     }
+}
+
+/// The name of a model or an adapter in pictures' parameters: that of its file or folder.
+pub fn short_name(path: &Path) -> String {
+    path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The name of an adapter on the networks: the same one twice is twice its change.
+fn numbered(index: usize) -> String {
+    format!("adapter {index}")
+}
+
+fn take_off(sites: &Sites) {
+    sites.unmerge();
+    sites.clear();
 }

@@ -42,28 +42,42 @@ pub struct Sampling {
 
 /// What the UNet is conditioned on.
 pub struct Conditioning {
-    /// Of the prompt, or of one prompt an image: `[1 or n, t, e]`.
+    /// Of one prompt for all images, or of one an image: `[1 or n, t, e]`.
     pub prompt: Tensor,
-    /// Of the negative prompt: `[1 or n, t, e]`.
+    /// Of the negative prompt: `[1, t, e]`.
     pub negative: Tensor,
 }
 
 impl Conditioning {
-    /// Encodes a prompt and a negative prompt (empty for none).
-    pub fn encode(
+    /// Encodes prompts, one for all images or one an image, and the negative prompt of all (empty for none).
+    pub fn encode<S: AsRef<str>>(
         tokenizer: &ClipTokenizer,
         text_encoder: &ClipTextModel,
         device: Device,
-        prompt: &str,
+        prompts: &[S],
         negative: &str,
     ) -> Result<Self> {
-        let encode = |text: &str| -> Result<Tensor> {
-            let ids = tokenizer.encode(text)?;
-            text_encoder.check_ids(&ids)?;
-            let ids = ClipTextModel::ids(&[ids], device);
+        let encode = |texts: &[&str]| -> Result<Tensor> {
+            let ids = texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>>>()?;
+            ids.iter().try_for_each(|ids| text_encoder.check_ids(ids))?;
+            let ids = ClipTextModel::ids(&ids, device);
             catching(|| Ok(tch::no_grad(|| text_encoder.forward(&ids, false))))
         };
-        Ok(Self { prompt: encode(prompt)?, negative: encode(negative)? })
+        let prompts: Vec<&str> = prompts.iter().map(AsRef::as_ref).collect();
+        Ok(Self { prompt: encode(&prompts)?, negative: encode(&[negative])? })
+    }
+
+    /// That of `count` images from the number `first` on.
+    pub(super) fn of_images(&self, first: usize, count: usize) -> Self {
+        match self.prompt.size()[0] {
+            1 => self.shallow_clone(),
+            _ => Self { prompt: self.prompt.narrow(0, first as i64, count as i64), ..self.shallow_clone() },
+        }
+    }
+
+    /// The same, with the same tensors.
+    pub fn shallow_clone(&self) -> Self {
+        Self { prompt: self.prompt.shallow_clone(), negative: self.negative.shallow_clone() }
     }
 }
 
@@ -112,16 +126,12 @@ pub fn sample_latents(
     Ok(latents)
 }
 
-/// Pictures of latents `[n, 4, h, w]` in the UNet's scale, one at a time so that memory stays small.
-pub fn decode(vae: &VaeDecoder, latents: &Tensor, kind: Kind) -> Result<Vec<RgbImage>> {
+/// The picture of latents `[1, 4, h, w]` in the UNet's scale.
+pub fn decode(vae: &VaeDecoder, latents: &Tensor, kind: Kind) -> Result<RgbImage> {
     let _no_grad = tch::no_grad_guard();
     let scaled = latents / vae.config().scaling_factor;
-    (0..latents.size()[0])
-        .map(|i| {
-            let pixels = catching(|| Ok(vae.decode(&scaled.narrow(0, i, 1).to_kind(kind)).to_kind(Kind::Float)))?;
-            to_image(&pixels.squeeze_dim(0))
-        })
-        .collect()
+    let pixels = catching(|| Ok(vae.decode(&scaled.to_kind(kind)).to_kind(Kind::Float)))?;
+    to_image(&pixels.squeeze_dim(0))
 }
 
 /// Pixels `[3, h, w]` in [-1, 1] as an image.
@@ -134,25 +144,4 @@ pub fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     let bytes = ((pixels / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8);
     let bytes = Vec::<u8>::try_from(bytes.permute([1, 2, 0]).contiguous().to_device(Device::Cpu).flatten(0, -1))?;
     RgbImage::from_raw(width as u32, height as u32, bytes).ok_or_else(|| Error::invalid("an image has no pixels"))
-}
-
-/// The keyword of a PNG text chunk in which image tools look for what a picture was drawn with.
-pub const PARAMETERS: &str = "parameters";
-
-/// A PNG with `parameters` as a text chunk of that name.
-pub fn png_with_parameters(image: &RgbImage, parameters: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let failed = |e: png::EncodingError| Error::invalid(format!("an image cannot be encoded: {e}"));
-    let mut encoder = png::Encoder::new(&mut bytes, image.width(), image.height());
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    match parameters.is_ascii() {
-        true => encoder.add_text_chunk(PARAMETERS.into(), parameters.into()),
-        false => encoder.add_itxt_chunk(PARAMETERS.into(), parameters.into()),
-    }
-    .map_err(failed)?;
-    let mut writer = encoder.write_header().map_err(failed)?;
-    writer.write_image_data(image.as_raw()).map_err(failed)?;
-    writer.finish().map_err(failed)?;
-    Ok(bytes)
 }

@@ -4,9 +4,12 @@ use super::likeness::{Appearance, Distances};
 use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
 use crate::error::Result;
-use crate::recipes::observer::{Event, Observer};
+use crate::recipes::observer::Observer;
+use crate::recipes::watched::WatchedDrawing;
+use crate::sample::drawn_image::DrawnImage;
+use crate::sample::painter::Pictures;
 use crate::sample::pipeline::Pipeline;
-use crate::sample::text_to_image::{png_with_parameters, Sampling};
+use crate::sample::text_to_image::Sampling;
 use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
 use image::RgbImage;
@@ -54,12 +57,12 @@ impl Gallery {
     /// Draws them all.
     pub fn draw(
         &self,
-        pipeline: &Pipeline,
+        pipeline: &mut Pipeline,
         phase: &str,
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
-    ) -> Result<Vec<RgbImage>> {
-        let side = i64::from(SIDE) / pipeline.vae_decoder.model.config().scale_factor();
+    ) -> Result<Vec<DrawnImage>> {
+        let side = i64::from(SIDE) / pipeline.files().vae_config()?.scale_factor();
         let sampling = Sampling {
             steps: SAMPLER_STEPS,
             guidance_scale: GUIDANCE,
@@ -67,23 +70,31 @@ impl Gallery {
             latent_height: side,
             latent_width: side,
         };
-        observer.begin(phase, SAMPLER_STEPS as u64, "sampler steps");
-        let images = pipeline.draw(&self.prompts, &self.seeds, &sampling, &mut |done, total| {
-            observer.on(Event::Progress { done: (done * SAMPLER_STEPS / total) as u64 });
-            interrupt.check().map_err(stopped)
-        })?;
-        observer.on(Event::End);
+        let pictures = Pictures {
+            prompts: self.prompts.clone(),
+            negative_prompt: String::new(),
+            seeds: self.seeds.clone(),
+            batch_size: self.prompts.len(),
+            sampling,
+        };
+        let on = pipeline.prepare(&pictures)?;
+        let mut images = Vec::new();
+        let mut keep = |drawn: &DrawnImage, _: &mut dyn Observer| -> Result<()> {
+            images.push(drawn.clone());
+            Ok(())
+        };
+        let mut listener = WatchedDrawing::begin(phase, &pictures, interrupt, observer, &mut keep);
+        pipeline.draw(&pictures, &on, &mut listener).map_err(stopped)?;
+        drop(listener);
         Ok(images)
     }
 
     /// Writes `images` of these prompts as `NAME-00.png` and so on, with their parameters.
-    pub fn write(&self, folder: &Path, name: &str, images: &[RgbImage]) -> Result<()> {
-        for (i, image) in images.iter().enumerate() {
-            let (prompt, seed) = (&self.prompts[i], self.seeds[i]);
-            let text = format!("{prompt}\nSteps: {SAMPLER_STEPS}, CFG scale: {GUIDANCE}, Seed: {seed}");
-            write_whole(&folder.join(format!("{name}-{i:02}.png")), &png_with_parameters(image, &text)?)?;
-        }
-        Ok(())
+    pub fn write(&self, folder: &Path, name: &str, images: &[DrawnImage]) -> Result<()> {
+        images
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, drawn)| write_whole(&folder.join(format!("{name}-{i:02}.png")), &drawn.png()?))
     }
 
     /// What belongs to the prompts of the subject, of a list in the order of all prompts.
@@ -116,4 +127,9 @@ impl Gallery {
         };
         (0..appearances.len()).map(report).collect()
     }
+}
+
+/// What was drawn, without its parameters.
+pub fn images(drawn: &[DrawnImage]) -> Vec<RgbImage> {
+    drawn.iter().map(|drawn| drawn.image.clone()).collect()
 }

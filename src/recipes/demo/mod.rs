@@ -7,6 +7,7 @@ mod gallery;
 pub mod likeness;
 pub mod report;
 
+use super::control::Control;
 use super::dreambooth_config::DreamBoothConfig;
 use super::dreambooth_lora;
 use super::observer::Observer;
@@ -17,16 +18,19 @@ use crate::data::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
-use crate::sample::pipeline::Pipeline;
+use crate::sample::drawn_image::NamedStrength;
+use crate::sample::pipeline::{Pipeline, PipelineAdapter, Residence};
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;
 use crate::train::precision::Precision;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
+pub use assets::write_model;
 use clap::Args;
-use gallery::{Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
+use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
 use likeness::{appearances, Appearance, Distances, Likeness};
 use report::Report;
+use serde_json::{json, Value};
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -92,25 +96,27 @@ pub fn run(
     let gallery = Gallery::of_all_prompts(seed);
 
     // 1. What the model knows.
-    let pipeline = Pipeline::load(&files, placement)?;
-    let before = gallery.draw(&pipeline, "images before", interrupt, observer)?;
-    let references = References::new(&folder, &files, &pipeline, seed, interrupt, observer)?;
+    let model = folder.model().display().to_string();
+    let mut pipeline = Pipeline::open(files.clone(), &model, placement, Residence::Together)?;
+    let before = gallery.draw(&mut pipeline, "images before", interrupt, observer)?;
+    let references = References::new(&folder, &files, &mut pipeline, seed, interrupt, observer)?;
     drop(pipeline);
     memory::release_cached(device)?;
 
     // 2. The training: the command that a user would type.
     let training_began = Instant::now();
-    dreambooth_lora::train(&options, device, seed, interrupt, observer).map_err(stopped)?;
+    dreambooth_lora::train(&options, device, seed, &Control::of(interrupt.clone()), observer).map_err(stopped)?;
     let training_seconds = training_began.elapsed().as_secs_f64();
 
     // 3. What it knows now.
-    let pipeline = Pipeline::load(&files, placement)?;
-    pipeline.put_on("demo", &read_any(&folder.adapter(), None)?)?;
-    let after = gallery.draw(&pipeline, "images after", interrupt, observer)?;
+    let mut pipeline = Pipeline::open(files.clone(), &model, placement, Residence::Together)?;
+    let used = NamedStrength { name: "adapter".to_owned(), strength: 1.0 };
+    pipeline.set_adapters(vec![PipelineAdapter { used, set: read_any(&folder.adapter(), None)? }])?;
+    let after = gallery.draw(&mut pipeline, "images after", interrupt, observer)?;
     drop(pipeline);
 
     // 4. The difference.
-    let (appearances_before, appearances_after) = (appearances(&before), appearances(&after));
+    let (appearances_before, appearances_after) = (appearances(&images(&before)), appearances(&images(&after)));
     let measured = |appearances: &[Appearance]| {
         appearances.iter().map(|appearance| references.measure(appearance)).collect::<Vec<_>>()
     };
@@ -137,7 +143,7 @@ pub fn run(
     gallery.write(&folder.images(), "before", &before)?;
     gallery.write(&folder.images(), "after", &after)?;
     let contact_sheet = folder.path.join("contact-sheet.png");
-    report::write_sheet(&contact_sheet, &folder, &gallery, (&before, &after), &report)?;
+    report::write_sheet(&contact_sheet, &folder, &gallery, (&images(&before), &images(&after)), &report)?;
     write_json(&folder.path.join("report.json"), &report)?;
     Ok(Finished { contact_sheet, adapter: folder.adapter(), model: folder.model(), report })
 }
@@ -209,38 +215,60 @@ impl Folder {
     }
 }
 
+/// What the demo's model is trained with, whatever the subject, as options of `train dreambooth` by their names.
+const USUAL: [(&str, &str); 9] = [
+    ("resolution", "64"),
+    ("train_batch_size", "4"),
+    ("learning_rate", "1.5e-3"),
+    ("lr_scheduler", "cosine"),
+    ("lora_targets", LORA_TARGETS),
+    ("lora_r", "16"),
+    ("lora_alpha", "32"),
+    ("guidance_scale", "3"),
+    ("sample_batch_size", "16"),
+];
+/// Class images of the demo.
+const CLASS_IMAGES: u64 = 32;
+
+/// Settings for the demo's model and its subject, by the names of `train dreambooth`'s options: where a page starts from.
+pub fn usual_options() -> Value {
+    let mut options = json!({
+        "instance_prompt": SUBJECT_PROMPT, "class_prompt": CLASS_PROMPT, "with_prior_preservation": true,
+        "num_class_images": CLASS_IMAGES, "train_text_encoder": true, "max_train_steps": 400,
+    });
+    for (name, value) in USUAL {
+        // As JSON where it is a number.
+        options[name] = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    }
+    options
+}
+
 /// What the demo trains with, as flags of `train dreambooth`.
 fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
     let text = |path: PathBuf| path.display().to_string();
     let steps = config.max_train_steps.to_string();
-    let (side, guidance) = (SIDE.to_string(), GUIDANCE.to_string());
     let (model, photos, class_images, adapter) =
         (text(folder.model()), text(folder.photos()), text(folder.class_images()), text(folder.adapter()));
+    let class_count = CLASS_IMAGES.to_string();
     let mut flags = vec![
         ["--model", &model],
         ["--instance-data-dir", &photos],
         ["--instance-prompt", SUBJECT_PROMPT],
         ["--output-dir", &adapter],
-        ["--resolution", &side],
-        ["--train-batch-size", "4"],
         ["--max-train-steps", &steps],
-        ["--learning-rate", "1.5e-3"],
-        ["--lr-scheduler", "cosine"],
-        ["--lora-targets", LORA_TARGETS],
-        ["--lora-r", "16"],
-        ["--lora-alpha", "32"],
-        ["--guidance-scale", &guidance],
         ["--validation-prompt", SUBJECT_PROMPT],
     ];
     if !config.no_prior_preservation {
         flags.extend([
             ["--class-data-dir", &class_images],
             ["--class-prompt", CLASS_PROMPT],
-            ["--num-class-images", "32"],
-            ["--sample-batch-size", "16"],
+            ["--num-class-images", &class_count],
         ]);
     }
     let mut flags: Vec<String> = flags.concat().into_iter().map(str::to_owned).collect();
+    for (name, value) in USUAL {
+        flags.extend([format!("--{}", name.replace('_', "-")), value.to_owned()]);
+    }
     flags.push("--train-text-encoder".to_owned());
     flags.extend((!config.no_prior_preservation).then(|| "--with-prior-preservation".to_owned()));
     flags
@@ -258,7 +286,7 @@ impl References {
     fn new(
         folder: &Folder,
         files: &PipelineFiles,
-        pipeline: &Pipeline,
+        pipeline: &mut Pipeline,
         seed: i64,
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
@@ -273,7 +301,7 @@ impl References {
         for (i, photo) in subject.iter().enumerate() {
             write_png(&folder.images().join(format!("photo-{i:02}.png")), photo)?;
         }
-        Ok(Self { subject: appearances(&subject), class: appearances(&class) })
+        Ok(Self { subject: appearances(&subject), class: appearances(&images(&class)) })
     }
 
     fn measure(&self, appearance: &Appearance) -> Distances {

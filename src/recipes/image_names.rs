@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
-use crate::sample::text_to_image::PARAMETERS;
+use crate::sample::drawn_image::PARAMETERS;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -92,7 +92,7 @@ fn with_ending(stem: &Path, ending: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::text_to_image::png_with_parameters;
+    use crate::sample::drawn_image::png_with_parameters;
     use image::RgbImage;
     use std::fs;
 

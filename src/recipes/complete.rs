@@ -1,0 +1,372 @@
+//! Continues, answers or classifies a text with a language model and any number of adapters; a model that is loaded does so for one
+//! configuration after another.
+
+use super::adapter_argument::path_and_scale;
+use super::compute_dtype::Dtype;
+use super::given_adapters::GivenAdapters;
+use super::language_base::{LanguageBase, WantedModel};
+use super::language_data_args::TaskChoice;
+use super::observer::{Event, Observer};
+use super::prompt_checks::warn_of_doubled_start;
+use super::prompted_text::PromptedText;
+use super::storage_args::StorageArgs;
+use super::{report_device, report_given_adapter, report_model};
+use crate::adapters::peft_folder::MODEL_FILE;
+use crate::adapters::Prompt;
+use crate::data::tokenizers::LanguageTokenizer;
+use crate::error::{Error, Result};
+use crate::libtorch::failure::catching;
+use crate::libtorch::random::seed_globally;
+use crate::models::language::{ClassifierInputs, HeadOptions, LanguageModel, SequenceClassifier};
+use crate::models::Loaded;
+use crate::sample::text_generation::{TextSampling, TextWriter};
+use crate::train::interrupt::Interrupt;
+use crate::weights::Placement;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
+use tch::{Device, Kind, Tensor};
+
+/// The default of `--max-new-tokens`.
+pub const MAX_NEW_TOKENS: usize = 50;
+
+/// All options.
+#[derive(Debug, Clone, Args)]
+pub struct CompleteConfig {
+    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Branch, tag or commit of a hub id
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
+    #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
+    pub adapter: Vec<String>,
+    /// The text to continue, answer or classify; - reads standard input
+    // Only the command line does; here it is a text as any other.
+    #[arg(long)]
+    pub prompt: String,
+    /// Maximum number of tokens to generate
+    #[arg(long, default_value_t = MAX_NEW_TOKENS)]
+    pub max_new_tokens: usize,
+    /// Sampling temperature; 0 always takes the most likely token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample from the K most likely tokens
+    #[arg(long)]
+    pub top_k: Option<i64>,
+    /// Sample from the most likely tokens whose probabilities add up to P (nucleus sampling)
+    #[arg(long)]
+    pub top_p: Option<f64>,
+    /// Number of beams of beam search
+    #[arg(long, default_value_t = 1)]
+    pub num_beams: usize,
+    /// Dtype of the computation
+    #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
+    pub dtype: Dtype,
+    /// How the model's weights are kept.
+    #[command(flatten)]
+    pub weights: StorageArgs,
+}
+
+impl CompleteConfig {
+    fn sampling(&self, ends: Vec<i64>) -> TextSampling {
+        TextSampling {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            num_beams: self.num_beams,
+            ends,
+        }
+    }
+}
+
+/// What a model makes of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Completion {
+    /// What it wrote.
+    Text {
+        /// The text, without its end.
+        text: String,
+        /// Its tokens, with the end.
+        tokens: usize,
+        /// How many of them a second.
+        tokens_per_s: f64,
+    },
+    /// How likely each class is, the likeliest first.
+    Classes(Vec<(String, f64)>),
+}
+
+/// Completes the prompt of `config` on `device`: each piece of the text is told to `observer` as it is written. `seed` draws tokens
+/// where they are drawn. Ends within a token once `interrupt` is set.
+pub fn complete(
+    config: &CompleteConfig,
+    device: Device,
+    seed: i64,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<Completion> {
+    let mut model = TextModel::open(config, device, seed, interrupt, observer)?;
+    model.complete(config, seed, interrupt, observer)
+}
+
+/// A language model in memory, with adapters that change.
+pub struct TextModel {
+    base: LanguageBase,
+    loaded: Loaded<LanguageModel>,
+    /// Classes of its head, where an adapter brought one.
+    labels: Option<i64>,
+    on_it: OnModel,
+    wanted: (PathBuf, Option<String>, StorageArgs),
+    device: Device,
+    kind: Kind,
+}
+
+/// The adapters on a model.
+struct OnModel {
+    /// As they were given, each with the time at which its file was written; none: they could not be put on.
+    given: Option<Vec<(String, Option<SystemTime>)>>,
+    prompt: Option<Prompt>,
+    classes: Option<Vec<String>>,
+}
+
+/// Adapters that were read for a model, and what follows from them.
+struct Read {
+    adapters: GivenAdapters,
+    classes: Option<Vec<String>>,
+    labels: Option<i64>,
+}
+
+impl TextModel {
+    /// Loads the model of `config` with its adapters. `seed` draws a head that neither of them has.
+    pub fn open(
+        config: &CompleteConfig,
+        device: Device,
+        seed: i64,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        config.weights.check()?;
+        let _watch = interrupt.watch();
+        let kind = config.dtype.kind(device);
+        let wanted =
+            WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+        wanted.check_path()?;
+        let mut base = wanted.open(observer)?;
+        base.files.store_in(config.weights.storage());
+        config.sampling(base.ends()?).check()?;
+        let read = Read::of(config, &base)?;
+        report_model(&config.model.display().to_string(), Some(base.files.architecture().model_type), observer);
+        report_device(device, kind, observer)?;
+        config.weights.report(device, observer);
+        config.adapter.iter().for_each(|text| report_given_adapter(text, observer));
+        let labels = read.labels;
+        let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
+        let on_it = OnModel { given: None, prompt: None, classes: None };
+        let wanted = (config.model.clone(), config.revision.clone(), config.weights.clone());
+        let mut model = Self { base, loaded, labels, on_it, wanted, device, kind };
+        model.put_on(read, config)?;
+        Ok(model)
+    }
+
+    /// Whether it is the model that `config` asks for, with its weights kept and computed with as it says.
+    pub fn is_for(&self, config: &CompleteConfig, device: Device) -> bool {
+        let (model, revision, weights) = &self.wanted;
+        (model, revision, weights) == (&config.model, &config.revision, &config.weights)
+            && (self.device, self.kind) == (device, config.dtype.kind(device))
+    }
+
+    /// Completes the prompt of `config`, whose model this must be ([`TextModel::is_for`]), as [`complete`] does. Other adapters than
+    /// those of before are put on the model where it is; only one that brings a classifier's head of another size loads it again.
+    pub fn complete(
+        &mut self,
+        config: &CompleteConfig,
+        seed: i64,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Completion> {
+        let sampling = config.sampling(self.base.ends()?);
+        sampling.check()?;
+        let _watch = interrupt.watch();
+        if self.on_it.given.as_ref() != Some(&stamped(&config.adapter)) {
+            let read = Read::of(config, &self.base)?;
+            config.adapter.iter().for_each(|text| report_given_adapter(text, observer));
+            if read.labels != self.labels {
+                self.on_it.given = None;
+                let place = Placement { device: self.device, kind: self.kind };
+                self.loaded = self.base.files.load(place, HeadOptions { labels: read.labels, seed })?;
+                self.labels = read.labels;
+            }
+            self.put_on(read, config)?;
+        }
+        warn_of_doubled_start("--prompt", &config.prompt, &self.base.tokenizer, observer)?;
+        let completer = Completer {
+            model: &self.loaded.model,
+            prompt: self.on_it.prompt.as_ref(),
+            tokenizer: &self.base.tokenizer,
+            classes: self.on_it.classes.as_deref(),
+            device: self.device,
+        };
+        completer.complete(&config.prompt, &sampling, seed, interrupt, &mut |piece| {
+            observer.on(Event::Text { text: piece.to_owned() });
+        })
+    }
+
+    /// Puts adapters on the model, in place of those of before.
+    fn put_on(&mut self, read: Read, config: &CompleteConfig) -> Result<()> {
+        self.on_it.given = None;
+        let sites = &self.loaded.sites;
+        sites.unmerge();
+        sites.clear();
+        let given = stamped(&config.adapter);
+        let prompt = read.adapters.put_on(&self.loaded, self.device)?;
+        sites.merge();
+        self.on_it = OnModel { given: Some(given), prompt, classes: read.classes };
+        Ok(())
+    }
+}
+
+/// Adapters as they are given, each with the time at which its file was written.
+fn stamped(given: &[String]) -> Vec<(String, Option<SystemTime>)> {
+    let written = |text: &String| {
+        let (path, _) = path_and_scale("--adapter", text).ok()?;
+        std::fs::metadata(path.join(MODEL_FILE)).and_then(|about| about.modified()).ok()
+    };
+    given.iter().map(|text| (text.clone(), written(text))).collect()
+}
+
+impl Read {
+    fn of(config: &CompleteConfig, base: &LanguageBase) -> Result<Self> {
+        let adapters = GivenAdapters::read(&config.adapter)?;
+        adapters.check_for(&base.files)?;
+        let only_classifies = base.files.architecture().tasks == [TaskChoice::SeqCls.peft_name()];
+        let classifies = base.files.is_classifier() || only_classifies;
+        let classes = match classifies || adapters.are_for(TaskChoice::SeqCls) {
+            true => Some(adapters.classes(&base.files)?.ok_or_else(|| adapters.without_classes(&base.files))?),
+            false => None,
+        };
+        // A head that no adapter brings must be in the model's files.
+        let labels = adapters.head_rows(&base.files)?;
+        Ok(Self { adapters, classes, labels })
+    }
+}
+
+/// A model in memory, wherever it is kept, that completes texts: one that is used, or one that trains.
+pub(super) struct Completer<'a> {
+    pub model: &'a LanguageModel,
+    /// What stands before each text.
+    pub prompt: Option<&'a Prompt>,
+    pub tokenizer: &'a LanguageTokenizer,
+    /// A classifier's classes.
+    pub classes: Option<&'a [String]>,
+    pub device: Device,
+}
+
+impl Completer<'_> {
+    /// Completes `text`; `on_piece` gets what is written, piece by piece.
+    pub fn complete(
+        &self,
+        text: &str,
+        sampling: &TextSampling,
+        seed: i64,
+        interrupt: &Interrupt,
+        on_piece: &mut dyn FnMut(&str),
+    ) -> Result<Completion> {
+        let ids = self.tokenizer.encode(text, usize::MAX)?.ids;
+        let ids = match self.model {
+            // What ends a text is nothing to go on with.
+            LanguageModel::Causal(_) => without_end(&ids, self.tokenizer.special_ids().eos),
+            _ => &ids,
+        };
+        if ids.is_empty() {
+            return Err(Error::invalid(
+                "--prompt is empty, but the model needs at least one token to continue; give it a text",
+            ));
+        }
+        let most = if self.classes.is_some() { 0 } else { sampling.max_new_tokens };
+        check_positions(self.model, self.prompt, ids.len(), most)?;
+        seed_globally(self.device, seed)?;
+        let read = tch::no_grad(|| {
+            let ids = Tensor::from_slice(ids).unsqueeze(0).to_device(self.device);
+            PromptedText::new(self.model, self.prompt, ids, None)
+        })?;
+        match (self.model, self.classes) {
+            (LanguageModel::Classifier(model), Some(classes)) => classify(model.as_ref(), read, classes),
+            (model, _) => self.write(TextWriter::of(model)?, read, sampling, interrupt, on_piece),
+        }
+    }
+
+    /// Writes a text, as it comes.
+    fn write(
+        &self,
+        writer: TextWriter,
+        mut read: PromptedText,
+        sampling: &TextSampling,
+        interrupt: &Interrupt,
+        on_piece: &mut dyn FnMut(&str),
+    ) -> Result<Completion> {
+        let cache = read.cache.take().unwrap_or_default();
+        let began = Instant::now();
+        let (mut stream, mut text) = (self.tokenizer.stream(), String::new());
+        let mut show = |piece: String| {
+            // A character can take several tokens.
+            if !piece.is_empty() {
+                on_piece(&piece);
+                text.push_str(&piece);
+            }
+        };
+        let mut on_token = |token: i64| {
+            // The end has no text.
+            if !sampling.ends.contains(&token) {
+                show(stream.push(token)?);
+            }
+            match interrupt.requested() {
+                true => Err(Error::Interrupted("the text is not finished".to_owned())),
+                false => Ok(()),
+            }
+        };
+        let made = writer.write(read.tokens(), cache, self.device, sampling, &mut on_token)?;
+        show(stream.finish()?);
+        let tokens_per_s = made.len() as f64 / began.elapsed().as_secs_f64();
+        Ok(Completion::Text { text, tokens: made.len(), tokens_per_s })
+    }
+}
+
+/// How likely each class is, the likeliest first.
+fn classify(model: &dyn SequenceClassifier, mut read: PromptedText, classes: &[String]) -> Result<Completion> {
+    let mut cache = read.cache.take();
+    let logits = catching(|| {
+        let inputs = ClassifierInputs { cache: cache.as_mut(), ..ClassifierInputs::new(read.tokens()) };
+        Ok(tch::no_grad(|| model.classify(inputs)))
+    })?;
+    let probabilities = Vec::<f64>::try_from(logits.get(0).softmax(0, Kind::Double))?;
+    let mut ranked: Vec<(String, f64)> = classes.iter().cloned().zip(probabilities).collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    Ok(Completion::Classes(ranked))
+}
+
+fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize, most_new: usize) -> Result<()> {
+    let virtual_tokens = prompt.map_or(0, Prompt::length) as usize;
+    let Some(most) = model
+        .shape()
+        .longest
+        .filter(|&most| virtual_tokens.saturating_add(tokens).saturating_add(most_new) as u64 > most as u64)
+    else {
+        return Ok(());
+    };
+    let behind = if virtual_tokens > 0 { format!(" behind {virtual_tokens} virtual ones") } else { String::new() };
+    Err(Error::invalid(match most_new {
+        0 => format!("a prompt of {tokens} tokens{behind} exceeds the model's {most} positions; shorten it"),
+        _ => format!(
+            "a prompt of {tokens} tokens{behind} and --max-new-tokens {most_new} exceed the model's {most} positions; lower one of them"
+        ),
+    }))
+}
+
+fn without_end(ids: &[i64], end: Option<i64>) -> &[i64] {
+    match ids.split_last() {
+        Some((last, before)) if Some(*last) == end && !before.is_empty() => before,
+        _ => ids,
+    }
+}

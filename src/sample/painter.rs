@@ -1,0 +1,93 @@
+//! Pictures of texts, drawn by networks that are in memory: the one place where a sampler's latents become images.
+
+use super::drawn_image::{DrawnImage, ImageParameters, NamedStrength};
+use super::text_to_image::{decode, sample_latents, Conditioning, Sampling};
+use crate::error::Result;
+use crate::models::stable_diffusion::{UNet2DConditionModel, VaeDecoder};
+use crate::schedulers::{default_name, SchedulerConfig};
+use tch::Kind;
+
+/// Pictures to be drawn.
+#[derive(Debug, Clone)]
+pub struct Pictures {
+    /// What they show: one prompt for all of them, or one for each.
+    pub prompts: Vec<String>,
+    /// What none of them must show; empty for nothing.
+    pub negative_prompt: String,
+    /// The seed of each one's noise.
+    pub seeds: Vec<i64>,
+    /// So many are sampled at a time; they are decoded one by one.
+    pub batch_size: usize,
+    /// How they are sampled.
+    pub sampling: Sampling,
+}
+
+impl Pictures {
+    /// Sampler steps of all of them; pictures of one batch share theirs.
+    pub fn total_steps(&self) -> usize {
+        self.seeds.len().div_ceil(self.batch_size.max(1)) * self.sampling.steps
+    }
+}
+
+/// What a drawing tells while it goes on. An error of either ends it within the step.
+pub trait DrawingListener {
+    /// So many of [`Pictures::total_steps`] are done.
+    fn on_step(&mut self, done: usize) -> Result<()>;
+
+    /// A picture is finished; they come in the order of their seeds.
+    fn on_image(&mut self, drawn: DrawnImage) -> Result<()>;
+}
+
+/// Networks that draw, wherever they are kept: a pipeline's, or those of a run that trains.
+pub struct Painter<'a> {
+    /// Predicts the noise.
+    pub unet: &'a UNet2DConditionModel,
+    /// Latents to pixels.
+    pub vae_decoder: &'a VaeDecoder,
+    /// The VAE's dtype.
+    pub vae_kind: Kind,
+    /// The noise schedule, as for sampling (`SchedulerConfig::for_stable_diffusion`).
+    pub scheduler: &'a SchedulerConfig,
+    /// The model's name, for the pictures' parameters.
+    pub model: &'a str,
+    /// The adapters on it, for the same.
+    pub adapters: &'a [NamedStrength],
+}
+
+impl Painter<'_> {
+    /// Draws `pictures` of what their prompts were encoded to.
+    pub fn draw(&self, pictures: &Pictures, on: &Conditioning, listener: &mut dyn DrawingListener) -> Result<()> {
+        let Pictures { sampling, seeds, .. } = pictures;
+        let (steps, batch_size) = (sampling.steps, pictures.batch_size.max(1));
+        let sampler = match &sampling.scheduler {
+            Some(name) => name,
+            None => default_name(self.scheduler)?,
+        };
+        for (batch, seeds) in seeds.chunks(batch_size).enumerate() {
+            let first = batch * batch_size;
+            let on = on.of_images(first, seeds.len());
+            // Some samplers ask the UNet more often than they have steps.
+            let mut on_step = |done: usize, total: usize| listener.on_step(batch * steps + done * steps / total.max(1));
+            let latents = sample_latents(self.unet, self.scheduler, &on, sampling, seeds, &mut on_step)?;
+            for (row, &seed) in seeds.iter().enumerate() {
+                let image = decode(self.vae_decoder, &latents.narrow(0, row as i64, 1), self.vae_kind)?;
+                let index = first + row;
+                let prompt = pictures.prompts.get(index).or(pictures.prompts.first()).cloned().unwrap_or_default();
+                let parameters = ImageParameters {
+                    prompt,
+                    negative_prompt: pictures.negative_prompt.clone(),
+                    adapters: self.adapters.to_vec(),
+                    steps,
+                    sampler: sampler.to_owned(),
+                    guidance_scale: sampling.guidance_scale,
+                    seed,
+                    width: image.width(),
+                    height: image.height(),
+                    model: self.model.to_owned(),
+                };
+                listener.on_image(DrawnImage { index, image, parameters })?;
+            }
+        }
+        Ok(())
+    }
+}

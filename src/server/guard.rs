@@ -1,0 +1,101 @@
+//! What every request passes through and every answer carries: the names that this server goes by, and headers that keep browsers
+//! from doing more than the page needs.
+
+use super::failure::Failure;
+use super::App;
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::net::{IpAddr, Ipv6Addr};
+
+const POLICY: &str =
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; \
+    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// Refuses requests to a name that is not this server's: a page elsewhere whose name leads here (DNS rebinding) sends such ones.
+pub async fn check_host(State(app): State<App>, request: Request, next: Next) -> Response {
+    let host = match (request.headers().get(header::HOST), request.uri().host()) {
+        (Some(host), _) => host.to_str().unwrap_or_default().to_owned(),
+        (None, Some(host)) => host.to_owned(),
+        (None, None) => String::new(),
+    };
+    if is_own(&host, &app.host_names) {
+        return next.run(request).await;
+    }
+    let name = name_of(&host).chars().take(100).collect::<String>();
+    let sentence = format!("this server is not called `{name}`; start it with --host-name {name} if it is to be");
+    Failure::new(StatusCode::MISDIRECTED_REQUEST, crate::plain_text::value(&sentence)).into_response()
+}
+
+/// `name` or `name:port` without the port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port))
+            if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) && !is_bare_v6(host) =>
+        {
+            name
+        }
+        _ => host,
+    }
+}
+
+fn is_bare_v6(host: &str) -> bool {
+    host.parse::<Ipv6Addr>().is_ok()
+}
+
+/// Whether `host` is an address, this machine's own name for itself, or one of `names`. Only a name can be made to lead somewhere
+/// else than it did.
+fn is_own(host: &str, names: &[String]) -> bool {
+    let name = name_of(host);
+    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
+    address.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
+
+/// Adds the headers of every answer.
+pub async fn add_headers(request: Request, next: Next) -> Response {
+    let is_data = ["/api/", "/gradio_api/"].iter().any(|begin| request.uri().path().starts_with(begin));
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if is_data && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_own_names_are_served_and_no_others() {
+        let names = ["my-space.hf.space".to_owned()];
+        for own in ["localhost", "LOCALHOST:7860", "127.0.0.1:1", "[::1]:7860", "192.168.0.4", "my-space.hf.space:443"]
+        {
+            assert!(is_own(own, &names), "{own}");
+        }
+        for other in [
+            "evil.example",
+            "localhost.evil.example:7860",
+            "127.0.0.1.evil.example",
+            "",
+            ":7860",
+            "my-space.hf.space.evil",
+        ] {
+            assert!(!is_own(other, &names), "{other}");
+        }
+    }
+}

@@ -1,0 +1,548 @@
+//! The queue: what is asked for, in the database, with a copy of its settings; and how a job is shown.
+
+use super::failure::{Answer, Failure};
+use super::ids::new_id;
+use super::state::{JobKind, JobState};
+use super::worker::Live;
+use super::{library, App};
+use crate::error::Result;
+use crate::recipes::utc_time::UtcTime;
+use axum::http::StatusCode;
+use rusqlite::{params, Connection, OptionalExtension, Row};
+use serde::Serialize;
+use serde_json::{json, Map, Value};
+
+/// The last lines of a job's log that are shown.
+const SHOWN_LINES: usize = 200;
+/// Lines of a job that are kept.
+const KEPT_LINES: i64 = 1000;
+/// Pictures of a job that are listed with it.
+const MAX_IMAGES: usize = 2000;
+/// Jobs in a list.
+pub const MAX_LISTED: u64 = 500;
+
+/// A job as it stands in the database.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub owner: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// For people.
+    pub name: String,
+    /// Where it stood when that was last written.
+    pub state: JobState,
+    /// Its copy of what was asked for.
+    pub options: Map<String, Value>,
+    /// The photos or records that it learns from.
+    pub set: Option<String>,
+    /// The same on a command line.
+    pub command: String,
+    created: String,
+    started: Option<String>,
+    ended: Option<String>,
+    error: Option<String>,
+    field: Option<String>,
+    text: Option<String>,
+    memory_bytes: Option<i64>,
+    position: f64,
+}
+
+const COLUMNS: &str =
+    "id, owner, kind, name, state, options, set_id, command, created, started, ended, error, field, text, \
+    memory_bytes, position";
+
+impl Job {
+    fn of_row(row: &Row) -> rusqlite::Result<Self> {
+        let options: String = row.get("options")?;
+        Ok(Self {
+            id: row.get("id")?,
+            owner: row.get("owner")?,
+            kind: row.get("kind")?,
+            name: row.get("name")?,
+            state: row.get("state")?,
+            options: serde_json::from_str(&options).unwrap_or_default(),
+            set: row.get("set_id")?,
+            command: row.get("command")?,
+            created: row.get("created")?,
+            started: row.get("started")?,
+            ended: row.get("ended")?,
+            error: row.get("error")?,
+            field: row.get("field")?,
+            text: row.get("text")?,
+            memory_bytes: row.get("memory_bytes")?,
+            position: row.get("position")?,
+        })
+    }
+
+    /// Where it stands: what the worker says, and not what was written when it last had its turn.
+    pub fn state(&self, live: Option<&Live>) -> JobState {
+        match (self.state, live) {
+            (_, Some(live)) => live.state(),
+            (JobState::Running | JobState::Paused | JobState::Stopping, None) => JobState::Interrupted,
+            (state, None) => state,
+        }
+    }
+}
+
+/// A picture of a job.
+#[derive(Debug, Clone, Serialize)]
+pub struct Image {
+    /// Its id.
+    pub id: String,
+    /// Where it is.
+    pub url: String,
+    /// The same, small.
+    pub thumbnail: String,
+    /// The step of the training that drew it, or of the checkpoint that it was drawn with.
+    pub step: Option<i64>,
+    /// The strength that adapters were at.
+    pub strength: Option<f64>,
+    /// What it was drawn with.
+    pub parameters: Value,
+}
+
+impl Image {
+    /// That of an `id`.
+    pub fn new(id: String, step: Option<i64>, strength: Option<f64>, parameters: Value) -> Self {
+        let url = format!("/api/images/{id}");
+        Self { thumbnail: format!("{url}?thumbnail=1"), url, id, step, strength, parameters }
+    }
+}
+
+/// Now, as it is written everywhere.
+pub fn now() -> String {
+    UtcTime::now().date_and_time()
+}
+
+/// Jobs that a server left when it was killed are interrupted; with `resume` they come first in the queue.
+pub fn after_a_start(app: &App, resume: bool) -> Result<()> {
+    let cut = app.store.wait(|db| {
+        let mut found = db.prepare("SELECT id FROM jobs WHERE state IN ('running', 'paused', 'stopping')")?;
+        let ids = found.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+        db.execute("UPDATE jobs SET state = 'interrupted', ended = coalesce(ended, ?1) WHERE state IN ('running', 'paused', 'stopping')", [now()])?;
+        Ok(ids)
+    })?;
+    for id in cut {
+        library::register(app, &id)?;
+    }
+    if resume {
+        app.store.wait(|db| {
+            let first = first_position(db)?;
+            db.execute(
+                "UPDATE jobs SET state = 'queued', ended = NULL, error = NULL, field = NULL, position = ?1 - 1.0 / number
+                 WHERE state = 'interrupted'",
+                [first],
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn first_position(db: &Connection) -> rusqlite::Result<f64> {
+    let first: Option<f64> =
+        db.query_row("SELECT min(position) FROM jobs WHERE state = 'queued'", [], |row| row.get(0))?;
+    Ok(first.unwrap_or(1.0) - 1.0)
+}
+
+fn last_position(db: &Connection) -> rusqlite::Result<f64> {
+    let last: Option<f64> =
+        db.query_row("SELECT max(position) FROM jobs WHERE state = 'queued'", [], |row| row.get(0))?;
+    Ok(last.unwrap_or(0.0) + 1.0)
+}
+
+/// What is asked for, once it is known that it can be done.
+pub struct NewJob {
+    /// Its id.
+    pub id: String,
+    /// Whose it is.
+    pub owner: String,
+    /// What it does.
+    pub kind: JobKind,
+    /// For people.
+    pub name: String,
+    /// What was asked for.
+    pub options: Map<String, Value>,
+    /// The photos or records.
+    pub set: Option<String>,
+    /// The same on a command line.
+    pub command: String,
+}
+
+/// Puts a job at the end of the queue.
+pub async fn add(app: &App, job: NewJob) -> Answer<Value> {
+    let (id, most) = (job.id.clone(), app.limits.map(|limits| limits.max_jobs));
+    let is_added = app
+        .store
+        .ask(move |db| {
+            let waiting: u64 = db.query_row(
+                "SELECT count(*) FROM jobs WHERE owner = ?1 AND state IN ('queued', 'running', 'paused', 'stopping')",
+                [&job.owner],
+                |row| row.get(0),
+            )?;
+            if most.is_some_and(|most| waiting >= most) {
+                return Ok(false);
+            }
+            db.execute(
+                "INSERT INTO jobs (id, owner, kind, name, state, position, created, options, set_id, command)
+                 VALUES (?1, ?2, ?3, ?4, 'queued', ?5, ?6, ?7, ?8, ?9)",
+                params![
+                    job.id,
+                    job.owner,
+                    job.kind,
+                    job.name,
+                    last_position(db)?,
+                    now(),
+                    Value::Object(job.options).to_string(),
+                    job.set,
+                    job.command
+                ],
+            )?;
+            Ok(true)
+        })
+        .await?;
+    if !is_added {
+        return Err(Failure::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            format!(
+                "{} of your jobs wait or run already, which is as many as can; wait until one is done",
+                most.unwrap_or(0)
+            ),
+        ));
+    }
+    app.worker.wake();
+    tell_of(app, &id).await;
+    shown(app, &id).await
+}
+
+/// The job `id` of `owner`.
+pub async fn find(app: &App, id: &str, owner: &str) -> Answer<Job> {
+    let (id, owner) = (id.to_owned(), owner.to_owned());
+    let found = app.store.ask(move |db| by_id(db, &id)).await?;
+    found.filter(|job| job.owner == owner).ok_or_else(|| Failure::not_found("job"))
+}
+
+fn by_id(db: &Connection, id: &str) -> rusqlite::Result<Option<Job>> {
+    db.query_row(&format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1"), [id], Job::of_row).optional()
+}
+
+/// The same for the worker.
+pub fn find_now(app: &App, id: &str) -> Result<Option<Job>> {
+    let id = id.to_owned();
+    app.store.wait(move |db| by_id(db, &id))
+}
+
+/// Takes the first job of the queue, which is running from now on.
+pub fn take_next(app: &App) -> Result<Option<Job>> {
+    app.store.wait(|db| {
+        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY position, number LIMIT 1");
+        let next = db.query_row(&sql, [], Job::of_row).optional()?;
+        if let Some(job) = &next {
+            db.execute(
+                "UPDATE jobs SET state = 'running', started = ?2, ended = NULL, error = NULL, field = NULL WHERE id = ?1",
+                [&job.id, &now()],
+            )?;
+        }
+        Ok(next)
+    })
+}
+
+/// How a job ended.
+pub struct End {
+    /// Where it stands.
+    pub state: JobState,
+    /// What went wrong, and the option at fault.
+    pub error: Option<(String, Option<String>)>,
+    /// What it wrote.
+    pub text: Option<String>,
+    /// The most memory that it took.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Writes down how the job `id` ended.
+pub fn finish(app: &App, id: &str, end: End) -> Result<()> {
+    let id = id.to_owned();
+    let (error, field) = end.error.map_or((None, None), |(error, field)| (Some(error), field));
+    let memory = end.memory_bytes.map(|bytes| bytes as i64);
+    app.store.wait(move |db| {
+        db.execute(
+            "UPDATE jobs SET state = ?2, ended = ?3, error = ?4, field = ?5, text = coalesce(?6, text), memory_bytes = coalesce(?7, memory_bytes)
+             WHERE id = ?1",
+            params![id, end.state, now(), error, field, end.text, memory],
+        )
+        .map(drop)
+    })
+}
+
+/// What a job said: `kind` is log, warning or fact.
+pub fn add_line(app: &App, id: &str, kind: &'static str, name: &str, text: &str) -> Result<()> {
+    let (id, name, text) = (id.to_owned(), name.to_owned(), text.to_owned());
+    app.store.wait(move |db| {
+        db.execute("INSERT INTO lines (job, kind, name, text) VALUES (?1, ?2, ?3, ?4)", params![id, kind, name, text])?;
+        let number = db.last_insert_rowid();
+        if number % KEPT_LINES == 0 {
+            db.execute(
+                "DELETE FROM lines WHERE job = ?1 AND kind = 'log' AND number NOT IN
+                 (SELECT number FROM lines WHERE job = ?1 ORDER BY number DESC LIMIT ?2)",
+                params![id, KEPT_LINES],
+            )?;
+        }
+        Ok(())
+    })
+}
+
+/// Keeps a picture of a job, which lies in `file` inside the data folder.
+pub fn add_image(app: &App, job: &Job, file: &str, image: &Image) -> Result<()> {
+    let (id, owner, of, file) = (image.id.clone(), job.owner.clone(), job.id.clone(), file.to_owned());
+    let (step, strength, parameters) = (image.step, image.strength, image.parameters.to_string());
+    app.store.wait(move |db| {
+        db.execute(
+            "INSERT INTO images (id, owner, job, file, step, strength, parameters) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![id, owner, of, file, step, strength, parameters],
+        )
+        .map(drop)
+    })?;
+    app.events.send(&job.owner, &json!({ "kind": "image", "id": job.id, "image": image }));
+    Ok(())
+}
+
+/// What is in the database of a job.
+struct Stored {
+    job: Job,
+    images: Vec<Image>,
+    has_adapter: bool,
+    ahead: i64,
+}
+
+impl Stored {
+    fn of(db: &Connection, job: Job) -> rusqlite::Result<Self> {
+        let mut found = db.prepare_cached(
+            "SELECT id, step, strength, parameters FROM images WHERE job = ?1 ORDER BY number LIMIT ?2",
+        )?;
+        let image = |row: &Row| {
+            let parameters: String = row.get(3)?;
+            let parameters = serde_json::from_str(&parameters).unwrap_or(Value::Null);
+            Ok(Image::new(row.get(0)?, row.get(1)?, row.get(2)?, parameters))
+        };
+        let images = found.query_map(params![job.id, MAX_IMAGES], image)?.collect::<rusqlite::Result<Vec<_>>>()?;
+        let has_adapter = db.prepare_cached("SELECT 1 FROM adapters WHERE id = ?1")?.exists([&job.id])?;
+        let ahead = match job.state {
+            JobState::Queued => db
+                .prepare_cached("SELECT count(*) FROM jobs WHERE state = 'queued' AND position < ?1")?
+                .query_row([job.position], |row| row.get(0))?,
+            _ => 0,
+        };
+        Ok(Self { job, images, has_adapter, ahead })
+    }
+
+    /// As the page sees it.
+    fn shown(self, live: Option<&Live>) -> Value {
+        let Self { job, images, has_adapter, ahead } = self;
+        let state = job.state(live);
+        json!({
+            "id": job.id, "kind": job.kind, "name": job.name, "state": state,
+            "position": (state == JobState::Queued).then_some(ahead + 1),
+            "created": job.created, "started": job.started, "ended": job.ended,
+            "error": job.error, "field": job.field, "options": job.options, "set": job.set,
+            "progress": live.and_then(|live| live.progress()),
+            "memory_bytes": live.and_then(|live| live.memory_bytes()).map(|bytes| bytes as i64).or(job.memory_bytes),
+            "results": { "adapter": has_adapter.then_some(&job.id), "images": images, "text": job.text },
+            "command": job.command,
+        })
+    }
+}
+
+/// Jobs of `owner`, the newest first.
+pub async fn list(app: &App, owner: &str, limit: u64) -> Answer<Vec<Value>> {
+    let owner = owner.to_owned();
+    let of = "WHERE owner = ?1 ORDER BY number DESC LIMIT ?2";
+    shown_of(app, of, move |statement, each| statement.query_map(params![owner, limit], each)?.collect()).await
+}
+
+/// Jobs of `owner` that wait or run, in the order of their turns.
+pub async fn queue(app: &App, owner: &str) -> Answer<Vec<Value>> {
+    let owner = owner.to_owned();
+    let of = "WHERE owner = ?1 AND state IN ('queued', 'running', 'paused', 'stopping') ORDER BY state = 'queued', position LIMIT ?2";
+    shown_of(app, of, move |statement, each| statement.query_map(params![owner, MAX_LISTED], each)?.collect()).await
+}
+
+async fn shown_of(
+    app: &App,
+    of: &'static str,
+    query: impl FnOnce(&mut rusqlite::Statement, fn(&Row) -> rusqlite::Result<Job>) -> rusqlite::Result<Vec<Job>>
+        + Send
+        + 'static,
+) -> Answer<Vec<Value>> {
+    let stored = app
+        .store
+        .ask(move |db| {
+            let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM jobs {of}"))?;
+            let jobs = query(&mut statement, Job::of_row)?;
+            jobs.into_iter().map(|job| Stored::of(db, job)).collect::<rusqlite::Result<Vec<_>>>()
+        })
+        .await?;
+    Ok(stored.into_iter().map(|stored| app.worker.with(&stored.job.id.clone(), |live| stored.shown(live))).collect())
+}
+
+/// The job `id` as the page sees it.
+pub async fn shown(app: &App, id: &str) -> Answer<Value> {
+    let wanted = id.to_owned();
+    let stored = app.store.ask(move |db| by_id(db, &wanted)?.map(|job| Stored::of(db, job)).transpose()).await?;
+    let stored = stored.ok_or_else(|| Failure::not_found("job"))?;
+    Ok(app.worker.with(id, |live| stored.shown(live)))
+}
+
+/// Tells pages how the job `id` stands.
+pub async fn tell_of(app: &App, id: &str) {
+    let wanted = id.to_owned();
+    let Ok(Some(stored)) =
+        app.store.ask(move |db| by_id(db, &wanted)?.map(|job| Stored::of(db, job)).transpose()).await
+    else {
+        return;
+    };
+    tell(app, id, stored);
+}
+
+/// The same for the worker.
+pub fn tell_now(app: &App, id: &str) -> Result<()> {
+    let wanted = id.to_owned();
+    if let Some(stored) = app.store.wait(move |db| by_id(db, &wanted)?.map(|job| Stored::of(db, job)).transpose())? {
+        tell(app, id, stored);
+    }
+    Ok(())
+}
+
+fn tell(app: &App, id: &str, stored: Stored) {
+    let owner = stored.job.owner.clone();
+    let job = app.worker.with(id, |live| stored.shown(live));
+    app.events.send(&owner, &json!({ "kind": "job", "job": job }));
+}
+
+/// Warnings, log and facts of a job.
+pub async fn lines(app: &App, id: &str) -> Answer<Value> {
+    let id = id.to_owned();
+    let lines = app
+        .store
+        .ask(move |db| {
+            let mut found = db.prepare_cached("SELECT kind, name, text FROM lines WHERE job = ?1 ORDER BY number")?;
+            let line = |row: &Row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?));
+            let lines = found.query_map([id], line)?.collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(lines)
+        })
+        .await?;
+    let of_kind = |kind: &'static str| lines.iter().filter(move |line| line.0 == kind);
+    let log: Vec<&String> = of_kind("log").map(|line| &line.2).collect();
+    let facts: Vec<Value> = of_kind("fact").map(|(_, name, text)| json!({ "name": name, "text": text })).collect();
+    let warnings: Vec<&String> = of_kind("warning").map(|line| &line.2).collect();
+    Ok(json!({ "warnings": warnings, "log": log[log.len().saturating_sub(SHOWN_LINES)..], "facts": facts }))
+}
+
+/// What can be changed of a job.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// Its place in the queue, from 1.
+    pub position: Option<u64>,
+    /// Its name.
+    pub name: Option<String>,
+    /// Its settings, checked, with their command line.
+    pub options: Option<(Map<String, Value>, String)>,
+}
+
+/// Changes the job `id`; place and settings only while it waits.
+pub async fn change(app: &App, id: &str, change: Change) -> Answer<()> {
+    let wanted = id.to_owned();
+    let is_done = app
+        .store
+        .ask(move |db| {
+            let db = db.transaction()?;
+            if let Some(name) = change.name {
+                db.execute("UPDATE jobs SET name = ?2 WHERE id = ?1", [&wanted, &name])?;
+            }
+            let mut is_done = true;
+            if let Some((options, command)) = change.options {
+                let changed = db.execute(
+                    "UPDATE jobs SET options = ?2, command = ?3 WHERE id = ?1 AND state = 'queued'",
+                    params![wanted, Value::Object(options).to_string(), command],
+                )?;
+                is_done &= changed == 1;
+            }
+            if let Some(place) = change.position {
+                is_done &= move_to(&db, &wanted, place)?;
+            }
+            db.commit()?;
+            Ok(is_done)
+        })
+        .await?;
+    tell_of(app, id).await;
+    match is_done {
+        true => Ok(()),
+        false => Err(Failure::conflict("the job does not wait any more; only a queued one can be changed")),
+    }
+}
+
+/// Numbers the queue anew with the job `id` at `place`, from 1; false where it does not wait.
+fn move_to(db: &Connection, id: &str, place: u64) -> rusqlite::Result<bool> {
+    let mut found = db.prepare("SELECT id FROM jobs WHERE state = 'queued' ORDER BY position, number")?;
+    let mut ids = found.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    let Some(at) = ids.iter().position(|found| found == id) else { return Ok(false) };
+    let moved = ids.remove(at);
+    ids.insert((place.max(1) as usize - 1).min(ids.len()), moved);
+    for (place, id) in (1..).zip(&ids) {
+        db.execute("UPDATE jobs SET position = ?2 WHERE id = ?1", params![id, f64::from(place)])?;
+    }
+    Ok(true)
+}
+
+/// Puts a job that was stopped, interrupted or failed in the queue again, from where it goes on from its last checkpoint.
+pub async fn resume(app: &App, job: &Job) -> Answer<()> {
+    let id = job.id.clone();
+    app.store
+        .ask(move |db| {
+            let last = last_position(db)?;
+            db.execute(
+                "UPDATE jobs SET state = 'queued', ended = NULL, error = NULL, field = NULL, position = ?2 WHERE id = ?1",
+                params![id, last],
+            )
+            .map(drop)
+        })
+        .await?;
+    app.worker.wake();
+    tell_of(app, &job.id).await;
+    Ok(())
+}
+
+/// Deletes a job that does not run, with its pictures, and where nothing else needs it what it trained.
+pub async fn delete(app: &App, job: &Job) -> Answer<()> {
+    let id = job.id.clone();
+    let is_gone = app
+        .store
+        .ask(move |db| {
+            let db = db.transaction()?;
+            let gone =
+                db.execute("DELETE FROM jobs WHERE id = ?1 AND state NOT IN ('running', 'paused', 'stopping')", [&id])?;
+            if gone == 1 {
+                db.execute("DELETE FROM lines WHERE job = ?1", [&id])?;
+                db.execute("DELETE FROM images WHERE job = ?1", [&id])?;
+                db.execute("DELETE FROM adapters WHERE id = ?1", [&id])?;
+            }
+            db.commit()?;
+            Ok(gone == 1)
+        })
+        .await?;
+    if !is_gone {
+        return Err(Failure::conflict("the job is running; stop it first"));
+    }
+    for folder in [app.data.inputs(), app.data.runs(), app.data.pictures()] {
+        app.data.remove(&folder.join(&job.id))?;
+    }
+    app.events.send(&job.owner, &json!({ "kind": "deleted", "id": job.id }));
+    app.events.send(&job.owner, &json!({ "kind": "adapters" }));
+    Ok(())
+}
+
+/// An id for a job that is not there yet.
+pub fn new_job_id() -> Answer<String> {
+    Ok(new_id()?)
+}

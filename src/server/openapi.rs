@@ -1,0 +1,112 @@
+//! The description of the API at `/openapi.json`, made from the table that makes the router.
+
+use super::state::JobKind;
+use super::App;
+use axum::routing::MethodRouter;
+use serde_json::{json, Map, Value};
+
+/// One address with one method.
+pub struct Endpoint {
+    method: &'static str,
+    /// The address, with `{names}` for ids.
+    pub path: &'static str,
+    summary: &'static str,
+    body: Option<Value>,
+    files: Option<&'static str>,
+    query: Vec<(&'static str, &'static str)>,
+    /// What answers.
+    pub handler: MethodRouter<App>,
+}
+
+impl Endpoint {
+    /// `method` in lower case.
+    pub fn new(method: &'static str, path: &'static str, summary: &'static str, handler: MethodRouter<App>) -> Self {
+        Self { method, path, summary, body: None, files: None, query: Vec::new(), handler }
+    }
+
+    /// It takes JSON that fits `schema`.
+    pub fn body(self, schema: Value) -> Self {
+        Self { body: Some(schema), ..self }
+    }
+
+    /// It takes a form with files in the field `name`.
+    pub fn files(self, name: &'static str) -> Self {
+        Self { files: Some(name), ..self }
+    }
+
+    /// It heeds a parameter behind `?`.
+    pub fn query(mut self, name: &'static str, kind: &'static str) -> Self {
+        self.query.push((name, kind));
+        self
+    }
+
+    fn description(&self) -> Value {
+        let in_path = self.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let mut parameters: Vec<Value> = in_path
+            .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+            .collect();
+        parameters.extend(
+            self.query.iter().map(|(name, kind)| json!({ "name": name, "in": "query", "schema": { "type": kind } })),
+        );
+        let mut description = json!({
+            "summary": self.summary,
+            "parameters": parameters,
+            "responses": {
+                "default": {
+                    "description": "A refusal",
+                    "content": { "application/json": { "schema": { "$ref": "#/components/schemas/Failure" } } },
+                },
+                "2XX": { "description": "Done" },
+            },
+        });
+        let file = |name: &str| {
+            json!({
+                "type": "object",
+                "properties": { name: { "type": "array", "items": { "type": "string", "format": "binary" } } },
+            })
+        };
+        let content = match (&self.body, self.files) {
+            (Some(schema), _) => json!({ "application/json": { "schema": schema } }),
+            (None, Some(name)) => json!({ "multipart/form-data": { "schema": file(name) } }),
+            (None, None) => return description,
+        };
+        description["requestBody"] = json!({ "required": true, "content": content });
+        description
+    }
+}
+
+/// The body of a new job.
+pub fn new_job() -> Value {
+    json!({
+        "type": "object", "required": ["kind"], "additionalProperties": false,
+        "properties": {
+            "kind": { "type": "string", "enum": JobKind::NAMES }, "name": { "type": ["string", "null"] }, "set": { "type": ["string", "null"] },
+            "options": { "type": "object", "description": "By the names of /api/options" },
+        },
+    })
+}
+
+/// The whole document.
+pub fn document(endpoints: &[Endpoint]) -> Value {
+    let mut paths = Map::new();
+    for endpoint in endpoints {
+        let path = paths.entry(endpoint.path).or_insert_with(|| json!({}));
+        path[endpoint.method] = endpoint.description();
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "lorabooth", "version": env!("CARGO_PKG_VERSION"),
+            "description": "Trains LoRA adapters and draws with them. Sign in at /login where the server has a password; the cookie \
+                that comes back goes with every request.",
+        },
+        "paths": paths,
+        "components": { "schemas": { "Failure": {
+            "type": "object", "required": ["error"], "properties": { "error": {
+                "type": "object", "required": ["sentence"], "properties": {
+                    "sentence": { "type": "string" }, "field": { "type": ["string", "null"] },
+                },
+            } },
+        } } },
+    })
+}

@@ -1,0 +1,262 @@
+//! The one thread that owns all tensors: it works the queue off, a job at a time, and knows how the present one stands.
+
+use super::failure::of_option;
+use super::jobs::{self, End, Job};
+use super::observer::JobObserver;
+use super::state::{JobKind, JobState, Phase, Progress};
+use super::{library, training, App};
+use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
+use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Why a job was told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// A person wants it.
+    Asked,
+    /// The server ends.
+    Server,
+    /// It took as long as a job may.
+    Time,
+}
+
+/// The job that has its turn.
+pub struct Live {
+    id: String,
+    interrupt: Interrupt,
+    stop: Option<Stop>,
+    is_paused: bool,
+    phase: Option<Phase>,
+    memory_bytes: Option<u64>,
+    began: Instant,
+}
+
+impl Live {
+    /// Where it stands.
+    pub fn state(&self) -> JobState {
+        match (self.stop, self.is_paused) {
+            (Some(_), _) => JobState::Stopping,
+            (None, true) => JobState::Paused,
+            (None, false) => JobState::Running,
+        }
+    }
+
+    /// How far it is in its present phase.
+    pub fn progress(&self) -> Option<&Progress> {
+        self.phase.as_ref().map(Phase::progress)
+    }
+
+    /// The most memory that it took so far.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        self.memory_bytes
+    }
+}
+
+/// What requests may ask of the thread.
+pub struct Worker {
+    live: Mutex<Option<Live>>,
+    /// Whether there may be a job to take, whether the server ends, and whether the thread has ended.
+    signs: Mutex<Signs>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Signs {
+    is_woken: bool,
+    is_closing: bool,
+    has_ended: bool,
+}
+
+impl Worker {
+    /// One without a thread yet.
+    pub fn new() -> Self {
+        Self { live: Mutex::new(None), signs: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn live(&self) -> MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signs(&self) -> MutexGuard<'_, Signs> {
+        self.signs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `look` says of the job `id`, with how it stands if it has its turn.
+    pub fn with<T>(&self, id: &str, look: impl FnOnce(Option<&Live>) -> T) -> T {
+        look(self.live().as_ref().filter(|live| live.id == id))
+    }
+
+    /// Changes how the present job is shown.
+    pub fn update(&self, change: impl FnOnce(&mut Live)) {
+        if let Some(live) = self.live().as_mut() {
+            change(live);
+        }
+    }
+
+    /// There is a job to take.
+    pub fn wake(&self) {
+        self.signs().is_woken = true;
+        self.changed.notify_all();
+    }
+
+    /// Tells the job `id` to stop; false where it does not have its turn.
+    pub fn stop(&self, id: &str, why: Stop) -> bool {
+        match self.live().as_mut().filter(|live| live.id == id) {
+            Some(live) => {
+                live.stop.get_or_insert(why);
+                live.interrupt.request();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The job that has had its turn for longer than `most`.
+    pub fn overdue(&self, most: Duration) -> Option<String> {
+        self.live().as_ref().filter(|live| live.began.elapsed() > most).map(|live| live.id.clone())
+    }
+
+    /// Has the present job stop, and takes no other.
+    pub fn close(&self) {
+        self.signs().is_closing = true;
+        self.changed.notify_all();
+        if let Some(live) = self.live().as_mut() {
+            live.stop.get_or_insert(Stop::Server);
+            live.interrupt.request();
+        }
+    }
+
+    /// Waits until the thread has ended, but not longer than `most`; whether it has.
+    pub fn wait_for_the_end(&self, most: Duration) -> bool {
+        let wait = self.changed.wait_timeout_while(self.signs(), most, |signs| !signs.has_ended);
+        wait.unwrap_or_else(PoisonError::into_inner).0.has_ended
+    }
+
+    /// Waits for a job to take; false where the server ends.
+    fn wait_for_work(&self) -> bool {
+        let wait = self.changed.wait_while(self.signs(), |signs| !signs.is_woken && !signs.is_closing);
+        let mut signs = wait.unwrap_or_else(PoisonError::into_inner);
+        signs.is_woken = false;
+        !signs.is_closing
+    }
+
+    fn is_closing(&self) -> bool {
+        self.signs().is_closing
+    }
+}
+
+impl Live {
+    /// The present phase.
+    pub fn set_phase(&mut self, phase: Option<Phase>) {
+        self.phase = phase;
+    }
+
+    /// The present phase, to be advanced.
+    pub fn phase(&mut self) -> Option<&mut Phase> {
+        self.phase.as_mut()
+    }
+
+    /// It has taken so much memory.
+    pub fn note_memory(&mut self, bytes: u64) {
+        self.memory_bytes = Some(self.memory_bytes.map_or(bytes, |before| before.max(bytes)));
+    }
+}
+
+/// Starts the thread.
+pub fn start(app: &App) -> Result<()> {
+    let app = app.clone();
+    app.worker.wake();
+    thread::Builder::new().name("jobs".to_owned()).spawn(move || work(&app)).map_err(Error::no_thread).map(drop)
+}
+
+fn work(app: &App) {
+    while app.worker.wait_for_work() {
+        loop {
+            match jobs::take_next(app) {
+                Ok(Some(job)) => turn(app, job),
+                Ok(None) => break,
+                // The disk is full, or the like: no job can be written down, so none is begun.
+                Err(error) => {
+                    app.events.send("", &serde_json::json!({ "kind": "warning", "text": error.to_string() }));
+                    thread::sleep(Duration::from_secs(5));
+                }
+            }
+            if app.worker.is_closing() {
+                break;
+            }
+        }
+    }
+    app.worker.signs().has_ended = true;
+    app.worker.changed.notify_all();
+}
+
+/// A job from start to end.
+fn turn(app: &App, job: Job) {
+    let interrupt = Interrupt::new();
+    *app.worker.live() = Some(Live {
+        id: job.id.clone(),
+        interrupt: interrupt.clone(),
+        stop: None,
+        is_paused: false,
+        phase: None,
+        memory_bytes: None,
+        began: Instant::now(),
+    });
+    // The server may have been told to end since the job was taken.
+    if app.worker.is_closing() {
+        app.worker.stop(&job.id, Stop::Server);
+    }
+    memory::reset_host_peak();
+    drop(jobs::tell_now(app, &job.id));
+    let mut observer = JobObserver::new(app, &job);
+    let outcome = catching(|| run(app, &job, &interrupt, &mut observer));
+    let (stop, memory_bytes) = {
+        let live = app.worker.live();
+        (live.as_ref().and_then(|live| live.stop), live.as_ref().and_then(Live::memory_bytes))
+    };
+    let end = ended(app, outcome, stop);
+    let over = End { memory_bytes, ..end };
+    if over.state == JobState::Failed {
+        if let Some((sentence, _)) = &over.error {
+            observer.log(sentence);
+        }
+    }
+    let written = library::register(app, &job.id).and_then(|()| jobs::finish(app, &job.id, over));
+    *app.worker.live() = None;
+    if let Err(error) = written {
+        app.events.send(&job.owner, &serde_json::json!({ "kind": "warning", "text": error.to_string() }));
+    }
+    drop(jobs::tell_now(app, &job.id));
+    app.events.send(&job.owner, &serde_json::json!({ "kind": "adapters" }));
+    drop(memory::release_cached(app.device));
+}
+
+fn run(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut JobObserver) -> Result<Option<String>> {
+    match job.kind {
+        JobKind::TrainDreambooth => training::dreambooth(app, job, interrupt, observer).map(|()| None),
+    }
+}
+
+fn ended(app: &App, outcome: Result<Option<String>>, stop: Option<Stop>) -> End {
+    let end = |state, error| End { state, error, text: None, memory_bytes: None };
+    match (outcome, stop) {
+        (Ok(text), _) => End { text, ..end(JobState::Finished, None) },
+        (Err(Error::Interrupted(_)), Some(Stop::Server)) => end(JobState::Interrupted, None),
+        (Err(Error::Interrupted(_)), Some(Stop::Time)) => {
+            let most = app.limits.map_or(0, |limits| limits.max_minutes);
+            end(
+                JobState::Failed,
+                Some((format!("stopped after {most} minutes, the most that a job may take here"), None)),
+            )
+        }
+        (Err(Error::Interrupted(_)), _) => end(JobState::Stopped, None),
+        (Err(error), _) => {
+            let (sentence, field) = of_option(&error.to_string());
+            end(JobState::Failed, Some((app.data.without_root(&sentence), field)))
+        }
+    }
+}
