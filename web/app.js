@@ -92,6 +92,9 @@ function App() {
 
 render(html`<${App} />`, document.getElementById('app'));
 
+// A file dropped beside its place would be opened in the page's stead.
+for (const kind of ['dragover', 'drop']) addEventListener(kind, event => event.preventDefault());
+
 for (const kind of ['error', 'unhandledrejection']) {
   addEventListener(kind, event => notify(`This page has a fault: ${(event.error ?? event.reason)?.message ?? 'unknown'}. Reload it; nothing on the server is lost.`, 'error'));
 }

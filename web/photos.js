@@ -25,12 +25,9 @@ export function useSet(id, onGone, resolution) {
 /// Sends files to a set, which is made if there is none; returns its id.
 export async function send(files, kind, id, told) {
   const set = id ?? (await post('/api/sets', { kind })).id;
-  let refused = [];
   for (let at = 0; at < files.length; at += FILES_A_REQUEST) {
     const part = files.slice(at, at + FILES_A_REQUEST);
-    const answer = await upload(`/api/sets/${set}/files`, 'files', part, share => told(at + share * part.length));
-    refused = [...refused, ...(answer.refused ?? [])];
-    setPhotos({ ...answer, refused });
+    setPhotos(await upload(`/api/sets/${set}/files`, 'files', part, share => told(at + share * part.length)));
   }
   return set;
 }
@@ -70,8 +67,7 @@ export function Photos({ id, onSet, instancePrompt, onExample, resolution }) {
     setSending({ done: 0, total: files.length });
     try {
       const sent = await send(files, 'photos', id, done => setSending({ done, total: files.length }));
-      const { refused } = current().sets[sent];
-      setPhotos({ ...await get(setPath(sent, resolution)), refused });
+      setPhotos(await get(setPath(sent, resolution)));
       onSet(sent);
     } finally {
       setSending(null);
