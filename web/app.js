@@ -15,11 +15,15 @@ import { Train } from './train.js';
 import { Try } from './try.js';
 import { Watch } from './watch.js';
 
-const TABS = { train: ['Train', Train], watch: ['Watch', Watch], try: ['Try', Try], text: ['Text', TextTab], library: ['Library', Library] };
+const TABS = {
+  train: ['Train', Train], watch: ['Watch', Watch], try: ['Try', Try], text: ['Text', TextTab], library: ['Library', Library],
+};
 
 const Notices = () => {
   const notices = useStore(state => state.notices);
-  return html`<div class="notices" role="region" aria-label="Notices" aria-live="polite">${notices.map(({ id, text, kind }) => html`<p key=${id} class="notice ${kind}" role=${kind === 'error' ? 'alert' : undefined}>
+  return html`<div class="notices" role="region" aria-label="Notices"
+    aria-live="polite">${notices.map(({ id, text, kind }) => html`<p key=${id} class="notice ${kind}"
+    role=${kind === 'error' ? 'alert' : undefined}>
     <span>${text}</span><button type="button" class="icon" aria-label="Close" onClick=${() => dismiss(id)}>×</button></p>`)}</div>`;
 };
 
@@ -31,24 +35,30 @@ function Header({ server }) {
   };
   return html`<header class="top"><h1>lorabooth</h1>
     <p class="tagline">Teach Stable Diffusion your subject from a handful of photos.</p>
-    ${device && html`<p class="device">${device.name}${device.memory_total ? `, ${bytes(device.memory_total)}` : ''}${device.dtype ? `, ${device.dtype}` : ''}</p>`}
+    ${device && html`<p
+      class="device">${[device.name, device.memory_total > 0 && bytes(device.memory_total), device.dtype].filter(Boolean).join(', ')}</p>`}
     ${server?.has_account && html`<${Button} kind="secondary small" onPress=${signOut}>Sign out<//>`}</header>`;
 }
 
 const LIMITS = {
-  max_photos: value => counted(value, 'photo'), max_steps: value => `${value} steps a run`, max_minutes: value => `${duration(60 * value)} a job`,
-  max_jobs: value => `${counted(value, 'job')} at a time`, keep_hours: value => `kept for ${value} h`,
+  max_photos: value => counted(value, 'photo'),
+  max_steps: value => `${value} steps a run`,
+  max_minutes: value => `${duration(60 * value)} a job`,
+  max_jobs: value => `${counted(value, 'job')} at a time`,
+  keep_hours: value => `kept for ${value} h`,
 };
 
 function Public({ limits }) {
   const drop = async () => {
-    if (!await ask('Delete all that is yours?', 'Your photos, runs, adapters and pictures are deleted from this server at once.', 'Delete all')) return;
+    const text = 'Your photos, runs, adapters and pictures are deleted from this server at once.';
+    if (!await ask('Delete all that is yours?', text, 'Delete all')) return;
     await post('/api/visitor/delete');
     await connect();
     notify('All that was yours is deleted.');
   };
-  const said = Object.entries(limits ?? {}).filter(([name, value]) => LIMITS[name] && value > 0).map(([name, value]) => LIMITS[name](value));
-  return html`<aside class="notice public" aria-label="About this server"><p>A public server: you see only what is yours. ${said.length > 0 && `Limits: ${said.join(', ')}.`}</p>
+  const said = Object.entries(LIMITS).filter(([name]) => limits?.[name] > 0).map(([name, text]) => text(limits[name]));
+  return html`<aside class="notice public"
+    aria-label="About this server"><p>A public server: you see only what is yours. ${said.length > 0 && `Limits: ${said.join(', ')}.`}</p>
     <${Button} kind="secondary small" onPress=${drop}>Delete my things<//></aside>`;
 }
 
@@ -65,7 +75,8 @@ function useTitle() {
 /// Says to screen readers when a job ends or fails; others see it.
 function Spoken({ jobs }) {
   const last = Object.values(jobs).filter(job => isTraining(job) && job.ended).sort((a, b) => (a.ended < b.ended ? 1 : -1))[0];
-  return html`<p class="unseen" role="status">${last && Date.now() - Date.parse(last.ended) < 60e3 ? `${last.name} ${last.state}` : ''}</p>`;
+  return html`<p class="unseen"
+    role="status">${last && Date.now() - Date.parse(last.ended) < 60e3 ? `${last.name} ${last.state}` : ''}</p>`;
 }
 
 function App() {
@@ -83,7 +94,7 @@ function App() {
     ${connection === 'lost' && html`<p class="notice error" role="status">No connection to the server; trying again.</p>`}
     ${server?.public && html`<${Public} limits=${server.limits} />`}
     <main><${Tabs} label="Parts of the page" selected=${selected} onSelect=${id => go(id)}
-        tabs=${Object.entries(TABS).map(([id, [title]]) => ({ id, title, badge: id === 'watch' ? waiting : 0 }))} />
+      tabs=${Object.entries(TABS).map(([id, [title]]) => ({ id, title, badge: id === 'watch' ? waiting : 0 }))} />
       <div role="tabpanel" id="tab-panel" class="panel" aria-labelledby="tab-${selected}"><h2 class="unseen">${title}</h2>
         ${server && html`<${Panel} key=${selected} id=${route.id} />`}</div></main>
     <${Notices} /><${Spoken} jobs=${jobs} />
@@ -96,5 +107,8 @@ render(html`<${App} />`, document.getElementById('app'));
 for (const kind of ['dragover', 'drop']) addEventListener(kind, event => event.preventDefault());
 
 for (const kind of ['error', 'unhandledrejection']) {
-  addEventListener(kind, event => notify(`This page has a fault: ${(event.error ?? event.reason)?.message ?? 'unknown'}. Reload it; nothing on the server is lost.`, 'error'));
+  addEventListener(kind, event => {
+    const fault = (event.error ?? event.reason)?.message ?? 'unknown';
+    notify(`This page has a fault: ${fault}. Reload it; nothing on the server is lost.`, 'error');
+  });
 }

@@ -18,14 +18,15 @@ under 10 is close) and the overlap of both outlines (100 % is the same), each ag
 be what differs from the picture's border, so that busy backgrounds mislead it.`;
 
 function Parameters({ parameters = {}, more }) {
-  const rows = [...Object.entries(parameters).filter(([name, value]) => name !== 'likeness' && value !== null && value !== '' && value !== undefined), ...more];
+  const said = ([name, value]) => name !== 'likeness' && value !== null && value !== '' && value !== undefined;
+  const rows = [...Object.entries(parameters), ...more].filter(said);
   return html`<dl class="facts">${rows.map(([name, value]) => html`<div key=${name}><dt>${words(name)}</dt>
     <dd>${typeof value === 'object' ? JSON.stringify(value) : String(value)}</dd></div>`)}</dl>`;
 }
 
 const more = image => [
-  ['training step', image.step], ['strength', image.strength], ['likeness', likenessText(likenessOf(image))],
-].filter(([, value]) => value !== null && value !== undefined && value !== '');
+  ['training step', image.step], ['strength', image.strength], ['like the photos', likenessText(likenessOf(image))],
+];
 
 /// What Try needs to draw a picture again.
 const settingsOf = ({ prompt, negative_prompt, seed, steps, guidance, sampler, width, height }) =>
@@ -57,7 +58,8 @@ export function Lightbox({ images, at, onMove, onClose, actions }) {
       <${Button} disabled=${at === 0} onPress=${() => onMove(at - 1)} aria-label="The picture before">←<//>
       <${Button} disabled=${at === images.length - 1} onPress=${() => onMove(at + 1)} aria-label="The next picture">→<//>
       <a class="button secondary" href=${image.url} download=${`${image.id}.png`}>Download</a>
-      ${parameters.seed !== undefined && html`<${Button} onPress=${() => { again({ seed: parameters.seed, random: false }); notify(`Seed ${parameters.seed} is set.`); }}>Use this seed<//>
+      ${parameters.seed !== undefined && html`<${Button}
+        onPress=${() => { again({ seed: parameters.seed, random: false }); notify(`Seed ${parameters.seed} is set.`); }}>Use this seed<//>
       <${Button} onPress=${() => again(settingsOf(parameters))}>Use all its settings<//>`}
       ${actions?.(image)}
       <${Button} onPress=${onClose}>Close<//></div>
@@ -71,7 +73,9 @@ export function Gallery({ images, caption = () => '', label, actions }) {
   const at = images.findIndex(({ id }) => id === open);
   return html`<ul class="gallery" aria-label=${label}>${images.map(image => html`<li key=${image.id}>
       <button type="button" class="picture" onClick=${() => setOpen(image.id)}>
-        <img src=${image.thumbnail} alt=${shortened(image.parameters?.prompt ?? 'a picture', 120)} loading="lazy" decoding="async" width="256" height="256" />
+        <img src=${image.thumbnail} alt=${shortened(image.parameters?.prompt ?? 'a picture', 120)} loading="lazy" decoding="async"
+          width="256" height="256" />
         ${caption(image) && html`<span class="caption">${caption(image)}</span>`}</button></li>`)}</ul>
-    ${at >= 0 && html`<${Lightbox} images=${images} at=${at} onMove=${next => setOpen(images[next].id)} onClose=${() => setOpen(null)} actions=${actions} />`}`;
+    ${at >= 0 && html`<${Lightbox} images=${images} at=${at} onMove=${next => setOpen(images[next].id)}
+      onClose=${() => setOpen(null)} actions=${actions} />`}`;
 }

@@ -42,7 +42,8 @@ function Memory({ plan }) {
   const sum = shown.reduce((total, part) => total + part.bytes, 0);
   const whole = Math.max(device ?? 0, peak, sum);
   const sentence = `${bytes(peak)} at the peak${device ? ` of ${bytes(device)}` : ''}`;
-  return html`<p class="plan-line"><strong>${bytes(peak)}</strong> of memory at the peak${device ? `; this device has ${bytes(device)}` : ''}</p>
+  return html`<p
+    class="plan-line"><strong>${bytes(peak)}</strong> of memory at the peak${device ? `; this device has ${bytes(device)}` : ''}</p>
     <div class="memory" role="img" aria-label=${sentence}>
       ${shown.map((part, index) => html`<${Part} key=${part.name} part=${part} of=${whole} index=${index} />`)}
       ${whole > sum && html`<${Part} part=${{ bytes: whole - sum }} of=${whole} index=${-1} />`}</div>
@@ -59,7 +60,8 @@ export function PlanPanel({ answer, missing, action, onStart, onSuggestion, chil
     ${plan && html`<div class="plan-numbers ${waiting ? 'old' : ''}">
       <p class="plan-line"><strong>${duration(plan.total_seconds)}</strong> for ${counted(plan.steps, 'step')}
         ${Number.isFinite(plan.step_seconds) ? html`, about ${duration(plan.step_seconds)} each` : ''}</p>
-      ${plan.times?.length > 0 && html`<ul class="legend">${plan.times.map(({ name, seconds }) => html`<li key=${name}><span>${words(name)}</span>
+      ${plan.times?.length > 0 && html`<ul class="legend">${plan.times.map(({ name, seconds }) => html`<li
+        key=${name}><span>${words(name)}</span>
         <span class="figure">${duration(seconds)}</span></li>`)}</ul>`}
       <${Memory} plan=${plan} />
       ${plan.fits === false && html`<p class="notice error">This does not fit the memory of this device.</p>`}
@@ -69,6 +71,7 @@ export function PlanPanel({ answer, missing, action, onStart, onSuggestion, chil
     ${refusal && html`<p class=${`notice ${missing ? '' : 'error'}`} role=${missing ? undefined : 'alert'}>${refusal.message}</p>`}
     ${children}
     <${Button} kind="primary wide" onPress=${onStart}>${action}<//>
-    ${plan?.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line" text=${plan.command} /><//>`}
+    ${plan?.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line"
+      text=${plan.command} /><//>`}
   </section>`;
 }

@@ -3,6 +3,7 @@ import { html, useEffect, useMemo, useState } from './html.js';
 import { patch, post } from './api.js';
 import { Button, Choice, Form, Text } from './controls.js';
 import { allFields, isChanged, ModelChoice, modelOf, OptionField, OptionGroups, toOptions, useOptions } from './fields.js';
+import { newestFirst } from './jobs.js';
 import { PlanPanel, usePlan } from './plan.js';
 import { go } from './route.js';
 import { current, notify, setJob, useStore } from './store.js';
@@ -19,21 +20,22 @@ export const formOf = (job, editing = false) => {
 
 function Presets({ presets, chosen, onChoose }) {
   if (!presets?.length) return null;
-  return html`<fieldset class="presets"><legend>What it learns</legend>${presets.map(preset => html`<label key=${preset.name} class="preset">
+  return html`<fieldset class="presets"><legend>What it learns</legend>${presets.map(preset => html`<label key=${preset.name}
+    class="preset">
     <input type="radio" name="preset" checked=${chosen === preset.name} onChange=${() => onChoose(preset)} />
     <span><strong>${preset.title}</strong><span class="hint">${preset.sentence}</span></span></label>`)}</fieldset>`;
 }
 
 function CopySettings({ kind, onCopy }) {
   const jobs = useStore(state => state.jobs);
-  const runs = useMemo(() => Object.values(jobs).filter(job => job.kind === kind).sort((a, b) => (a.created < b.created ? 1 : -1)), [jobs]);
+  const runs = useMemo(() => newestFirst(jobs, job => job.kind === kind), [jobs]);
   if (!runs.length) return null;
   return html`<${Choice} id="copy-from" label="Copy settings from a run" value="" onChange=${id => id && onCopy(current().jobs[id])}
     choices=${[{ value: '', label: 'Choose a run …' }, ...runs.map(job => ({ value: job.id, label: `${job.name} (${job.state})` }))]} />`;
 }
 
-/// `sections`: [{title, fields, needs, head}]; `more` is sent with the options; `lacking` says what must come before a start; `children` stands
-/// above everything.
+/// `sections`: [{title, fields, needs, head}]; `more` is sent with the options; `lacking` says what must come before a start;
+/// `children` stands above everything.
 export function TrainingForm({ kind, jobKind, modelKind, form, change, sections, lacking, more = {}, placeholders = {}, children }) {
   const options = useOptions(kind);
   const server = useStore(state => state.server);
@@ -52,6 +54,7 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const missing = wrong !== null && !tried && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
   const errors = wrong && !missing ? { [wrong]: refusal.message } : {};
   const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
+  const isShown = ({ needs = {} }, name) => fields.has(name) && (!needs[name] || on(needs[name]));
   const shown = sections.flatMap(section => section.fields);
 
   // A job that is changed here may begin, or be dropped, meanwhile.
@@ -108,15 +111,18 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
       <${Presets} presets=${presets} chosen=${form.preset} onChoose=${choosePreset} />
     <//>
     ${sections.map(section => html`<${Form} key=${section.title}><h3 class="form-title">${section.title}</h3>${section.head}
-      <div class=${section.wide ? '' : 'columns'}>${section.fields.filter(name => fields.has(name) && (!section.needs?.[name] || on(section.needs[name])))
-        .map(name => html`<${OptionField} key=${name} field=${fields.get(name)} values=${values} errors=${errors} onChange=${setValues}
+      <div class=${section.wide ? '' : 'columns'}>${section.fields.filter(name => isShown(section, name))
+        .map(name => html`<${OptionField} key=${name} field=${fields.get(name)} values=${values} errors=${errors}
+          onChange=${setValues}
           placeholder=${placeholders[name]} />`)}</div><//>`)}
     <h3 class="form-title">Everything else</h3>
     <${OptionGroups} options=${options} values=${values} errors=${errors} without=${shown} onChange=${setValues} />
   </div><div class="column side">
-    <${PlanPanel} answer=${{ ...answer, refusal }} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'} onStart=${start}
+    <${PlanPanel} answer=${{ ...answer, refusal }} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'}
+      onStart=${start}
       onSuggestion=${setValues}>
-      <${Text} id="run-name" label="Name of the run" value=${form.name} placeholder="my-subject" onChange=${name => change({ name })}
+      <${Text} id="run-name" label="Name of the run" value=${form.name} placeholder="my-subject"
+        onChange=${name => change({ name })}
         hint="Optional; the adapter's file is called so." />
     <//>
     <${Form}><${CopySettings} kind=${jobKind} onCopy=${copy} />
