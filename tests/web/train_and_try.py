@@ -62,6 +62,7 @@ def run_is_watched(page):
 def pause_try_and_go_on(page):
     page.get_by_role("button", name="Pause").click()
     expect(state(page)).to_have_text("paused", timeout=PATIENCE)
+    page.wait_for_timeout(500)
     step = page.locator(".chart-legend li").first.inner_text()
     before = page.locator(".gallery .picture").count()
     page.locator("#sample-prompt").fill("a photo of sks bird on a red background")
