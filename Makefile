@@ -3,7 +3,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lorabooth
 export LORABOOTH_PYTHON ?= $(CACHE)/venv/bin/python
 export LORABOOTH_TOOLS ?= $(CACHE)/packaging
 
-.PHONY: setup build test reference browser demo bench dist
+.PHONY: setup build test reference browser demo serve bench dist
 
 setup:            ## libtorch into .libtorch (or LIBTORCH)
 	@setup/libtorch.sh
@@ -22,6 +22,9 @@ test: setup reference browser
 
 demo: build       ## DreamBooth on the model and the photos inside the binary: minutes, no download
 	target/release/lorabooth demo
+
+serve: build      ## the page in a browser: photos to adapter, offline, on the model inside the binary
+	target/release/lorabooth serve
 
 bench: build reference ## speed and memory beside PEFT's loop, on this machine; writes nothing
 	tests/measured/bench.sh

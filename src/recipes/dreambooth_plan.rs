@@ -77,6 +77,32 @@ impl Photos {
     }
 }
 
+impl Photos {
+    /// Of photos that are known by their `sizes` and not decoded again. Tells `observer` of prompts and captions as the run will.
+    pub fn known(
+        config: &DreamBoothConfig,
+        files: &PipelineFiles,
+        sizes: &[(u32, u32)],
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<Self> {
+        let tokenizer = files.tokenizer_folder().and_then(|folder| ClipTokenizer::from_folder(&folder));
+        if let (Some(observer), Ok(tokenizer)) = (observer, tokenizer) {
+            let listed = match config.instance_data_dir == Path::new("") {
+                true => Vec::new(),
+                false => instance_files(config).map_or_else(|_| Vec::new(), |listed| listed.files),
+            };
+            check_prompts(config, &listed, &tokenizer, observer)?;
+        }
+        let class = match (config.with_prior_preservation, &config.class_data_dir) {
+            (true, Some(folder)) => count_images_but(folder, &config.apart_from_class())? as u64,
+            _ => 0,
+        };
+        let instances = sizes.len() as u64;
+        let crops_are_fixed = sizes.iter().all(|(width, height)| width == height);
+        Ok(Self { instances, instances_shown: instances, class, class_shown: class, crops_are_fixed })
+    }
+}
+
 /// Why a run on these photos has the length that it has, where its options give none.
 pub fn why_that_length(config: &DreamBoothConfig, photos: &Photos) -> Option<String> {
     why_so_long(config, photos.instances)

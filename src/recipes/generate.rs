@@ -253,14 +253,21 @@ impl ImageModel {
     }
 }
 
+impl GenerateConfig {
+    /// Refuses what cannot be meant whatever the model is.
+    pub fn check(&self) -> Result<()> {
+        for (flag, number) in [("--num-images", self.num_images), ("--batch-size", self.batch_size)] {
+            if !(1..=MAX_IMAGES).contains(&number) {
+                return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {MAX_IMAGES}")));
+            }
+        }
+        check_guidance_scale(self.guidance_scale)
+    }
+}
+
 /// The sizes of a job, or which flag asks for what cannot be.
 fn sampling(config: &GenerateConfig, unet: &UNetConfig, factor: i64) -> Result<Sampling> {
-    for (flag, number) in [("--num-images", config.num_images), ("--batch-size", config.batch_size)] {
-        if !(1..=MAX_IMAGES).contains(&number) {
-            return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {MAX_IMAGES}")));
-        }
-    }
-    check_guidance_scale(config.guidance_scale)?;
+    config.check()?;
     let (native, multiple) = (unet.sample_size.unwrap_or(64).saturating_mul(factor), factor.max(8));
     let side = |flag: &str, value: Option<i64>| -> Result<i64> {
         let value = value.unwrap_or(native);

@@ -9,7 +9,6 @@ use crate::error::Result;
 use crate::recipes::utc_time::UtcTime;
 use axum::http::StatusCode;
 use rusqlite::{params, Connection, OptionalExtension, Row};
-use serde::Serialize;
 use serde_json::{json, Map, Value};
 
 /// The last lines of a job's log that are shown.
@@ -18,6 +17,8 @@ const SHOWN_LINES: usize = 200;
 const KEPT_LINES: i64 = 1000;
 /// Pictures of a job that are listed with it.
 const MAX_IMAGES: usize = 2000;
+/// Jobs that are told when the queue moves; those behind them hear of it when they come nearer.
+const TOLD: u32 = 50;
 /// Jobs in a list.
 pub const MAX_LISTED: u64 = 500;
 
@@ -45,13 +46,13 @@ pub struct Job {
     ended: Option<String>,
     error: Option<String>,
     field: Option<String>,
-    text: Option<String>,
+    answer: Option<String>,
     memory_bytes: Option<i64>,
     position: f64,
 }
 
 const COLUMNS: &str =
-    "id, owner, kind, name, state, options, set_id, command, created, started, ended, error, field, text, \
+    "id, owner, kind, name, state, options, set_id, command, created, started, ended, error, field, answer, \
     memory_bytes, position";
 
 impl Job {
@@ -71,7 +72,7 @@ impl Job {
             ended: row.get("ended")?,
             error: row.get("error")?,
             field: row.get("field")?,
-            text: row.get("text")?,
+            answer: row.get("answer")?,
             memory_bytes: row.get("memory_bytes")?,
             position: row.get("position")?,
         })
@@ -84,31 +85,6 @@ impl Job {
             (JobState::Running | JobState::Paused | JobState::Stopping, None) => JobState::Interrupted,
             (state, None) => state,
         }
-    }
-}
-
-/// A picture of a job.
-#[derive(Debug, Clone, Serialize)]
-pub struct Image {
-    /// Its id.
-    pub id: String,
-    /// Where it is.
-    pub url: String,
-    /// The same, small.
-    pub thumbnail: String,
-    /// The step of the training that drew it, or of the checkpoint that it was drawn with.
-    pub step: Option<i64>,
-    /// The strength that adapters were at.
-    pub strength: Option<f64>,
-    /// What it was drawn with.
-    pub parameters: Value,
-}
-
-impl Image {
-    /// That of an `id`.
-    pub fn new(id: String, step: Option<i64>, strength: Option<f64>, parameters: Value) -> Self {
-        let url = format!("/api/images/{id}");
-        Self { thumbnail: format!("{url}?thumbnail=1"), url, id, step, strength, parameters }
     }
 }
 
@@ -255,8 +231,8 @@ pub struct End {
     pub state: JobState,
     /// What went wrong, and the option at fault.
     pub error: Option<(String, Option<String>)>,
-    /// What it wrote.
-    pub text: Option<String>,
+    /// What came of it, where that is no file: `text` and `labels`.
+    pub answer: Option<Value>,
     /// The most memory that it took.
     pub memory_bytes: Option<u64>,
 }
@@ -266,11 +242,12 @@ pub fn finish(app: &App, id: &str, end: End) -> Result<()> {
     let id = id.to_owned();
     let (error, field) = end.error.map_or((None, None), |(error, field)| (Some(error), field));
     let memory = end.memory_bytes.map(|bytes| bytes as i64);
+    let answer = end.answer.map(|answer| answer.to_string());
     app.store.wait(move |db| {
         db.execute(
-            "UPDATE jobs SET state = ?2, ended = ?3, error = ?4, field = ?5, text = coalesce(?6, text), memory_bytes = coalesce(?7, memory_bytes)
-             WHERE id = ?1",
-            params![id, end.state, now(), error, field, end.text, memory],
+            "UPDATE jobs SET state = ?2, ended = ?3, error = ?4, field = ?5, answer = coalesce(?6, answer),
+             memory_bytes = coalesce(?7, memory_bytes), seconds = (julianday(?3) - julianday(started)) * 86400 WHERE id = ?1",
+            params![id, end.state, now(), error, field, answer, memory],
         )
         .map(drop)
     })
@@ -293,64 +270,142 @@ pub fn add_line(app: &App, id: &str, kind: &'static str, name: &str, text: &str)
     })
 }
 
-/// Keeps a picture of a job, which lies in `file` inside the data folder.
-pub fn add_image(app: &App, job: &Job, file: &str, image: &Image) -> Result<()> {
-    let (id, owner, of, file) = (image.id.clone(), job.owner.clone(), job.id.clone(), file.to_owned());
-    let (step, strength, parameters) = (image.step, image.strength, image.parameters.to_string());
+/// A picture that a job drew.
+#[derive(Debug, Default)]
+pub struct Picture {
+    /// Optimizer steps of the training that drew it.
+    pub step: Option<u64>,
+    /// The checkpoint that it was drawn with.
+    pub checkpoint: Option<i64>,
+    /// The strength that its adapter was at, where that is what it is compared by.
+    pub strength: Option<f64>,
+    /// What it was drawn with.
+    pub parameters: Value,
+    /// How like it is to the photos of a training.
+    pub likeness: Value,
+}
+
+/// Keeps a picture of a job, which lies in `file` inside the data folder, and tells of it.
+pub fn add_picture(app: &App, job: &Job, file: &str, picture: Picture) -> Result<()> {
+    let id = new_id()?;
+    let url = format!("/api/images/{id}");
+    let Picture { step, checkpoint, strength, parameters, likeness } = picture;
+    let shown = json!({
+        "id": id, "url": url, "thumbnail": format!("{url}?thumbnail=1"), "width": parameters["width"], "height": parameters["height"],
+        "job": job.id, "created": now(), "step": step, "checkpoint": checkpoint, "strength": strength, "parameters": parameters,
+        "likeness": likeness,
+    });
+    let (owner, of, file, text) = (job.owner.clone(), job.id.clone(), file.to_owned(), shown.to_string());
     app.store.wait(move |db| {
         db.execute(
-            "INSERT INTO images (id, owner, job, file, step, strength, parameters) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            params![id, owner, of, file, step, strength, parameters],
+            "INSERT INTO images (id, owner, job, file, step, shown) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            params![id, owner, of, file, step, text],
         )
         .map(drop)
     })?;
-    app.events.send(&job.owner, &json!({ "kind": "image", "id": job.id, "image": image }));
+    app.events.send(&job.owner, &json!({ "kind": "image", "id": job.id, "image": shown }));
     Ok(())
+}
+
+/// Forgets what a job drew before, as it begins anew.
+pub fn forget_pictures(app: &App, id: &str) -> Result<()> {
+    let id = id.to_owned();
+    app.store.wait(move |db| db.execute("DELETE FROM images WHERE job = ?1", [id]).map(drop))
 }
 
 /// What is in the database of a job.
 struct Stored {
     job: Job,
-    images: Vec<Image>,
-    has_adapter: bool,
-    ahead: i64,
+    images: Vec<Value>,
+    adapter_name: Option<String>,
+    /// Photos or records that it learns from, and a thumbnail of the first photo.
+    set: Option<(i64, Option<String>)>,
+    /// Jobs that come before it, and the seconds that such jobs took lately.
+    ahead: (i64, Option<f64>),
 }
 
 impl Stored {
     fn of(db: &Connection, job: Job) -> rusqlite::Result<Self> {
-        let mut found = db.prepare_cached(
-            "SELECT id, step, strength, parameters FROM images WHERE job = ?1 ORDER BY number LIMIT ?2",
-        )?;
-        let image = |row: &Row| {
-            let parameters: String = row.get(3)?;
-            let parameters = serde_json::from_str(&parameters).unwrap_or(Value::Null);
-            Ok(Image::new(row.get(0)?, row.get(1)?, row.get(2)?, parameters))
-        };
+        let mut found = db.prepare_cached("SELECT shown FROM images WHERE job = ?1 ORDER BY number LIMIT ?2")?;
+        let image = |row: &Row| Ok(serde_json::from_str(&row.get::<_, String>(0)?).unwrap_or(Value::Null));
         let images = found.query_map(params![job.id, MAX_IMAGES], image)?.collect::<rusqlite::Result<Vec<_>>>()?;
-        let has_adapter = db.prepare_cached("SELECT 1 FROM adapters WHERE id = ?1")?.exists([&job.id])?;
-        let ahead = match job.state {
-            JobState::Queued => db
-                .prepare_cached("SELECT count(*) FROM jobs WHERE state = 'queued' AND position < ?1")?
-                .query_row([job.position], |row| row.get(0))?,
-            _ => 0,
+        let adapter_name = db
+            .prepare_cached("SELECT name FROM adapters WHERE id = ?1")?
+            .query_row([&job.id], |row| row.get(0))
+            .optional()?;
+        let set = match &job.set {
+            Some(set) => db
+                .prepare_cached("SELECT count(*), (SELECT id FROM photos WHERE set_id = ?1 ORDER BY number LIMIT 1) FROM photos WHERE set_id = ?1")?
+                .query_row([set], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?,
+            None => None,
         };
-        Ok(Self { job, images, has_adapter, ahead })
+        let ahead = match job.state {
+            JobState::Queued => waiting_for(db, &job)?,
+            _ => (0, None),
+        };
+        Ok(Self { job, images, adapter_name, set, ahead })
     }
 
     /// As the page sees it.
     fn shown(self, live: Option<&Live>) -> Value {
-        let Self { job, images, has_adapter, ahead } = self;
+        let Self { job, images, adapter_name, set, ahead: (ahead, wait) } = self;
         let state = job.state(live);
+        let answer: Value =
+            job.answer.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
+        let is_waiting = state == JobState::Queued;
+        let thumbnail = |photo: Option<String>| photo.map(|photo| format!("/api/photos/{photo}?thumbnail=1"));
+        let set_summary = set.map(|(count, photo)| json!({ "photos": count, "thumbnail": thumbnail(photo) }));
         json!({
-            "id": job.id, "kind": job.kind, "name": job.name, "state": state,
-            "position": (state == JobState::Queued).then_some(ahead + 1),
-            "created": job.created, "started": job.started, "ended": job.ended,
-            "error": job.error, "field": job.field, "options": job.options, "set": job.set,
+            "id": job.id, "kind": job.kind, "name": job.name, "state": state, "actions": actions(job.kind, state),
+            "position": is_waiting.then_some(ahead + 1), "wait_seconds": wait.filter(|_| is_waiting),
+            "created": job.created, "started": job.started, "ended": job.ended.filter(|_| state.is_over()),
+            "error": job.error, "field": job.field, "options": job.options, "set": job.set, "set_summary": set_summary,
             "progress": live.and_then(|live| live.progress()),
             "memory_bytes": live.and_then(|live| live.memory_bytes()).map(|bytes| bytes as i64).or(job.memory_bytes),
-            "results": { "adapter": has_adapter.then_some(&job.id), "images": images, "text": job.text },
+            "adapter_name": adapter_name,
+            "results": {
+                "adapter": adapter_name.is_some().then_some(&job.id), "images": images, "text": answer["text"], "labels": answer["labels"],
+            },
             "command": job.command,
         })
+    }
+}
+
+/// How many jobs come before a queued one, and how many seconds they will take by what jobs of their kind took lately; none where no
+/// job of a kind among them was ever finished.
+fn waiting_for(db: &Connection, job: &Job) -> rusqlite::Result<(i64, Option<f64>)> {
+    let mut found = db.prepare_cached(
+        "SELECT kind, count(*), coalesce(sum(state = 'queued'), 0),
+             coalesce(sum(CASE WHEN state = 'queued' THEN 0 ELSE (julianday('now') - julianday(started)) * 86400 END), 0)
+         FROM jobs WHERE (state = 'queued' AND position < ?1) OR state IN ('running', 'paused', 'stopping') GROUP BY kind",
+    )?;
+    let of_kind = |row: &Row| {
+        Ok((row.get::<_, JobKind>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, row.get::<_, f64>(3)?))
+    };
+    let (mut ahead, mut seconds) = (0, Some(0.0));
+    for (kind, count, queued, passed) in
+        found.query_map([job.position], of_kind)?.collect::<rusqlite::Result<Vec<_>>>()?
+    {
+        let usual: Option<f64> = db
+            .prepare_cached(
+                "SELECT avg(seconds) FROM (SELECT seconds FROM jobs WHERE kind = ?1 AND state = 'finished' ORDER BY number DESC LIMIT 20)",
+            )?
+            .query_row([kind], |row| row.get(0))?;
+        ahead += queued;
+        seconds = seconds.zip(usual).map(|(sum, usual)| sum + (usual * count as f64 - passed).max(0.0));
+    }
+    Ok((ahead, seconds))
+}
+
+/// What can be asked of a job of this kind in this state.
+fn actions(kind: JobKind, state: JobState) -> &'static [&'static str] {
+    match (state, kind.is_training()) {
+        (JobState::Running, true) => &["stop", "save", "sample", "pause"],
+        (JobState::Paused, true) => &["stop", "save", "sample", "continue"],
+        (JobState::Running | JobState::Paused, false) => &["stop"],
+        (JobState::Failed | JobState::Stopped | JobState::Interrupted, _) => &["resume"],
+        (JobState::Queued | JobState::Stopping | JobState::Finished, _) => &[],
     }
 }
 
@@ -412,6 +467,26 @@ pub fn tell_now(app: &App, id: &str) -> Result<()> {
         tell(app, id, stored);
     }
     Ok(())
+}
+
+/// Tells the first of those who wait of their places, which have changed.
+pub fn tell_those_who_wait(app: &App) {
+    let waiting = app.store.wait(|db| {
+        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY position, number LIMIT {TOLD}");
+        let mut found = db.prepare_cached(&sql)?;
+        let jobs = found.query_map([], Job::of_row)?.collect::<rusqlite::Result<Vec<_>>>()?;
+        jobs.into_iter().map(|job| Stored::of(db, job)).collect::<rusqlite::Result<Vec<_>>>()
+    });
+    for stored in waiting.unwrap_or_default() {
+        let id = stored.job.id.clone();
+        tell(app, &id, stored);
+    }
+}
+
+/// The same for a handler.
+pub async fn tell_the_queue(app: &App) {
+    let shared = app.clone();
+    drop(tokio::task::spawn_blocking(move || tell_those_who_wait(&shared)).await);
 }
 
 fn tell(app: &App, id: &str, stored: Stored) {
@@ -476,6 +551,7 @@ pub async fn change(app: &App, id: &str, change: Change) -> Answer<()> {
         })
         .await?;
     tell_of(app, id).await;
+    tell_the_queue(app).await;
     match is_done {
         true => Ok(()),
         false => Err(Failure::conflict("the job does not wait any more; only a queued one can be changed")),
@@ -539,6 +615,7 @@ pub async fn delete(app: &App, job: &Job) -> Answer<()> {
     }
     app.events.send(&job.owner, &json!({ "kind": "deleted", "id": job.id }));
     app.events.send(&job.owner, &json!({ "kind": "adapters" }));
+    tell_the_queue(app).await;
     Ok(())
 }
 

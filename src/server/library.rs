@@ -4,6 +4,7 @@ use super::accounts::Owner;
 use super::failure::{Answer, Failure};
 use super::jobs::{self, now};
 use super::request::{Id, Json, Query};
+use super::state::JobKind;
 use super::{App, Shared};
 use crate::adapters::formats::language_adapter_at;
 use crate::adapters::peft_folder::{CONFIG_FILE, MODEL_FILE};
@@ -125,11 +126,12 @@ pub fn register(app: &App, job: &str) -> Result<()> {
     let rank = job.options.get("lora_r").and_then(Value::as_i64);
     let base = if model.is_empty() { "Demo model".to_owned() } else { model };
     let (trigger, folder) = (text("instance_prompt"), format!("runs/{}", job.id));
+    let kind = if job.kind == JobKind::TrainLlm { "language" } else { "stable_diffusion" };
     app.store.wait(move |db| {
         db.execute(
             "INSERT OR IGNORE INTO adapters (id, owner, job, name, kind, base_model, trigger_text, rank, created, folder)
-             VALUES (?1, ?2, ?1, ?3, 'stable_diffusion', ?4, ?5, ?6, ?7, ?8)",
-            params![job.id, job.owner, job.name, base, trigger, rank, now(), folder],
+             VALUES (?1, ?2, ?1, ?3, ?9, ?4, ?5, ?6, ?7, ?8)",
+            params![job.id, job.owner, job.name, base, trigger, rank, now(), folder, kind],
         )
         .map(drop)
     })
@@ -222,7 +224,8 @@ fn shown(app: &Shared, adapter: &Adapter, samples: &[String]) -> Value {
     })
 }
 
-async fn shown_one(app: &App, id: &str, owner: &str) -> Answer {
+/// The adapter `id` as the page sees it.
+pub async fn shown_one(app: &App, id: &str, owner: &str) -> Answer {
     let adapter = find(app, id, owner).await?;
     let (adapter, samples) = app.store.ask(move |db| with_samples(db, adapter)).await?;
     Ok(axum::Json(shown(app, &adapter, &samples)).into_response())

@@ -5,7 +5,7 @@ use crate::data::photo_files::PhotoFiles;
 use crate::recipes::demo::likeness::Appearance;
 use image::imageops::{self, FilterType};
 use image::RgbImage;
-use serde_json::{json, Map, Value};
+use serde_json::{json, Value};
 use std::path::Path;
 
 /// Height and width at which pictures are compared, in pixels.
@@ -24,17 +24,23 @@ impl Subject {
         Self(files.iter().take(MOST).filter_map(|file| appearance(&file.path)).collect())
     }
 
-    /// What is known of the sample at `path`: the colour distance (CIE 1976 ΔE) to the photo that is nearest, and the overlap of its
-    /// shape (intersection over union) with the photo whose shape is nearest. Nothing where either cannot be read.
-    pub fn measure(&self, path: &Path) -> Map<String, Value> {
-        let Ok(image) = decode(path) else { return Map::new() };
+    /// How like the picture at `path` is to them: the colour distance (CIE 1976 ΔE) to the photo that is nearest, and the overlap of its
+    /// shape (intersection over union) with the photo whose shape is nearest. Null where either cannot be read.
+    pub fn measure(&self, path: &Path) -> Value {
+        let Ok(image) = decode(path) else { return Value::Null };
         let sample = Appearance::of(&square(&image));
         let colour = self.0.iter().map(|photo| sample.colour_distance(photo)).fold(f64::INFINITY, f64::min);
         let shape = self.0.iter().map(|photo| sample.shape_overlap(photo)).fold(0.0, f64::max);
-        let likeness = json!({ "likeness": { "colour_distance": colour, "shape_overlap": shape } });
-        match likeness {
-            Value::Object(map) if colour.is_finite() => map,
-            _ => Map::new(),
+        match colour.is_finite() {
+            true => json!({
+                "colour_distance": colour, "shape_overlap": shape,
+                "sentence": format!(
+                    "by colour and shape alone: {colour:.0} off the nearest photo's colours (0 is the same, 100 as black to white), {:.0} % \
+                     of its outline",
+                    shape * 100.0
+                ),
+            }),
+            false => Value::Null,
         }
     }
 }

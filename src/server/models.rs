@@ -3,13 +3,17 @@
 use super::data_folder::DataFolder;
 use super::failure::{Answer, Failure};
 use super::ids::hex;
+use super::request::Query;
+use super::App;
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::recipes::demo;
 use crate::recipes::language_base::WantedModel;
 use crate::weights::hub::{self, Hub};
-use serde::Serialize;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -54,9 +58,19 @@ pub struct Model {
     /// Tasks of a language model.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<&'static str>,
+    /// Whether its files are on this machine.
+    #[serde(skip)]
+    is_here: bool,
     /// As `--model` takes it.
     #[serde(skip)]
     pub argument: String,
+}
+
+impl Model {
+    /// Whether it can be read without a download.
+    pub fn is_here(&self) -> bool {
+        self.is_here
+    }
 }
 
 /// The models of a server.
@@ -119,6 +133,37 @@ impl Models {
     }
 }
 
+/// What is asked of the hub.
+#[derive(Debug, Deserialize)]
+pub struct Wanted {
+    hub: String,
+}
+
+/// `GET /api/models?hub=OWNER/NAME`: looks at a model's configurations, which are fetched for it.
+pub async fn look_up(State(app): State<App>, Query(wanted): Query<Wanted>) -> Answer {
+    let model = app.models.find(&wanted.hub, app.limits.is_some())?;
+    let looked = tokio::task::spawn_blocking(move || match model.is_here() {
+        true => Ok(model),
+        false => of_hub_now(model),
+    });
+    let model = looked.await.map_err(|_| Failure::bad("the model could not be looked at"))?;
+    let model = model.map_err(|error| Failure { field: Some("hub".to_owned()), ..Failure::from(error) })?;
+    Ok(axum::Json(model).into_response())
+}
+
+/// A model of the hub, by the configurations that it has there.
+fn of_hub_now(model: Model) -> Result<Model> {
+    let pipeline = ModelOptions { configs_only: true, ..ModelOptions::default() };
+    let refused = match PipelineFiles::resolve(&model.id, &pipeline, &mut ()) {
+        Ok(files) => return Ok(Model { native_size: files.native_resolution().ok(), ..model }),
+        Err(error) => error,
+    };
+    match language_files(Path::new(&model.id)) {
+        Ok(files) => Ok(Model { kind: ModelKind::Language, tasks: files.architecture().tasks.to_vec(), ..model }),
+        Err(_) => Err(refused),
+    }
+}
+
 /// The model in a folder or a file.
 fn of_path(argument: &str, path: &Path) -> Result<Model> {
     let name = path.file_name().map_or_else(|| argument.to_owned(), |name| name.to_string_lossy().into_owned());
@@ -130,6 +175,7 @@ fn of_path(argument: &str, path: &Path) -> Result<Model> {
         kind: ModelKind::StableDiffusion,
         native_size: None,
         tasks: Vec::new(),
+        is_here: true,
         argument: argument.to_owned(),
     };
     let is_pipeline = path.join("model_index.json").exists() || path.join("unet").is_dir();
@@ -156,6 +202,7 @@ fn of_hub(id: &str) -> Model {
         kind: ModelKind::StableDiffusion,
         native_size: None,
         tasks: Vec::new(),
+        is_here: false,
         argument: id.to_owned(),
     }
 }

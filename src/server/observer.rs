@@ -1,12 +1,13 @@
 //! What a job tells while it runs, as events for the page and lines in the database.
 
-use super::ids::new_id;
-use super::jobs::{self, Image, Job};
+use super::jobs::{self, Job, Picture};
+use super::likeness::Subject;
 use super::state::Phase;
-use super::App;
+use super::{library, App};
 use crate::libtorch::memory;
 use crate::recipes::observer::{Event, Observer};
-use serde_json::{json, Map, Value};
+use crate::sample::drawn_image::ImageParameters;
+use serde_json::{json, Value};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,14 @@ pub struct JobObserver<'a> {
     app: &'a App,
     job: &'a Job,
     told: Option<Instant>,
-    /// What is known of a picture by its text chunk or by whoever drew it.
-    describe: Box<dyn Fn(&Path) -> Map<String, Value> + 'a>,
+    /// What pictures are compared with.
+    subject: Option<Subject>,
+    adapters: Option<String>,
+    cell: Cell,
+    /// Units of the pictures before.
+    units_before: u64,
+    /// Characters of a text that were told.
+    written: usize,
     /// The step that samples are of.
     step: u64,
 }
@@ -27,12 +34,32 @@ pub struct JobObserver<'a> {
 impl<'a> JobObserver<'a> {
     /// Listens to `job`.
     pub fn new(app: &'a App, job: &'a Job) -> Self {
-        Self { app, job, told: None, describe: Box::new(|_| Map::new()), step: 0 }
+        Self {
+            app,
+            job,
+            told: None,
+            subject: None,
+            adapters: None,
+            cell: Cell::default(),
+            units_before: 0,
+            written: 0,
+            step: 0,
+        }
     }
 
-    /// Has `describe` say what is known of each sample picture.
-    pub fn describe_samples(&mut self, describe: impl Fn(&Path) -> Map<String, Value> + 'a) {
-        self.describe = Box::new(describe);
+    /// Has pictures compared with the photos of `subject`.
+    pub fn compare_with(&mut self, subject: Subject) {
+        self.subject = Some(subject);
+    }
+
+    /// What comes is number `index` of `count` pictures that are drawn alike.
+    pub fn begin_cell(&mut self, index: u64, count: u64, checkpoint: Option<i64>, strength: Option<f64>) {
+        self.cell = Cell { index, count, checkpoint, strength };
+    }
+
+    /// How adapters are called in what is told of pictures.
+    pub fn name_adapters(&mut self, names: String) {
+        self.adapters = Some(names);
     }
 
     /// A line of the log.
@@ -46,7 +73,7 @@ impl<'a> JobObserver<'a> {
         drop(jobs::add_line(self.app, &self.job.id, kind, name, &text));
         let event = match kind {
             "fact" => json!({ "kind": "fact", "id": self.job.id, "fact": { "name": name, "text": text } }),
-            "warning" => json!({ "kind": "warning", "id": self.job.id, "text": text }),
+            "warning" => json!({ "kind": "warning", "id": self.job.id, "sentence": text }),
             _ => json!({ "kind": "log", "id": self.job.id, "line": text }),
         };
         self.app.events.send(&self.job.owner, &event);
@@ -79,18 +106,36 @@ impl<'a> JobObserver<'a> {
         self.app.events.send(&self.job.owner, &event);
     }
 
-    /// Keeps a sample picture that the training wrote.
-    fn sample(&mut self, path: &Path) {
-        let Ok(id) = new_id() else { return };
+    /// Keeps a picture that the job drew.
+    fn picture(&mut self, path: &Path, step: Option<u64>, drawn: &ImageParameters) {
         let Ok(file) = path.strip_prefix(self.app.data.root()).map(|file| file.display().to_string()) else { return };
-        let mut parameters = (self.describe)(path);
-        let index = path
-            .file_stem()
-            .and_then(|name| name.to_str())
-            .and_then(|name| name.rsplit('-').next()?.parse::<u64>().ok());
-        parameters.extend(index.map(|index| ("index".to_owned(), index.into())));
-        let image = Image::new(id, Some(self.step as i64), None, Value::Object(parameters));
-        drop(jobs::add_image(self.app, self.job, &file, &image));
+        let picture = Picture {
+            step,
+            checkpoint: self.cell.checkpoint,
+            strength: self.cell.strength,
+            parameters: json!({
+                "prompt": drawn.prompt, "negative_prompt": drawn.negative_prompt, "seed": drawn.seed, "steps": drawn.steps,
+                "guidance": drawn.guidance_scale, "sampler": drawn.sampler, "width": drawn.width, "height": drawn.height,
+                "model": drawn.model, "adapters": self.adapters,
+            }),
+            likeness: self.subject.as_ref().map_or(Value::Null, |subject| subject.measure(path)),
+        };
+        drop(jobs::add_picture(self.app, self.job, &file, picture));
+    }
+}
+
+/// Which of several pictures is drawn.
+#[derive(Debug)]
+struct Cell {
+    index: u64,
+    count: u64,
+    checkpoint: Option<i64>,
+    strength: Option<f64>,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self { index: 0, count: 1, checkpoint: None, strength: None }
     }
 }
 
@@ -108,7 +153,11 @@ impl Observer for JobObserver<'_> {
                 self.line("warning", "", &text);
                 self.log(&format!("warning: {text}"));
             }
-            Event::Begin { phase, total, done, unit } => self.begin(&phase, done, total, unit),
+            Event::Begin { phase, total, done, unit } => {
+                let Cell { index, count, .. } = self.cell;
+                self.units_before = index * total;
+                self.begin(&phase, self.units_before + done, total * count, unit);
+            }
             Event::Download { file, total, done } => {
                 let phase = format!("downloading {file}");
                 let is_new = self.app.worker.with(&self.job.id, |live| {
@@ -119,7 +168,7 @@ impl Observer for JobObserver<'_> {
                     false => self.advance(done, Some(total)),
                 }
             }
-            Event::Progress { done } => self.advance(done, None),
+            Event::Progress { done } => self.advance(self.units_before + done, None),
             Event::Step { metrics, total } => {
                 self.step = metrics.step;
                 let bytes = (metrics.peak_mib * f64::from(1 << 20)) as u64;
@@ -134,10 +183,38 @@ impl Observer for JobObserver<'_> {
                 self.tell_progress(true);
             }
             Event::Wrote { path } => self.log(&format!("wrote {}", path.display())),
-            Event::WroteImages { paths, .. } => {
-                self.log(&format!("{} sample images at step {}", paths.len(), self.step));
-                paths.iter().for_each(|path| self.sample(path));
+            Event::WroteImages { .. } => {}
+            Event::Image { path, step, parameters } => {
+                self.picture(&path, step, &parameters);
+                match step {
+                    Some(step) => self.log(&format!("a picture at step {step}: {}", parameters.prompt)),
+                    None => self.log(&format!("a picture with seed {}", parameters.seed)),
+                }
             }
+            Event::Text { text } => {
+                let event = json!({ "kind": "text", "id": self.job.id, "piece": text, "at": self.written });
+                self.app.events.send(&self.job.owner, &event);
+                // As JavaScript counts.
+                self.written += text.encode_utf16().count();
+            }
+            Event::Completed { step, prompt, text } => {
+                self.log(&format!("at step {step}, \"{prompt}\" is answered with \"{text}\""))
+            }
+            Event::Checkpoint { step, .. } => {
+                self.log(&format!("saved a checkpoint at step {step}"));
+                drop(library::register(self.app, &self.job.id));
+                self.app.events.send(&self.job.owner, &json!({ "kind": "adapters" }));
+            }
+            Event::Paused { step } => self.wait(true, &format!("paused at step {step}")),
+            Event::Continued { step } => self.wait(false, &format!("went on at step {step}")),
         }
+    }
+}
+
+impl JobObserver<'_> {
+    fn wait(&mut self, is_paused: bool, line: &str) {
+        self.app.worker.update(|live| live.set_paused(is_paused));
+        self.log(line);
+        drop(jobs::tell_now(self.app, &self.job.id));
     }
 }

@@ -1,6 +1,6 @@
 //! The description of the API at `/openapi.json`, made from the table that makes the router.
 
-use super::state::JobKind;
+use super::state::{JobKind, JobState};
 use super::App;
 use axum::routing::MethodRouter;
 use serde_json::{json, Map, Value};
@@ -12,8 +12,10 @@ pub struct Endpoint {
     pub path: &'static str,
     summary: &'static str,
     body: Option<Value>,
+    needs_body: bool,
     files: Option<&'static str>,
     query: Vec<(&'static str, &'static str)>,
+    answers_with_a_job: bool,
     /// What answers.
     pub handler: MethodRouter<App>,
 }
@@ -21,7 +23,17 @@ pub struct Endpoint {
 impl Endpoint {
     /// `method` in lower case.
     pub fn new(method: &'static str, path: &'static str, summary: &'static str, handler: MethodRouter<App>) -> Self {
-        Self { method, path, summary, body: None, files: None, query: Vec::new(), handler }
+        Self {
+            method,
+            path,
+            summary,
+            body: None,
+            needs_body: true,
+            files: None,
+            query: Vec::new(),
+            answers_with_a_job: false,
+            handler,
+        }
     }
 
     /// It takes JSON that fits `schema`.
@@ -29,9 +41,19 @@ impl Endpoint {
         Self { body: Some(schema), ..self }
     }
 
+    /// It takes JSON that fits `schema`, or none.
+    pub fn optional_body(self, schema: Value) -> Self {
+        Self { body: Some(schema), needs_body: false, ..self }
+    }
+
     /// It takes a form with files in the field `name`.
     pub fn files(self, name: &'static str) -> Self {
         Self { files: Some(name), ..self }
+    }
+
+    /// It answers with a job.
+    pub fn job(self) -> Self {
+        Self { answers_with_a_job: true, ..self }
     }
 
     /// It heeds a parameter behind `?`.
@@ -59,6 +81,10 @@ impl Endpoint {
                 "2XX": { "description": "Done" },
             },
         });
+        if self.answers_with_a_job {
+            let schema = json!({ "$ref": "#/components/schemas/Job" });
+            description["responses"]["2XX"]["content"] = json!({ "application/json": { "schema": schema } });
+        }
         let file = |name: &str| {
             json!({
                 "type": "object",
@@ -70,7 +96,7 @@ impl Endpoint {
             (None, Some(name)) => json!({ "multipart/form-data": { "schema": file(name) } }),
             (None, None) => return description,
         };
-        description["requestBody"] = json!({ "required": true, "content": content });
+        description["requestBody"] = json!({ "required": self.needs_body, "content": content });
         description
     }
 }
@@ -107,6 +133,23 @@ pub fn document(endpoints: &[Endpoint]) -> Value {
                     "sentence": { "type": "string" }, "field": { "type": ["string", "null"] },
                 },
             } },
-        } } },
+        }, "Job": job() } },
+    })
+}
+
+/// A job as it is shown.
+fn job() -> Value {
+    let text = || json!({ "type": ["string", "null"] });
+    json!({
+        "type": "object", "required": ["id", "kind", "name", "state", "actions", "options", "results", "command"], "properties": {
+            "id": { "type": "string" }, "kind": { "type": "string", "enum": JobKind::NAMES }, "name": { "type": "string" },
+            "state": { "type": "string", "enum": JobState::NAMES },
+            "actions": { "type": "array", "items": { "type": "string" }, "description": "What /api/jobs/{id}/{action} takes now" },
+            "position": { "type": ["integer", "null"] }, "wait_seconds": { "type": ["number", "null"] },
+            "created": { "type": "string" }, "started": text(), "ended": text(), "error": text(), "field": text(),
+            "options": { "type": "object" }, "set": text(), "command": { "type": "string" },
+            "progress": { "type": ["object", "null"] }, "memory_bytes": { "type": ["integer", "null"] },
+            "results": { "type": "object" },
+        },
     })
 }

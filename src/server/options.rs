@@ -7,7 +7,7 @@ use serde_json::{json, Map, Value};
 use std::any::TypeId;
 
 /// Bytes of one value: a prompt is shorter, and a list of patterns too.
-const MAX_VALUE: usize = 20_000;
+pub const MAX_VALUE: usize = 20_000;
 
 /// Options of a request that are taken one by one; what is left over is the recipe's.
 pub struct Asked {
@@ -56,7 +56,8 @@ impl Asked {
     }
 }
 
-fn too_long(name: &str) -> Failure {
+/// The refusal of a longer text.
+pub fn too_long(name: &str) -> Failure {
     Failure::field(name, format!("{name} has more than {MAX_VALUE} bytes; shorten it"))
 }
 
@@ -87,6 +88,11 @@ fn flag(arg: &Arg, name: &str, value: Value) -> Answer<Option<String>> {
         true => Ok(Some(format!("--{long}={text}"))),
         false => Err(too_long(name)),
     }
+}
+
+/// The number that `flags` give for the flag `name`.
+pub fn number_of(flags: &[String], name: &str) -> Option<f64> {
+    flags.iter().rev().find_map(|flag| flag.split_once('=').filter(|(found, _)| *found == name)?.1.parse().ok())
 }
 
 /// The configuration that `flags` stand for.

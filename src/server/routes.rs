@@ -7,15 +7,20 @@ use super::openapi::{self, Endpoint};
 use super::request::{Id, Json, Query};
 use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
-use super::worker::Stop;
-use super::{assets, events, guard, library, options, training, App};
+use super::worker::{Request, Stop};
+use super::{
+    assets, drawing, events, guard, import, language_training, library, models, options, plan, training, visitors,
+    writing, App,
+};
 use crate::data::photo_decoding;
 use crate::error::Error;
 use crate::libtorch::memory;
+use crate::recipes::control::SampleRequest;
 use crate::recipes::{device_flag, dtype_name};
 use crate::regular_file::{self, FileKind};
 use crate::train::metrics::StepMetrics;
 use crate::train::precision::Precision;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -44,7 +49,9 @@ fn endpoints() -> Vec<Endpoint> {
     vec![
         Endpoint::new("get", "/api/state", "What this server is, its models and its queue", get(state)),
         Endpoint::new("get", "/api/options/{kind}", "The options of a job, as a form needs them", get(options_of)),
-        Endpoint::new("post", "/api/sets", "Make an empty set of photos or records", post(sets::create)),
+        Endpoint::new("post", "/api/sets", "Make a set of photos or records, empty or of the photos inside lorabooth", post(sets::create)).optional_body(json!({
+            "type": "object", "additionalProperties": false, "properties": { "example": { "type": ["string", "null"] } },
+        })),
         Endpoint::new("post", "/api/sets/{id}/files", "Put photos, zip files of photos, or captions in a set", post(sets::upload).layer(upload()))
             .files("files"),
         Endpoint::new("get", "/api/sets/{id}", "The photos of a set, with warnings", get(sets::show)),
@@ -54,9 +61,15 @@ fn endpoints() -> Vec<Endpoint> {
         })),
         Endpoint::new("delete", "/api/sets/{id}/photos/{photo}", "Take a photo out of a set", delete(sets::delete_photo)),
         Endpoint::new("get", "/api/photos/{photo}", "A photo; with thumbnail=1 small", get(sets::picture)).query("thumbnail", "integer"),
-        Endpoint::new("post", "/api/jobs", "Put a job in the queue", post(add_job)).body(openapi::new_job()),
+        Endpoint::new("post", "/api/plan", "What a training will take of memory and time", post(plan::plan)).body(json!({
+            "type": "object", "required": ["kind"], "additionalProperties": false, "properties": {
+                "kind": { "type": "string", "enum": ["dreambooth", "llm"] }, "set": { "type": ["string", "null"] },
+                "options": { "type": "object" },
+            },
+        })),
+        Endpoint::new("post", "/api/jobs", "Put a job in the queue", post(add_job)).body(openapi::new_job()).job(),
         Endpoint::new("get", "/api/jobs", "All jobs, the newest first", get(list_jobs)).query("limit", "integer"),
-        Endpoint::new("get", "/api/jobs/{id}", "A job, with its warnings, facts and the end of its log", get(show_job)),
+        Endpoint::new("get", "/api/jobs/{id}", "A job, with its warnings, facts and the end of its log", get(show_job)).job(),
         Endpoint::new("get", "/api/jobs/{id}/metrics", "The numbers of each step after a step", get(metrics)).query("after", "integer"),
         Endpoint::new("patch", "/api/jobs/{id}", "Change a queued job's place or options, or any job's name", patch(change_job)).body(json!({
             "type": "object", "additionalProperties": false, "properties": {
@@ -64,9 +77,16 @@ fn endpoints() -> Vec<Endpoint> {
             },
         })),
         Endpoint::new("delete", "/api/jobs/{id}", "Drop a queued job, or delete one that is over with its files", delete(delete_job)),
-        Endpoint::new("post", "/api/jobs/{id}/{action}", "stop, save, sample, pause, continue or resume a job", post(act)),
+        Endpoint::new("post", "/api/jobs/{id}/{action}", "stop, save, sample, pause, continue or resume a job", post(act))
+            .optional_body(json!({ "type": "object", "description": "Of sample", "additionalProperties": false, "properties": {
+                "prompt": { "type": ["string", "null"] }, "negative_prompt": { "type": ["string", "null"] },
+                "seed": { "type": ["integer", "null"] }, "number": { "type": ["integer", "null"] },
+                "max_new_tokens": { "type": ["integer", "null"] },
+            } })),
         Endpoint::new("get", "/api/images/{id}", "A picture; with thumbnail=1 small", get(image)).query("thumbnail", "integer"),
         Endpoint::new("get", "/api/adapters", "All adapters, the newest first", get(library::list)),
+        Endpoint::new("post", "/api/adapters", "Upload an adapter: a zip of PEFT's folder, or a .safetensors file", post(import::upload).layer(upload()))
+            .files("file"),
         Endpoint::new("patch", "/api/adapters/{id}", "Rename an adapter, or make a checkpoint the adapter", patch(library::change)).body(json!({
             "type": "object", "additionalProperties": false, "properties": {
                 "name": { "type": "string" }, "checkpoint": { "type": ["integer", "null"] },
@@ -77,6 +97,8 @@ fn endpoints() -> Vec<Endpoint> {
             .query("format", "string")
             .query("checkpoint", "integer"),
         Endpoint::new("get", "/api/events", "Everything that happens, as an event stream", get(events::stream)).query("after", "integer"),
+        Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)),
+        Endpoint::new("get", "/api/models", "Whether a model of the hub can be used", get(models::look_up)).query("hub", "string"),
         Endpoint::new("post", "/login", "Sign in", post(accounts::login)).body(json!({
             "type": "object", "required": ["username", "password"],
             "properties": { "username": { "type": "string" }, "password": { "type": "string" } },
@@ -133,6 +155,8 @@ async fn state(State(app): State<App>, owner: Owner, SignedIn(signed_in): Signed
     if !signed_in {
         return Ok(axum::Json(json!({ "version": version, "public": is_public, "signed_in": false })).into_response());
     }
+    // Before anything is looked up: what changes meanwhile is told again behind it.
+    let last = app.events.last();
     let (free, total) = memory::device_memory(app.device).unwrap_or((0, 0));
     let shared = app.clone();
     let models = tokio::task::spawn_blocking(move || shared.models.list(is_public)).await.unwrap_or_default();
@@ -141,7 +165,7 @@ async fn state(State(app): State<App>, owner: Owner, SignedIn(signed_in): Signed
         "version": version,
         "device": { "name": device_flag(app.device), "dtype": dtype_name(kind), "memory_total": total, "memory_free": free },
         "public": is_public, "limits": app.limits, "signed_in": true, "has_account": app.account.is_some(), "models": models,
-        "last_event": app.events.last(), "queue": jobs::queue(&app, owner.name()).await?,
+        "examples": sets::examples(), "last_event": last, "queue": jobs::queue(&app, owner.name()).await?,
     });
     Ok(axum::Json(state).into_response())
 }
@@ -153,6 +177,12 @@ async fn options_of(Id(kind): Id<String>) -> Answer {
             let groups = options::described(&training::dreambooth_command(), training::FILLED_IN);
             Ok(axum::Json(json!({ "groups": groups, "presets": super::presets::dreambooth() })).into_response())
         }
+        "llm" => {
+            let groups = options::described(&language_training::command(), language_training::FILLED_IN);
+            Ok(axum::Json(json!({ "groups": groups, "presets": [] })).into_response())
+        }
+        "complete" => Ok(axum::Json(json!({ "groups": writing::described(), "presets": [] })).into_response()),
+        "generate" => Ok(axum::Json(json!({ "groups": drawing::described(), "presets": [] })).into_response()),
         _ => Err(Failure::not_found("kind of options")),
     }
 }
@@ -182,6 +212,9 @@ async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted
         (app.clone(), id.clone(), owner.owned(), wanted.options.clone(), wanted.set.clone());
     let prepared = tokio::task::spawn_blocking(move || match kind {
         JobKind::TrainDreambooth => training::prepare(&shared, &new, &of, &options, set.as_deref()),
+        JobKind::TrainLlm => language_training::prepare(&shared, &new, &of, &options, set.as_deref()),
+        JobKind::Generate | JobKind::Grid => drawing::prepare(&shared, &new, &of, kind, &options),
+        JobKind::Complete => writing::prepare(&shared, &of, &options),
     });
     let (command, usual_name) = prepared.await.map_err(|_| Failure::bad("the job could not be prepared"))??;
     let job = NewJob {
@@ -262,6 +295,11 @@ async fn change_job(State(app): State<App>, owner: Owner, Id(id): Id<String>, Js
             let checked = tokio::task::spawn_blocking(move || {
                 let command = match job.kind {
                     JobKind::TrainDreambooth => training::command_of(&shared, &new, &of, &options),
+                    JobKind::TrainLlm => language_training::command_of(&shared, &new, &of, &options),
+                    JobKind::Complete => writing::prepare(&shared, &of, &options).map(|(command, _)| command),
+                    kind @ (JobKind::Generate | JobKind::Grid) => {
+                        drawing::prepare(&shared, &new, &of, kind, &options).map(|(command, _)| command)
+                    }
                 }?;
                 Ok::<_, Failure>((options, command))
             });
@@ -281,8 +319,12 @@ async fn delete_job(State(app): State<App>, owner: Owner, Id(id): Id<String>) ->
 }
 
 /// `POST /api/jobs/{id}/{action}`.
-async fn act(State(app): State<App>, owner: Owner, Id((id, action)): Id<(String, String)>) -> Answer {
+async fn act(State(app): State<App>, owner: Owner, Id((id, action)): Id<(String, String)>, body: Bytes) -> Answer {
     let job = jobs::find(&app, &id, owner.name()).await?;
+    let is_training = job.kind.is_training();
+    if !is_training && ["save", "sample", "pause", "continue"].contains(&action.as_str()) {
+        return Err(Failure::conflict("only a training can be paused, saved and sampled"));
+    }
     let state = app.worker.with(&id, |live| job.state(live));
     match action.as_str() {
         "stop" if state == JobState::Queued => {
@@ -299,9 +341,50 @@ async fn act(State(app): State<App>, owner: Owner, Id((id, action)): Id<(String,
                 state.name()
             )))
         }
+        "save" => ask(&app, &id, state, Request::Save)?,
+        "pause" => ask(&app, &id, state, Request::Pause)?,
+        "continue" => ask(&app, &id, state, Request::Continue)?,
+        "sample" => ask(&app, &id, state, Request::Sample(sample_of(body)?))?,
         _ => return Err(Failure::not_found("action on a job")),
     }
     Ok(axum::Json(jobs::shown(&app, &id).await?).into_response())
+}
+
+/// Asks the job `id`, which is in `state`, for something.
+fn ask(app: &App, id: &str, state: JobState, request: Request) -> Answer<()> {
+    match app.worker.ask(id, request) {
+        true => Ok(()),
+        false => Err(Failure::conflict(format!("the job is {} and does not run", state.name()))),
+    }
+}
+
+/// What a sample shows, by the body of the request, which may be empty.
+fn sample_of(body: Bytes) -> Answer<SampleRequest> {
+    #[derive(Default, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Sample {
+        prompt: Option<String>,
+        negative_prompt: Option<String>,
+        seed: Option<i64>,
+        number: Option<usize>,
+        max_new_tokens: Option<usize>,
+    }
+    let sample: Sample = match body.is_empty() {
+        true => Sample::default(),
+        false => serde_json::from_slice(&body)
+            .map_err(|error| Failure::bad(format!("the body is not what a sample takes: {error}")))?,
+    };
+    let text = |name: &str, text: Option<String>| match text {
+        Some(text) if text.len() > options::MAX_VALUE => Err(options::too_long(name)),
+        text => Ok(text.filter(|text| !text.trim().is_empty())),
+    };
+    Ok(SampleRequest {
+        prompt: text("prompt", sample.prompt)?,
+        negative_prompt: text("negative_prompt", sample.negative_prompt)?,
+        seed: sample.seed,
+        images: sample.number,
+        max_new_tokens: sample.max_new_tokens,
+    })
 }
 
 /// `GET /api/images/{id}`.

@@ -1,14 +1,14 @@
 //! The server's life: it listens, answers, and ends with the running job saved.
 
 use super::worker::Stop;
-use super::{router, App};
+use super::{router, visitors, App};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
@@ -98,12 +98,18 @@ pub fn serve(app: App, listener: Listener, signals: &Interrupt) -> Result<()> {
     served
 }
 
-/// Waits for `signals`; meanwhile ends jobs that take longer than they may.
+/// Waits for `signals`; meanwhile ends jobs that take longer than they may, and deletes what is too old.
 async fn watch(app: &App, signals: &Interrupt) {
+    let mut cleaned: Option<Instant> = None;
     let most = app.limits.map(|limits| Duration::from_secs(limits.max_minutes.saturating_mul(60)));
     while !signals.requested() {
         if let Some(id) = most.and_then(|most| app.worker.overdue(most)) {
             app.worker.stop(&id, Stop::Time);
+        }
+        if app.limits.is_some() && cleaned.is_none_or(|at| at.elapsed() > visitors::BETWEEN) {
+            cleaned = Some(Instant::now());
+            let shared = app.clone();
+            tokio::task::spawn_blocking(move || drop(visitors::clean(&shared)));
         }
         tokio::time::sleep(TICK).await;
     }

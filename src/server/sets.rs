@@ -7,8 +7,11 @@ use super::jobs::now;
 use super::request::{Id, Json, Query};
 use super::App;
 use crate::data::photo_decoding;
+use crate::data::records::Records;
 use crate::error::{Error, Result};
+use crate::recipes::demo;
 use crate::whole_file::write_whole;
+use axum::body::Bytes;
 use axum::extract::{Multipart, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
@@ -18,7 +21,7 @@ use image::imageops;
 use image::{ImageFormat, ImageReader, RgbImage};
 use rusqlite::{params, OptionalExtension, Row};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, Value};
+use serde_json::{json, Map, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -43,6 +46,11 @@ const MAX_CAPTION: usize = 4000;
 pub const THUMBNAIL: u32 = 256;
 /// Refusals that are kept with a set.
 const MAX_REFUSED: usize = 100;
+/// Columns of records that are looked at.
+const MAX_COLUMNS: usize = 64;
+/// Records of a sample, and characters of each value.
+const SHOWN_RECORDS: usize = 5;
+const SHOWN_CHARACTERS: usize = 300;
 /// Photos with a shorter side than this share of what a model was made for lose much of what it could learn.
 const SMALL: f64 = 0.75;
 
@@ -78,7 +86,7 @@ impl Photo {
 }
 
 /// A file that goes when it is dropped.
-struct Temporary(PathBuf);
+pub struct Temporary(pub PathBuf);
 
 impl Drop for Temporary {
     fn drop(&mut self) {
@@ -91,26 +99,61 @@ pub fn photo_folder(app: &App, id: &str) -> PathBuf {
     app.data.sets().join(id).join("photos")
 }
 
+/// The folder of the one file of records of the set `id`.
+pub fn records_folder(app: &App, id: &str) -> PathBuf {
+    app.data.sets().join(id).join("records")
+}
+
 fn thumbnail_folder(app: &App, id: &str) -> PathBuf {
     app.data.sets().join(id).join("thumbnails")
 }
 
+/// The set of photos inside the binary.
+const EXAMPLE: &str = "penguin";
+
+/// Photos that a new user can begin with, with settings for them.
+pub fn examples() -> Value {
+    json!([{ "name": EXAMPLE, "title": "Use the penguin's photos", "model": super::models::DEMO, "values": demo::usual_options() }])
+}
+
+/// The body of a new set, which may be none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct New {
+    example: Option<String>,
+}
+
 /// `POST /api/sets`.
-pub async fn create(State(app): State<App>, owner: Owner) -> Answer {
+pub async fn create(State(app): State<App>, owner: Owner, body: Bytes) -> Answer {
+    let wanted: New = match body.is_empty() {
+        true => New::default(),
+        false => serde_json::from_slice(&body)
+            .map_err(|error| Failure::bad(format!("the body is not what this address takes: {error}")))?,
+    };
+    if wanted.example.as_deref().is_some_and(|name| name != EXAMPLE) {
+        return Err(Failure::field("example", format!("the one example is `{EXAMPLE}`")));
+    }
     let (id, owner) = (new_id()?, owner.owned());
     for folder in [photo_folder(&app, &id), thumbnail_folder(&app, &id)] {
         std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
     }
-    let new = id.clone();
+    let (new, row) = (id.clone(), id.clone());
     app.store
         .ask(move |db| {
             db.execute(
                 "INSERT INTO sets (id, owner, kind, created) VALUES (?1, ?2, 'photos', ?3)",
-                params![new, owner, now()],
+                params![row, owner, now()],
             )
         })
         .await?;
-    Ok((StatusCode::CREATED, axum::Json(json!({ "id": id, "kind": "photos" }))).into_response())
+    if wanted.example.is_some() {
+        let shared = app.clone();
+        let filled = tokio::task::spawn_blocking(move || {
+            fill_with_example(Intake { app: shared, set: new, refused: Vec::new(), texts: BTreeMap::new() })
+        });
+        filled.await.map_err(|_| Failure::bad("the example could not be written"))??;
+    }
+    Ok((StatusCode::CREATED, axum::Json(shown(&app, &id, None).await?)).into_response())
 }
 
 /// Refuses a set that is not the owner's.
@@ -217,8 +260,29 @@ pub async fn upload(State(app): State<App>, owner: Owner, Id(id): Id<String>, mu
     Ok(axum::Json(shown(&app, &id, None).await?).into_response())
 }
 
+/// Takes the photos inside the binary.
+fn fill_with_example(mut intake: Intake) -> Result<()> {
+    let folder = intake.app.data.temporary().join(new_id()?);
+    let taken = demo::write_subject(&folder).and_then(|()| {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .map_err(|error| Error::io("read", &folder, error))?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        files.sort();
+        files.iter().try_for_each(|file| intake.take(&file.file_name().unwrap_or_default().to_string_lossy(), file))
+    });
+    intake.app.data.remove(&folder)?;
+    taken?;
+    intake.finish()
+}
+
 /// Writes an uploaded file to the data folder as it comes; none where it is larger than `most`, when the rest of it is passed over.
-async fn receive(app: &App, mut field: axum::extract::multipart::Field<'_>, most: u64) -> Answer<Option<Temporary>> {
+pub async fn receive(
+    app: &App,
+    mut field: axum::extract::multipart::Field<'_>,
+    most: u64,
+) -> Answer<Option<Temporary>> {
     let path = app.data.temporary().join(new_id()?);
     let mut file = File::create_new(&path).map_err(|error| Error::io("create", &path, error))?;
     let temporary = Temporary(path.clone());
@@ -242,7 +306,7 @@ async fn receive(app: &App, mut field: axum::extract::multipart::Field<'_>, most
 }
 
 /// What a client calls a file, fit to be shown: the last part of a path, without control characters.
-fn label(name: &str) -> String {
+pub fn label(name: &str) -> String {
     let last = name.rsplit(['/', '\\']).next().unwrap_or_default();
     let plain: String = last.chars().filter(|c| !c.is_control()).take(120).collect();
     match plain.trim().trim_matches('.') {
@@ -252,12 +316,12 @@ fn label(name: &str) -> String {
 }
 
 /// The name without its ending.
-fn stem(name: &str) -> &str {
+pub fn stem(name: &str) -> &str {
     name.rsplit_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// The part of a server-made file name that tells people which file it was.
-fn readable(name: &str) -> String {
+pub fn readable(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let text: String = stem(name).chars().map(plain).take(40).collect();
     text.trim_matches('-').to_owned()
@@ -291,8 +355,43 @@ impl Intake {
                 self.text(name, file);
                 Ok(())
             }
+            "jsonl" | "ndjson" | "json" | "csv" | "tsv" | "tab" | "parquet" => self.records(name, &end, file),
             _ => self.photo(name, file),
         }
+    }
+
+    /// Takes a file of records, in place of one that was there.
+    fn records(&mut self, name: &str, end: &str, file: &Path) -> Result<()> {
+        let set = self.set.clone();
+        let has_photos = self
+            .app
+            .store
+            .wait(move |db| db.prepare_cached("SELECT 1 FROM photos WHERE set_id = ?1")?.exists([set]))?;
+        if has_photos {
+            self.refuse(name, "is a file of records, and the set has photos; put it in a set of its own");
+            return Ok(());
+        }
+        // Its format is told by its ending.
+        let named = Temporary(file.with_extension(end));
+        std::fs::copy(file, &named.0).map_err(|error| Error::io("write", &named.0, error))?;
+        let about = match about_records(name, &named.0) {
+            Ok(about) => about.to_string(),
+            Err(error) => {
+                let text = error.to_string();
+                let sentence = text.strip_prefix(&format!("{}: ", named.0.display())).unwrap_or(&text).to_owned();
+                self.refuse(name, sentence);
+                return Ok(());
+            }
+        };
+        let folder = records_folder(&self.app, &self.set);
+        self.app.data.remove(&folder)?;
+        std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
+        let kept = folder.join(format!("records.{end}"));
+        std::fs::rename(&named.0, &kept).map_err(|error| Error::io("write", &kept, error))?;
+        let set = self.set.clone();
+        self.app.store.wait(move |db| {
+            db.execute("UPDATE sets SET kind = 'records', records = ?2 WHERE id = ?1", params![set, about]).map(drop)
+        })
     }
 
     fn text(&mut self, name: &str, file: &Path) {
@@ -434,6 +533,34 @@ impl Intake {
             .store
             .wait(move |db| db.execute("UPDATE sets SET refused = ?2 WHERE id = ?1", params![set, refused]).map(drop))
     }
+}
+
+/// What the records at `path` are: their columns, how many they are, and the first of them.
+fn about_records(name: &str, path: &Path) -> Result<Value> {
+    let columns = Records::columns(path)?;
+    // Columns of lists and gaps are for others; what can be learned from is flat and whole.
+    let is_flat = |column: &&String| Records::read(path, &[column.as_str()]).is_ok();
+    let flat: Vec<&str> = match Records::read(path, &columns.iter().map(String::as_str).collect::<Vec<_>>()) {
+        Ok(_) => columns.iter().map(String::as_str).collect(),
+        Err(_) => columns.iter().take(MAX_COLUMNS).filter(is_flat).map(String::as_str).collect(),
+    };
+    if flat.is_empty() {
+        // Says what is wrong with it.
+        Records::read(path, &columns.iter().map(String::as_str).take(1).collect::<Vec<_>>())?;
+    }
+    let records = Records::read(path, &flat)?;
+    let shown = |text: &str| text.chars().take(SHOWN_CHARACTERS).collect::<String>();
+    let sample: Vec<Value> = records
+        .iter()
+        .take(SHOWN_RECORDS)
+        .map(|record| {
+            flat.iter()
+                .map(|column| ((*column).to_owned(), json!(record.get(column).map(shown))))
+                .collect::<Map<_, _>>()
+                .into()
+        })
+        .collect();
+    Ok(json!({ "name": name, "count": records.len(), "columns": columns, "sample": sample }))
 }
 
 /// The photo in `file`, decoded, or what is wrong with it.
@@ -578,12 +705,10 @@ pub async fn send_picture(path: PathBuf) -> Answer {
     Ok(response)
 }
 
-/// Keeps the photos of the set `id` with their captions as they are now, in the folder `into`: the same files under a second name.
-pub fn keep_photos(app: &App, id: &str, into: &Path) -> Result<()> {
-    let folder = photo_folder(app, id);
+/// Keeps what is in the folder `folder` of a set as it is now, in the folder `into`: the same files under a second name.
+pub fn keep(folder: &Path, into: &Path) -> Result<()> {
     std::fs::create_dir_all(into).map_err(|error| Error::io("create", into, error))?;
-    let entries = std::fs::read_dir(&folder).map_err(|error| Error::io("read", &folder, error))?;
-    for entry in entries.flatten() {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (from, to) = (entry.path(), into.join(entry.file_name()));
         // Where a file system has no second names, a copy.
         if std::fs::hard_link(&from, &to).is_err() {
@@ -591,6 +716,19 @@ pub fn keep_photos(app: &App, id: &str, into: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Width and height of each photo of the set `id`.
+pub async fn sizes(app: &App, id: &str) -> Answer<Vec<(u32, u32)>> {
+    let id = id.to_owned();
+    app.store
+        .ask(move |db| {
+            let mut found = db.prepare_cached("SELECT width, height FROM photos WHERE set_id = ?1")?;
+            let sizes =
+                found.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<rusqlite::Result<Vec<_>>>()?;
+            Ok(sizes)
+        })
+        .await
 }
 
 #[cfg(test)]

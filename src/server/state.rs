@@ -45,14 +45,28 @@ macro_rules! named {
 pub enum JobKind {
     /// Trains a LoRA of a Stable Diffusion model on photos.
     TrainDreambooth,
+    /// Fine-tunes a language model on records.
+    TrainLlm,
+    /// Draws pictures of a prompt.
+    Generate,
+    /// Draws one prompt with checkpoints at strengths.
+    Grid,
+    /// Continues, answers or classifies a text.
+    Complete,
 }
 
-named!(JobKind { TrainDreambooth = "train_dreambooth" });
+named!(JobKind {
+    TrainDreambooth = "train_dreambooth",
+    TrainLlm = "train_llm",
+    Generate = "generate",
+    Grid = "grid",
+    Complete = "complete",
+});
 
 impl JobKind {
     /// Whether it trains an adapter, which can be stopped and gone on with.
     pub fn is_training(self) -> bool {
-        matches!(self, Self::TrainDreambooth)
+        matches!(self, Self::TrainDreambooth | Self::TrainLlm)
     }
 }
 

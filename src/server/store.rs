@@ -17,14 +17,15 @@ const VERSIONS: &[&str] = &["
     CREATE INDEX photos_of_a_set ON photos (set_id, number);
     CREATE TABLE jobs (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, kind TEXT NOT NULL,
         name TEXT NOT NULL, state TEXT NOT NULL, position REAL NOT NULL, created TEXT NOT NULL, started TEXT, ended TEXT,
-        error TEXT, field TEXT, options TEXT NOT NULL, set_id TEXT, command TEXT NOT NULL, text TEXT, memory_bytes INTEGER);
+        error TEXT, field TEXT, options TEXT NOT NULL, set_id TEXT, command TEXT NOT NULL, answer TEXT, memory_bytes INTEGER,
+        seconds REAL);
     CREATE INDEX jobs_by_state ON jobs (state, position);
     CREATE INDEX jobs_by_owner ON jobs (owner, number);
     CREATE TABLE lines (number INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
         text TEXT NOT NULL);
     CREATE INDEX lines_of_a_job ON lines (job, number);
     CREATE TABLE images (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, job TEXT NOT NULL,
-        file TEXT NOT NULL, step INTEGER, strength REAL, parameters TEXT NOT NULL);
+        file TEXT NOT NULL, step INTEGER, shown TEXT NOT NULL);
     CREATE INDEX images_of_a_job ON images (job, number);
     CREATE TABLE adapters (number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL, job TEXT,
         name TEXT NOT NULL, kind TEXT NOT NULL, base_model TEXT NOT NULL, trigger_text TEXT NOT NULL, rank INTEGER, created TEXT NOT NULL,

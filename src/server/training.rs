@@ -9,7 +9,7 @@ use super::observer::JobObserver;
 use super::options::{self, Asked};
 use super::{library, sets, App};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
+use crate::recipes::control::Control;
 use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::{dreambooth_lora, shell_word};
 use crate::train::checkpoint;
@@ -44,6 +44,8 @@ pub struct Training {
     pub flags: Vec<String>,
     /// The seed of all draws.
     pub seed: i64,
+    /// The model.
+    pub model: Model,
     /// The same on a command line.
     pub command: String,
 }
@@ -100,7 +102,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     }
     let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
     let command = format!("lorabooth train dreambooth {} --seed={seed}", words.join(" "));
-    Ok(Training { flags, seed, command })
+    Ok(Training { flags, seed, model, command })
 }
 
 /// The folder of class images: trainings share one where the same images would be drawn.
@@ -126,12 +128,13 @@ pub fn check(training: &Training) -> Answer<()> {
     config.check().map_err(Failure::from)
 }
 
-fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
+/// The configuration that `flags` stand for.
+pub fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
     options::parsed(dreambooth_command(), flags)
 }
 
 /// Runs the training of `job`, from its last checkpoint where it has one.
-pub fn dreambooth(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut JobObserver) -> Result<()> {
+pub fn dreambooth(app: &App, job: &Job, control: &Control, observer: &mut JobObserver) -> Result<()> {
     let photos = app.data.inputs().join(&job.id);
     let training = of_options(app, &job.id, &job.owner, &job.options, &photos).map_err(of_failure)?;
     let mut flags = training.flags;
@@ -143,9 +146,8 @@ pub fn dreambooth(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut Jo
     }
     let mut config = config(&flags).map_err(of_failure)?;
     config.training.command = Some(training.command);
-    let subject = Subject::of(&photos);
-    observer.describe_samples(move |path: &Path| subject.measure(path));
-    dreambooth_lora::train(&config, app.device, training.seed, interrupt, observer).map(drop)
+    observer.compare_with(Subject::of(&photos));
+    dreambooth_lora::train(&config, app.device, training.seed, control, observer).map(drop)
 }
 
 /// A refusal as the error of a job.
@@ -168,7 +170,7 @@ pub fn prepare(
 ) -> Answer<(String, String)> {
     let Some(set) = set else { return Err(Failure::field("set", "a training needs photos; upload some first")) };
     let photos = app.data.inputs().join(id);
-    let prepared = sets::keep_photos(app, set, &photos).map_err(Failure::from).and_then(|()| {
+    let prepared = sets::keep(&sets::photo_folder(app, set), &photos).map_err(Failure::from).and_then(|()| {
         if std::fs::read_dir(&photos).into_iter().flatten().next().is_none() {
             return Err(Failure::field("set", "the set has no photos; upload some first"));
         }

@@ -4,14 +4,19 @@ use super::failure::of_option;
 use super::jobs::{self, End, Job};
 use super::observer::JobObserver;
 use super::state::{JobKind, JobState, Phase, Progress};
-use super::{library, training, App};
+use super::{drawing, language_training, library, training, writing, App};
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
+use crate::recipes::complete::TextModel;
+use crate::recipes::control::{Control, SampleRequest};
+use crate::recipes::generate::ImageModel;
+use crate::train::memory_plan::Rates;
+use serde_json::{json, Value};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use tch::{Device, Kind};
 
 /// Why a job was told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +29,23 @@ pub enum Stop {
     Time,
 }
 
+/// What can be asked of a training beside that it stops.
+#[derive(Debug)]
+pub enum Request {
+    /// A checkpoint.
+    Save,
+    /// A sample with the weights as they are.
+    Sample(SampleRequest),
+    /// To wait.
+    Pause,
+    /// To go on.
+    Continue,
+}
+
 /// The job that has its turn.
 pub struct Live {
     id: String,
-    interrupt: Interrupt,
+    control: Control,
     stop: Option<Stop>,
     is_paused: bool,
     phase: Option<Phase>,
@@ -67,6 +85,9 @@ pub struct Worker {
 #[derive(Default)]
 struct Signs {
     is_woken: bool,
+    /// A plan asks how fast the device is.
+    wants_rates: Vec<Kind>,
+    rates: Vec<(Kind, Option<Rates>)>,
     is_closing: bool,
     has_ended: bool,
 }
@@ -108,11 +129,24 @@ impl Worker {
         match self.live().as_mut().filter(|live| live.id == id) {
             Some(live) => {
                 live.stop.get_or_insert(why);
-                live.interrupt.request();
+                live.control.stop();
                 true
             }
             None => false,
         }
+    }
+
+    /// Asks something of the job `id`; false where it does not have its turn.
+    pub fn ask(&self, id: &str, request: Request) -> bool {
+        let live = self.live();
+        let Some(live) = live.as_ref().filter(|live| live.id == id && live.stop.is_none()) else { return false };
+        match request {
+            Request::Save => live.control.save(),
+            Request::Sample(sample) => live.control.sample(sample),
+            Request::Pause => live.control.pause(),
+            Request::Continue => live.control.go_on(),
+        }
+        true
     }
 
     /// The job that has had its turn for longer than `most`.
@@ -126,7 +160,7 @@ impl Worker {
         self.changed.notify_all();
         if let Some(live) = self.live().as_mut() {
             live.stop.get_or_insert(Stop::Server);
-            live.interrupt.request();
+            live.control.stop();
         }
     }
 
@@ -136,9 +170,32 @@ impl Worker {
         wait.unwrap_or_else(PoisonError::into_inner).0.has_ended
     }
 
-    /// Waits for a job to take; false where the server ends.
+    /// How fast the device computes in `kind`, measured once between two jobs, for which this waits, but not longer than `most`.
+    pub fn rates(&self, kind: Kind, most: Duration) -> Option<Rates> {
+        let known = |signs: &Signs| signs.rates.iter().find(|(of, _)| *of == kind).map(|(_, rates)| *rates);
+        let mut signs = self.signs();
+        if known(&signs).is_none() && !signs.wants_rates.contains(&kind) {
+            signs.wants_rates.push(kind);
+            self.changed.notify_all();
+        }
+        let is_unknown = |signs: &mut Signs| known(signs).is_none() && !signs.is_closing;
+        let wait = self.changed.wait_timeout_while(signs, most, is_unknown);
+        known(&wait.unwrap_or_else(PoisonError::into_inner).0).flatten()
+    }
+
+    /// Measures what plans ask for.
+    fn measure(&self, device: Device) {
+        for kind in std::mem::take(&mut self.signs().wants_rates) {
+            let rates = catching(|| Rates::measure(device, kind)).ok();
+            self.signs().rates.push((kind, rates));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Waits for something to do; false where the server ends.
     fn wait_for_work(&self) -> bool {
-        let wait = self.changed.wait_while(self.signs(), |signs| !signs.is_woken && !signs.is_closing);
+        let is_idle = |signs: &mut Signs| !signs.is_woken && !signs.is_closing && signs.wants_rates.is_empty();
+        let wait = self.changed.wait_while(self.signs(), is_idle);
         let mut signs = wait.unwrap_or_else(PoisonError::into_inner);
         signs.is_woken = false;
         !signs.is_closing
@@ -150,6 +207,11 @@ impl Worker {
 }
 
 impl Live {
+    /// Whether it waits.
+    pub fn set_paused(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+    }
+
     /// The present phase.
     pub fn set_phase(&mut self, phase: Option<Phase>) {
         self.phase = phase;
@@ -174,14 +236,16 @@ pub fn start(app: &App) -> Result<()> {
 }
 
 fn work(app: &App) {
+    let mut models = Loaded::default();
     while app.worker.wait_for_work() {
         loop {
+            app.worker.measure(app.device);
             match jobs::take_next(app) {
-                Ok(Some(job)) => turn(app, job),
+                Ok(Some(job)) => turn(app, &mut models, job),
                 Ok(None) => break,
                 // The disk is full, or the like: no job can be written down, so none is begun.
                 Err(error) => {
-                    app.events.send("", &serde_json::json!({ "kind": "warning", "text": error.to_string() }));
+                    app.events.send("", &json!({ "kind": "warning", "sentence": error.to_string() }));
                     thread::sleep(Duration::from_secs(5));
                 }
             }
@@ -195,11 +259,11 @@ fn work(app: &App) {
 }
 
 /// A job from start to end.
-fn turn(app: &App, job: Job) {
-    let interrupt = Interrupt::new();
+fn turn(app: &App, models: &mut Loaded, job: Job) {
+    let control = Control::new();
     *app.worker.live() = Some(Live {
         id: job.id.clone(),
-        interrupt: interrupt.clone(),
+        control: control.clone(),
         stop: None,
         is_paused: false,
         phase: None,
@@ -212,8 +276,9 @@ fn turn(app: &App, job: Job) {
     }
     memory::reset_host_peak();
     drop(jobs::tell_now(app, &job.id));
+    jobs::tell_those_who_wait(app);
     let mut observer = JobObserver::new(app, &job);
-    let outcome = catching(|| run(app, &job, &interrupt, &mut observer));
+    let outcome = catching(|| run(app, models, &job, &control, &mut observer));
     let (stop, memory_bytes) = {
         let live = app.worker.live();
         (live.as_ref().and_then(|live| live.stop), live.as_ref().and_then(Live::memory_bytes))
@@ -228,23 +293,58 @@ fn turn(app: &App, job: Job) {
     let written = library::register(app, &job.id).and_then(|()| jobs::finish(app, &job.id, over));
     *app.worker.live() = None;
     if let Err(error) = written {
-        app.events.send(&job.owner, &serde_json::json!({ "kind": "warning", "text": error.to_string() }));
+        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
     }
     drop(jobs::tell_now(app, &job.id));
-    app.events.send(&job.owner, &serde_json::json!({ "kind": "adapters" }));
+    app.events.send(&job.owner, &json!({ "kind": "adapters" }));
     drop(memory::release_cached(app.device));
 }
 
-fn run(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut JobObserver) -> Result<Option<String>> {
+fn run(
+    app: &App,
+    models: &mut Loaded,
+    job: &Job,
+    control: &Control,
+    observer: &mut JobObserver,
+) -> Result<Option<Value>> {
+    let interrupt = control.interrupt();
     match job.kind {
-        JobKind::TrainDreambooth => training::dreambooth(app, job, interrupt, observer).map(|()| None),
+        JobKind::TrainDreambooth => {
+            models.unload(app);
+            training::dreambooth(app, job, control, observer).map(|()| None)
+        }
+        JobKind::TrainLlm => {
+            models.unload(app);
+            language_training::train(app, job, control, observer).map(|()| None)
+        }
+        JobKind::Complete => writing::complete(app, models, job, interrupt, observer).map(Some),
+        JobKind::Generate => drawing::generate(app, models, job, interrupt, observer).map(|()| None),
+        JobKind::Grid => drawing::grid(app, models, job, interrupt, observer).map(|()| None),
     }
 }
 
-fn ended(app: &App, outcome: Result<Option<String>>, stop: Option<Stop>) -> End {
-    let end = |state, error| End { state, error, text: None, memory_bytes: None };
+/// Models that stay in memory between jobs.
+#[derive(Default)]
+pub struct Loaded {
+    /// The last one that drew.
+    pub images: Option<ImageModel>,
+    /// The last one that wrote.
+    pub texts: Option<TextModel>,
+}
+
+impl Loaded {
+    /// Frees them, for what needs the memory.
+    pub fn unload(&mut self, app: &App) {
+        self.images = None;
+        self.texts = None;
+        drop(memory::release_cached(app.device));
+    }
+}
+
+fn ended(app: &App, outcome: Result<Option<Value>>, stop: Option<Stop>) -> End {
+    let end = |state, error| End { state, error, answer: None, memory_bytes: None };
     match (outcome, stop) {
-        (Ok(text), _) => End { text, ..end(JobState::Finished, None) },
+        (Ok(answer), _) => End { answer, ..end(JobState::Finished, None) },
         (Err(Error::Interrupted(_)), Some(Stop::Server)) => end(JobState::Interrupted, None),
         (Err(Error::Interrupted(_)), Some(Stop::Time)) => {
             let most = app.limits.map_or(0, |limits| limits.max_minutes);

@@ -143,7 +143,8 @@ impl Drop for Server {
 }
 
 fn command(data: &Path, more: &[&str]) -> Command {
-    let mut command = lorabooth_command(&["serve", "--port", "0", "--device", "cpu", "--threads", "1", "--json", "--data-dir"]);
+    let mut command =
+        lorabooth_command(&["serve", "--port", "0", "--device", "cpu", "--threads", "1", "--json", "--data-dir"]);
     command.arg(data).args(more);
     command
 }

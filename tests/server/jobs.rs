@@ -28,11 +28,17 @@ fn a_training_is_watched_to_its_end_and_its_adapter_taken_home() {
     assert_eq!((&state["models"][0]["id"], &state["models"][0]["native_size"]), (&json!("demo"), &json!(64)));
     let began = state["last_event"].as_u64().unwrap();
     let set = subject(&server, 2);
-    let id = job(&server, &training(&set, 3, &json!({ "validation_prompt": "a photo of sks bird", "num_validation_images": 1 })));
+    let id = job(
+        &server,
+        &training(&set, 3, &json!({ "validation_prompt": "a photo of sks bird", "num_validation_images": 1 })),
+    );
     let events: Vec<(u64, Value)> =
         server.events(began).take_while(|(_, event)| event["job"]["state"] != "finished").collect();
-    let steps: Vec<u64> =
-        events.iter().filter(|(_, event)| event["kind"] == "step").map(|(_, event)| event["metrics"]["step"].as_u64().unwrap()).collect();
+    let steps: Vec<u64> = events
+        .iter()
+        .filter(|(_, event)| event["kind"] == "step")
+        .map(|(_, event)| event["metrics"]["step"].as_u64().unwrap())
+        .collect();
     assert_eq!(steps, [1, 2, 3]);
     let kinds = ["job", "progress", "log", "fact", "image"];
     assert!(kinds.iter().all(|kind| events.iter().any(|(_, event)| event["kind"] == *kind)), "{events:?}");
@@ -48,7 +54,9 @@ fn a_training_is_watched_to_its_end_and_its_adapter_taken_home() {
     let job = server.wait_until_over(&id);
     assert_eq!((&job["state"], &job["error"]), (&json!("finished"), &Value::Null), "{job}");
     assert!(job["facts"].as_array().unwrap().iter().any(|fact| fact["name"] == "photos"));
-    assert!(text(&job, "/command").starts_with("lorabooth train dreambooth") && job["memory_bytes"].as_u64().unwrap() > 0);
+    assert!(
+        text(&job, "/command").starts_with("lorabooth train dreambooth") && job["memory_bytes"].as_u64().unwrap() > 0
+    );
     assert_eq!(server.get(&format!("/api/jobs/{id}/metrics?after=1")).as_array().unwrap().len(), 2);
     let images = job["results"]["images"].as_array().unwrap();
     assert_eq!(images.iter().map(|image| image["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 3]);
@@ -58,8 +66,14 @@ fn a_training_is_watched_to_its_end_and_its_adapter_taken_home() {
 
     let adapters = server.get("/api/adapters");
     let adapter = &adapters[0];
-    assert_eq!((text(adapter, "/id"), text(adapter, "/trigger"), &adapter["steps"]), (id.as_str(), "a photo of sks bird", &json!(3)));
-    assert_eq!((adapter["checkpoints"].clone(), adapter["samples"].as_array().unwrap().len()), (json!([{ "step": 3, "chosen": false }]), 1));
+    assert_eq!(
+        (text(adapter, "/id"), text(adapter, "/trigger"), &adapter["steps"]),
+        (id.as_str(), "a photo of sks bird", &json!(3))
+    );
+    assert_eq!(
+        (adapter["checkpoints"].clone(), adapter["samples"].as_array().unwrap().len()),
+        (json!([{ "step": 3, "chosen": false }]), 1)
+    );
     let download = |query: &str| server.bytes(&format!("/api/adapters/{id}/download?{query}"));
     let (kohya, _, disposition) = download("format=kohya");
     assert_eq!(disposition, "attachment; filename=\"a-photo-of-sks-bird.safetensors\"");
@@ -78,7 +92,8 @@ fn a_training_is_watched_to_its_end_and_its_adapter_taken_home() {
     let (status, refused) = server.ask("GET", &format!("/api/adapters/{id}/download?checkpoint=7"));
     assert_eq!((status, text(&refused, "/error/field")), (422, "checkpoint"));
 
-    let (status, renamed) = server.send("PATCH", &format!("/api/adapters/{id}"), &json!({ "name": "My bird", "checkpoint": 3 }));
+    let (status, renamed) =
+        server.send("PATCH", &format!("/api/adapters/{id}"), &json!({ "name": "My bird", "checkpoint": 3 }));
     assert_eq!((status, text(&renamed, "/name"), &renamed["checkpoints"][0]["chosen"]), (200, "My bird", &json!(true)));
     assert_eq!(server.ask("DELETE", &format!("/api/jobs/{id}")).0, 204);
     assert!(!server.data.join("runs").join(&id).exists() && server.data.join("sets").join(&set).exists());
@@ -104,7 +119,9 @@ fn a_stopped_training_goes_on_from_where_it_was() {
     assert!(server.get("/api/adapters").as_array().unwrap().iter().any(|adapter| adapter["id"] == id.as_str()));
     server.wait_until_over(&waiting);
     server.post(&format!("/api/jobs/{id}/resume"), &json!({}));
-    server.wait_for(&id, |job| job["progress"]["phase"] == "training" && job["progress"]["done"].as_u64() > Some(done + 1));
+    server.wait_for(&id, |job| {
+        job["progress"]["phase"] == "training" && job["progress"]["done"].as_u64() > Some(done + 1)
+    });
     server.post(&format!("/api/jobs/{id}/stop"), &json!({}));
     server.wait_until_over(&id);
     let metrics = server.get(&format!("/api/jobs/{id}/metrics"));
@@ -186,7 +203,8 @@ fn the_queue_is_put_in_another_order_edited_and_dropped() {
     }
     server.post(&format!("/api/jobs/{running}/stop"), &json!({}));
     server.wait_until_over(&a);
-    let order: Vec<Value> = server.get("/api/jobs").as_array().unwrap().iter().map(|job| job["started"].clone()).collect();
+    let order: Vec<Value> =
+        server.get("/api/jobs").as_array().unwrap().iter().map(|job| job["started"].clone()).collect();
     assert!(order[0].as_str() <= order[1].as_str(), "c before a: {order:?}");
 }
 

@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 fn without_the_password_nothing_but_the_page_is_served() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start_with(folder.path(), &["--auth", "anna:se:cret"]);
-    assert_eq!(server.get("/api/state"), json!({ "version": env!("CARGO_PKG_VERSION"), "public": false, "signed_in": false }));
+    assert_eq!(
+        server.get("/api/state"),
+        json!({ "version": env!("CARGO_PKG_VERSION"), "public": false, "signed_in": false })
+    );
     for path in ["/api/jobs", "/api/events", "/api/images/0", "/api/adapters", "/api/options/dreambooth", "/config"] {
         assert_eq!(server.ask("GET", path).0, 401, "{path}");
     }
@@ -37,7 +40,9 @@ fn without_the_password_nothing_but_the_page_is_served() {
 }
 
 fn credentials_form() -> (Vec<u8>, String) {
-    let part = |name: &str, value: &str| format!("--line\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let part = |name: &str, value: &str| {
+        format!("--line\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+    };
     let body = format!("{}{}--line--\r\n", part("username", "anna"), part("password", "se:cret"));
     (body.into_bytes(), "multipart/form-data; boundary=line".to_owned())
 }
@@ -68,7 +73,11 @@ fn other_names_and_other_sites_are_refused() {
         assert!(["421", "400"].contains(&status(host).as_str()), "{host}");
     }
     for origin in ["https://evil.example", "null"] {
-        let sent = server.request("POST", "/api/sets").set("origin", origin).set("content-type", "application/json").send_string("{}");
+        let sent = server
+            .request("POST", "/api/sets")
+            .set("origin", origin)
+            .set("content-type", "application/json")
+            .send_string("{}");
         assert_eq!(sent.unwrap_err().into_response().unwrap().status(), 403, "{origin}");
     }
     let own = server.url.clone();
@@ -108,7 +117,9 @@ fn what_is_not_there_is_404_and_what_is_wrong_4xx_each_with_a_sentence() {
         assert_eq!(found, status, "{method} {path}: {answer}");
         assert!(text(&answer, "/error/sentence").len() > 10);
     }
-    for (body, status) in [("{", 400), ("[]", 400), ("{\"kind\":\"nonsense\"}", 422), ("{\"kind\":\"train_dreambooth\",\"x\":1}", 400)] {
+    for (body, status) in
+        [("{", 400), ("[]", 400), ("{\"kind\":\"nonsense\"}", 422), ("{\"kind\":\"train_dreambooth\",\"x\":1}", 400)]
+    {
         let sent = server.request("POST", "/api/jobs").set("content-type", "application/json").send_string(body);
         let response = sent.unwrap_err().into_response().unwrap();
         assert_eq!(response.status(), status, "{body}");
@@ -133,7 +144,10 @@ fn every_answer_keeps_browsers_from_doing_more_than_the_page_needs() {
         assert!(response.header("access-control-allow-origin").is_none());
     }
     let page = server.request("GET", "/").set("accept-encoding", "gzip").call().unwrap();
-    assert_eq!((page.header("content-type"), page.header("content-encoding")), (Some("text/html; charset=utf-8"), Some("gzip")));
+    assert_eq!(
+        (page.header("content-type"), page.header("content-encoding")),
+        (Some("text/html; charset=utf-8"), Some("gzip"))
+    );
     let tag = page.header("etag").unwrap().to_owned();
     let again = server.request("GET", "/").set("accept-encoding", "gzip").set("if-none-match", &tag).call().unwrap();
     assert_eq!(again.status(), 304);
@@ -151,7 +165,11 @@ fn every_address_is_described_and_answers_as_it_says() {
             if path == "/api/events" {
                 continue;
             }
-            let path = path.split('/').map(|part| if part.starts_with('{') { "nothing" } else { part }).collect::<Vec<_>>().join("/");
+            let path = path
+                .split('/')
+                .map(|part| if part.starts_with('{') { "nothing" } else { part })
+                .collect::<Vec<_>>()
+                .join("/");
             let (status, answer) = server.ask(&method.to_uppercase(), &path);
             assert!(status != 405 && status < 500, "{method} {path}: {status} {answer}");
         }

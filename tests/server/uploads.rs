@@ -45,7 +45,10 @@ fn photos_are_told_by_their_content_and_bad_files_by_name() {
     assert!(refused(&set, "empty.png").contains("not an image"));
     assert!(refused(&set, "nobody.txt").contains("no photo"));
     let [first, again, large] = [0, 3, 4].map(|index| &set["photos"][index]);
-    assert_eq!((&large["width"], &large["height"], &large["caption"]), (&json!(300), &json!(200), &json!("a grey field")));
+    assert_eq!(
+        (&large["width"], &large["height"], &large["caption"]),
+        (&json!(300), &json!(200), &json!("a grey field"))
+    );
     assert!(again["warnings"][0].as_str().unwrap().contains("same picture as blob"));
     assert_eq!(first["warnings"], json!([]));
     let (bytes, kind, _) = server.bytes(text(first, "/url"));
@@ -109,7 +112,10 @@ fn captions_are_changed_and_photos_are_taken_out() {
     let captions = || {
         let entries = std::fs::read_dir(server.data.join("sets").join(id).join("photos")).unwrap();
         let paths = entries.map(|entry| entry.unwrap().path());
-        paths.filter(|path| path.extension().unwrap() == "txt").map(|path| std::fs::read_to_string(path).unwrap()).collect::<Vec<_>>()
+        paths
+            .filter(|path| path.extension().unwrap() == "txt")
+            .map(|path| std::fs::read_to_string(path).unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(captions(), ["sks bird on a stone"]);
     let (status, refused) = server.send("PATCH", &first, &json!({ "caption": "x".repeat(5000) }));

@@ -32,6 +32,15 @@ pub(super) fn read(path: &Path, columns: &[String], delimiter: u8) -> Result<Vec
     }
 }
 
+/// The names of the columns.
+pub(super) fn columns(path: &Path, delimiter: u8) -> Result<Vec<String>> {
+    let bytes = regular_file::read(path, FileKind::RECORDS)?;
+    let mut lines = Lines { bytes: &bytes, start: 0, line: 1 };
+    let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(bytes.as_slice());
+    let header = reader.headers().map_err(|error| broken(path, &error, &mut lines))?;
+    Ok(header.iter().map(str::to_owned).collect())
+}
+
 /// Counts lines up to one record after another: the reader's own count is behind where lines are blank or end in CRLF.
 struct Lines<'a> {
     bytes: &'a [u8],

@@ -36,15 +36,32 @@ pub(super) fn read(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn row(path: &Path, line: usize, text: &str, columns: &[String]) -> Result<Row> {
+/// The names of the first row's columns.
+pub(super) fn columns(path: &Path) -> Result<Vec<String>> {
+    let file = BufReader::new(regular_file::open(path, FileKind::RECORDS)?);
+    for (line, text) in (1..).zip(file.take(MAX_LINE_BYTES).lines()) {
+        let text = text.map_err(|_| Error::file(path, format!("line {line} is not UTF-8; save the file as UTF-8")))?;
+        let text = if line == 1 { text.trim_start_matches('\u{feff}') } else { text.as_str() };
+        if !text.trim().is_empty() {
+            return Ok(object(path, line, text)?.keys().cloned().collect());
+        }
+    }
+    Err(Error::file(path, "has no rows"))
+}
+
+fn object(path: &Path, line: usize, text: &str) -> Result<Map<String, Value>> {
     if line == 1 && text.trim_start().starts_with('[') {
         return Err(Error::file(path, "is one JSON list; write an object a line instead (JSONL)"));
     }
-    let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+    serde_json::from_str(text).map_err(|error| {
         let cause = error.to_string();
         let cause = cause.split(" at line ").next().unwrap_or_default();
         Error::file(path, format!("line {line} is not a JSON object ({cause}, column {})", error.column()))
-    })?;
+    })
+}
+
+fn row(path: &Path, line: usize, text: &str, columns: &[String]) -> Result<Row> {
+    let object = object(path, line, text)?;
     let value = |name: &String| match object.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
         Some(number @ (Value::Number(_) | Value::Bool(_))) => Ok(number.to_string()),

@@ -61,16 +61,23 @@ impl Records {
             "csv" => csv::read(path, &columns, b',')?,
             "tsv" | "tab" => csv::read(path, &columns, b'\t')?,
             "parquet" => parquet::read(path, &columns)?,
-            _ => {
-                return Err(Error::file(
-                    path,
-                    "is not a data file by its name; it must be .jsonl, .csv, .tsv or .parquet",
-                ))
-            }
+            _ => return Err(no_data_file(path)),
         };
         match rows.is_empty() {
             true => Err(Error::file(path, "has no rows")),
             false => Ok(Self { path: path.to_owned(), columns, rows }),
+        }
+    }
+
+    /// The names of all columns of a file, in its order; of JSON Lines those of the first row.
+    pub fn columns(path: &Path) -> Result<Vec<String>> {
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
+        match extension.as_str() {
+            "jsonl" | "ndjson" | "json" => jsonl::columns(path),
+            "csv" => csv::columns(path, b','),
+            "tsv" | "tab" => csv::columns(path, b'\t'),
+            "parquet" => parquet::columns(path),
+            _ => Err(no_data_file(path)),
         }
     }
 
@@ -89,6 +96,10 @@ impl Records {
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         self.rows.iter().map(|row| Record { columns: &self.columns, row })
     }
+}
+
+fn no_data_file(path: &Path) -> Error {
+    Error::file(path, "is not a data file by its name; it must be .jsonl, .csv, .tsv or .parquet")
 }
 
 /// Each wanted column's place among those of the file at `path`.

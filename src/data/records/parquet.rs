@@ -22,6 +22,18 @@ pub(super) fn read(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
         .unwrap_or_else(|_| Err(Error::file(path, "is a damaged Parquet file; download or copy it again")))
 }
 
+/// The names of the columns.
+pub(super) fn columns(path: &Path) -> Result<Vec<String>> {
+    let damaged = || Err(Error::file(path, "is a damaged Parquet file; download or copy it again"));
+    let names = || {
+        let file = regular_file::open(path, FileKind::RECORDS)?;
+        let reader = SerializedFileReader::new(file).map_err(|error| broken(path, &error))?;
+        let schema = reader.metadata().file_metadata().schema_descr();
+        Ok(schema.root_schema().get_fields().iter().map(|field| field.name().to_owned()).collect())
+    };
+    catch_unwind(AssertUnwindSafe(names)).unwrap_or_else(|_| damaged())
+}
+
 fn read_columns(path: &Path, columns: &[String]) -> Result<Vec<Row>> {
     let file = regular_file::open(path, FileKind::RECORDS)?;
     let reader = SerializedFileReader::new(file).map_err(|error| broken(path, &error))?;

@@ -25,7 +25,7 @@ use crate::train::interrupt::Interrupt;
 use crate::train::precision::Precision;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
-pub use assets::write_model;
+pub use assets::{write_model, write_subject};
 use clap::Args;
 use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
 use likeness::{appearances, Appearance, Distances, Likeness};

@@ -1,0 +1,327 @@
+//! Pictures: of a prompt with adapters, and of one prompt with checkpoints at strengths.
+
+use super::failure::{Answer, Failure};
+use super::jobs::{self, Job};
+use super::likeness::Subject;
+use super::models::ModelKind;
+use super::observer::JobObserver;
+use super::options::{self, Asked};
+use super::state::JobKind;
+use super::training::of_failure;
+use super::worker::Loaded;
+use super::{library, App};
+use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
+use crate::recipes::generate::{GenerateConfig, ImageModel};
+use crate::recipes::shell_word;
+use crate::sample::pipeline::Residence;
+use crate::schedulers::SCHEDULERS;
+use clap::{Args, Command};
+use serde::Deserialize;
+use serde_json::{json, Map, Value};
+use std::path::PathBuf;
+
+/// Options of the recipe that the server fills in, or that have other names here.
+const FILLED_IN: &[&str] = &[
+    "model",
+    "config_folder",
+    "tokenizer_name",
+    "output",
+    "overwrite",
+    "lora",
+    "guidance_scale",
+    "scheduler",
+    "num_images",
+];
+/// Names here and there.
+const RENAMED: [(&str, &str); 3] = [("guidance", "guidance_scale"), ("sampler", "scheduler"), ("number", "num_images")];
+/// Pictures of one job.
+const MAX_PICTURES: usize = 100;
+/// Adapters at once.
+const MAX_ADAPTERS: usize = 16;
+/// Seeds that are drawn are numbers that people can copy.
+const SEEDS: u32 = 1 << 31;
+
+fn command() -> Command {
+    GenerateConfig::augment_args(Command::new("generate").no_binary_name(true))
+}
+
+/// The options, as a form needs them.
+pub fn described() -> Value {
+    let left_out: Vec<&str> =
+        FILLED_IN.iter().copied().filter(|name| RENAMED.iter().all(|(_, there)| there != name)).collect();
+    let mut groups = options::described(&command(), &left_out);
+    for field in
+        groups.as_array_mut().into_iter().flatten().filter_map(|group| group["fields"].as_array_mut()).flatten()
+    {
+        if let Some((here, _)) = RENAMED.iter().find(|(_, there)| field["name"] == *there) {
+            field["name"] = json!(here);
+            field["label"] = json!(options::label(here));
+        }
+        if field["name"] == "sampler" {
+            field["kind"] = json!("choice");
+            field["choices"] = SCHEDULERS.iter().map(|(name, _)| json!({ "value": name, "help": null })).collect();
+        }
+    }
+    groups
+}
+
+/// An adapter as a request names it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    id: String,
+    #[serde(default)]
+    checkpoint: Option<i64>,
+    #[serde(default = "as_trained")]
+    strength: f64,
+}
+
+fn as_trained() -> f64 {
+    1.0
+}
+
+/// A job that is asked for, with every name resolved.
+struct Drawing {
+    /// The recipe's options without adapters and place.
+    flags: Vec<String>,
+    adapters: Vec<Given>,
+    names: String,
+    /// The training whose photos pictures are compared with.
+    job: Option<PathBuf>,
+    seed: Option<i64>,
+    /// Checkpoint and strength of each picture of a grid; one pair without either otherwise.
+    cells: Vec<(Option<i64>, Option<f64>)>,
+}
+
+impl Drawing {
+    fn of_options(app: &App, owner: &str, kind: JobKind, wanted: &Map<String, Value>) -> Answer<Self> {
+        let mut wanted = wanted.clone();
+        let mut taken = |name: &str| wanted.remove(name).filter(|value| !value.is_null());
+        let adapters: Vec<Given> = list(taken("adapters"), "adapters", MAX_ADAPTERS)?;
+        let checkpoints: Vec<i64> = list(taken("checkpoints"), "checkpoints", MAX_PICTURES)?;
+        let strengths: Vec<f64> = list(taken("strengths"), "strengths", MAX_PICTURES)?;
+        for (here, there) in RENAMED {
+            if let Some(value) = wanted.remove(here).filter(|value| !value.is_null()) {
+                wanted.insert(there.to_owned(), value);
+            }
+        }
+        let mut asked = Asked::new(&wanted);
+        let model = asked.text("model")?.unwrap_or_else(|| super::models::DEMO.to_owned());
+        let model = app.models.find(&model, app.limits.is_some())?;
+        if model.kind != ModelKind::StableDiffusion {
+            return Err(Failure::field(
+                "model",
+                format!("{} draws no pictures; choose a Stable Diffusion model", model.name),
+            ));
+        }
+        let seed = asked.integer("seed")?;
+        let filled_in: Vec<&str> =
+            FILLED_IN.iter().copied().filter(|name| RENAMED.iter().all(|(_, there)| there != name)).collect();
+        let mut flags = asked.flags(&command(), &filled_in)?;
+        flags.push(format!("--model={}", model.argument));
+        let cells = cells(kind, &adapters, &checkpoints, &strengths)?;
+        let (mut names, mut job) = (Vec::new(), None);
+        for given in &adapters {
+            let (adapter, _) = library::folder_now(app, &given.id, owner, given.checkpoint)?;
+            let step = given.checkpoint.map_or(String::new(), |step| format!(" at step {step}"));
+            names.push(format!("{}{step} × {}", adapter.name, given.strength));
+            let photos = app.data.inputs().join(&adapter.id);
+            job = job.or_else(|| photos.is_dir().then_some(photos));
+        }
+        Ok(Self { flags, adapters, names: names.join(", "), job, seed, cells })
+    }
+
+    /// The flags of one picture.
+    fn flags_of(
+        &self,
+        app: &App,
+        owner: &str,
+        (checkpoint, strength): (Option<i64>, Option<f64>),
+        output: &str,
+    ) -> Answer<Vec<String>> {
+        let mut flags = self.flags.clone();
+        for (index, given) in self.adapters.iter().enumerate() {
+            let is_compared = index == 0;
+            let step = checkpoint.filter(|_| is_compared).or(given.checkpoint);
+            let strength = strength.filter(|_| is_compared).unwrap_or(given.strength);
+            let (_, folder) = library::folder_now(app, &given.id, owner, step)?;
+            flags.push(format!("--lora={}={strength}", folder.display()));
+        }
+        flags.extend([format!("--output={output}"), "--overwrite".to_owned()]);
+        Ok(flags)
+    }
+}
+
+/// A list of the request.
+fn list<T: serde::de::DeserializeOwned>(value: Option<Value>, name: &str, most: usize) -> Answer<Vec<T>> {
+    let Some(value) = value else { return Ok(Vec::new()) };
+    let list: Vec<T> = serde_json::from_value(value)
+        .map_err(|error| Failure::field(name, format!("{name} is not what it must be: {error}")))?;
+    match list.len() <= most {
+        true => Ok(list),
+        false => Err(Failure::field(name, format!("{name} has {} entries; there can be {most}", list.len()))),
+    }
+}
+
+/// Checkpoint and strength of each picture, by rows of one strength.
+fn cells(
+    kind: JobKind,
+    adapters: &[Given],
+    checkpoints: &[i64],
+    strengths: &[f64],
+) -> Answer<Vec<(Option<i64>, Option<f64>)>> {
+    if kind != JobKind::Grid {
+        return match (checkpoints, strengths) {
+            ([], []) => Ok(vec![(None, None)]),
+            _ => Err(Failure::field("checkpoints", "checkpoints and strengths are compared in a grid")),
+        };
+    }
+    if adapters.is_empty() {
+        return Err(Failure::field("adapters", "a grid compares the checkpoints of an adapter; choose one"));
+    }
+    let steps: Vec<Option<i64>> = match checkpoints {
+        [] => vec![adapters[0].checkpoint],
+        steps => steps.iter().copied().map(Some).collect(),
+    };
+    let strengths = if strengths.is_empty() { &[1.0][..] } else { strengths };
+    let cells: Vec<_> =
+        strengths.iter().flat_map(|&strength| steps.iter().map(move |&step| (step, Some(strength)))).collect();
+    match cells.len() <= MAX_PICTURES {
+        true => Ok(cells),
+        false => Err(Failure::field(
+            "checkpoints",
+            format!("{} pictures are more than the {MAX_PICTURES} of a grid", cells.len()),
+        )),
+    }
+}
+
+/// Refuses what cannot be meant, before it waits in the queue; the command line of the job `id`, and its usual name.
+pub fn prepare(
+    app: &App,
+    id: &str,
+    owner: &str,
+    kind: JobKind,
+    options: &Map<String, Value>,
+) -> Answer<(String, String)> {
+    let drawing = Drawing::of_options(app, owner, kind, options)?;
+    let folder = app.data.pictures().join(id).display().to_string();
+    let mut config = None;
+    for cell in &drawing.cells {
+        config =
+            Some(self::options::parsed::<GenerateConfig>(command(), &drawing.flags_of(app, owner, *cell, &folder)?)?);
+    }
+    let Some(config) = config else { return Err(Failure::bad("no picture is asked for")) };
+    config.check()?;
+    if config.prompt.trim().is_empty() {
+        return Err(Failure::field("prompt", "say what the picture shows"));
+    }
+    if config.num_images > MAX_PICTURES {
+        return Err(Failure::field(
+            "number",
+            format!("{} pictures are more than the {MAX_PICTURES} of one job", config.num_images),
+        ));
+    }
+    let flags = drawing.flags_of(app, owner, drawing.cells[0], &folder)?;
+    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
+    let seed = drawing.seed.map_or(String::new(), |seed| format!(" --seed={seed}"));
+    let name: String = config.prompt.chars().filter(|c| !c.is_control()).take(60).collect();
+    Ok((format!("lorabooth generate {}{seed}", words.join(" ")), name))
+}
+
+/// Draws the pictures of `job`, with the model of before where it is the same.
+pub fn generate(
+    app: &App,
+    models: &mut Loaded,
+    job: &Job,
+    interrupt: &Interrupt,
+    observer: &mut JobObserver,
+) -> Result<()> {
+    draw(app, models, job, interrupt, observer)
+}
+
+/// The same for each checkpoint at each strength, from the same noise.
+pub fn grid(
+    app: &App,
+    models: &mut Loaded,
+    job: &Job,
+    interrupt: &Interrupt,
+    observer: &mut JobObserver,
+) -> Result<()> {
+    draw(app, models, job, interrupt, observer)
+}
+
+fn draw(app: &App, models: &mut Loaded, job: &Job, interrupt: &Interrupt, observer: &mut JobObserver) -> Result<()> {
+    let drawing = Drawing::of_options(app, &job.owner, job.kind, &job.options).map_err(of_failure)?;
+    let folder = app.data.pictures().join(&job.id);
+    jobs::forget_pictures(app, &job.id)?;
+    app.data.remove(&folder)?;
+    std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
+    if let Some(photos) = &drawing.job {
+        observer.compare_with(Subject::of(photos));
+    }
+    observer.name_adapters(drawing.names.clone());
+    let seed = match drawing.seed {
+        Some(seed) => seed,
+        None => random_seed()?,
+    };
+    let count = drawing.cells.len() as u64;
+    for (index, &(checkpoint, strength)) in (0..).zip(&drawing.cells) {
+        let output = match job.kind {
+            JobKind::Grid => folder.join(format!("{index:04}.png")),
+            _ => folder.clone(),
+        };
+        let flags = drawing
+            .flags_of(app, &job.owner, (checkpoint, strength), &output.display().to_string())
+            .map_err(of_failure)?;
+        let mut config: GenerateConfig = options::parsed(command(), &flags).map_err(of_failure)?;
+        if job.kind == JobKind::Grid {
+            config.num_images = 1;
+        }
+        observer.begin_cell(index, count, checkpoint, strength);
+        let model = match models.images.take().filter(|model| model.is_for(&config, app.device)) {
+            Some(model) => model,
+            None => {
+                models.unload(app);
+                ImageModel::open(&config, app.device, Residence::Together, interrupt, observer)?
+            }
+        };
+        models.images.insert(model).generate(&config, seed, interrupt, observer)?;
+    }
+    Ok(())
+}
+
+fn random_seed() -> Result<i64> {
+    let mut bytes = [0; 4];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Error::Internal(format!("the system gives no random numbers: {error}")))?;
+    Ok(i64::from(u32::from_le_bytes(bytes) % SEEDS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_has_a_picture_for_each_checkpoint_at_each_strength() {
+        let adapters = [Given { id: "a".to_owned(), checkpoint: None, strength: 1.0 }];
+        let found = cells(JobKind::Grid, &adapters, &[10, 20], &[0.5, 1.0]).unwrap();
+        assert_eq!(found, [(Some(10), Some(0.5)), (Some(20), Some(0.5)), (Some(10), Some(1.0)), (Some(20), Some(1.0))]);
+        assert_eq!(cells(JobKind::Grid, &adapters, &[], &[]).unwrap(), [(None, Some(1.0))]);
+        assert_eq!(cells(JobKind::Grid, &[], &[1], &[1.0]).unwrap_err().field.as_deref(), Some("adapters"));
+        assert_eq!(cells(JobKind::Generate, &[], &[], &[]).unwrap(), [(None, None)]);
+        let many: Vec<i64> = (0..60).collect();
+        assert!(cells(JobKind::Grid, &adapters, &many, &[0.5, 1.0]).is_err());
+    }
+
+    #[test]
+    fn the_form_has_the_pages_names() {
+        let groups = described();
+        let fields: Vec<&Value> =
+            groups.as_array().unwrap().iter().flat_map(|group| group["fields"].as_array().unwrap()).collect();
+        let of = |name: &str| fields.iter().find(|field| field["name"] == name);
+        assert_eq!(of("guidance").unwrap()["default"], 7.5);
+        assert!(of("sampler").unwrap()["choices"].as_array().unwrap().iter().any(|choice| choice["value"] == "unipc"));
+        assert!(of("number").is_some() && of("output").is_none() && of("lora").is_none() && of("scheduler").is_none());
+    }
+}

@@ -1,0 +1,112 @@
+//! Texts: continued, answered or classified by a language model with adapters.
+
+use super::failure::{Answer, Failure};
+use super::jobs::Job;
+use super::models::ModelKind;
+use super::observer::JobObserver;
+use super::options::{self, Asked};
+use super::training::of_failure;
+use super::worker::Loaded;
+use super::{library, App};
+use crate::error::Result;
+use crate::interrupt::Interrupt;
+use crate::recipes::complete::{CompleteConfig, Completion, TextModel};
+use crate::recipes::shell_word;
+use clap::{Args, Command};
+use serde::Deserialize;
+use serde_json::{json, Map, Value};
+
+/// Options of the recipe that the server fills in.
+const FILLED_IN: &[&str] = &["model", "adapter"];
+/// Adapters at once.
+const MAX_ADAPTERS: usize = 16;
+
+fn command() -> Command {
+    CompleteConfig::augment_args(Command::new("complete").no_binary_name(true))
+}
+
+/// The options, as a form needs them.
+pub fn described() -> Value {
+    options::described(&command(), FILLED_IN)
+}
+
+/// An adapter as a request names it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    id: String,
+    #[serde(default)]
+    checkpoint: Option<i64>,
+    #[serde(default)]
+    strength: Option<f64>,
+}
+
+/// What `options` ask for: the configuration, its flags and the seed.
+fn of_options(app: &App, owner: &str, wanted: &Map<String, Value>) -> Answer<(CompleteConfig, Vec<String>, i64)> {
+    let mut wanted = wanted.clone();
+    let adapters = wanted.remove("adapters").filter(|value| !value.is_null()).unwrap_or_else(|| json!([]));
+    let adapters: Vec<Given> = serde_json::from_value(adapters)
+        .map_err(|error| Failure::field("adapters", format!("adapters is not what it must be: {error}")))?;
+    if adapters.len() > MAX_ADAPTERS {
+        return Err(Failure::field("adapters", format!("there can be {MAX_ADAPTERS} adapters at once")));
+    }
+    let mut asked = Asked::new(&wanted);
+    let Some(model) = asked.text("model")? else { return Err(Failure::field("model", "choose a language model")) };
+    let model = app.models.find(&model, app.limits.is_some())?;
+    if model.kind != ModelKind::Language && model.is_here() {
+        return Err(Failure::field("model", format!("{} writes no texts; choose a language model", model.name)));
+    }
+    let seed = asked.integer("seed")?;
+    let mut flags = asked.flags(&command(), FILLED_IN)?;
+    flags.push(format!("--model={}", model.argument));
+    for given in &adapters {
+        let (_, folder) = library::folder_now(app, &given.id, owner, given.checkpoint)?;
+        let strength =
+            given.strength.filter(|strength| *strength != 1.0).map_or(String::new(), |strength| format!("={strength}"));
+        flags.push(format!("--adapter={}{strength}", folder.display()));
+    }
+    let config: CompleteConfig = options::parsed(command(), &flags)?;
+    if config.prompt.is_empty() {
+        return Err(Failure::field("prompt", "give a text to continue, answer or classify"));
+    }
+    Ok((config, flags, seed.unwrap_or(0)))
+}
+
+/// Refuses what cannot be meant, before it waits in the queue; the command line of the job, and its usual name.
+pub fn prepare(app: &App, owner: &str, options: &Map<String, Value>) -> Answer<(String, String)> {
+    let (config, flags, seed) = of_options(app, owner, options)?;
+    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
+    let name: String = config.prompt.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
+    Ok((format!("lorabooth complete {} --seed={seed}", words.join(" ")), name))
+}
+
+/// Completes the text of `job`, with the model of before where it is the same: `text`, or for a classifier `labels`.
+pub fn complete(
+    app: &App,
+    models: &mut Loaded,
+    job: &Job,
+    interrupt: &Interrupt,
+    observer: &mut JobObserver,
+) -> Result<Value> {
+    let (config, _, seed) = of_options(app, &job.owner, &job.options).map_err(of_failure)?;
+    let model = match models.texts.take().filter(|model| model.is_for(&config, app.device)) {
+        Some(model) => model,
+        None => {
+            models.unload(app);
+            TextModel::open(&config, app.device, seed, interrupt, observer)?
+        }
+    };
+    let completion = models.texts.insert(model).complete(&config, seed, interrupt, observer)?;
+    Ok(match completion {
+        Completion::Text { text, tokens, tokens_per_s } => {
+            json!({ "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s })
+        }
+        Completion::Classes(classes) => {
+            let labels: Vec<Value> = classes
+                .into_iter()
+                .map(|(label, probability)| json!({ "label": label, "probability": probability }))
+                .collect();
+            json!({ "text": null, "labels": labels })
+        }
+    })
+}
