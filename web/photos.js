@@ -23,8 +23,8 @@ export function useSet(id, onGone, resolution) {
 }
 
 /// Sends files to a set, which is made if there is none; returns its id.
-export async function send(files, kind, id, told) {
-  const set = id ?? (await post('/api/sets', { kind })).id;
+export async function send(files, id, told) {
+  const set = id ?? (await post('/api/sets')).id;
   for (let at = 0; at < files.length; at += FILES_A_REQUEST) {
     const part = files.slice(at, at + FILES_A_REQUEST);
     setPhotos(await upload(`/api/sets/${set}/files`, 'files', part, share => told(at + share * part.length)));
@@ -67,7 +67,7 @@ export function Photos({ id, onSet, instancePrompt, onExample, resolution }) {
   const add = async files => {
     setSending({ done: 0, total: files.length });
     try {
-      const sent = await send(files, 'photos', id, done => setSending({ done, total: files.length }));
+      const sent = await send(files, id, done => setSending({ done, total: files.length }));
       setPhotos(await get(setPath(sent, resolution)));
       onSet(sent);
     } finally {

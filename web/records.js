@@ -12,7 +12,7 @@ export function Records({ id, onSet }) {
   const add = async files => {
     setShare(0);
     try {
-      onSet(await send(files.slice(0, 1), 'records', null, setShare));
+      onSet(await send(files.slice(0, 1), null, setShare));
     } finally {
       setShare(null);
     }

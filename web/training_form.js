@@ -51,7 +51,10 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const [refused, setRefused] = useState(null);
   const refusal = answer.refusal ?? (refused && refused.sent === JSON.stringify(sent) ? refused.refusal : null);
   const wrong = refusal?.field ?? null;
-  const missing = wrong !== null && !tried && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
+  // Nobody has written it yet; or the plan of a model of the hub that is not here yet, which a job fetches.
+  const isUnfetched = wrong === 'model' && refusal === answer.refusal && model.includes('/');
+  const isBlank = wrong !== null && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
+  const missing = isUnfetched || (isBlank && !tried);
   const errors = wrong && !missing ? { [wrong]: refusal.message } : {};
   const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
   const isShown = ({ needs = {} }, name) => fields.has(name) && (!needs[name] || on(needs[name]));
@@ -81,13 +84,13 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const start = async () => {
     setTried(true);
     if (lacking) return notify(lacking, 'error');
-    if (answer.refusal) return document.getElementById(`option-${wrong}`)?.focus();
     if (!sent) return undefined;
     try {
       return await submit();
     } catch (refusal) {
       if (!refusal.field || refusal.field === 'set') throw refusal;
-      return setRefused({ refusal, sent: JSON.stringify(sent) });
+      setRefused({ refusal, sent: JSON.stringify(sent) });
+      return document.getElementById(`option-${refusal.field}`)?.focus();
     }
   };
   const submit = async () => {

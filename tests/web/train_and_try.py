@@ -6,7 +6,7 @@ from pathlib import Path
 
 from playwright.sync_api import expect
 
-from browser import PATIENCE, Visit, browser, fill_option, open_accordion, open_tab, state
+from browser import PATIENCE, Visit, be_quick, browser, fill_option, open_accordion, open_tab, state
 
 STEPS = 60
 
@@ -26,6 +26,8 @@ def photos_are_dropped(page, photos, temporary):
 
 def settings_are_checked_and_kept(page):
     # Nothing is red before anybody pressed the button.
+    be_quick(page)
+    fill_option(page, "instance_prompt", "")
     expect(page.locator(".field-error")).to_have_count(0)
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.locator("#option-instance_prompt-error")).to_be_visible()
