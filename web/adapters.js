@@ -6,7 +6,7 @@ import { counted } from './format.js';
 import { loadAdapters } from './events.js';
 import { go } from './route.js';
 import { amend } from './settings.js';
-import { notify, useStore } from './store.js';
+import { current, notify, useStore } from './store.js';
 
 export const ADAPTER_FILES = '.zip,.safetensors';
 
@@ -30,7 +30,9 @@ export function useAdapterInTry() {
       return go('text');
     }
     const { trigger } = adapter;
-    amend('try', before => ({ ...changes, ...(trigger && !before.prompt?.includes(trigger) && { prompt: trigger }) }));
+    // Samples of the run were drawn with it.
+    const guidance = current().jobs[adapter.job]?.options?.guidance_scale ?? null;
+    amend('try', before => ({ ...changes, guidance, ...(trigger && !before.prompt?.includes(trigger) && { prompt: trigger }) }));
     return go('try');
   };
 }

@@ -88,6 +88,7 @@ export const act = async (job, verb, body) => {
   return after;
 };
 
+/// Pause and Continue are one button, which keeps the focus.
 export function JobActions({ job }) {
   const possible = actionsOf(job).filter(verb => VERBS[verb]);
   const stop = async () => {
@@ -110,7 +111,7 @@ export function JobActions({ job }) {
     if (location.hash.endsWith(job.id)) go('watch');
   };
   return html`<div class="buttons">
-    ${possible.map(verb => html`<${Button} key=${verb} kind=${VERBS[verb].kind}
+    ${possible.map(verb => html`<${Button} key=${verb === 'continue' ? 'pause' : verb} kind=${VERBS[verb].kind}
       onPress=${() => (verb === 'stop' ? stop() : act(job, verb))}>${VERBS[verb].title}<//>`)}
     ${job.state === 'queued' && isTraining(job) && html`<${Button} onPress=${edit}>Edit<//>`}
     ${(job.state === 'queued' || isOver(job)) && html`<${Button}

@@ -1,5 +1,5 @@
 // Pictures: thumbnails in a grid, one opened large with what it was drawn with.
-import { html, useEffect, useState } from './html.js';
+import { html, useEffect, useMemo, useState } from './html.js';
 import { Button, Copy } from './controls.js';
 import { Dialog } from './dialogs.js';
 import { number, shortened, words } from './format.js';
@@ -71,11 +71,13 @@ export function Lightbox({ images, at, onMove, onClose, actions }) {
 export function Gallery({ images, caption = () => '', label, actions }) {
   const [open, setOpen] = useState(null);
   const at = images.findIndex(({ id }) => id === open);
-  return html`<ul class="gallery" aria-label=${label}>${images.map(image => html`<li key=${image.id}>
+  // A job tells of its progress many times a second: hundreds of pictures are not compared each time.
+  const cells = useMemo(() => html`<ul class="gallery" aria-label=${label}>${images.map(image => html`<li key=${image.id}>
       <button type="button" class="picture" onClick=${() => setOpen(image.id)}>
         <img src=${image.thumbnail} alt=${shortened(image.parameters?.prompt ?? 'a picture', 120)} loading="lazy" decoding="async"
           width="256" height="256" />
-        ${caption(image) && html`<span class="caption">${caption(image)}</span>`}</button></li>`)}</ul>
+        ${caption(image) && html`<span class="caption">${caption(image)}</span>`}</button></li>`)}</ul>`, [images, label]);
+  return html`${cells}
     ${at >= 0 && html`<${Lightbox} images=${images} at=${at} onMove=${next => setOpen(images[next].id)}
       onClose=${() => setOpen(null)} actions=${actions} />`}`;
 }

@@ -121,6 +121,7 @@ def adapter_is_tried(page):
     page.keyboard.press("ArrowRight")
     expect(large.get_by_role("heading")).to_have_text("Picture 2 of 2")
     page.keyboard.press("ArrowLeft")
+    expect(large.get_by_role("heading")).to_have_text("Picture 1 of 2")
     large.get_by_role("button", name="Use this seed").click()
     expect(page.get_by_label("Seed", exact=True)).to_have_value("12")
 
