@@ -1,5 +1,5 @@
 // The page: a header, five tabs, notices; what is behind the tabs has files of its own.
-import { html, render, useEffect } from './html.js';
+import { html, render, useEffect, useRef } from './html.js';
 import { post } from './api.js';
 import { Button, Tabs } from './controls.js';
 import { ask } from './dialogs.js';
@@ -19,13 +19,21 @@ const TABS = {
   train: ['Train', Train], watch: ['Watch', Watch], try: ['Try', Try], text: ['Text', TextTab], library: ['Library', Library],
 };
 
-const Notices = () => {
+/// Short messages in a corner, above an open dialog too.
+function Notices() {
   const notices = useStore(state => state.notices);
-  return html`<div class="notices" role="region" aria-label="Notices"
-    aria-live="polite">${notices.map(({ id, text, kind }) => html`<p key=${id} class="notice ${kind}"
-    role=${kind === 'error' ? 'alert' : undefined}>
-    <span>${text}</span><button type="button" class="icon" aria-label="Close" onClick=${() => dismiss(id)}>×</button></p>`)}</div>`;
-};
+  const place = useRef();
+  useEffect(() => {
+    // Hidden first: what is shown last lies on top.
+    if (place.current.matches(':popover-open')) place.current.hidePopover();
+    if (notices.length) place.current.showPopover();
+  }, [notices]);
+  const last = notices.findLast(({ kind }) => kind !== 'error');
+  return html`<p class="unseen" role="status">${last?.text}</p>
+    <div class="notices" ref=${place} popover="manual" role="region" aria-label="Notices">${notices.map(({ id, text, kind }) => html`
+      <p key=${id} class="notice ${kind}" role=${kind === 'error' ? 'alert' : undefined}><span>${text}</span>
+        <button type="button" class="icon" aria-label="Close" onClick=${() => dismiss(id)}>×</button></p>`)}</div>`;
+}
 
 function Header({ server }) {
   const device = server?.device;

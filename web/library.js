@@ -24,12 +24,18 @@ const LICENCES = ['', 'creativeml-openrail-m', 'openrail++', 'apache-2.0', 'mit'
 function Push({ adapter, done }) {
   const repo = adapter.name.replace(/[^\w.-]+/g, '-');
   const [form, setForm] = useState({ repo, token: '', isPrivate: true, license: adapter.license ?? '' });
+  const [refusal, setRefusal] = useState(null);
   const set = changes => setForm(before => ({ ...before, ...changes }));
   const start = async () => {
     const { repo, token, isPrivate, license } = form;
-    const job = await post(`/api/adapters/${adapter.id}/push`, { repo, private: isPrivate, license: license || null, ...(token && { token }) });
-    if (job?.id) setJob(job.id, job);
-    done(job);
+    const body = { repo, private: isPrivate, license: license || null, ...(token && { token }) };
+    try {
+      const job = await post(`/api/adapters/${adapter.id}/push`, body);
+      setJob(job.id, job);
+      done(job);
+    } catch (refused) {
+      setRefusal(refused);
+    }
   };
   return html`<${Dialog} title="Upload ${adapter.name} to the hub" onClose=${() => done(null)}>
     <${Text} id="push-repo" label="Repository" value=${form.repo} onChange=${repo => set({ repo })}
@@ -43,6 +49,7 @@ function Push({ adapter, done }) {
       choices=${LICENCES.map(value => ({ value, label: value || 'none said' }))} />
     <${Check} id="push-private" label="Private" checked=${form.isPrivate} onChange=${isPrivate => set({ isPrivate })}
       hint="Only you see it." />
+    ${refusal && html`<p class="notice error" role="alert">${refusal.message}</p>`}
     <div class="buttons"><${Button} onPress=${() => done(null)}>Cancel<//><${Button} kind="primary" disabled=${!form.repo.trim()}
       onPress=${start}>Upload<//></div><//>`;
 }
