@@ -3,7 +3,7 @@ import { html, useMemo } from './html.js';
 import { post } from './api.js';
 import { AdapterList } from './adapters.js';
 import { Accordion, Block, Button, Check, Choice, Form, Prose, Slider, Text } from './controls.js';
-import { allFields, ModelChoice, modelOf, useOptions } from './fields.js';
+import { allFields, ModelChoice, modelOf, OptionGroups, toOptions, useOptions } from './fields.js';
 import { shortened } from './format.js';
 import { GridForm, GridTable } from './grid.js';
 import { isLive, JobActions, JobProgress, newestFirst } from './jobs.js';
@@ -13,8 +13,10 @@ import { setJob, useStore } from './store.js';
 
 const EMPTY = {
   model: null, adapters: [], prompt: '', negative_prompt: '', steps: null, guidance: null, seed: '0', random: true, width: null,
-  height: null, sampler: '', number: 1,
+  height: null, sampler: '', number: 1, values: {},
 };
+/// Options that have a place of their own.
+const SHOWN = ['prompt', 'negative_prompt', 'steps', 'guidance', 'sampler', 'width', 'height', 'number', 'lora', 'model', 'seed'];
 /// Pictures that the gallery shows; older ones are in their jobs.
 const MOST = 500;
 const NATIVE = 512;
@@ -41,7 +43,7 @@ export function Try() {
   const wanted = {
     model, adapters: known, prompt: form.prompt, negative_prompt: form.negative_prompt, seed: form.random ? null : Number(form.seed),
     steps: form.steps ?? usual.steps, guidance: form.guidance ?? usual.guidance, width: form.width ?? native,
-    height: form.height ?? native, sampler: form.sampler || null, number: form.number,
+    height: form.height ?? native, sampler: form.sampler || null, number: form.number, ...toOptions(options, form.values),
   };
   const start = async (kind, more = {}) => {
     const job = await post('/api/jobs', { kind, name: shortened(form.prompt, 80), options: { ...wanted, ...more } });
@@ -83,6 +85,8 @@ export function Try() {
           onChange=${next => change({ sampler: next })}
           choices=${[{ value: '', label: "the model's own" }, ...(sampler.choices ?? [])]} /></div><//>
     <//>
+    <${OptionGroups} prefix="try" options=${options} values=${form.values} without=${SHOWN}
+      onChange=${changes => change(before => ({ values: { ...before.values, ...changes } }))} />
     <${Button} kind="primary wide" disabled=${!ready || wrongSeed} onPress=${draw}>Draw<//>
     <${GridForm} adapter=${adapters.find(({ id }) => id === known[0]?.id)} ready=${ready && !wrongSeed}
       onDraw=${more => start('grid', more)} />
