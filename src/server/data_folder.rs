@@ -101,6 +101,11 @@ impl DataFolder {
         self.root.join("models").join("demo")
     }
 
+    /// Bytes that are free on its disk; none where the system does not tell.
+    pub fn free_bytes(&self) -> Option<u64> {
+        rustix::fs::statvfs(&self.root).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// A folder or file that is to go; only ever one that lies inside.
     pub fn remove(&self, path: &Path) -> Result<()> {
         let inside = path.strip_prefix(&self.root).ok().filter(|rest| rest.components().count() > 1);

@@ -6,7 +6,7 @@ use super::models::{Model, ModelKind};
 use super::observer::JobObserver;
 use super::options::{self, Asked};
 use super::plan::{self, Warnings};
-use super::training::of_failure;
+use super::training::{keep_within_limits, of_failure};
 use super::{library, sets, App};
 use crate::error::Result;
 use crate::recipes::control::Control;
@@ -68,13 +68,7 @@ fn of_options(
     let init = asked.text("init_adapter")?;
     let validation = asked.text("validation_set")?;
     let mut flags = asked.flags(&command(), FILLED_IN)?;
-    if let (Some(limits), Some(steps)) = (app.limits, options::number_of(&flags, "--max-train-steps")) {
-        if steps > limits.max_steps as f64 {
-            let sentence =
-                format!("{steps} steps are more than the {} that a training may have here", limits.max_steps);
-            return Err(Failure::field("max_train_steps", sentence));
-        }
-    }
+    keep_within_limits(app, &mut flags)?;
     flags.push(format!("--model={}", model.argument));
     flags.push(format!("--train-file={}", records.unwrap_or(Path::new("")).display()));
     flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));

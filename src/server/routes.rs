@@ -41,6 +41,8 @@ const MAX_JSON: usize = 256 << 10;
 const MAX_UPLOAD: usize = 8 << 30;
 /// A body that sends nothing for longer is given up.
 const SILENT_BODY: Duration = Duration::from_secs(20);
+/// Bytes of disk that a job must find: checkpoints of an adapter, pictures, logs.
+const LEAST_FREE: u64 = 256 << 20;
 /// Steps of a loss curve in one answer.
 const MAX_METRICS: usize = 20_000;
 
@@ -205,6 +207,11 @@ async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted
     };
     if let Some(set) = &wanted.set {
         sets::check(&app, set, &owner).await?;
+    }
+    if let Some(free) = app.data.free_bytes().filter(|free| *free < LEAST_FREE) {
+        let sentence =
+            format!("only {} MB are free on the disk of the data folder; delete jobs, or make room on it", free >> 20);
+        return Err(Failure::new(StatusCode::INSUFFICIENT_STORAGE, sentence));
     }
     let id = jobs::new_job_id()?;
     let name = wanted.name.as_deref().filter(|name| !name.trim().is_empty()).map(library::checked_name).transpose()?;

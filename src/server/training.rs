@@ -19,6 +19,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
+/// Steps of a training on a public server where its options say nothing.
+const USUAL_STEPS: u64 = 800;
+
 /// Options of the recipe that the server fills in itself, or that name a path.
 pub const FILLED_IN: &[&str] = &[
     "model",
@@ -80,15 +83,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     if !options.contains_key("validation_prompt") {
         flags.push(format!("--validation-prompt={prompt}"));
     }
-    if let (Some(limits), Some(steps)) =
-        (app.limits, value(&flags, "--max-train-steps").and_then(|text| text.parse::<u64>().ok()))
-    {
-        if steps > limits.max_steps {
-            let sentence =
-                format!("{steps} steps are more than the {} that a training may have here", limits.max_steps);
-            return Err(Failure::field("max_train_steps", sentence));
-        }
-    }
+    keep_within_limits(app, &mut flags)?;
     flags.push(format!("--model={}", model.argument));
     flags.push(format!("--instance-data-dir={}", photos.display()));
     flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));
@@ -103,6 +98,26 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
     let command = format!("lorabooth train dreambooth {} --seed={seed}", words.join(" "));
     Ok(Training { flags, seed, model, command })
+}
+
+/// Refuses a training of more steps than the server allows, and gives one without a length one.
+pub fn keep_within_limits(app: &App, flags: &mut Vec<String>) -> Answer<()> {
+    let Some(limits) = app.limits else { return Ok(()) };
+    if options::number_of(flags, "--num-train-epochs").is_some() {
+        return Err(Failure::field("num_train_epochs", "the length of a training is given in steps here"));
+    }
+    match options::number_of(flags, "--max-train-steps") {
+        Some(steps) if steps > limits.max_steps as f64 => {
+            let sentence =
+                format!("{steps} steps are more than the {} that a training may have here", limits.max_steps);
+            Err(Failure::field("max_train_steps", sentence))
+        }
+        Some(_) => Ok(()),
+        None => {
+            flags.push(format!("--max-train-steps={}", USUAL_STEPS.min(limits.max_steps)));
+            Ok(())
+        }
+    }
 }
 
 /// The folder of class images: trainings share one where the same images would be drawn.

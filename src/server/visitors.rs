@@ -21,7 +21,8 @@ const ENDING: Duration = Duration::from_secs(60);
 /// Sets, jobs and adapters that are to go.
 struct Gone {
     sets: Vec<String>,
-    jobs: Vec<String>,
+    /// With their owners.
+    jobs: Vec<(String, String)>,
     adapters: Vec<String>,
     images: Vec<String>,
 }
@@ -70,6 +71,14 @@ fn ids(db: &Connection, sql: &str, parameter: &str) -> rusqlite::Result<Vec<Stri
     ids
 }
 
+fn jobs(db: &Connection, condition: &str, parameter: &str) -> rusqlite::Result<Vec<(String, String)>> {
+    let sql =
+        format!("SELECT id, owner FROM jobs WHERE {condition} AND state NOT IN ('running', 'paused', 'stopping')");
+    let mut found = db.prepare(&sql)?;
+    let jobs = found.query_map([parameter], |row: &Row| Ok((row.get(0)?, row.get(1)?)))?.collect();
+    jobs
+}
+
 /// Deletes what `condition` holds of, with its files; what runs stays.
 fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
     let parameter = parameter.to_owned();
@@ -79,7 +88,7 @@ fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
             |table: &str, more: &str| ids(&db, &format!("SELECT id FROM {table} WHERE {condition}{more}"), &parameter);
         let gone = Gone {
             sets: of("sets", "")?,
-            jobs: of("jobs", " AND state NOT IN ('running', 'paused', 'stopping')")?,
+            jobs: jobs(&db, condition, &parameter)?,
             adapters: of(
                 "adapters",
                 " AND id NOT IN (SELECT id FROM jobs WHERE state IN ('running', 'paused', 'stopping'))",
@@ -87,7 +96,7 @@ fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
             images: Vec::new(),
         };
         let mut images = Vec::new();
-        for id in &gone.jobs {
+        for (id, _) in &gone.jobs {
             images.extend(ids(&db, "SELECT id FROM images WHERE job = ?1", id)?);
             for table in ["lines", "images"] {
                 db.execute(&format!("DELETE FROM {table} WHERE job = ?1"), [id])?;
@@ -98,22 +107,24 @@ fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
             db.execute("DELETE FROM photos WHERE set_id = ?1", [id])?;
             db.execute("DELETE FROM sets WHERE id = ?1", [id])?;
         }
-        for id in gone.adapters.iter().chain(&gone.jobs) {
+        for id in gone.adapters.iter().chain(gone.jobs.iter().map(|(id, _)| id)) {
             db.execute("DELETE FROM adapters WHERE id = ?1", [id])?;
         }
         db.commit()?;
         Ok(Gone { images, ..gone })
     })?;
     let data = &app.data;
-    let of_jobs =
-        gone.jobs.iter().flat_map(|id| [data.inputs(), data.runs(), data.pictures()].map(|folder| folder.join(id)));
+    let of_jobs = gone
+        .jobs
+        .iter()
+        .flat_map(|(id, _)| [data.inputs(), data.runs(), data.pictures()].map(|folder| folder.join(id)));
     let of_adapters = gone.adapters.iter().flat_map(|id| [data.adapters(), data.runs()].map(|folder| folder.join(id)));
     let of_images = gone.images.iter().map(|id| data.thumbnails().join(format!("{id}.jpg")));
     let of_sets = gone.sets.iter().map(|id| data.sets().join(id));
     let paths: Vec<PathBuf> = of_jobs.chain(of_adapters).chain(of_images).chain(of_sets).collect();
     paths.iter().try_for_each(|path| data.remove(path))?;
-    for id in &gone.jobs {
-        app.events.send("", &json!({ "kind": "deleted", "id": id }));
+    for (id, owner) in &gone.jobs {
+        app.events.send(owner, &json!({ "kind": "deleted", "id": id }));
     }
     Ok(())
 }
