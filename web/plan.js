@@ -60,9 +60,8 @@ export function PlanPanel({ answer, missing, action, onStart, onSuggestion, chil
     ${plan && html`<div class="plan-numbers ${waiting ? 'old' : ''}">
       <p class="plan-line"><strong>${duration(plan.total_seconds)}</strong> for ${counted(plan.steps, 'step')}
         ${Number.isFinite(plan.step_seconds) ? html`, about ${duration(plan.step_seconds)} each` : ''}</p>
-      ${plan.times?.length > 0 && html`<ul class="legend">${plan.times.map(({ name, seconds }) => html`<li
-        key=${name}><span>${words(name)}</span>
-        <span class="figure">${duration(seconds)}</span></li>`)}</ul>`}
+      ${plan.phases?.length > 1 && html`<ul class="legend">${plan.phases.filter(({ seconds }) => seconds > 0).map(({ name, seconds }) => html`
+        <li key=${name}><span>${words(name)}</span><span class="figure">${duration(seconds)}</span></li>`)}</ul>`}
       <${Memory} plan=${plan} />
       ${plan.fits === false && html`<p class="notice error">This does not fit the memory of this device.</p>`}
       ${plan.suggestion && html`<div class="suggestion"><p>${plan.suggestion.sentence}</p>

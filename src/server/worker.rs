@@ -185,7 +185,9 @@ impl Worker {
 
     /// Measures what plans ask for.
     fn measure(&self, device: Device) {
-        for kind in std::mem::take(&mut self.signs().wants_rates) {
+        // On a line of its own: a lock that is taken in the loop's head is held until its end.
+        let wanted = std::mem::take(&mut self.signs().wants_rates);
+        for kind in wanted {
             let rates = catching(|| Rates::measure(device, kind)).ok();
             self.signs().rates.push((kind, rates));
             self.changed.notify_all();
