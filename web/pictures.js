@@ -1,5 +1,5 @@
 // Pictures: thumbnails in a grid, one opened large with what it was drawn with.
-import { html, useEffect, useMemo, useState } from './html.js';
+import { html, useEffect, useMemo, useRef, useState } from './html.js';
 import { Button, Copy } from './controls.js';
 import { Dialog } from './dialogs.js';
 import { number, shortened, words } from './format.js';
@@ -36,15 +36,17 @@ const settingsOf = ({ prompt, negative_prompt, seed, steps, guidance, sampler, w
 /// One picture large, with the way to its neighbours.
 export function Lightbox({ images, at, onMove, onClose, actions }) {
   const image = images[at];
+  const latest = useRef();
+  latest.current = { at, images, onMove };
   useEffect(() => {
     const key = event => {
+      const { at, images, onMove } = latest.current;
       const to = { ArrowRight: at + 1, ArrowLeft: at - 1 }[event.key];
-      if (to === undefined || event.target.matches('input, textarea, select')) return;
       if (to >= 0 && to < images.length) onMove(to);
     };
     addEventListener('keydown', key);
     return () => removeEventListener('keydown', key);
-  });
+  }, []);
   if (!image) return null;
   const parameters = image.parameters ?? {};
   const again = changes => {
