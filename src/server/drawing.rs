@@ -86,12 +86,13 @@ struct Drawing {
     /// The recipe's options without adapters and place.
     flags: Vec<String>,
     adapters: Vec<Given>,
-    names: String,
+    /// How they are called.
+    names: Vec<String>,
     /// The training whose photos pictures are compared with.
     job: Option<PathBuf>,
     seed: Option<i64>,
     /// Checkpoint and strength of each picture of a grid; one pair without either otherwise.
-    cells: Vec<(Option<i64>, Option<f64>)>,
+    cells: Vec<Cell>,
 }
 
 impl Drawing {
@@ -124,27 +125,35 @@ impl Drawing {
         let (mut names, mut job) = (Vec::new(), None);
         for given in &adapters {
             let (adapter, _) = library::folder_now(app, &given.id, owner, given.checkpoint)?;
-            let step = given.checkpoint.map_or(String::new(), |step| format!(" at step {step}"));
-            names.push(format!("{}{step} × {}", adapter.name, given.strength));
-            let photos = app.data.inputs().join(&adapter.id);
+            names.push(adapter.name);
+            let photos = app.data.inputs().join(&given.id);
             job = job.or_else(|| photos.is_dir().then_some(photos));
         }
-        Ok(Self { flags, adapters, names: names.join(", "), job, seed, cells })
+        Ok(Self { flags, adapters, names, job, seed, cells })
+    }
+
+    /// Checkpoint and strength of each adapter for one picture.
+    fn used(&self, (checkpoint, strength): Cell) -> impl Iterator<Item = (&Given, Option<i64>, f64)> {
+        self.adapters.iter().enumerate().map(move |(index, given)| {
+            let is_compared = index == 0;
+            let step = checkpoint.filter(|_| is_compared).or(given.checkpoint);
+            (given, step, strength.filter(|_| is_compared).unwrap_or(given.strength))
+        })
+    }
+
+    /// The adapters of one picture in words.
+    fn names_of(&self, cell: Cell) -> String {
+        let name = |((_, step, strength), name): ((&Given, Option<i64>, f64), &String)| {
+            let step = step.map_or(String::new(), |step| format!(" at step {step}"));
+            format!("{name}{step} × {strength}")
+        };
+        self.used(cell).zip(&self.names).map(name).collect::<Vec<_>>().join(", ")
     }
 
     /// The flags of one picture.
-    fn flags_of(
-        &self,
-        app: &App,
-        owner: &str,
-        (checkpoint, strength): (Option<i64>, Option<f64>),
-        output: &str,
-    ) -> Answer<Vec<String>> {
+    fn flags_of(&self, app: &App, owner: &str, cell: Cell, output: &str) -> Answer<Vec<String>> {
         let mut flags = self.flags.clone();
-        for (index, given) in self.adapters.iter().enumerate() {
-            let is_compared = index == 0;
-            let step = checkpoint.filter(|_| is_compared).or(given.checkpoint);
-            let strength = strength.filter(|_| is_compared).unwrap_or(given.strength);
+        for (given, step, strength) in self.used(cell) {
             let (_, folder) = library::folder_now(app, &given.id, owner, step)?;
             flags.push(format!("--lora={}={strength}", folder.display()));
         }
@@ -152,6 +161,9 @@ impl Drawing {
         Ok(flags)
     }
 }
+
+/// Checkpoint and strength of a picture of a grid.
+type Cell = (Option<i64>, Option<f64>);
 
 /// A list of the request.
 fn list<T: serde::de::DeserializeOwned>(value: Option<Value>, name: &str, most: usize) -> Answer<Vec<T>> {
@@ -165,12 +177,7 @@ fn list<T: serde::de::DeserializeOwned>(value: Option<Value>, name: &str, most: 
 }
 
 /// Checkpoint and strength of each picture, by rows of one strength.
-fn cells(
-    kind: JobKind,
-    adapters: &[Given],
-    checkpoints: &[i64],
-    strengths: &[f64],
-) -> Answer<Vec<(Option<i64>, Option<f64>)>> {
+fn cells(kind: JobKind, adapters: &[Given], checkpoints: &[i64], strengths: &[f64]) -> Answer<Vec<Cell>> {
     if kind != JobKind::Grid {
         return match (checkpoints, strengths) {
             ([], []) => Ok(vec![(None, None)]),
@@ -260,7 +267,6 @@ fn draw(app: &App, models: &mut Loaded, job: &Job, interrupt: &Interrupt, observ
     if let Some(photos) = &drawing.job {
         observer.compare_with(Subject::of(photos));
     }
-    observer.name_adapters(drawing.names.clone());
     let seed = match drawing.seed {
         Some(seed) => seed,
         None => random_seed()?,
@@ -278,6 +284,7 @@ fn draw(app: &App, models: &mut Loaded, job: &Job, interrupt: &Interrupt, observ
         if job.kind == JobKind::Grid {
             config.num_images = 1;
         }
+        observer.name_adapters(drawing.names_of((checkpoint, strength)));
         observer.begin_cell(index, count, checkpoint, strength);
         let model = match models.images.take().filter(|model| model.is_for(&config, app.device)) {
             Some(model) => model,

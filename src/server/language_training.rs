@@ -70,7 +70,7 @@ fn of_options(
     let mut flags = asked.flags(&command(), FILLED_IN)?;
     keep_within_limits(app, &mut flags)?;
     flags.push(format!("--model={}", model.argument));
-    flags.push(format!("--train-file={}", records.unwrap_or(Path::new("")).display()));
+    flags.extend(records.map(|records| format!("--train-file={}", records.display())));
     flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));
     if let Some(set) = validation {
         let is_own = app.store.wait({
@@ -152,7 +152,7 @@ pub fn planned(app: &App, owner: &str, wanted: &Map<String, Value>, set: Option<
             format!("{} is not on this machine yet; the plan is known once a job has fetched it", training.model.name);
         return Err(Failure::field("model", sentence));
     }
-    let config = config(&training.flags)?;
+    let config: LanguageConfig = options::parsed(options::without_need(command(), "train_file"), &training.flags)?;
     config.check()?;
     let mut warnings = Warnings::default();
     let model = WantedModel { configs_only: true, ..WantedModel::new(&config.model, config.revision.as_deref()) };

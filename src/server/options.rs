@@ -1,10 +1,12 @@
 //! What can be said of a job: the options of the recipes as JSON, both ways, from the same definitions as the command line's.
 
 use super::failure::{of_option, Answer, Failure};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, Command, FromArgMatches};
 use serde_json::{json, Map, Value};
 use std::any::TypeId;
+use std::path::PathBuf;
 
 /// Bytes of one value: a prompt is shorter, and a list of patterns too.
 pub const MAX_VALUE: usize = 20_000;
@@ -95,6 +97,26 @@ pub fn number_of(flags: &[String], name: &str) -> Option<f64> {
     flags.iter().rev().find_map(|flag| flag.split_once('=').filter(|(found, _)| *found == name)?.1.parse().ok())
 }
 
+/// `command` with the path `name` empty where it is not given: a plan needs none.
+pub fn without_need(command: Command, name: &'static str) -> Command {
+    let parser = OsStringValueParser::new().map(PathBuf::from);
+    command.mut_arg(name, |arg| arg.required(false).default_value("").value_parser(parser))
+}
+
+/// The seed of a training, as a form needs it: on the command line it is a flag of every command.
+pub fn with_seed(mut groups: Value) -> Value {
+    let seed = json!({
+        "name": "seed", "label": "Seed", "kind": "integer", "default": 0, "choices": [],
+        "help": "Seed of all draws: the same seed trains the same adapter",
+    });
+    if let Some(fields) = groups.as_array_mut().and_then(|groups| {
+        groups.iter_mut().find(|group| group["title"] == "Training").and_then(|group| group["fields"].as_array_mut())
+    }) {
+        fields.push(seed);
+    }
+    groups
+}
+
 /// The configuration that `flags` stand for.
 pub fn parsed<T: FromArgMatches>(command: Command, flags: &[String]) -> Answer<T> {
     let matches = command.try_get_matches_from(flags).and_then(|matches| T::from_arg_matches(&matches));
@@ -144,7 +166,7 @@ fn field(arg: &Arg) -> Value {
         "number"
     } else if is(&[TypeId::of::<u64>(), TypeId::of::<usize>(), TypeId::of::<i64>(), TypeId::of::<u32>()]) {
         "integer"
-    } else if is(&[TypeId::of::<String>(), TypeId::of::<std::path::PathBuf>()]) {
+    } else if is(&[TypeId::of::<String>(), TypeId::of::<PathBuf>()]) {
         "text"
     } else {
         "map"

@@ -5,10 +5,11 @@ use super::failure::{Answer, Failure};
 use super::models::Model;
 use super::request::Json;
 use super::state::JobKind;
-use super::{language_training, sets, training, App};
+use super::{language_training, options, sets, training, App};
 use crate::error::Result;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::recipes::dreambooth_config::DreamBoothConfig;
 use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
 use crate::recipes::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, Planned, Rates, Suggestion};
@@ -87,7 +88,8 @@ fn dreambooth(
     }
     let photos = set.map_or_else(PathBuf::new, |set| sets::photo_folder(app, set));
     let training = training::of_options(app, "RUN", owner, &options, &photos)?;
-    let config = training::config(&training.flags)?;
+    let command = options::without_need(training::dreambooth_command(), "instance_data_dir");
+    let config: DreamBoothConfig = options::parsed(command, &training.flags)?;
     config.check()?;
     let mut warnings = Warnings(config.warnings());
     let wanted = ModelOptions { configs_only: true, ..config.model.options() };

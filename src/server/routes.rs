@@ -176,11 +176,12 @@ async fn state(State(app): State<App>, owner: Owner, SignedIn(signed_in): Signed
 async fn options_of(Id(kind): Id<String>) -> Answer {
     match kind.as_str() {
         "dreambooth" => {
-            let groups = options::described(&training::dreambooth_command(), training::FILLED_IN);
+            let groups = options::with_seed(options::described(&training::dreambooth_command(), training::FILLED_IN));
             Ok(axum::Json(json!({ "groups": groups, "presets": super::presets::dreambooth() })).into_response())
         }
         "llm" => {
-            let groups = options::described(&language_training::command(), language_training::FILLED_IN);
+            let groups =
+                options::with_seed(options::described(&language_training::command(), language_training::FILLED_IN));
             Ok(axum::Json(json!({ "groups": groups, "presets": [] })).into_response())
         }
         "complete" => Ok(axum::Json(json!({ "groups": writing::described(), "presets": [] })).into_response()),

@@ -85,7 +85,10 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     }
     keep_within_limits(app, &mut flags)?;
     flags.push(format!("--model={}", model.argument));
-    flags.push(format!("--instance-data-dir={}", photos.display()));
+    // A plan has no photos yet.
+    if photos != Path::new("") {
+        flags.push(format!("--instance-data-dir={}", photos.display()));
+    }
     flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));
     if let Some(class_prompt) = value(&flags, "--class-prompt").filter(|_| has(&flags, "--with-prior-preservation")) {
         let folder = class_folder(app, &flags, &class_prompt, &model, seed);

@@ -185,7 +185,7 @@ impl Worker {
 
     /// Measures what plans ask for.
     fn measure(&self, device: Device) {
-        // On a line of its own: a lock that is taken in the loop's head is held until its end.
+        // The lock is given back before the loop.
         let wanted = std::mem::take(&mut self.signs().wants_rates);
         for kind in wanted {
             let rates = catching(|| Rates::measure(device, kind)).ok();

@@ -60,7 +60,7 @@ fn a_training_is_watched_to_its_end_and_its_adapter_taken_home() {
     assert_eq!(server.get(&format!("/api/jobs/{id}/metrics?after=1")).as_array().unwrap().len(), 2);
     let images = job["results"]["images"].as_array().unwrap();
     assert_eq!(images.iter().map(|image| image["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 3]);
-    assert!(images[1]["parameters"]["likeness"]["colour_distance"].as_f64().unwrap() > 0.0);
+    assert!(images[1]["likeness"]["colour_distance"].as_f64().unwrap() > 0.0);
     assert_eq!(server.bytes(text(&images[1], "/url")).1, "image/png");
     assert_eq!(server.bytes(text(&images[1], "/thumbnail")).1, "image/jpeg");
 
