@@ -114,10 +114,13 @@ export function ModelChoice({ kind, value, onChange, error, id = 'model', hint }
     choices=${choices} onChange=${next => onChange(next === 'hub' ? '' : next)} />
   ${chosen === 'hub' && html`<${Text} id="${id}-hub" label="Model on the hub" value=${value ?? ''} error=${error}
     onChange=${onChange}
-    placeholder="stable-diffusion-v1-5/stable-diffusion-v1-5"
+    placeholder=${EXAMPLES[kind]}
     hint="OWNER/NAME on huggingface.co; it is fetched when the job starts, several gigabytes." />`}`;
 }
 
+const EXAMPLES = {
+  stable_diffusion: 'stable-diffusion-v1-5/stable-diffusion-v1-5', language: 'HuggingFaceTB/SmolLM2-135M-Instruct',
+};
 const SOURCES = { demo: 'built in', folder: 'on this machine', cache: 'in the hub cache' };
 
 /// The model that a form means: what was chosen, or the first of this machine.

@@ -11,7 +11,7 @@ export const likenessOf = image => image.likeness ?? image.parameters?.likeness 
 
 /// "colour 12 off, shape 81 %", or nothing.
 export const likenessText = likeness => likeness
-  ? `colour ${number(likeness.colour_distance, 2)} off, shape ${Math.round(100 * likeness.shape_overlap)} %` : '';
+  ? `colour ${number(likeness.colour_distance, 2)} off, shape ${Math.round(100 * likeness.shape_overlap)}\u00a0%` : '';
 
 export const LIKENESS = `How like the photos a sample is, by colour and shape alone: the mean difference in colour (CIE ΔE; 0 is the same,
 under 10 is close) and the overlap of both outlines (100 % is the same), each against the photo that comes nearest. It takes the object to

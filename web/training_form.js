@@ -44,7 +44,11 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const fields = useMemo(() => new Map(allFields(options).map(field => [field.name, field])), [options]);
   const values = form.values;
   const setValues = changes => change(before => ({ values: { ...before.values, ...changes } }));
-  const sent = options && { model, ...toOptions(options, values), ...more };
+  const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
+  // What a box that is not ticked hides is not meant.
+  const needed = Object.assign({}, ...sections.map(section => section.needs));
+  const meant = Object.fromEntries(Object.entries(values).filter(([name]) => !needed[name] || on(needed[name])));
+  const sent = options && { model, ...toOptions(options, meant), ...more };
   const answer = usePlan(sent && server ? { kind, set: form.set, options: sent } : null);
   const [tried, setTried] = useState(false);
   // What the start itself was refused for, until something is changed.
@@ -56,7 +60,6 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const isBlank = wrong !== null && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
   const missing = isUnfetched || (isBlank && !tried);
   const errors = wrong && !missing ? { [wrong]: refusal.message } : {};
-  const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
   const isShown = ({ needs = {} }, name) => fields.has(name) && (!needs[name] || on(needs[name]));
   const shown = sections.flatMap(section => section.fields);
 

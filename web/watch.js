@@ -103,8 +103,7 @@ function Detail({ id }) {
   return html`<article class="column" aria-labelledby="job-title">
     <div class="job-head"><h2 id="job-title">${job.name || KINDS[job.kind]}</h2><${State} job=${job} /></div>
     <section class="block" aria-label="Progress"><${JobProgress} job=${job} />
-      ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}<${JobActions} job=${job} /><${Done}
-        job=${job} /></section>
+      ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}<${Done} job=${job} /><${JobActions} job=${job} /></section>
     <${Warnings} warnings=${job.warnings} />
     ${job.kind === 'train_dreambooth' && html`<${Block} tag=${`Samples${images.length ? `: ${images.length}` : ''}`}><${Samples}
       job=${job} />
