@@ -75,7 +75,7 @@ export function OptionField({ field, values, onChange, errors = {}, placeholder,
     const chosen = value ?? field.default;
     const help = field.choices.find(choice => choice.value === chosen)?.help;
     const choices = field.choices.map(choice => ({ value: choice.value, label: choice.label ?? choice.value }));
-    if (field.default === null || field.default === undefined) choices.unshift({ value: '', label: 'default' });
+    if (field.default === null || field.default === undefined) choices.unshift({ value: '', label: placeholder ?? 'default' });
     return html`<${Choice} ...${shared} reset=${reset} hint=${help ? `${field.help} – ${help}` : field.help} value=${chosen ?? ''}
       choices=${choices} onChange=${set} />`;
   }

@@ -51,11 +51,18 @@ const SECTIONS = [
   { title: 'How long, how strong', fields: ['num_train_epochs', 'learning_rate', 'train_batch_size', 'lora_r', 'lora_alpha'] },
 ];
 
+/// The option's names of PEFT's tasks.
+const TASKS = { CAUSAL_LM: 'causal-lm', SEQ_2_SEQ_LM: 'seq2seq-lm', SEQ_CLS: 'seq-cls' };
+
 function TrainText() {
   const [form, change] = useSettings('text-train', EMPTY_FORM);
+  const server = useStore(state => state.server);
   const records = useStore(state => state.sets)[form.set]?.records;
-  return html`<${TrainingForm} kind="llm" jobKind="train_llm" modelKind="language" form=${form} change=${change}
-    sections=${SECTIONS} lacking=${records ? null : 'Records are missing: drop a file of them first.'}>
+  const model = modelOf(server, 'language', form.model);
+  const task = TASKS[server?.models.find(({ id }) => id === model)?.tasks?.[0]] ?? TASKS.CAUSAL_LM;
+  return html`<${TrainingForm} kind="llm" jobKind="train_llm" modelKind="language" form=${form} change=${change} sections=${SECTIONS}
+    more=${form.values.task ? {} : { task }} placeholders=${{ task: `${task}, the model's` }}
+    lacking=${records ? null : 'Records are missing: drop a file of them first.'}>
     <${Records} id=${form.set} onSet=${set => change({ set })} /><//>`;
 }
 
