@@ -1,5 +1,6 @@
-//! What can go wrong, one variant for each thing that a user can act on.
+//! What can go wrong, one variant for each thing that a user can act on. Options in messages are as [`crate::sentence`] has them.
 
+use crate::sentence;
 use std::path::{Path, PathBuf};
 
 /// A result whose error is [`Error`].
@@ -77,7 +78,7 @@ pub enum Error {
 }
 
 /// What a training run can do where memory is full.
-const TRAIN_IN_LESS: &str = "turn on --gradient-checkpointing, or lower --resolution, --train-batch-size or --lora-r \
+const TRAIN_IN_LESS: &str = "turn on ⟨gradient_checkpointing⟩, or lower ⟨resolution⟩, ⟨train_batch_size⟩ or ⟨lora_r⟩ \
     (`lorabooth plan` says what fits)";
 
 /// The system's message without the "(os error N)" that no user can act on.
@@ -100,6 +101,14 @@ fn plain_allocation(line: &str) -> String {
 }
 
 impl Error {
+    /// The option at fault, such as `lora_r`, where it is one: the message begins with it.
+    pub fn option(&self) -> Option<&str> {
+        match self {
+            Error::Invalid(message) | Error::Usage(message) | Error::Diverged(message) => sentence::subject(message),
+            _ => None,
+        }
+    }
+
     /// An [`Error::Io`] for `path`.
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io { action, path: path.as_ref().to_owned(), source }
@@ -110,14 +119,14 @@ impl Error {
         Error::File { path: path.as_ref().to_owned(), message: message.into() }
     }
 
-    /// The refusal to replace what is at `path` unasked; `flag` names another place.
-    pub fn is_there(path: impl AsRef<Path>, flag: &str) -> Self {
-        Error::file(path, format!("already exists; replace it with --overwrite, or choose another {flag}"))
+    /// The refusal to replace what is at `path` unasked; `option` names another place, as a sentence has it.
+    pub fn is_there(path: impl AsRef<Path>, option: &str) -> Self {
+        Error::file(path, format!("already exists; replace it with ⟨overwrite⟩, or choose another {option}"))
     }
 
     /// The same of what a training run wrote, which can go on.
     pub fn is_of_a_run(path: impl AsRef<Path>) -> Self {
-        let cures = "continue it with --resume, replace it with --overwrite, or name another --output-dir";
+        let cures = "continue it with ⟨resume⟩, replace it with ⟨overwrite⟩, or name another ⟨output_dir⟩";
         Error::file(path, format!("already exists, from another run; {cures}"))
     }
 

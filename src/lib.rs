@@ -2,6 +2,8 @@
 //!
 //! The modules are listed in the order in which data and knowledge flow: a module uses only modules above it.
 
+pub mod sentence;
+
 pub mod error;
 
 pub mod interrupt;
@@ -29,6 +31,8 @@ pub mod data;
 pub mod train;
 
 pub mod sample;
+
+pub mod options;
 
 pub mod recipes;
 

@@ -392,7 +392,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn mistakes_in_a_toml_file_are_told_with_its_name() {
     let mut complaints = Complaints::default();
     let cases: [(&str, i32, &[&str]); 9] = [
-        ("lora_rank = 4", 2, &["--lora-rank"]),
+        ("lora_rank = 4", 2, &["`lora_rank`", "`lora_r`"]),
         ("lora_r = \"four\"", 2, &["--lora-r", "four"]),
         ("lora_r = true", 2, &["--lora-r"]),
         ("lora_r = 0", 1, &["--lora-r"]),
@@ -400,7 +400,7 @@ fn mistakes_in_a_toml_file_are_told_with_its_name() {
         ("lora_r = ", 2, &["TOML"]),
         ("[train]\nlora_r = 4", 2, &["train"]),
         ("lora_targets = [1, 2]", 2, &["lora_targets"]),
-        ("center_crop = \"yes\"", 2, &["--center-crop"]),
+        ("center_crop = \"yes\"", 2, &["`center_crop`"]),
     ];
     for (text, code, expected) in cases {
         let folder = folder_of(&[("run.toml", text.as_bytes())]);

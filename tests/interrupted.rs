@@ -9,11 +9,11 @@ mod support;
 use clap::Parser;
 use jobs::{bert, gpt2, t5, Job};
 use lorabooth::error::Error;
-use lorabooth::recipes::control::Control;
-use lorabooth::recipes::dreambooth_config::DreamBoothConfig;
-use lorabooth::recipes::language_config::LanguageConfig;
-use lorabooth::recipes::observer::{Event, Observer, Silent};
-use lorabooth::recipes::{dreambooth_lora, language_training};
+use lorabooth::options::dreambooth::DreamBoothConfig;
+use lorabooth::options::language::LanguageConfig;
+use lorabooth::recipes::training::control::Control;
+use lorabooth::recipes::training::observer::{Event, Observer, Silent};
+use lorabooth::recipes::{dreambooth, language};
 use lorabooth::train::interrupt::Interrupt;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ fn check(meant: &dyn Fn(&Event) -> bool, expected_stops: usize, run: Run) {
         let mut stop = Stop { meant, at, seen: 0, interrupt: Interrupt::new() };
         let stopped = run(&out, &[], &stop.interrupt.clone(), &mut stop);
         let Err(Error::Interrupted(message)) = stopped else { panic!("{at}: {stopped:?}") };
-        assert!(message.contains("is saved in") && message.contains("--resume"), "{message}");
+        assert!(message.contains("is saved in") && message.contains("⟨resume⟩"), "{message}");
         run(&out, &["--resume", "latest"], &Interrupt::new(), &mut Silent).unwrap();
         let (found, wanted) = (left(&out), left(&whole));
         assert_eq!(found.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{at}");
@@ -121,7 +121,7 @@ fn language(job: &Job, stops: usize) {
         }
         args.retain(|arg| arg != "--quiet");
         let config = Language::parse_from(args).config;
-        language_training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
+        language::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     check(
         &|event| matches!(event, Event::Begin { phase, .. } if phase == "evaluating" || phase == "answering"),
@@ -177,7 +177,7 @@ fn sample_images_are_made_up_for() {
             out.display()
         );
         let config = DreamBooth::parse_from(words.split_whitespace().chain(more.iter().copied())).config;
-        dreambooth_lora::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
+        dreambooth::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
     };
     // In the first of 25 steps of the second of two images: the first is there, the second is not.
     let first = |event: &Event| matches!(event, Event::Progress { done: 26 });
@@ -211,7 +211,7 @@ fn eight_steps(out: &Path, interrupt: &Interrupt, observer: &mut dyn Observer) -
         out.display()
     );
     let config = DreamBooth::parse_from(words.split_whitespace()).config;
-    dreambooth_lora::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
+    dreambooth::training::train(&config, Device::Cpu, 0, &Control::of(interrupt.clone()), observer).map(drop)
 }
 
 #[test]

@@ -296,7 +296,7 @@ fn batches_equal_those_of_transformers_collators() {
         for (index, expected) in expected[name].as_array().unwrap().iter().enumerate() {
             assert_batch(batch(&dataset, &order.batch(2, index)), expected, name);
         }
-        assert!(dataset.warnings()[0].contains("longer than --max-seq-length 24 tokens and are cut"));
+        assert!(dataset.warnings()[0].contains("longer than ⟨max_seq_length⟩ 24 tokens and are cut"));
         assert_eq!(dataset.longest(), 24);
     }
     for name in ["gpt2", "opt"] {
@@ -305,7 +305,7 @@ fn batches_equal_those_of_transformers_collators() {
         let expected = &expected[format!("{name}_answers")];
         assert_eq!(dataset.len(), expected["examples"]);
         let crowded = &dataset.warnings()[1];
-        assert!(crowded.contains("have no room for an answer within --max-seq-length"), "{crowded}");
+        assert!(crowded.contains("have no room for an answer within ⟨max_seq_length⟩"), "{crowded}");
         assert_batch(batch(&dataset, &[0, 1, 2, 3, 4]), &expected["batch"], name);
     }
 }
@@ -336,7 +336,7 @@ fn classes_are_the_sorted_labels_and_unseen_ones_are_refused() {
         assert!(error.contains(says), "{error}");
     }
     let unlabelled = LanguageDataOptions { label_column: None, ..options };
-    assert!(unlabelled.training(&training, &bert).unwrap_err().to_string().contains("--label-column"));
+    assert!(unlabelled.training(&training, &bert).unwrap_err().to_string().contains("⟨label_column⟩"));
     let short = LanguageDataOptions { max_length: 1, label_column: Some("label".to_owned()), ..unlabelled };
-    assert!(short.training(&training, &bert).unwrap_err().to_string().contains("--max-seq-length is 1"));
+    assert!(short.training(&training, &bert).unwrap_err().to_string().contains("⟨max_seq_length⟩ is 1"));
 }

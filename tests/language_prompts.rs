@@ -11,8 +11,8 @@ use lorabooth::models::language::{
     ClassifierInputs, DecoderInputs, Encoded, HeadOptions, LanguageModel, LanguageModelFiles, Tokens,
 };
 use lorabooth::models::Loaded;
-use lorabooth::recipes::language_adapter::fitted;
-use lorabooth::recipes::prompted_text::PromptedText;
+use lorabooth::recipes::language::adapter::fitted;
+use lorabooth::recipes::language::prompted_text::PromptedText;
 use lorabooth::weights::Placement;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};

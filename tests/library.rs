@@ -8,13 +8,15 @@ mod support;
 use clap::Parser;
 use jobs::gpt2;
 use lorabooth::error::{Error, Result};
-use lorabooth::recipes::complete::{CompleteConfig, Completion, TextModel};
-use lorabooth::recipes::control::{Control, SampleRequest};
-use lorabooth::recipes::dreambooth_config::DreamBoothConfig;
-use lorabooth::recipes::generate::{generate, GenerateConfig, ImageModel};
-use lorabooth::recipes::language_config::LanguageConfig;
-use lorabooth::recipes::observer::{Event, Observer, Silent};
-use lorabooth::recipes::{complete, dreambooth_lora, language_training};
+use lorabooth::options::complete::CompleteConfig;
+use lorabooth::options::dreambooth::DreamBoothConfig;
+use lorabooth::options::generate::GenerateConfig;
+use lorabooth::options::language::LanguageConfig;
+use lorabooth::recipes::complete::{Completion, TextModel};
+use lorabooth::recipes::generate::{generate, ImageModel};
+use lorabooth::recipes::training::control::{Control, SampleRequest};
+use lorabooth::recipes::training::observer::{Event, Observer, Silent};
+use lorabooth::recipes::{complete, dreambooth, language};
 use lorabooth::sample::drawn_image::ImageParameters;
 use lorabooth::sample::pipeline::Residence;
 use lorabooth::train::interrupt::Interrupt;
@@ -56,7 +58,7 @@ fn dreambooth(out: &Path, more: &str) -> DreamBoothConfig {
 }
 
 /// A run of six steps of a language model, with dropout.
-fn language(out: &Path) -> LanguageConfig {
+fn language_model(out: &Path) -> LanguageConfig {
     let more = ["--max-train-steps", "6", "--learning-rate", "0.05", "--lora-dropout", "0.2"];
     let mut args = gpt2(true).train(out, &more);
     // The command's names, and flags of the whole command line.
@@ -163,7 +165,7 @@ fn a_run_that_is_paused_saved_and_sampled_ends_with_the_bits_of_one_that_never_w
     for (kind, more) in [("frozen", ""), ("trained", "--train-text-encoder --lora-text-encoder-dropout 0.2")] {
         let [whole, out] = ["whole", "held"].map(|name| folder.path().join(format!("{name}-{kind}")));
         let train = |out: &Path, control: &Control, observer: &mut dyn Observer| {
-            dreambooth_lora::train(&dreambooth(out, more), Device::Cpu, 7, control, observer).map(drop)
+            dreambooth::training::train(&dreambooth(out, more), Device::Cpu, 7, control, observer).map(drop)
         };
         train(&whole, &Control::new(), &mut Silent).unwrap();
         // Once the validation's own images, and once others.
@@ -209,7 +211,7 @@ fn a_sample_that_is_asked_for_is_the_one_that_would_be_due() {
         _ => {}
     };
     let mut watch = Watch { act: &mut act, events: Vec::new() };
-    dreambooth_lora::train(&dreambooth(&out, ""), Device::Cpu, 0, &control, &mut watch).unwrap();
+    dreambooth::training::train(&dreambooth(&out, ""), Device::Cpu, 0, &control, &mut watch).unwrap();
     let pixels = |name: &str| image::open(out.join("samples").join(name)).unwrap().to_rgb8();
     assert_eq!(pixels("step-000004-asked-0.png"), pixels("step-000004-0.png"));
     assert_ne!(pixels("step-000004-0.png"), pixels("step-000000-0.png"));
@@ -222,7 +224,7 @@ fn a_language_model_completes_a_text_while_it_is_trained_and_ends_with_the_same_
     let folder = tempfile::tempdir().unwrap();
     let [whole, out] = ["whole", "held"].map(|name| folder.path().join(name));
     let train = |out: &Path, control: &Control, observer: &mut dyn Observer| {
-        language_training::train(&language(out), Device::Cpu, 0, control, observer).map(drop)
+        language::training::train(&language_model(out), Device::Cpu, 0, control, observer).map(drop)
     };
     train(&whole, &Control::new(), &mut Silent).unwrap();
     let request = |max_new_tokens| SampleRequest {
@@ -263,7 +265,7 @@ fn a_run_that_is_stopped_while_it_waits_is_saved_where_it_stands() {
         _ => {}
     };
     let mut watch = Watch { act: &mut act, events: Vec::new() };
-    let stopped = language_training::train(&language(&out), Device::Cpu, 0, &control, &mut watch);
+    let stopped = language::training::train(&language_model(&out), Device::Cpu, 0, &control, &mut watch);
     let Err(Error::Interrupted(message)) = stopped else { panic!("{stopped:?}") };
     assert!(message.contains("checkpoint-1") && out.join("checkpoint-1/state.json").exists(), "{message}");
 }
@@ -297,7 +299,7 @@ fn completed(config: &CompleteConfig) -> (String, usize) {
 fn a_language_model_that_stays_in_memory_writes_what_a_fresh_one_writes_with_each_adapter() {
     let folder = tempfile::tempdir().unwrap();
     let adapter = folder.path().join("adapter");
-    language_training::train(&language(&adapter), Device::Cpu, 0, &Control::new(), &mut Silent).unwrap();
+    language::training::train(&language_model(&adapter), Device::Cpu, 0, &Control::new(), &mut Silent).unwrap();
     let [plain, adapted] = [completion(&[], 12), completion(&[&adapter], 12)];
     let mut kept = TextModel::open(&plain, Device::Cpu, 0, &Interrupt::new(), &mut Silent).unwrap();
     assert!(kept.is_for(&adapted, Device::Cpu));

@@ -4,12 +4,13 @@
 
 mod support;
 
+use clap::ValueEnum;
 use lorabooth::schedulers::{NoiseSchedule, PredictionType, SchedulerConfig};
 use lorabooth::train::adamw::AdamWConfig;
 use lorabooth::train::adamw8bit::Codebook;
 use lorabooth::train::gradients::clip_grad_norm;
 use lorabooth::train::losses::dreambooth_loss;
-use lorabooth::train::lr_schedule::LrSchedule;
+use lorabooth::train::lr_schedule::{LrSchedule, ScheduleKind};
 use lorabooth::train::optimizer::Optimizer;
 use lorabooth::train::tensorboard::EventWriter;
 use lorabooth::train::Parameters;
@@ -168,7 +169,7 @@ fn schedules_are_those_of_diffusers_and_transformers_at_each_of_100_steps() {
         serde_json::from_slice(&std::fs::read(folder.path().join("schedules.json")).unwrap()).unwrap();
     for case in &cases {
         let schedule = LrSchedule {
-            kind: case["kind"].as_str().unwrap().parse().unwrap(),
+            kind: ScheduleKind::from_str(case["kind"].as_str().unwrap(), false).unwrap(),
             learning_rate: case["lr"].as_f64().unwrap(),
             warmup_steps: case["warmup"].as_u64().unwrap(),
             total_steps: case["total"].as_u64().unwrap(),

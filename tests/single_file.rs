@@ -158,9 +158,9 @@ fn the_schedulers_prediction_follows_from_the_step_and_can_be_overridden() {
     assert_eq!(files.scheduler_config_json().unwrap()["prediction_type"], "sample");
 
     let message = files.tokenizer_folder().err().unwrap().to_string();
-    assert!(message.contains("--tokenizer-name"), "{message}");
+    assert!(message.contains("⟨tokenizer_name⟩"), "{message}");
     let message = files.unet_config().err().unwrap().to_string();
-    assert!(message.contains("--config-folder"), "{message}");
+    assert!(message.contains("⟨config_folder⟩"), "{message}");
     let tokenizer = support::model("tiny-v");
     let options = ModelOptions { tokenizer: Some(tokenizer.to_str().unwrap().into()), ..ModelOptions::default() };
     let files = PipelineFiles::resolve(name, &options, &mut ()).unwrap();
@@ -227,7 +227,7 @@ fn a_file_says_what_it_predicts_or_a_warning_says_that_it_was_guessed() {
         let files = PipelineFiles::open_single(&path, None).unwrap();
         assert_eq!(files.scheduler_config_json().unwrap()["prediction_type"], prediction, "{case}");
         assert_eq!(!files.warnings().is_empty(), warns, "{case}: {:?}", files.warnings());
-        assert!(files.warnings().iter().all(|text| text.contains("--prediction-type")), "{:?}", files.warnings());
+        assert!(files.warnings().iter().all(|text| text.contains("⟨prediction_type⟩")), "{:?}", files.warnings());
         // These heads have no width that shapes tell: the VAE has the size too.
         assert_eq!(files.vae_config().unwrap().sample_size, size * 8, "{case}");
         let options = ModelOptions { prediction_type: Some("epsilon".into()), ..ModelOptions::default() };

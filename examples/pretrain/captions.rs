@@ -2,7 +2,7 @@
 
 use lorabooth::libtorch::random::Generator;
 /// The backgrounds, as sRGB.
-pub use lorabooth::recipes::demo::likeness::BACKGROUNDS as COLOURS;
+pub use lorabooth::sample::likeness::BACKGROUNDS as COLOURS;
 
 /// The colour that a concept is never shown on in training.
 pub fn held_out_colour(concept: usize) -> usize {

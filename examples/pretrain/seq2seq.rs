@@ -9,7 +9,7 @@ use lorabooth::data::tokenizers::LanguageTokenizer;
 use lorabooth::error::Result;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::models::language::{HeadOptions, LanguageModelFiles};
-use lorabooth::recipes::language_loss::{language_loss, LanguageLoss, LossOptions};
+use lorabooth::recipes::language::loss::{language_loss, LanguageLoss, LossOptions};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

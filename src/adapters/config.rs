@@ -2,6 +2,7 @@
 
 use super::prompt::PromptMethod;
 use crate::error::{Error, Result};
+use clap::ValueEnum;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,27 +31,31 @@ impl TargetModules {
 }
 
 /// Which biases are trained with the adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum Bias {
     /// None.
     #[default]
     None,
-    /// Every bias of the model.
+    /// All of the model.
     All,
-    /// The biases of the modules that have an adapter.
+    /// Those of targeted modules.
     LoraOnly,
 }
 
 /// How A and B start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum InitWeights {
-    /// `true`: A Kaiming-uniform, B zero.
+    // PEFT's `true`.
+    /// A Kaiming-uniform, B zero.
     #[default]
+    #[value(name = "true")]
     Kaiming,
-    /// `false`: both drawn, so that a fresh adapter changes the output (for tests).
+    /// PEFT's `false`: both drawn, so that a fresh adapter changes the output (for tests).
+    #[value(skip)]
     Drawn,
-    /// `"gaussian"`: A normal with deviation 1/r, B zero.
+    /// A normal with deviation 1/r, B zero.
     Gaussian,
 }
 

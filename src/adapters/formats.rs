@@ -165,7 +165,7 @@ pub fn of_unfinished_run(folder: &Path) -> Option<Error> {
         Some(step) => format!("; its adapter so far is in {}", folder.join(format!("checkpoint-{step}")).display()),
         None => String::new(),
     };
-    let message = format!("holds an unfinished run: continue it with its command and --resume{so_far}");
+    let message = format!("holds an unfinished run: continue it with its command and ⟨resume⟩{so_far}");
     Some(Error::file(folder, message))
 }
 

@@ -58,7 +58,7 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
     }
     for (name, tensor) in &tensors {
         if !is_finite(tensor)? {
-            let message = format!("`{name}` is too large for {kind:?}; leave --half out");
+            let message = format!("`{name}` is too large for {kind:?}; leave ⟨half⟩ out");
             return Err(Error::invalid(message));
         }
     }

@@ -239,7 +239,7 @@ fn nothing_known(file: &MappedFile, names: &[String]) -> Error {
     let message = if first.starts_with("base_model.model.") {
         format!("is PEFT's, whose {CONFIG_FILE} must be in the same folder")
     } else if has(&["model.diffusion_model.", "down_blocks.", "text_model."]) {
-        format!("holds a model's own weights and no adapter (its first key is `{first}`); a model is given with --model, where a command takes one")
+        format!("holds a model's own weights and no adapter (its first key is `{first}`); a model is given with ⟨model⟩, where a command takes one")
     } else if has(&["emb_params", "string_to_param", "clip_l", "clip_g"]) {
         "is a textual inversion embedding, which is not supported; LoRA and DoRA are".to_owned()
     } else if names.is_empty() {

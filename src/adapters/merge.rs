@@ -268,7 +268,7 @@ impl<'a> Folding<'a> {
         }
         Err(Error::invalid(match is_finite(&weight)? {
             true => format!(
-                "with the adapter folded in, `{key}` is not a number in places in {:?}; merge it with a scale near 1, or with --dtype \
+                "with the adapter folded in, `{key}` is not a number in places in {:?}; merge it with a scale near 1, or with ⟨dtype⟩ \
                  bf16 or fp32",
                 planned.kind
             ),

@@ -40,9 +40,9 @@ pub(crate) fn check(out: &Path, existing: Existing) -> Result<()> {
     let is_file = fs::symlink_metadata(out).is_ok_and(|metadata| !metadata.is_dir()) && !out.is_dir();
     let taken = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some());
     match existing {
-        Existing::Refuse if taken || is_file => Err(Error::is_there(out, "--output-dir")),
+        Existing::Refuse if taken || is_file => Err(Error::is_there(out, "⟨output_dir⟩")),
         Existing::Replace if is_file || taken && !OF_A_MODEL.iter().any(|name| out.join(name).exists()) => {
-            Err(Error::file(out, "is not a model, so --overwrite does not replace it; choose another --output-dir"))
+            Err(Error::file(out, "is not a model, so ⟨overwrite⟩ does not replace it; choose another ⟨output_dir⟩"))
         }
         _ => Ok(()),
     }
@@ -138,7 +138,7 @@ mod tests {
         let stale = ["unet/model-00001-of-00002.safetensors", "unet/model.safetensors.index.json", "pytorch_model.bin"];
         theirs.iter().chain(&stale).for_each(|name| touch(&out.join(name), "theirs"));
         let message = into_folder(&out, Existing::Refuse, write).unwrap_err().to_string();
-        assert!(message.contains("--overwrite") && message.contains("merged"), "{message}");
+        assert!(message.contains("⟨overwrite⟩") && message.contains("merged"), "{message}");
         assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "old");
         into_folder(&out, Existing::Replace, |_| Err(Error::invalid("x"))).unwrap_err();
         assert_eq!(fs::read_to_string(out.join("config.json")).unwrap(), "old");
@@ -161,7 +161,7 @@ mod tests {
         for name in ["photos", "file"] {
             for existing in [Existing::Refuse, Existing::Replace] {
                 let message = into_folder(&folder.path().join(name), existing, write).unwrap_err().to_string();
-                assert!(message.contains("--output-dir"), "{message}");
+                assert!(message.contains("⟨output_dir⟩"), "{message}");
             }
         }
         assert_eq!(fs::read_to_string(folder.path().join("photos/dog.jpg")).unwrap(), "mine");

@@ -6,6 +6,7 @@
 use super::prompt::{EncoderTensors, Projection, PromptEncoder, PromptMethod, PromptPlace};
 use super::prompt_config::PromptConfig;
 use crate::error::{Error, Result};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -13,13 +14,13 @@ pub(super) const METHOD: PromptMethod =
     PromptMethod { peft_type: "P_TUNING", name: "P-tuning", place: PromptPlace::Embeddings, make };
 
 /// The encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Reparameterization {
     /// Three projections.
     #[default]
     Mlp,
-    /// An LSTM that reads the virtual tokens in both directions, and two projections.
+    /// An LSTM in both directions, and two projections.
     Lstm,
 }
 

@@ -4,21 +4,24 @@
 use super::prompt::{EncoderTensors, PromptEncoder, PromptMethod, PromptPlace, Table};
 use super::prompt_config::PromptConfig;
 use crate::error::Result;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 pub(super) const METHOD: PromptMethod =
     PromptMethod { peft_type: "PROMPT_TUNING", name: "prompt tuning", place: PromptPlace::Embeddings, make };
 
 /// How the virtual tokens start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum PromptTuningInit {
     /// Normal.
     #[default]
     Random,
     /// As the embeddings of a text's tokens.
+    #[value(help = "The embeddings of --prompt-tuning-init-text")]
     Text,
     /// As those of tokens of the vocabulary (in files of PEFT).
+    #[value(skip)]
     SampleVocab,
 }
 

@@ -1,9 +1,14 @@
 //! What was typed becomes what clap reads: Python's `--snake_case` flags, and `--config FILE.toml` as flags that later
 //! ones override.
 
-use super::recorded_options;
+use super::whole_command;
 use crate::error::{Error, Result};
+use crate::options::reading::flags;
+use crate::options::recorded;
 use crate::regular_file::{self, FileKind};
+use crate::sentence::with_options;
+use clap::Command;
+use serde_json::{Map, Value};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -49,12 +54,15 @@ pub fn expand(args: Vec<OsString>) -> Result<Expanded> {
         }
     }
     let Some(file) = file.map(PathBuf::from) else {
-        name_what_is_planned(&mut out, &[]);
+        name_what_is_planned(&mut out, false);
         return Ok(Expanded { args: out, config: None });
     };
-    let mut flags = without_overridden(flags_of(&file)?, &out);
+    let options = options_of(&file)?;
+    name_what_is_planned(&mut out, options.contains_key("task"));
+    let named_in_it = |sentence: &str| Error::file(&file, with_options(sentence, |name| format!("`{name}`")));
+    let flags = flags(&command_of(&out), &options).map_err(|error| named_in_it(&error.to_string()))?;
+    let mut flags = without_overridden(flags, &out);
     flags.extend(folder_to_resume(&file, &out));
-    name_what_is_planned(&mut out, &flags);
     let place = behind_the_command(&out);
     out.splice(place..place, flags.iter().map(OsString::from));
     Ok(Expanded { args: out, config: Some((file, flags)) })
@@ -82,8 +90,8 @@ fn without_overridden(mut flags: Vec<String>, typed: &[OsString]) -> Vec<String>
     flags
 }
 
-/// `plan` with nothing but flags behind it plans DreamBooth, or a language model where a task is among them or in the `file`.
-fn name_what_is_planned(args: &mut Vec<OsString>, file: &[String]) {
+/// `plan` with nothing but flags behind it plans DreamBooth, or a language model where a task is among them or in the file.
+fn name_what_is_planned(args: &mut Vec<OsString>, file_has_task: bool) {
     let Some(place) = args.iter().position(|arg| arg == "plan") else { return };
     let is_flag = |arg: &OsStr| arg.as_encoded_bytes().starts_with(b"-");
     // Before a command there are flags and their values alone.
@@ -91,9 +99,28 @@ fn name_what_is_planned(args: &mut Vec<OsString>, file: &[String]) {
     let flags = args.get(place + 1).filter(|next| is_flag(next) && !matches!(next.to_str(), Some("-h" | "--help")));
     if is_command && flags.is_some() {
         let is_task = |flag: &str| flag == "--task" || flag.starts_with("--task=");
-        let has_task = args.iter().filter_map(|arg| arg.to_str()).chain(file.iter().map(String::as_str)).any(is_task);
+        let has_task = file_has_task || args.iter().filter_map(|arg| arg.to_str()).any(is_task);
         args.insert(place + 1, if has_task { "llm" } else { "dreambooth" }.into());
     }
+}
+
+/// The command whose words are among `args`, with the options of every command, but for `--config` itself.
+fn command_of(args: &[OsString]) -> Command {
+    let whole = whole_command();
+    let (mut command, mut words) = (&whole, Vec::new());
+    // Values of flags before it are no command's name.
+    for word in args.iter().skip(1).filter_map(|arg| arg.to_str()) {
+        match command.find_subcommand(word) {
+            Some(inner) => {
+                command = inner;
+                words.push(word);
+            }
+            None if words.is_empty() => {}
+            None => break,
+        }
+    }
+    let common = whole.get_arguments().filter(|arg| arg.is_global_set() && arg.get_id() != "config");
+    command.clone().name(words.join(" ")).args(common)
 }
 
 /// Whether `arg` is a long flag without a value.
@@ -130,45 +157,43 @@ fn folder_to_resume(file: &Path, typed: &[OsString]) -> Option<String> {
     Some(format!("--output-dir={}", folder.parent()?.display()))
 }
 
-/// Flags of which true and false are values; elsewhere they say whether the flag is there.
-const TAKE_TRUE_AND_FALSE: &[&str] = &["--cache-latents", "--lora-init"];
-
-fn flags_of(file: &Path) -> Result<Vec<String>> {
+/// The options in a TOML file, or in the run.json of an earlier run.
+fn options_of(file: &Path) -> Result<Map<String, Value>> {
     if !file.exists() {
         return Err(Error::invalid(format!("--config {}: no such file", file.display())));
     }
     let text = regular_file::read_text(file, FileKind::FLAGS)?;
     if text.trim_start().starts_with('{') {
-        return recorded_options::flags_of(file, &text);
+        return recorded::options_of(file, &text);
     }
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         Error::file(file, format!("not valid TOML: {} in line {line}", e.message()))
     })?;
-    let mut flags = Vec::new();
-    for (name, value) in table {
-        let flag = format!("--{}", name.replace('_', "-"));
-        match value {
-            toml::Value::Boolean(value) if TAKE_TRUE_AND_FALSE.contains(&flag.as_str()) => {
-                flags.push(format!("{flag}={value}"));
-            }
-            toml::Value::Boolean(true) => flags.push(flag),
-            toml::Value::Boolean(false) => {}
-            toml::Value::String(text) => flags.push(format!("{flag}={text}")),
-            toml::Value::Integer(number) => flags.push(format!("{flag}={number}")),
-            toml::Value::Float(number) => flags.push(format!("{flag}={number}")),
-            toml::Value::Array(list) => {
-                let words: Option<Vec<&str>> = list.iter().map(toml::Value::as_str).collect();
-                let words = words.ok_or_else(|| Error::file(file, format!("`{name}` must be a list of strings")))?;
-                flags.push(format!("{flag}={}", words.join(",")));
-            }
-            // Ranks or alphas by module.
-            toml::Value::Table(table) => flags.push(format!("{flag}={}", serde_json::json!(table))),
-            _ => return Err(Error::file(file, format!("`{name}` must be a string, a number, true or false"))),
+    let value = |(name, value): (String, toml::Value)| match json(value) {
+        Some(value) => Ok((name, value)),
+        None => Err(Error::file(file, format!("`{name}` must be a string, a number, true or false"))),
+    };
+    table.into_iter().map(value).collect()
+}
+
+/// A value of TOML's as JSON has it; none for a time.
+fn json(value: toml::Value) -> Option<Value> {
+    Some(match value {
+        toml::Value::Boolean(value) => value.into(),
+        toml::Value::String(text) => text.into(),
+        toml::Value::Integer(number) => number.into(),
+        // JSON has no infinity.
+        toml::Value::Float(number) if !number.is_finite() => number.to_string().into(),
+        toml::Value::Float(number) => number.into(),
+        toml::Value::Array(list) => Value::Array(list.into_iter().map(json).collect::<Option<_>>()?),
+        toml::Value::Table(table) => {
+            let entries = table.into_iter().map(|(name, value)| Some((name, json(value)?)));
+            Value::Object(entries.collect::<Option<_>>()?)
         }
-    }
-    Ok(flags)
+        toml::Value::Datetime(_) => return None,
+    })
 }
 
 #[cfg(test)]
@@ -214,16 +239,37 @@ mod tests {
     fn epochs_that_are_typed_win_over_a_files_steps() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("c.toml");
-        std::fs::write(&file, "max_train_steps = 7\nsteps = 7").unwrap();
+        std::fs::write(&file, "steps = 7").unwrap();
         let of = |more: &str| {
             expand(words(&format!("lorabooth train llm --config {} {more}", file.display()))).unwrap().args
         };
         assert_eq!(of("--num-train-epochs=2"), words("lorabooth train llm --num-train-epochs=2"));
         assert_eq!(
             of("--num_train_epochs 2 --max-train-steps 3"),
-            words("lorabooth train llm --max-train-steps=7 --steps=7 --num-train-epochs 2 --max-train-steps 3")
+            words("lorabooth train llm --max-train-steps=7 --num-train-epochs 2 --max-train-steps 3")
         );
-        assert_eq!(of("-q"), words("lorabooth train llm --max-train-steps=7 --steps=7 -q"));
+        assert_eq!(of("-q"), words("lorabooth train llm --max-train-steps=7 -q"));
+    }
+
+    #[test]
+    fn mistakes_of_a_file_are_told_with_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.toml");
+        let line = format!("lorabooth --threads 2 train dreambooth --config {}", file.display());
+        for (text, parts) in [
+            ("lora_rr = 4", &["`lora_rr` is no option of `train dreambooth`", "`lora_r`"][..]),
+            ("lr = 1\nlearning_rate = 1", &["`lr`", "`learning_rate`", "twice"]),
+            ("config = \"other.toml\"", &["`config`", "other file"]),
+            ("center_crop = \"yes\"", &["`center_crop` must be true or false"]),
+            ("lora_r = 2026-11-26", &["`lora_r` must be"]),
+        ] {
+            std::fs::write(&file, text).unwrap();
+            let message = expand(words(&line)).unwrap_err().to_string();
+            let start = format!("{}: ", file.display());
+            assert!(message.starts_with(&start) && parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+        std::fs::write(&file, "threads = 3\nlearning_rate = inf").unwrap();
+        assert!(expand(words(&line)).unwrap().args.contains(&"--learning-rate=inf".into()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A command line as text for a shell, to be kept beside what it made.
 
-use crate::recipes::shell_word;
+use crate::options::shell_word;
 use std::ffi::OsString;
 
 /// Flags whose values are secrets.

@@ -2,8 +2,9 @@
 
 use super::{Common, Reporter};
 use crate::error::{Error, Result};
+use crate::options::complete::CompleteConfig;
 use crate::plain_text;
-use crate::recipes::complete::{CompleteConfig, Completion, TextModel};
+use crate::recipes::complete::{Completion, TextModel};
 use crate::train::interrupt::Interrupt;
 use serde_json::{json, Map, Value};
 use std::io::Read;

@@ -2,7 +2,7 @@
 
 use super::{whole_command, Reporter};
 use crate::error::{Error, Result};
-use crate::recipes::observer::{Event, Observer};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::whole_file::write_whole;
 use clap::{Args, Command};
 use clap_complete::Shell;

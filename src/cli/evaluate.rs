@@ -2,12 +2,14 @@
 
 use super::{Common, Reporter};
 use crate::error::Result;
-use crate::recipes::evaluate::{self, EvaluateConfig};
+use crate::options::evaluate::EvaluateConfig;
+use crate::recipes::evaluate;
+use crate::train::interrupt::Interrupt;
 use serde_json::json;
 
 /// Runs the command.
 pub fn run(config: &EvaluateConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let evaluated = evaluate::evaluate(config, common.device()?, common.seed, reporter)?;
+    let evaluated = evaluate::evaluate(config, common.device()?, common.seed, &Interrupt::on_signals()?, reporter)?;
     let mut object = json!({ "event": "evaluation", "records": evaluated.records });
     let mut lines = vec![line("records", evaluated.records.to_string())];
     if let Some(numbers) = &evaluated.evaluation {

@@ -2,7 +2,8 @@
 
 use super::{Common, Reporter};
 use crate::error::Result;
-use crate::recipes::generate::{self, GenerateConfig};
+use crate::options::generate::GenerateConfig;
+use crate::recipes::generate;
 use crate::train::interrupt::Interrupt;
 
 /// Runs the command.

@@ -199,6 +199,14 @@ To see whether it fits your card: `lorabooth plan llm` with the same flags and -
   lorabooth demo --steps 100",
     },
     Page {
+        command: "serve",
+        shown: &[],
+        below: "Examples:
+  lorabooth serve
+  lorabooth serve --model stable-diffusion-v1-5/stable-diffusion-v1-5 --model gpt2
+  lorabooth serve --host 0.0.0.0 --auth-file account.txt --host-name studio.example.org",
+    },
+    Page {
         command: "tokenize",
         shown: &[],
         below: "Example:

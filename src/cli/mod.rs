@@ -12,7 +12,6 @@ mod evaluate;
 mod generate;
 mod help;
 mod plan;
-mod recorded_options;
 mod reporter;
 mod serve;
 mod tokenize;
@@ -22,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
+use crate::sentence::{flag, with_options};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use command_text::shell_line;
 use reporter::{Reporter, Voice};
@@ -52,13 +52,13 @@ enum Command {
     Train(train::TrainCommand),
     /// Generate images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
-    Generate(crate::recipes::generate::GenerateConfig),
+    Generate(crate::options::generate::GenerateConfig),
     /// Continue, answer or classify a text with a language model, with any number of adapters
     #[command(args_override_self = true)]
-    Complete(crate::recipes::complete::CompleteConfig),
+    Complete(crate::options::complete::CompleteConfig),
     /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
-    Evaluate(Box<crate::recipes::evaluate::EvaluateConfig>),
+    Evaluate(Box<crate::options::evaluate::EvaluateConfig>),
     /// Inspect, merge or convert an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
@@ -262,7 +262,7 @@ fn misused(mut error: clap::Error, expanded: &arguments::Expanded) -> ExitCode {
 
 /// Prints an error as one line, and makes its exit code.
 fn failed(error: &Error, json: bool, code: u8) -> ExitCode {
-    let text = error.to_string();
+    let text = with_options(&error.to_string(), flag);
     let _ = match json {
         true => {
             let line = serde_json::json!({ "event": "error", "text": text }).to_string();

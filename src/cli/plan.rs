@@ -1,19 +1,22 @@
 //! `lorabooth plan`: the memory and time that a training run will need, from configurations alone.
 
 use super::{is_present, Common, Reporter};
+use crate::data::language_dataset::LanguageTask;
+use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::ModelOptions;
-use crate::recipes::dreambooth_config::{CacheLatents, DreamBoothConfig};
-use crate::recipes::dreambooth_plan::{plan_input, why_that_length, NetworkConfigs, Photos};
-use crate::recipes::language_adapter::WantedAdapter;
-use crate::recipes::language_base::WantedModel;
-use crate::recipes::language_config::LanguageConfig;
-use crate::recipes::language_data_args::TaskChoice;
-use crate::recipes::language_plan::{PlannedModel, RecordLengths};
-use crate::recipes::observer::{Event, Observer};
-use crate::recipes::training_args::{MixedPrecision, TrainingArgs};
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::language::LanguageConfig;
+use crate::options::precision::MixedPrecision;
+use crate::options::training::TrainingArgs;
+use crate::recipes::dreambooth::plan::{plan_input, why_that_length, NetworkConfigs, Photos};
+use crate::recipes::language::adapter::WantedAdapter;
+use crate::recipes::language::base::WantedModel;
+use crate::recipes::language::plan::{PlannedModel, RecordLengths};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::{device_flag, dtype_name};
+use crate::sentence::{flag, with_options};
 use crate::train::memory_plan::{
     fit, parse_size, Card, Fit, LanguagePlanInput, MemoryPlan, PlanInput, Planned, Rates, Work,
 };
@@ -53,6 +56,11 @@ pub struct PlanLlm {
     config: Box<LanguageConfig>,
     #[command(flatten)]
     fit: FitFlag,
+}
+
+/// `text` with the options in it as flags.
+fn with_flags(text: &str) -> String {
+    with_options(text, flag)
 }
 
 /// What a run must fit in.
@@ -190,9 +198,9 @@ fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) ->
     let photos = Photos::of(config, &files, reporter)?;
     let input = plan_input(config, &networks, photos.as_ref(), place.device)?;
     let input = PlanInput { half: place.half(), ..input };
-    let assumed = photos.is_none() && config.cache_latents == CacheLatents::Auto && !input.cache_latents;
+    let assumed = photos.is_none() && config.cache_latents == CacheMode::Auto && !input.cache_latents;
     let asked = Asked {
-        targets: format!("{}; to_q,to_v are usual", config.lora_targets),
+        targets: format!("{}; to_q,to_v are usual", config.unet.lora_targets.as_deref().unwrap_or_default()),
         assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
         length: photos.as_ref().and_then(|photos| why_that_length(config, photos)),
@@ -221,7 +229,7 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
             for data in [Some(&data), validation.as_ref()].into_iter().flatten() {
                 data.warnings().iter().for_each(|text| reporter.on(Event::Warning { text: text.clone() }));
             }
-            let labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+            let labels = (config.data.task == LanguageTask::SeqCls).then_some(data.classes().len() as i64);
             (base.files, Some(RecordLengths::of(&data, validation.as_ref(), config.train_batch_size)), labels)
         }
         false => (model.open_files(reporter)?, None, None),
@@ -237,7 +245,7 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
     };
     let usual = files.architecture().lora_targets.join(",");
     let asked = Asked {
-        targets: format!("{}; {usual} are usual", config.lora_targets.as_deref().unwrap_or_default()),
+        targets: format!("{}; {usual} are usual", config.lora.lora_targets.as_deref().unwrap_or_default()),
         assumed: (!has_records).then(assumed).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
         length: None,
@@ -289,7 +297,7 @@ fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Resul
     }
     let mut json = as_json(&plan, asked, rates.as_ref(), fitted.as_ref());
     json["slow_dtype"] = json!(slow_dtype);
-    reporter.result(json, &lines.join("\n"));
+    reporter.result(json, &with_flags(&lines.join("\n")));
     Ok(fitted.is_none_or(|fitted| fitted.fits))
 }
 
@@ -305,12 +313,12 @@ fn as_json(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>, fitted: Opti
     let suggestions: Vec<_> = fitted
         .iter()
         .flat_map(|fitted| &fitted.suggestions)
-        .map(|s| json!({ "what": s.what, "saves_bytes": s.saves_bytes, "costs": s.costs }))
+        .map(|s| json!({ "what": with_flags(&s.what), "saves_bytes": s.saves_bytes, "costs": s.costs }))
         .collect();
     json!({
         "event": "plan", "device": device_flag(asked.place.device), "card": asked.place.card.map(|card| card.name),
         "dtype": dtype_name(asked.kind), "phases": phases, "peak_bytes": plan.peak_bytes,
-        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length,
+        "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length.as_deref().map(with_flags),
         "resolution": asked.resolution,
         "seconds": rates.filter(|_| asked.steps > 0).map(|rates| seconds_in_all(plan, rates)),
         "assumed": (!asked.assumed.is_empty()).then(|| asked.assumed.join("; ")),

@@ -4,8 +4,9 @@
 use super::bars::{Phase, StepTime};
 use crate::error::{Error, Result};
 use crate::plain_text;
-use crate::recipes::observer::{Event, Observer};
-use crate::recipes::run::TRAINING;
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::TRAINING;
+use crate::sentence::{flag, with_options};
 use crate::train::metrics::StepMetrics;
 use console::Term;
 use indicatif::ProgressBar;
@@ -223,6 +224,15 @@ impl Reporter {
     }
 }
 
+/// The event with the options in its sentences as flags.
+fn with_flags(event: Event) -> Event {
+    match event {
+        Event::Warning { text } => Event::Warning { text: with_options(&text, flag) },
+        Event::Fact { name, text, fields } => Event::Fact { name, text: with_options(&text, flag), fields },
+        other => other,
+    }
+}
+
 impl Observer for Reporter {
     fn on(&mut self, event: Event) {
         if !event.is_for_screens() {
@@ -231,6 +241,7 @@ impl Observer for Reporter {
         if let Event::Text { text } = &event {
             return self.text(text);
         }
+        let event = with_flags(event);
         if self.voice.json {
             let events: Vec<Event> = match event {
                 Event::WroteImages { paths, grid } => {

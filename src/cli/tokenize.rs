@@ -6,10 +6,11 @@ use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::ModelOptions;
-use crate::recipes::language_base::{is_gguf, WantedModel};
-use crate::recipes::observer::Observer;
+use crate::recipes::language::base::WantedModel;
 use crate::recipes::prompt_checks::{warn_of_doubled_start, warn_of_prompts, NamedPrompt};
+use crate::recipes::training::observer::Observer;
 use crate::regular_file::{self, FileKind};
+use crate::weights::gguf::is_gguf;
 use clap::Args;
 use std::path::{Path, PathBuf};
 

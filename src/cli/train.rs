@@ -3,14 +3,17 @@
 use super::bars::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
-use crate::recipes::complete::MAX_NEW_TOKENS;
-use crate::recipes::control::Control;
-use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::generate::GUIDANCE_SCALE;
-use crate::recipes::language_config::LanguageConfig;
-use crate::recipes::run::{Finished, TextSample};
-use crate::recipes::{dreambooth_lora, language_training, shell_path, shell_word};
+use crate::options::complete::MAX_NEW_TOKENS;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::generate::GUIDANCE_SCALE;
+use crate::options::language::LanguageConfig;
+use crate::options::storage::StorageArgs;
+use crate::options::{shell_path, shell_word};
+use crate::recipes::training::control::Control;
+use crate::recipes::training::run::{Finished, TextSample};
+use crate::recipes::{dreambooth, language};
 use crate::train::interrupt::Interrupt;
+use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
 use serde_json::json;
 use std::time::Instant;
@@ -36,12 +39,12 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
     let (control, began) = (Control::of(Interrupt::on_signals()?), Instant::now());
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
-            let finished = dreambooth_lora::train(config, device, common.seed, &control, reporter)?;
+            let finished = dreambooth::training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_draw(config, &finished);
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language_training::train(config, device, common.seed, &control, reporter)?;
+            let finished = language::training::train(config, device, common.seed, &control, reporter)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }
@@ -90,7 +93,7 @@ fn command_to_draw(config: &DreamBoothConfig, finished: &Finished) -> String {
     if config.guidance_scale != GUIDANCE_SCALE {
         command.push_str(&format!(" --guidance-scale {}", config.guidance_scale));
     }
-    command.push_str(&config.training.weights.flags());
+    command.push_str(&storage_flags(&config.training.weights));
     let lora = shell_path(&finished.output_dir);
     let prompt = finished.sample.as_ref().map_or(&config.instance_prompt, |sample| &sample.prompt);
     format!("{command} --lora {lora} {} --output try.png", prompt_flag(prompt))
@@ -103,7 +106,7 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
     if let Some(revision) = &config.revision {
         command.push_str(&format!(" --revision {}", shell_word(revision)));
     }
-    command.push_str(&config.training.weights.flags());
+    command.push_str(&storage_flags(&config.training.weights));
     if let Some(room) = room.filter(|&room| room < MAX_NEW_TOKENS as i64) {
         command.push_str(&format!(" --max-new-tokens {room}"));
     }
@@ -114,4 +117,14 @@ fn command_to_write(config: &LanguageConfig, finished: &Finished) -> Option<Stri
 fn prompt_flag(prompt: &str) -> String {
     let between = if prompt.starts_with('-') { '=' } else { ' ' };
     format!("--prompt{between}{}", shell_word(prompt))
+}
+
+/// The flags that ask for weights as they were kept, behind a space each.
+fn storage_flags(weights: &StorageArgs) -> String {
+    match weights.storage() {
+        Storage::Dense => String::new(),
+        Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
+        Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
+        Storage::Streamed => " --offload cpu".to_owned(),
+    }
 }

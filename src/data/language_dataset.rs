@@ -9,20 +9,38 @@ use super::tokenizers::language::Encoded;
 use super::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::Path;
 use tch::Tensor;
 
 /// What a language model learns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LanguageTask {
-    /// To go on with a text (PEFT's `CAUSAL_LM`).
+    /// Continue a text.
     CausalLm,
-    /// To write a text for a text (`SEQ_2_SEQ_LM`).
+    /// Text to text.
+    #[value(name = "seq2seq-lm")]
     Seq2SeqLm,
-    /// To sort texts into classes (`SEQ_CLS`).
+    /// Text classification.
     SeqCls,
+}
+
+impl LanguageTask {
+    /// PEFT's `task_type`.
+    pub fn peft_name(self) -> &'static str {
+        match self {
+            Self::CausalLm => "CAUSAL_LM",
+            Self::Seq2SeqLm => "SEQ_2_SEQ_LM",
+            Self::SeqCls => "SEQ_CLS",
+        }
+    }
+
+    /// The task that PEFT calls so.
+    pub fn named(peft_name: &str) -> Option<Self> {
+        Self::value_variants().iter().copied().find(|task| task.peft_name() == peft_name)
+    }
 }
 
 /// What examples are made of, the same for training and validation.
@@ -75,7 +93,7 @@ impl Doubled {
         let start = start.filter(|_| self.starts > 0).map(|start| {
             format!(
                 "{} begin with `{start}`, which the tokenizer puts there too, so the model reads it twice; leave it out of the records \
-                 or of --prompt-template",
+                 or of ⟨prompt_template⟩",
                 of(self.starts)
             )
         });
@@ -142,14 +160,14 @@ impl LanguageDataOptions {
     /// The rows of a file, which tell what is to be learnt of them.
     fn labelled(&self, file: &Path) -> Result<Records> {
         match self.label_column.is_none() && self.task != LanguageTask::CausalLm {
-            true => Err(Error::invalid("this task needs --label-column, the column with the expected answer")),
+            true => Err(Error::invalid("this task needs ⟨label_column⟩, the column with the expected answer")),
             false => self.read(file),
         }
     }
 
     fn read(&self, file: &Path) -> Result<Records> {
         if self.max_length < 2 {
-            return Err(Error::invalid(format!("--max-seq-length is {}; it must be at least 2", self.max_length)));
+            return Err(Error::invalid(format!("⟨max_seq_length⟩ is {}; it must be at least 2", self.max_length)));
         }
         let columns: Vec<&str> = self.prompt.columns().into_iter().chain(self.label_column.as_deref()).collect();
         Records::read(file, &columns)
@@ -194,7 +212,7 @@ impl LanguageDataOptions {
         }
         let (file, rows) = (records.path(), records.len());
         let no_room =
-            format!("for an answer within --max-seq-length {} tokens: the longest takes {longest}", self.max_length);
+            format!("for an answer within ⟨max_seq_length⟩ {} tokens: the longest takes {longest}", self.max_length);
         if examples.is_empty() {
             return Err(match crowded {
                 0 => Error::file(file, "has no row with a text"),
@@ -205,7 +223,7 @@ impl LanguageDataOptions {
         let mut warnings = Vec::new();
         if cut > 0 {
             warnings.push(format!(
-                "{} are longer than --max-seq-length {} tokens and are cut",
+                "{} are longer than ⟨max_seq_length⟩ {} tokens and are cut",
                 of(cut),
                 self.max_length
             ));

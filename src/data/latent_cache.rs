@@ -6,17 +6,21 @@ use super::dreambooth_dataset::DreamBoothDataset;
 use super::photo_transform::to_tensor;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use clap::ValueEnum;
 use tch::{Kind, Tensor};
 
 /// Which photos' latents are computed once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum CacheMode {
-    /// Where a photo's crop is fixed anyway.
+    /// Where a photo's crop is fixed.
     #[default]
     Auto,
-    /// All: a crop that is random otherwise is drawn once, from the seed.
+    // One that is random otherwise is drawn once, from the seed.
+    /// All photos, one crop each.
+    #[value(name = "true")]
     Always,
     /// None.
+    #[value(name = "false")]
     Never,
 }
 

@@ -216,8 +216,8 @@ impl Walk<'_> {
         Err(Error::file(
             self.root,
             format!(
-                "holds photos of a subject in img and of its class in reg, as kohya's trainer has them; give --instance-data-dir {} \
-                 and, with --with-prior-preservation, --class-data-dir {}",
+                "holds photos of a subject in img and of its class in reg, as kohya's trainer has them; give ⟨instance_data_dir⟩ {} \
+                 and, with ⟨with_prior_preservation⟩, ⟨class_data_dir⟩ {}",
                 img.display(),
                 reg.display()
             ),
@@ -325,7 +325,7 @@ mod tests {
     fn kohyas_folder_of_both_is_refused_with_the_flags_and_read_where_one_is_known() {
         let folder = tree(&["img/10_sks dog/a.png", "reg/1_dog/b.png"]);
         let error = PhotoFiles::list(folder.path(), &[]).unwrap_err().to_string();
-        assert!(error.contains("--instance-data-dir") && error.contains("--class-data-dir"), "{error}");
+        assert!(error.contains("⟨instance_data_dir⟩") && error.contains("⟨class_data_dir⟩"), "{error}");
         let listed = PhotoFiles::list(folder.path(), &[&folder.path().join("reg")]).unwrap();
         assert_eq!(names(&listed), [("img/10_sks dog/a.png", 10)]);
     }

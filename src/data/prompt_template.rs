@@ -18,7 +18,7 @@ enum Part {
 impl PromptTemplate {
     /// Reads a template; a brace that is not closed, not opened or empty is an error, and so is a template without a column.
     pub fn parse(template: &str) -> Result<Self> {
-        let wrong = |cause: &str| Error::invalid(format!("--prompt-template {template:?} {cause}"));
+        let wrong = |cause: &str| Error::invalid(format!("⟨prompt_template⟩ {template:?} {cause}"));
         let (mut parts, mut text) = (Vec::new(), String::new());
         let mut chars = template.chars().peekable();
         while let Some(char) = chars.next() {
@@ -122,7 +122,7 @@ mod tests {
             ("", "no place for a column"),
         ] {
             let error = PromptTemplate::parse(template).unwrap_err().to_string();
-            assert!(error.contains(says) && error.contains("--prompt-template"), "{error}");
+            assert!(error.contains(says) && error.contains("⟨prompt_template⟩"), "{error}");
         }
     }
 }

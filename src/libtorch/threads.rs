@@ -38,7 +38,7 @@ pub fn check() -> Result<()> {
         return Ok(());
     }
     let fewer = match available.checked_sub(BESIDE) {
-        Some(fewer @ 1..) => format!(", or give --threads {fewer}"),
+        Some(fewer @ 1..) => format!(", or give ⟨threads⟩ {fewer}"),
         _ => String::new(),
     };
     Err(Error::invalid(format!(

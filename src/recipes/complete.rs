@@ -1,84 +1,40 @@
 //! Continues, answers or classifies a text with a language model and any number of adapters; a model that is loaded does so for one
 //! configuration after another.
 
-use super::adapter_argument::path_and_scale;
-use super::compute_dtype::Dtype;
-use super::given_adapters::GivenAdapters;
-use super::language_base::{LanguageBase, WantedModel};
-use super::language_data_args::TaskChoice;
-use super::observer::{Event, Observer};
+use super::language::base::{LanguageBase, WantedModel};
+use super::language::given_adapters::GivenAdapters;
+use super::language::prompted_text::PromptedText;
 use super::prompt_checks::warn_of_doubled_start;
-use super::prompted_text::PromptedText;
-use super::storage_args::StorageArgs;
+use super::training::observer::{Event, Observer};
 use super::{report_device, report_given_adapter, report_model};
 use crate::adapters::peft_folder::MODEL_FILE;
 use crate::adapters::Prompt;
+use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{ClassifierInputs, HeadOptions, LanguageModel, SequenceClassifier};
 use crate::models::Loaded;
+use crate::options::adapter_argument::path_and_scale;
+use crate::options::complete::CompleteConfig;
+use crate::options::storage::StorageArgs;
 use crate::sample::text_generation::{TextSampling, TextWriter};
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
-use clap::Args;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 use tch::{Device, Kind, Tensor};
 
-/// The default of `--max-new-tokens`.
-pub const MAX_NEW_TOKENS: usize = 50;
-
-/// All options.
-#[derive(Debug, Clone, Args)]
-pub struct CompleteConfig {
-    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
-    #[arg(long)]
-    pub model: PathBuf,
-    /// Branch, tag or commit of a hub id
-    #[arg(long)]
-    pub revision: Option<String>,
-    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
-    #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
-    pub adapter: Vec<String>,
-    /// The text to continue, answer or classify; - reads standard input
-    // Only the command line does; here it is a text as any other.
-    #[arg(long)]
-    pub prompt: String,
-    /// Maximum number of tokens to generate
-    #[arg(long, default_value_t = MAX_NEW_TOKENS)]
-    pub max_new_tokens: usize,
-    /// Sampling temperature; 0 always takes the most likely token
-    #[arg(long, default_value_t = 0.0)]
-    pub temperature: f64,
-    /// Sample from the K most likely tokens
-    #[arg(long)]
-    pub top_k: Option<i64>,
-    /// Sample from the most likely tokens whose probabilities add up to P (nucleus sampling)
-    #[arg(long)]
-    pub top_p: Option<f64>,
-    /// Number of beams of beam search
-    #[arg(long, default_value_t = 1)]
-    pub num_beams: usize,
-    /// Dtype of the computation
-    #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
-    pub dtype: Dtype,
-    /// How the model's weights are kept.
-    #[command(flatten)]
-    pub weights: StorageArgs,
-}
-
-impl CompleteConfig {
-    fn sampling(&self, ends: Vec<i64>) -> TextSampling {
-        TextSampling {
-            max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            num_beams: self.num_beams,
-            ends,
-        }
+/// How the model is asked to write, up to one of the tokens `ends`.
+fn sampling(config: &CompleteConfig, ends: Vec<i64>) -> TextSampling {
+    TextSampling {
+        max_new_tokens: config.max_new_tokens,
+        temperature: config.temperature,
+        top_k: config.top_k,
+        top_p: config.top_p,
+        num_beams: config.num_beams,
+        ends,
     }
 }
 
@@ -155,11 +111,11 @@ impl TextModel {
         wanted.check_path()?;
         let mut base = wanted.open(observer)?;
         base.files.store_in(config.weights.storage());
-        config.sampling(base.ends()?).check()?;
+        sampling(config, base.ends()?).check()?;
         let read = Read::of(config, &base)?;
         report_model(&config.model.display().to_string(), Some(base.files.architecture().model_type), observer);
         report_device(device, kind, observer)?;
-        config.weights.report(device, observer);
+        super::report_weights(&config.weights, device, observer);
         config.adapter.iter().for_each(|text| report_given_adapter(text, observer));
         let labels = read.labels;
         let loaded = base.files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
@@ -186,7 +142,7 @@ impl TextModel {
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
     ) -> Result<Completion> {
-        let sampling = config.sampling(self.base.ends()?);
+        let sampling = sampling(config, self.base.ends()?);
         sampling.check()?;
         let _watch = interrupt.watch();
         if self.on_it.given.as_ref() != Some(&stamped(&config.adapter)) {
@@ -200,7 +156,7 @@ impl TextModel {
             }
             self.put_on(read, config)?;
         }
-        warn_of_doubled_start("--prompt", &config.prompt, &self.base.tokenizer, observer)?;
+        warn_of_doubled_start("⟨prompt⟩", &config.prompt, &self.base.tokenizer, observer)?;
         let completer = Completer {
             model: &self.loaded.model,
             prompt: self.on_it.prompt.as_ref(),
@@ -230,7 +186,7 @@ impl TextModel {
 /// Adapters as they are given, each with the time at which its file was written.
 fn stamped(given: &[String]) -> Vec<(String, Option<SystemTime>)> {
     let written = |text: &String| {
-        let (path, _) = path_and_scale("--adapter", text).ok()?;
+        let (path, _) = path_and_scale("⟨adapter⟩", text).ok()?;
         std::fs::metadata(path.join(MODEL_FILE)).and_then(|about| about.modified()).ok()
     };
     given.iter().map(|text| (text.clone(), written(text))).collect()
@@ -240,9 +196,9 @@ impl Read {
     fn of(config: &CompleteConfig, base: &LanguageBase) -> Result<Self> {
         let adapters = GivenAdapters::read(&config.adapter)?;
         adapters.check_for(&base.files)?;
-        let only_classifies = base.files.architecture().tasks == [TaskChoice::SeqCls.peft_name()];
+        let only_classifies = base.files.architecture().tasks == [LanguageTask::SeqCls.peft_name()];
         let classifies = base.files.is_classifier() || only_classifies;
-        let classes = match classifies || adapters.are_for(TaskChoice::SeqCls) {
+        let classes = match classifies || adapters.are_for(LanguageTask::SeqCls) {
             true => Some(adapters.classes(&base.files)?.ok_or_else(|| adapters.without_classes(&base.files))?),
             false => None,
         };
@@ -281,7 +237,7 @@ impl Completer<'_> {
         };
         if ids.is_empty() {
             return Err(Error::invalid(
-                "--prompt is empty, but the model needs at least one token to continue; give it a text",
+                "⟨prompt⟩ is empty, but the model needs at least one token to continue; give it a text",
             ));
         }
         let most = if self.classes.is_some() { 0 } else { sampling.max_new_tokens };
@@ -359,7 +315,7 @@ fn check_positions(model: &LanguageModel, prompt: Option<&Prompt>, tokens: usize
     Err(Error::invalid(match most_new {
         0 => format!("a prompt of {tokens} tokens{behind} exceeds the model's {most} positions; shorten it"),
         _ => format!(
-            "a prompt of {tokens} tokens{behind} and --max-new-tokens {most_new} exceed the model's {most} positions; lower one of them"
+            "a prompt of {tokens} tokens{behind} and ⟨max_new_tokens⟩ {most_new} exceed the model's {most} positions; lower one of them"
         ),
     }))
 }

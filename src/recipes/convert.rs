@@ -1,6 +1,6 @@
 //! An adapter in another file format.
 
-use super::observer::Observer;
+use super::training::observer::Observer;
 use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::{check_family, language_adapter_at};
 use crate::adapters::model_folder::{into_folder, Existing};
@@ -53,13 +53,13 @@ fn check_name(config: &ConvertConfig) -> Result<()> {
     let name = config.output.display();
     match config.to {
         OutputFormat::Kohya if !is_file && !config.output.is_dir() => Err(Error::Usage(format!(
-            "--output {name}: a kohya file ends in .safetensors, without which web UIs do not list it; give {name}.safetensors"
+            "⟨output⟩ {name}: a kohya file ends in .safetensors, without which web UIs do not list it; give {name}.safetensors"
         ))),
         OutputFormat::Peft | OutputFormat::Diffusers if is_file && !config.output.is_dir() => {
-            Err(Error::Usage(format!("--output {name}: this format is a folder; leave out .safetensors")))
+            Err(Error::Usage(format!("⟨output⟩ {name}: this format is a folder; leave out .safetensors")))
         }
         OutputFormat::Peft | OutputFormat::Diffusers if config.half => {
-            Err(Error::Usage("--half is for --to kohya; the other formats keep the dtype of the adapter".into()))
+            Err(Error::Usage("⟨half⟩ is for ⟨to⟩ kohya; the other formats keep the dtype of the adapter".into()))
         }
         _ => Ok(()),
     }
@@ -105,7 +105,7 @@ pub fn convert(config: &ConvertConfig, interrupt: &Interrupt, observer: &mut dyn
         }
     };
     if let Some(taken) = taken.filter(|_| !config.overwrite) {
-        return Err(Error::is_there(taken, "--output"));
+        return Err(Error::is_there(taken, "⟨output⟩"));
     }
     interrupt.check().map_err(|_| Error::Interrupted("nothing was written".into()))?;
     let folder = if config.to == OutputFormat::Kohya { path.parent().unwrap_or(&path) } else { &config.output };

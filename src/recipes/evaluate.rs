@@ -1,64 +1,26 @@
 //! What a language model, with or without adapters, makes of records that it has not learned.
 
-use super::dreambooth_config::{optional_path_text, path_text};
-use super::given_adapters::GivenAdapters;
-use super::language_base::{LanguageBase, WantedModel};
-use super::language_data_args::{LanguageDataArgs, TaskChoice};
-use super::language_evaluation::{check_positions, Evaluation, Evaluator};
-use super::observer::{Event, Observer};
-use super::option_checks::is_file;
-use super::storage_args::StorageArgs;
-use super::training_args::MixedPrecision;
+use super::language::base::{LanguageBase, WantedModel};
+use super::language::evaluation::{check_positions, Evaluation, Evaluator};
+use super::language::given_adapters::GivenAdapters;
+use super::training::observer::{Event, Observer};
+use crate::data::language_dataset::LanguageTask;
 use crate::error::{Error, Result};
 use crate::models::language::HeadOptions;
+use crate::options::checks::is_file;
+use crate::options::evaluate::EvaluateConfig;
+use crate::options::model::check_language_model;
+use crate::options::records::{check_task, task_name};
+use crate::options::values::name;
 use crate::regular_file::{self, FileKind};
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
-use clap::Args;
-use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::Device;
 
 /// What to do where memory is full.
-const EVALUATE_IN_LESS: &str = "turn on --load-in-8bit or --offload cpu, or lower --max-seq-length";
-
-/// All options.
-#[derive(Debug, Clone, Args, Serialize)]
-pub struct EvaluateConfig {
-    /// Model: a folder in the transformers layout, a .gguf file of the LLaMA family, or a hub id
-    #[arg(long, visible_alias = "model-name-or-path", help_heading = "Model")]
-    #[serde(serialize_with = "path_text")]
-    pub model: PathBuf,
-    /// Branch, tag or commit of a hub id
-    #[arg(long, help_heading = "Model")]
-    pub revision: Option<String>,
-    /// Adapter, optionally with a scale: PATH=0.8; can be given several times, at most one of them a prompt
-    #[arg(long, visible_alias = "lora", value_name = "PATH[=SCALE]", action = clap::ArgAction::Append, help_heading = "Model")]
-    pub adapter: Vec<String>,
-    /// What the model does with records.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub data: LanguageDataArgs,
-    /// Records to evaluate on: a JSONL, CSV, TSV or Parquet file
-    #[arg(long, help_heading = "Data")]
-    #[serde(serialize_with = "path_text")]
-    pub validation_file: PathBuf,
-    /// CSV file for the model's answers, next to the expected ones where --label-column is given
-    #[arg(long, value_name = "FILE.csv", help_heading = "Output")]
-    #[serde(serialize_with = "optional_path_text")]
-    pub output: Option<PathBuf>,
-    /// Replace a file that is already there
-    #[arg(long, help_heading = "Output")]
-    pub overwrite: bool,
-    /// Dtype of the computation
-    #[arg(long, visible_alias = "dtype", value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Model")]
-    pub mixed_precision: MixedPrecision,
-    /// How the model's weights are kept.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub weights: StorageArgs,
-}
+const EVALUATE_IN_LESS: &str = "turn on ⟨load_in_8bit⟩ or ⟨offload⟩ cpu, or lower ⟨max_seq_length⟩";
 
 /// What was measured.
 #[derive(Debug)]
@@ -69,37 +31,46 @@ pub struct Evaluated {
     pub evaluation: Option<Evaluation>,
 }
 
-/// Evaluates on `device` as `config` says; `seed` draws a new head where the model has none for its classes.
-pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &mut dyn Observer) -> Result<Evaluated> {
+/// Evaluates on `device` as `config` says, until `interrupt` is set; `seed` draws a new head where the model has none for its classes.
+pub fn evaluate(
+    config: &EvaluateConfig,
+    device: Device,
+    seed: i64,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<Evaluated> {
+    let _watch = interrupt.watch();
     config.weights.check()?;
     config.data.check()?;
-    is_file("--validation-file", &config.validation_file)?;
-    WantedModel::new(&config.model, None).check_path()?;
+    is_file("⟨validation_file⟩", &config.validation_file)?;
+    check_language_model("⟨model⟩", &config.model)?;
     // Without labels a text can be its own, or is answered.
     let answers_alone = config.data.label_column.is_none() && config.output.is_some();
     if !answers_alone {
         config
             .data
             .check_labels()
-            .map_err(|error| Error::Usage(format!("{error}; or give --output FILE.csv for the answers alone")))?;
+            .map_err(|error| Error::Usage(format!("{error}; or give ⟨output⟩ FILE.csv for the answers alone")))?;
     }
     let adapters = GivenAdapters::read(&config.adapter)?;
     check_tasks(config, &adapters)?;
     adapters.folders().iter().for_each(|folder| warn_of_other_texts(config, folder, observer));
-    let base = WantedModel::new(&config.model, config.revision.as_deref()).open(observer)?;
+    let wanted =
+        WantedModel { interrupt: Some(interrupt), ..WantedModel::new(&config.model, config.revision.as_deref()) };
+    let base = wanted.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
     files.store_in(config.weights.storage());
-    config.data.task.check(&files)?;
+    check_task(config.data.task, &files)?;
     adapters.check_for(&files)?;
     let classes = match config.data.task {
-        TaskChoice::SeqCls => adapters.classes(&files)?.ok_or_else(|| adapters.without_classes(&files))?,
-        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => Vec::new(),
+        LanguageTask::SeqCls => adapters.classes(&files)?.ok_or_else(|| adapters.without_classes(&files))?,
+        LanguageTask::CausalLm | LanguageTask::Seq2SeqLm => Vec::new(),
     };
     // A head that no adapter brings must be in the model's files.
     let labels = match config.data.task {
-        TaskChoice::SeqCls => adapters.head_rows(&files)?,
-        TaskChoice::CausalLm | TaskChoice::Seq2SeqLm => None,
+        LanguageTask::SeqCls => adapters.head_rows(&files)?,
+        LanguageTask::CausalLm | LanguageTask::Seq2SeqLm => None,
     };
     let (options, records) = (config.data.options()?, &config.validation_file);
     let data = match answers_alone {
@@ -112,7 +83,7 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     let kind = config.mixed_precision.on(device).compute_kind();
     super::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     super::report_device(device, kind, observer)?;
-    config.weights.report(device, observer);
+    super::report_weights(&config.weights, device, observer);
     config.adapter.iter().for_each(|text| super::report_given_adapter(text, observer));
     let loaded = files.load(Placement { device, kind }, HeadOptions { labels, seed })?;
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
@@ -125,11 +96,10 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
         max_new_tokens: config.data.eval_max_new_tokens,
         ends: &ends,
     };
-    let interrupt = Interrupt::on_signals()?;
     let measured = match answers_alone {
-        true => evaluator.answers(&data, &interrupt, observer).map(|answers| (None, answers)),
+        true => evaluator.answers(&data, interrupt, observer).map(|answers| (None, answers)),
         false => {
-            evaluator.evaluate(&data, 0, &interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
+            evaluator.evaluate(&data, 0, interrupt, observer).map(|(evaluation, answers)| (Some(evaluation), answers))
         }
     };
     let (evaluation, answers) = measured.map_err(|error| match error {
@@ -138,8 +108,8 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
     })?;
     if let Some(loss) = evaluation.as_ref().map(|measured| measured.loss).filter(|loss| !loss.is_finite()) {
         return Err(Error::invalid(format!(
-            "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind --adapter PATH=, or \
-             compute with --mixed-precision no",
+            "the loss is {loss}: a weight or an adapter's strength is too large for {}; lower the strength behind ⟨adapter⟩ PATH=, or \
+             compute with ⟨mixed_precision⟩ no",
             super::device_name(device, kind)
         )));
     }
@@ -154,13 +124,13 @@ pub fn evaluate(config: &EvaluateConfig, device: Device, seed: i64, observer: &m
 fn check_output(path: &Path, config: &EvaluateConfig) -> Result<()> {
     let records = &config.validation_file;
     if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("csv")) {
-        return Err(Error::Usage(format!("--output {} is to be a CSV file; end its name in .csv", path.display())));
+        return Err(Error::Usage(format!("⟨output⟩ {} is to be a CSV file; end its name in .csv", path.display())));
     }
     if path.canonicalize().is_ok_and(|path| records.canonicalize().is_ok_and(|records| path == records)) {
-        return Err(Error::Usage(format!("--output {} are the records themselves; give another name", path.display())));
+        return Err(Error::Usage(format!("⟨output⟩ {} are the records themselves; give another name", path.display())));
     }
     if std::fs::symlink_metadata(path).is_ok() && !config.overwrite {
-        return Err(Error::is_there(path, "--output"));
+        return Err(Error::is_there(path, "⟨output⟩"));
     }
     // Begun and given up, so that a place that cannot be written to shows now.
     WholeFile::create(path).map(drop)
@@ -171,8 +141,8 @@ fn check_tasks(config: &EvaluateConfig, adapters: &GivenAdapters) -> Result<()> 
     let task = config.data.task;
     match adapters.tasks().find(|name| *name != task.peft_name()) {
         Some(other) => {
-            let other = TaskChoice::flag_of(other);
-            Err(Error::invalid(format!("--task is {}, and the adapter is for {other}", task.flag())))
+            let other = task_name(other);
+            Err(Error::invalid(format!("⟨task⟩ is {}, and the adapter is for {other}", name(&task))))
         }
         None => Ok(()),
     }
@@ -184,8 +154,9 @@ fn warn_of_other_texts(config: &EvaluateConfig, folder: &Path, observer: &mut dy
     let run: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let learned = &run["options"]["prompt_template"];
     if *learned != serde_json::json!(config.data.prompt_template) && !run["options"].is_null() {
-        let with =
-            learned.as_str().map_or("no --prompt-template".to_owned(), |text| format!("--prompt-template {text:?}"));
+        let with = learned
+            .as_str()
+            .map_or("no ⟨prompt_template⟩".to_owned(), |text| format!("⟨prompt_template⟩ {text:?}"));
         observer.warning(format!("{} learned with {with}, and other texts are measured here", folder.display()));
     }
 }

@@ -1,18 +1,18 @@
 //! Images from a prompt, with any number of adapters; a model that is loaded draws for one configuration after another.
 
-use super::adapter_argument::path_and_scale;
-use super::compute_dtype::Dtype;
-use super::dreambooth_config::MAX_RESOLUTION;
 use super::image_names::{self, is_png};
-use super::model_args::ModelArgs;
-use super::observer::{Event, Observer};
 use super::prompt_checks::{warn_of_prompts, NamedPrompt};
-use super::storage_args::StorageArgs;
-use super::watched::WatchedDrawing;
+use super::training::observer::{Event, Observer};
+use super::training::watched::WatchedDrawing;
 use super::{report_device, report_given_adapter, report_model};
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::models::stable_diffusion::UNetConfig;
+use crate::options::adapter_argument::path_and_scale;
+use crate::options::dreambooth::MAX_RESOLUTION;
+use crate::options::generate::GenerateConfig;
+use crate::options::model::ModelArgs;
+use crate::options::storage::StorageArgs;
 use crate::sample::drawn_image::{DrawnImage, ImageParameters, NamedStrength};
 use crate::sample::painter::Pictures;
 use crate::sample::pipeline::{short_name, Pipeline, PipelineAdapter, Residence};
@@ -21,7 +21,6 @@ use crate::schedulers::default_name;
 use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::{write_whole, WholeFile};
-use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 use tch::{Device, Kind};
@@ -29,64 +28,7 @@ use tch::{Device, Kind};
 /// More images than anyone looks at, and fewer than fill a machine with their names.
 const MAX_IMAGES: usize = 100_000;
 /// What to do where memory is full.
-const DRAW_IN_LESS: &str = "lower --height and --width or --batch-size, turn on --vae-tiling, or use --dtype bf16";
-
-/// How closely a picture follows its prompt where nothing else is asked for.
-pub const GUIDANCE_SCALE: f64 = 7.5;
-
-/// All options.
-#[derive(Debug, Clone, Args)]
-pub struct GenerateConfig {
-    /// What the image shows
-    #[arg(long)]
-    pub prompt: String,
-    /// What the image must not show
-    #[arg(long, default_value = "")]
-    pub negative_prompt: String,
-    /// Adapter, optionally with a scale: PATH=0.8; can be given several times
-    #[arg(long, value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
-    pub lora: Vec<String>,
-    /// Number of sampling steps
-    #[arg(long, alias = "num-inference-steps", default_value_t = 30)]
-    pub steps: usize,
-    /// Guidance scale: how closely to follow the prompt
-    #[arg(long, default_value_t = GUIDANCE_SCALE)]
-    pub guidance_scale: f64,
-    /// Sampler: pndm, ddim, ddpm, euler, euler-a, heun, lms, dpm++2m, dpm++2m-karras or unipc; by default the model's own
-    #[arg(long)]
-    pub scheduler: Option<String>,
-    /// Height in pixels; by default the model's own
-    #[arg(long)]
-    pub height: Option<i64>,
-    /// Width in pixels; by default the model's own
-    #[arg(long)]
-    pub width: Option<i64>,
-    /// Number of images; image i uses the seed --seed + i
-    #[arg(long, default_value_t = 1)]
-    pub num_images: usize,
-    /// Images to sample at a time; they are decoded one by one
-    #[arg(long, default_value_t = 1)]
-    pub batch_size: usize,
-    /// Decode large images tile by tile, which needs the memory of one tile
-    #[arg(long)]
-    pub vae_tiling: bool,
-    /// Dtype of the computation
-    #[arg(long, visible_alias = "mixed-precision", value_enum, default_value_t = Dtype::Auto)]
-    pub dtype: Dtype,
-    /// FILE.png, or a folder in which images are numbered; by default image.png. Next to an earlier image the new one is numbered
-    #[arg(long, visible_alias = "output-dir", value_name = "FILE.png|FOLDER")]
-    pub output: Option<PathBuf>,
-    /// Replace a file that already exists
-    #[arg(long)]
-    pub overwrite: bool,
-    /// How the weights of UNet and text encoder are kept.
-    #[command(flatten)]
-    pub weights: StorageArgs,
-    // Last: its heading holds for what follows.
-    /// The model to draw with.
-    #[command(flatten)]
-    pub model: ModelArgs,
-}
+const DRAW_IN_LESS: &str = "lower ⟨height⟩ and ⟨width⟩ or ⟨batch_size⟩, turn on ⟨vae_tiling⟩, or use ⟨dtype⟩ bf16";
 
 /// A picture that was drawn and written.
 #[derive(Debug, Clone)]
@@ -188,8 +130,8 @@ impl ImageModel {
             batch_size: config.batch_size,
             sampling,
         };
-        let prompts = [("--prompt", &config.prompt), ("--negative-prompt", &config.negative_prompt)]
-            .map(|(flag, text)| NamedPrompt::flag(flag, text));
+        let prompts = [("⟨prompt⟩", &config.prompt), ("⟨negative_prompt⟩", &config.negative_prompt)]
+            .map(|(flag, text)| NamedPrompt::option(flag, text));
         warn_of_prompts(self.pipeline.tokenizer(), &prompts, observer)?;
         self.pipeline.set_adapters(adapters)?;
         self.pipeline.use_tiling(config.vae_tiling);
@@ -234,7 +176,7 @@ impl ImageModel {
     /// Reads the adapters of `config`.
     fn adapters(&self, config: &GenerateConfig, observer: &mut dyn Observer) -> Result<Vec<PipelineAdapter>> {
         let read = |text: &String| -> Result<PipelineAdapter> {
-            let (path, strength) = path_and_scale("--lora", text)?;
+            let (path, strength) = path_and_scale("⟨lora⟩", text)?;
             let set = super::read_adapter(&path, self.pipeline.files(), observer)?;
             Ok(PipelineAdapter { used: NamedStrength { name: short_name(&path), strength }, set })
         };
@@ -244,7 +186,7 @@ impl ImageModel {
     fn report(&self, config: &GenerateConfig, sampling: &Sampling, observer: &mut dyn Observer) -> Result<()> {
         report_model(&config.model.name, None, observer);
         report_device(self.device, self.kind, observer)?;
-        config.weights.report(self.device, observer);
+        super::report_weights(&config.weights, self.device, observer);
         let name = sampling.scheduler.as_deref().unwrap_or_default();
         let fields = json!({ "scheduler": name, "steps": config.steps, "guidance_scale": config.guidance_scale });
         observer.fact_with("sampler", format!("{name}, {} steps", config.steps), fields);
@@ -253,21 +195,14 @@ impl ImageModel {
     }
 }
 
-impl GenerateConfig {
-    /// Refuses what cannot be meant whatever the model is.
-    pub fn check(&self) -> Result<()> {
-        for (flag, number) in [("--num-images", self.num_images), ("--batch-size", self.batch_size)] {
-            if !(1..=MAX_IMAGES).contains(&number) {
-                return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {MAX_IMAGES}")));
-            }
-        }
-        check_guidance_scale(self.guidance_scale)
-    }
-}
-
 /// The sizes of a job, or which flag asks for what cannot be.
 fn sampling(config: &GenerateConfig, unet: &UNetConfig, factor: i64) -> Result<Sampling> {
-    config.check()?;
+    for (flag, number) in [("⟨num_images⟩", config.num_images), ("⟨batch_size⟩", config.batch_size)] {
+        if !(1..=MAX_IMAGES).contains(&number) {
+            return Err(Error::invalid(format!("{flag} is {number}; it must be 1 to {MAX_IMAGES}")));
+        }
+    }
+    check_guidance_scale(config.guidance_scale)?;
     let (native, multiple) = (unet.sample_size.unwrap_or(64).saturating_mul(factor), factor.max(8));
     let side = |flag: &str, value: Option<i64>| -> Result<i64> {
         let value = value.unwrap_or(native);
@@ -286,7 +221,7 @@ fn sampling(config: &GenerateConfig, unet: &UNetConfig, factor: i64) -> Result<S
         steps: config.steps,
         guidance_scale: config.guidance_scale,
         scheduler: config.scheduler.clone(),
-        latent_height: side("--height", config.height)?,
-        latent_width: side("--width", config.width)?,
+        latent_height: side("⟨height⟩", config.height)?,
+        latent_width: side("⟨width⟩", config.width)?,
     })
 }

@@ -23,7 +23,7 @@ pub fn output_paths(output: Option<&Path>, count: usize, overwrite: bool) -> Res
         let ending = ending.to_string_lossy();
         if image::ImageFormat::from_extension(ending.as_ref()).is_some() {
             return Err(Error::invalid(format!(
-                "--output: images are PNG, not {ending}; name a .png file or a folder"
+                "⟨output⟩: images are PNG, not {ending}; name a .png file or a folder"
             )));
         }
     }
@@ -36,14 +36,14 @@ pub fn output_paths(output: Option<&Path>, count: usize, overwrite: bool) -> Res
     let paths = numbered(&stem, output, count);
     let taken: Vec<&PathBuf> = paths.iter().filter(|path| !overwrite && is_taken(path)).collect();
     if let Some(other) = taken.iter().find(|path| !is_drawn(path)) {
-        return Err(Error::is_there(other, "--output"));
+        return Err(Error::is_there(other, "⟨output⟩"));
     }
     create(output.parent().unwrap_or(Path::new("")))?;
     let Some(&taken) = taken.first() else { return Ok((paths, None)) };
     let free = free_names(&stem, count);
     let new = free.first().map_or(String::new(), |path| path.display().to_string());
     let text =
-        format!("{} already exists and stays; the new image is {new} (--overwrite replaces instead)", taken.display());
+        format!("{} already exists and stays; the new image is {new} (⟨overwrite⟩ replaces instead)", taken.display());
     Ok((free, Some(text)))
 }
 
@@ -118,7 +118,7 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", at("link.png")).unwrap();
         for name in ["photo.png", "text.png", "link.png"] {
             let error = paths(name, 1, false).unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains("--overwrite"), "{error}");
+            assert!(error.contains(name) && error.contains("⟨overwrite⟩"), "{error}");
         }
     }
 

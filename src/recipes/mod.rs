@@ -1,67 +1,32 @@
 //! Whole jobs: a configuration and one explicit loop each.
 
-pub mod adapter_argument;
 pub mod complete;
-pub mod compute_dtype;
-pub mod control;
 pub mod convert;
 pub mod demo;
-mod dreambooth_adapters;
-mod dreambooth_checks;
-pub mod dreambooth_config;
-pub mod dreambooth_lora;
-mod dreambooth_options;
-mod dreambooth_phases;
-pub mod dreambooth_plan;
-mod dreambooth_samples;
+pub mod dreambooth;
 pub mod evaluate;
 pub mod generate;
-pub mod given_adapters;
-pub mod given_flags;
-pub mod image_names;
-pub mod language_adapter;
-pub mod language_base;
-pub mod language_config;
-pub mod language_data_args;
-pub mod language_evaluation;
-pub mod language_loss;
-pub mod language_plan;
-pub mod language_training;
-mod memory_advice;
-pub mod merge_adapters;
-pub mod merged_language_model;
-pub mod merged_pipeline;
-pub mod model_args;
-pub mod observer;
-mod option_checks;
-mod output_name;
-pub mod pattern_flag;
-pub mod prompt_args;
+mod image_names;
+pub mod language;
+pub mod merge;
 pub mod prompt_checks;
-pub mod prompted_text;
-mod resumed_options;
-pub mod run;
-mod run_record;
-mod shell_word;
-pub mod storage_args;
-pub mod training_args;
-pub mod training_loop;
-pub mod utc_time;
-mod watched;
+pub mod training;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
 use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::options::adapter_argument;
+use crate::options::storage::StorageArgs;
 use crate::train::interrupt::{BriefInterrupt, Interrupt};
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
-use observer::{Event, Observer};
+use crate::weights::Storage;
 use serde_json::json;
-pub use shell_word::{shell_path, shell_word};
 use std::path::Path;
 use tch::{Device, Kind};
+use training::observer::{Event, Observer};
 
 /// Opens a model, with a bar for what has to be downloaded. Ctrl-C ends the download.
 pub fn open_model(model: &str, options: &ModelOptions, observer: &mut dyn Observer) -> Result<PipelineFiles> {
@@ -201,14 +166,31 @@ pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer)
     observer.fact_with("model", text, json!({ "model": name, "model_type": kind }));
 }
 
+/// Reports how `weights` are kept, where that is not as they lie in memory anyway.
+pub fn report_weights(weights: &StorageArgs, device: Device, observer: &mut dyn Observer) {
+    let (kept, name) = match (weights.storage(), device) {
+        (Storage::Dense, _) => return,
+        (Storage::Int8 { threshold }, _) => {
+            (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
+        }
+        (Storage::Streamed, Device::Cpu) => ("in their files, each block loaded when it is used".to_owned(), "files"),
+        (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
+    };
+    let threshold = match weights.storage() {
+        Storage::Int8 { threshold } => Some(threshold),
+        _ => None,
+    };
+    observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
+}
+
 /// Reports an adapter, as `PATH=SCALE` names it.
 pub fn report_given_adapter(text: &str, observer: &mut dyn Observer) {
-    let (path, scale) = adapter_argument::path_and_scale("--adapter", text).unwrap_or((text.into(), 1.0));
+    let (path, scale) = adapter_argument::path_and_scale("⟨adapter⟩", text).unwrap_or((text.into(), 1.0));
     observer.fact_with("adapter", text, json!({ "path": path.display().to_string(), "scale": scale }));
 }
 
 /// Reports what a run starts from: `text`, and the adapter at `path` where there is one.
-fn report_start(text: String, path: Option<&Path>, run: &run::Run, observer: &mut dyn Observer) {
+fn report_start(text: String, path: Option<&Path>, run: &training::run::Run, observer: &mut dyn Observer) {
     // A resumed run has said from which checkpoint.
     if run.is_resumed() {
         return;

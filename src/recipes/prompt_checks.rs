@@ -1,13 +1,13 @@
 //! What a user should know of prompts and captions before they are read: which words are cut off, and which marks of other
 //! programs have no meaning here.
 
-use super::observer::Observer;
-use super::shell_word;
+use super::training::observer::Observer;
 use crate::data::language_dataset::begins_with;
 use crate::data::photo_files::first_few;
 use crate::data::prompt_marks::{marks, Mark, MarkKind};
 use crate::data::tokenizers::{ClipTokenizer, LanguageTokenizer};
 use crate::error::Result;
+use crate::options::shell_word;
 use std::collections::BTreeMap;
 
 /// Characters of a prompt that a warning shows.
@@ -24,9 +24,9 @@ pub struct NamedPrompt<'a> {
 }
 
 impl<'a> NamedPrompt<'a> {
-    /// The value of a flag, such as `--prompt`.
-    pub fn flag(flag: &str, text: &'a str) -> Self {
-        Self { place: flag.to_owned(), is_one_of_many: false, text }
+    /// The value of an option, which a sentence has as `option`.
+    pub fn option(option: &str, text: &'a str) -> Self {
+        Self { place: option.to_owned(), is_one_of_many: false, text }
     }
 
     /// One of a list that can be long: a caption, by its file.
@@ -115,7 +115,7 @@ fn lora_flag(mark: &Mark) -> Option<String> {
     let (name, scale) = mark.adapter.as_ref()?;
     let file = if name.ends_with(".safetensors") { name.clone() } else { format!("{name}.safetensors") };
     let scale = scale.as_deref().filter(|scale| scale.parse::<f64>().is_ok_and(f64::is_finite));
-    Some(format!("--lora {}", shell_word(&scale.map_or(file.clone(), |scale| format!("{file}={scale}")))))
+    Some(format!("⟨lora⟩ {}", shell_word(&scale.map_or(file.clone(), |scale| format!("{file}={scale}")))))
 }
 
 /// Warns where the text of `place` begins with the token that the tokenizer of a language model puts before every text.
@@ -154,36 +154,36 @@ mod tests {
     fn what_is_cut_off_is_said_for_flags_and_for_the_first_captions() {
         let (tokenizer, long) = (tokenizer(), format!("{}a Red bird", "one, ".repeat(40)));
         let room = tokenizer.max_length() - 2;
-        let mut prompts = vec![NamedPrompt::flag("--class-prompt", &long), NamedPrompt::flag("--prompt", "a bird")];
+        let mut prompts = vec![NamedPrompt::option("⟨class_prompt⟩", &long), NamedPrompt::option("⟨prompt⟩", "a bird")];
         prompts.extend((0..9).map(|i| NamedPrompt::listed(format!("photos/{i}.txt"), &long)));
         let said = warnings(&tokenizer, &prompts).unwrap();
         assert_eq!(said.len(), 1 + 5 + 1, "{said:#?}");
         let tokens = tokenizer.cut(&long).unwrap().unwrap().tokens;
-        let first = format!("--class-prompt has {tokens} tokens, of which the text encoder reads the first {room}; ");
+        let first = format!("⟨class_prompt⟩ has {tokens} tokens, of which the text encoder reads the first {room}; ");
         assert!(said[0].starts_with(&first) && said[0].ends_with("…\"") && said[0].len() < 250, "{}", said[0]);
         assert!(said[1].starts_with("photos/0.txt has "), "{}", said[1]);
         assert_eq!(said[6], "and 4 more texts have more tokens than the text encoder reads");
         let short = format!("{}a Red bird", "one ".repeat(room));
-        let said = warnings(&tokenizer, &[NamedPrompt::flag("--prompt", &short)]).unwrap();
+        let said = warnings(&tokenizer, &[NamedPrompt::option("⟨prompt⟩", &short)]).unwrap();
         assert!(said[0].ends_with("these words are lost: \"a Red bird\""), "{said:?}");
     }
 
     #[test]
     fn a_mark_is_named_once_for_its_kind_with_what_to_do() {
         let prompts = [
-            NamedPrompt::flag("--prompt", "a (red:1.2) bird <lora:my-dog:0.8> <lora:it's>"),
-            NamedPrompt::flag("--negative-prompt", "(bad:2) ((worse))"),
+            NamedPrompt::option("⟨prompt⟩", "a (red:1.2) bird <lora:my-dog:0.8> <lora:it's>"),
+            NamedPrompt::option("⟨negative_prompt⟩", "(bad:2) ((worse))"),
             NamedPrompt::listed("a.txt".to_owned(), "(red) bird"),
         ];
         let said = mark_warnings(&prompts);
         assert_eq!(said.len(), 3, "{said:#?}");
-        assert!(said[0].starts_with("--prompt: `<lora:my-dog:0.8>` loads no adapter"), "{}", said[0]);
-        assert!(said[0].ends_with(r"--lora my-dog.safetensors=0.8 --lora 'it'\''s.safetensors'"), "{}", said[0]);
+        assert!(said[0].starts_with("⟨prompt⟩: `<lora:my-dog:0.8>` loads no adapter"), "{}", said[0]);
+        assert!(said[0].ends_with(r"⟨lora⟩ my-dog.safetensors=0.8 ⟨lora⟩ 'it'\''s.safetensors'"), "{}", said[0]);
         assert!(
-            said[1].starts_with("--prompt: `(red:1.2)` (and in 1 more) gives words a weight in other"),
+            said[1].starts_with("⟨prompt⟩: `(red:1.2)` (and in 1 more) gives words a weight in other"),
             "{}",
             said[1]
         );
-        assert!(said[2].starts_with("--negative-prompt: `((worse))` gives words more weight"), "{}", said[2]);
+        assert!(said[2].starts_with("⟨negative_prompt⟩: `((worse))` gives words more weight"), "{}", said[2]);
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod drawn_image;
 pub mod grid;
+pub mod likeness;
 pub mod painter;
 pub mod pipeline;
 pub mod text_generation;

@@ -43,7 +43,7 @@ impl TextSampling {
     pub fn check(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::invalid(message));
         for (flag, number, most) in
-            [("--max-new-tokens", self.max_new_tokens, MAX_TOKENS), ("--num-beams", self.num_beams, MAX_BEAMS)]
+            [("⟨max_new_tokens⟩", self.max_new_tokens, MAX_TOKENS), ("⟨num_beams⟩", self.num_beams, MAX_BEAMS)]
         {
             if !(1..=most).contains(&number) {
                 return refuse(format!("{flag} is {number}; it must be 1 to {most}"));
@@ -51,23 +51,23 @@ impl TextSampling {
         }
         if self.temperature != 0.0 && !TEMPERATURES.contains(&self.temperature) {
             let (least, most) = TEMPERATURES.into_inner();
-            return refuse(format!("--temperature is {:e}; it must be 0, or {least} to {most}", self.temperature));
+            return refuse(format!("⟨temperature⟩ is {:e}; it must be 0, or {least} to {most}", self.temperature));
         }
         if self.top_k.is_some_and(|k| k < 1) {
-            return refuse("--top-k must be at least 1".into());
+            return refuse("⟨top_k⟩ must be at least 1".into());
         }
         if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            return refuse("--top-p must be above 0 and at most 1".into());
+            return refuse("⟨top_p⟩ must be above 0 and at most 1".into());
         }
         if self.temperature == 0.0 && (self.top_k.is_some() || self.top_p.is_some()) {
             return refuse(
-                "--top-k and --top-p are for drawing, and --temperature 0 takes the likeliest token; give --temperature, such as 1"
+                "⟨top_k⟩ and ⟨top_p⟩ are for drawing, and ⟨temperature⟩ 0 takes the likeliest token; give ⟨temperature⟩, such as 1"
                     .into(),
             );
         }
         match self.num_beams > 1 && self.temperature > 0.0 {
             true => refuse(
-                "--num-beams searches for the likeliest text and --temperature samples one; give only one of them"
+                "⟨num_beams⟩ searches for the likeliest text and ⟨temperature⟩ samples one; give only one of them"
                     .into(),
             ),
             false => Ok(()),

@@ -20,7 +20,7 @@ pub fn check_guidance_scale(scale: f64) -> Result<()> {
     match (-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&scale) {
         true => Ok(()),
         false => Err(Error::invalid(format!(
-            "--guidance-scale is {scale:e}; it must be a number of at most {MAX_GUIDANCE}, 7.5 is usual"
+            "⟨guidance_scale⟩ is {scale:e}; it must be a number of at most {MAX_GUIDANCE}, 7.5 is usual"
         ))),
     }
 }
@@ -139,7 +139,7 @@ pub fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     let size = pixels.size();
     let (height, width) = (size[1], size[2]);
     if f64::try_from(pixels.isfinite().all().to_kind(Kind::Float))? == 0.0 {
-        return Err(Error::Diverged("the VAE's output is NaN: decode in fp32 or bf16 (--mixed-precision no)".into()));
+        return Err(Error::Diverged("the VAE's output is NaN: decode in fp32 or bf16 (⟨mixed_precision⟩ no)".into()));
     }
     let bytes = ((pixels / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8);
     let bytes = Vec::<u8>::try_from(bytes.permute([1, 2, 0]).contiguous().to_device(Device::Cpu).flatten(0, -1))?;

@@ -234,7 +234,7 @@ impl SchedulerConfig {
 pub(super) fn refuse(unsupported: bool, name: &str, value: &str) -> Result<()> {
     if unsupported {
         return Err(Error::invalid(format!(
-            "the scheduler configuration has `{name}: {value}`, which is not supported; choose another with --scheduler"
+            "the scheduler configuration has `{name}: {value}`, which is not supported; choose another with ⟨scheduler⟩"
         )));
     }
     Ok(())

@@ -99,7 +99,7 @@ pub fn scheduler(name: Option<&str>, config: &SchedulerConfig, steps: usize) -> 
     };
     let most = config.num_train_timesteps();
     if !i64::try_from(steps).is_ok_and(|steps| (1..=most).contains(&steps)) {
-        return Err(Error::invalid(format!("the number of steps is {steps}; it must be 1 to {most} (--steps)")));
+        return Err(Error::invalid(format!("the number of steps is {steps}; it must be 1 to {most} (⟨steps⟩)")));
     }
     constructor(config, steps)
 }
@@ -108,14 +108,14 @@ pub fn scheduler(name: Option<&str>, config: &SchedulerConfig, steps: usize) -> 
 pub fn default_name(config: &SchedulerConfig) -> Result<&'static str> {
     let Some(class) = &config.class_name else {
         return Err(Error::invalid(format!(
-            "the scheduler configuration has no `_class_name`; choose with --scheduler one of {}",
+            "the scheduler configuration has no `_class_name`; choose with ⟨scheduler⟩ one of {}",
             names()
         )));
     };
     match CLASSES.iter().find(|(known, _)| known == class) {
         Some((_, name)) => Ok(name),
         None => Err(Error::invalid(format!(
-            "the model's own scheduler {class} is not supported; choose with --scheduler one of {}",
+            "the model's own scheduler {class} is not supported; choose with ⟨scheduler⟩ one of {}",
             names()
         ))),
     }

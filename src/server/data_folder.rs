@@ -25,7 +25,7 @@ impl DataFolder {
                 &root,
                 format!(
                     "another server (process {process}) uses this folder, at {address}; open that address, end that process, or give \
-                     --data-dir another folder"
+                     ⟨data_dir⟩ another folder"
                 ),
             ),
             _ => error,

@@ -12,11 +12,15 @@ use super::worker::Loaded;
 use super::{library, App};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
-use crate::recipes::generate::{GenerateConfig, ImageModel};
-use crate::recipes::shell_word;
+use crate::options::form::label;
+use crate::options::generate::GenerateConfig;
+use crate::options::reading::Configuration;
+use crate::options::shell_word;
+use crate::recipes::generate::ImageModel;
 use crate::sample::pipeline::Residence;
+use crate::sample::text_to_image::check_guidance_scale;
 use crate::schedulers::SCHEDULERS;
-use clap::{Args, Command};
+use clap::Command;
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
 use std::path::PathBuf;
@@ -43,7 +47,7 @@ const MAX_ADAPTERS: usize = 16;
 const SEEDS: u32 = 1 << 31;
 
 fn command() -> Command {
-    GenerateConfig::augment_args(Command::new("generate").no_binary_name(true))
+    GenerateConfig::command()
 }
 
 /// The options, as a form needs them.
@@ -56,7 +60,7 @@ pub fn described() -> Value {
     {
         if let Some((here, _)) = RENAMED.iter().find(|(_, there)| field["name"] == *there) {
             field["name"] = json!(here);
-            field["label"] = json!(options::label(here));
+            field["label"] = json!(label(here));
         }
         if field["name"] == "sampler" {
             field["kind"] = json!("choice");
@@ -215,18 +219,17 @@ pub fn prepare(
     let folder = app.data.pictures().join(id).display().to_string();
     let mut config = None;
     for cell in &drawing.cells {
-        config =
-            Some(self::options::parsed::<GenerateConfig>(command(), &drawing.flags_of(app, owner, *cell, &folder)?)?);
+        config = Some(options::parsed::<GenerateConfig>(&drawing.flags_of(app, owner, *cell, &folder)?)?);
     }
     let Some(config) = config else { return Err(Failure::bad("no picture is asked for")) };
-    config.check()?;
+    check_guidance_scale(config.guidance_scale)?;
     if config.prompt.trim().is_empty() {
         return Err(Failure::field("prompt", "say what the picture shows"));
     }
-    if config.num_images > MAX_PICTURES {
+    if !(1..=MAX_PICTURES).contains(&config.num_images) {
         return Err(Failure::field(
             "number",
-            format!("{} pictures are more than the {MAX_PICTURES} of one job", config.num_images),
+            format!("{} pictures were asked for; one job draws 1 to {MAX_PICTURES}", config.num_images),
         ));
     }
     let flags = drawing.flags_of(app, owner, drawing.cells[0], &folder)?;
@@ -280,7 +283,7 @@ fn draw(app: &App, models: &mut Loaded, job: &Job, interrupt: &Interrupt, observ
         let flags = drawing
             .flags_of(app, &job.owner, (checkpoint, strength), &output.display().to_string())
             .map_err(of_failure)?;
-        let mut config: GenerateConfig = options::parsed(command(), &flags).map_err(of_failure)?;
+        let mut config: GenerateConfig = options::parsed(&flags).map_err(of_failure)?;
         if job.kind == JobKind::Grid {
             config.num_images = 1;
         }

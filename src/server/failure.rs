@@ -1,10 +1,12 @@
 //! What a request is answered with that cannot be done: a status, one sentence, and the field at fault.
 
 use crate::error::Error;
+use crate::sentence::with_options;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::Json;
 use serde_json::json;
+use std::cell::RefCell;
 
 /// The answer of a handler.
 pub type Answer<T = Response> = std::result::Result<T, Failure>;
@@ -65,29 +67,18 @@ impl From<Error> for Failure {
     }
 }
 
-/// A sentence that names options as flags (`--lora-r`), with their names as the page's form has them (`lora_r`), and the first of
-/// them.
+/// A sentence with the options in it as the page's form has them (`lora_r`), and the option that it is about: the one that it begins
+/// with, else the first.
 pub fn of_option(sentence: &str) -> (String, Option<String>) {
-    let (mut text, mut first) = (String::new(), None);
-    let mut rest = sentence;
-    while let Some(at) = rest.find("--") {
-        let is_start = !rest[..at].ends_with(|c: char| c.is_alphanumeric() || c == '-');
-        let name = &rest[at + 2..];
-        let end =
-            name.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')).unwrap_or(name.len());
-        text.push_str(&rest[..at]);
-        if is_start && name.starts_with(|c: char| c.is_ascii_lowercase()) {
-            let name = name[..end].trim_end_matches('-').replace('-', "_");
-            text.push_str(&name);
-            rest = &rest[at + 2 + name.len()..];
-            first.get_or_insert(name);
-        } else {
-            text.push_str("--");
-            rest = name;
+    let first = RefCell::new(None);
+    let text = with_options(sentence, |name| {
+        let is_new = first.borrow().is_none();
+        if is_new {
+            first.replace(Some(name.to_owned()));
         }
-    }
-    text.push_str(rest);
-    (text, first)
+        name.to_owned()
+    });
+    (text, first.into_inner())
 }
 
 #[cfg(test)]
@@ -95,9 +86,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_in_a_sentence_become_fields() {
-        let (text, field) = of_option("--lora-r is 0; it must be 1 to 4096, or leave --use-dora out -- really");
-        assert_eq!(text, "lora_r is 0; it must be 1 to 4096, or leave use_dora out -- really");
+    fn options_in_a_sentence_become_fields() {
+        let (text, field) = of_option("⟨lora_r⟩ is 0; it must be 1 to 4096, or leave ⟨use_dora⟩ out");
+        assert_eq!(text, "lora_r is 0; it must be 1 to 4096, or leave use_dora out");
         assert_eq!(field.as_deref(), Some("lora_r"));
         assert_eq!(of_option("no photo is there"), ("no photo is there".to_owned(), None));
     }

@@ -6,7 +6,7 @@ use super::state::{JobKind, JobState};
 use super::worker::Live;
 use super::{library, App};
 use crate::error::Result;
-use crate::recipes::utc_time::UtcTime;
+use crate::recipes::training::utc_time::UtcTime;
 use axum::http::StatusCode;
 use rusqlite::{params, Connection, OptionalExtension, Row};
 use serde_json::{json, Map, Value};

@@ -8,16 +8,18 @@ use super::options::{self, Asked};
 use super::plan::{self, Warnings};
 use super::training::{keep_within_limits, of_failure};
 use super::{library, sets, App};
+use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
-use crate::recipes::control::Control;
-use crate::recipes::language_adapter::WantedAdapter;
-use crate::recipes::language_base::WantedModel;
-use crate::recipes::language_config::LanguageConfig;
-use crate::recipes::language_data_args::TaskChoice;
-use crate::recipes::language_plan::{PlannedModel, RecordLengths};
-use crate::recipes::{language_training, shell_word};
+use crate::options::language::LanguageConfig;
+use crate::options::reading::Configuration;
+use crate::options::shell_word;
+use crate::recipes::language;
+use crate::recipes::language::adapter::WantedAdapter;
+use crate::recipes::language::base::WantedModel;
+use crate::recipes::language::plan::{PlannedModel, RecordLengths};
+use crate::recipes::training::control::Control;
 use crate::train::checkpoint;
-use clap::{Args, Command};
+use clap::Command;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -35,7 +37,7 @@ pub const FILLED_IN: &[&str] = &[
 
 /// The recipe's options as clap has them.
 pub fn command() -> Command {
-    LanguageConfig::augment_args(Command::new("train llm").no_binary_name(true))
+    LanguageConfig::command()
 }
 
 struct Training {
@@ -92,7 +94,7 @@ fn of_options(
 }
 
 fn config(flags: &[String]) -> Answer<LanguageConfig> {
-    options::parsed(command(), flags)
+    options::parsed(flags)
 }
 
 /// Keeps the records of `set` for the training `id` and refuses what cannot be meant; its command line and its usual name.
@@ -140,7 +142,7 @@ pub fn train(app: &App, job: &Job, control: &Control, observer: &mut JobObserver
     }
     let mut config = config(&flags).map_err(of_failure)?;
     config.training.command = Some(training.command);
-    language_training::train(&config, app.device, training.seed, control, observer).map(drop)
+    language::training::train(&config, app.device, training.seed, control, observer).map(drop)
 }
 
 /// What the training would take.
@@ -152,7 +154,12 @@ pub fn planned(app: &App, owner: &str, wanted: &Map<String, Value>, set: Option<
             format!("{} is not on this machine yet; the plan is known once a job has fetched it", training.model.name);
         return Err(Failure::field("model", sentence));
     }
-    let config: LanguageConfig = options::parsed(options::without_need(command(), "train_file"), &training.flags)?;
+    let mut flags = training.flags.clone();
+    if records.is_none() {
+        flags.push("--train-file=none".to_owned());
+    }
+    let mut config = config(&flags)?;
+    config.train_file = records.clone().unwrap_or_default();
     config.check()?;
     let mut warnings = Warnings::default();
     let model = WantedModel { configs_only: true, ..WantedModel::new(&config.model, config.revision.as_deref()) };
@@ -162,7 +169,7 @@ pub fn planned(app: &App, owner: &str, wanted: &Map<String, Value>, set: Option<
         let reading = config.data.options()?;
         let data = reading.training(&config.train_file, &base.tokenizer)?;
         warnings.0.extend(data.warnings().iter().cloned());
-        labels = (config.data.task == TaskChoice::SeqCls).then_some(data.classes().len() as i64);
+        labels = (config.data.task == LanguageTask::SeqCls).then_some(data.classes().len() as i64);
         lengths = Some(RecordLengths::of(&data, None, config.train_batch_size));
     }
     let model = PlannedModel::of(&base.files, &WantedAdapter::new(&config, base.files.architecture())?, labels)?;

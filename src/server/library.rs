@@ -356,7 +356,7 @@ fn converted(folder: &Path, temporary: &Path, format: Format) -> Result<PathBuf>
     let file = temporary.join("file.safetensors");
     if language_adapter_at(folder)?.is_some() {
         if format != Format::Peft {
-            return Err(Error::invalid("--format: a language model's adapter has one format, PEFT's; choose that"));
+            return Err(Error::invalid("⟨format⟩: a language model's adapter has one format, PEFT's; choose that"));
         }
         zip_files(folder, &adapter_files(folder), &file)?;
         return Ok(file);

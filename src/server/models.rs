@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::recipes::demo;
-use crate::recipes::language_base::WantedModel;
+use crate::recipes::language::base::WantedModel;
 use crate::weights::hub::{self, Hub};
 use axum::extract::State;
 use axum::response::IntoResponse;
@@ -99,7 +99,7 @@ impl Models {
                 }
                 false if hub::is_language_model_id(argument) => of_hub(argument),
                 false => {
-                    return Err(Error::invalid(format!("--model {argument}: no such folder or file, and no hub id")))
+                    return Err(Error::invalid(format!("⟨model⟩ {argument}: no such folder or file, and no hub id")))
                 }
             });
         }
@@ -190,7 +190,7 @@ fn of_path(argument: &str, path: &Path) -> Result<Model> {
 
 fn language_files(path: &Path) -> Result<LanguageModelFiles> {
     let wanted = WantedModel { configs_only: true, ..WantedModel::new(path, None) };
-    wanted.open_files(&mut crate::recipes::observer::Silent)
+    wanted.open_files(&mut crate::recipes::training::observer::Silent)
 }
 
 /// A model of which nothing but its name is known before it is fetched.

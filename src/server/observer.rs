@@ -6,7 +6,7 @@ use super::likeness::Subject;
 use super::state::Phase;
 use super::{library, App};
 use crate::libtorch::memory;
-use crate::recipes::observer::{Event, Observer};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::sample::drawn_image::ImageParameters;
 use serde_json::{json, Value};
 use std::path::Path;

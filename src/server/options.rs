@@ -1,12 +1,10 @@
 //! What can be said of a job: the options of the recipes as JSON, both ways, from the same definitions as the command line's.
 
 use super::failure::{of_option, Answer, Failure};
-use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::error::{ContextKind, ContextValue};
-use clap::{Arg, ArgAction, Command, FromArgMatches};
+use crate::options::form::{form, Choice, Field, Group};
+use crate::options::reading::Configuration;
+use clap::{Arg, ArgAction, Command};
 use serde_json::{json, Map, Value};
-use std::any::TypeId;
-use std::path::PathBuf;
 
 /// Bytes of one value: a prompt is shorter, and a list of patterns too.
 pub const MAX_VALUE: usize = 20_000;
@@ -97,12 +95,6 @@ pub fn number_of(flags: &[String], name: &str) -> Option<f64> {
     flags.iter().rev().find_map(|flag| flag.split_once('=').filter(|(found, _)| *found == name)?.1.parse().ok())
 }
 
-/// `command` with the path `name` empty where it is not given: a plan needs none.
-pub fn without_need(command: Command, name: &'static str) -> Command {
-    let parser = OsStringValueParser::new().map(PathBuf::from);
-    command.mut_arg(name, |arg| arg.required(false).default_value("").value_parser(parser))
-}
-
 /// The seed of a training, as a form needs it: on the command line it is a flag of every command.
 pub fn with_seed(mut groups: Value) -> Value {
     let seed = json!({
@@ -118,100 +110,37 @@ pub fn with_seed(mut groups: Value) -> Value {
 }
 
 /// The configuration that `flags` stand for.
-pub fn parsed<T: FromArgMatches>(command: Command, flags: &[String]) -> Answer<T> {
-    let matches = command.try_get_matches_from(flags).and_then(|matches| T::from_arg_matches(&matches));
-    matches.map_err(|error| {
-        let field = match error.get(ContextKind::InvalidArg) {
-            Some(ContextValue::String(flag)) => of_option(flag).1,
-            Some(ContextValue::Strings(flags)) => flags.first().and_then(|flag| of_option(flag).1),
-            _ => None,
-        };
-        let text = error.to_string();
-        let first = text.trim_start_matches("error: ").split("\n\n").next().unwrap_or_default();
-        let sentence = first.split_whitespace().collect::<Vec<_>>().join(" ");
-        Failure { field, ..Failure::field("", of_option(&sentence).0) }
-    })
+pub fn parsed<T: Configuration>(flags: &[String]) -> Answer<T> {
+    T::from_flags(flags).map_err(Failure::from)
 }
 
 /// The options of `command` in the groups of its help, as a form needs them, without those `filled_in`.
 pub fn described(command: &Command, filled_in: &[&str]) -> Value {
-    let mut groups: Vec<(String, Vec<Value>)> = Vec::new();
-    let shown =
-        |arg: &&Arg| !arg.is_hide_set() && !filled_in.contains(&arg.get_id().as_str()) && arg.get_long().is_some();
-    for arg in command.get_arguments().filter(shown) {
-        let title = arg.get_help_heading().unwrap_or("Options").to_owned();
-        match groups.iter_mut().find(|(found, _)| *found == title) {
-            Some((_, fields)) => fields.push(field(arg)),
-            None => groups.push((title, vec![field(arg)])),
-        }
-    }
-    groups.into_iter().map(|(title, fields)| json!({ "title": title, "fields": fields })).collect()
-}
-
-fn field(arg: &Arg) -> Value {
-    let name = arg.get_id().to_string();
-    let parser = arg.get_value_parser().type_id();
-    let is = |types: &[TypeId]| types.iter().any(|one| parser == *one);
-    let choices: Vec<Value> = match matches!(arg.get_action(), ArgAction::SetTrue) {
-        true => Vec::new(),
-        false => arg.get_possible_values().iter().filter(|value| !value.is_hide_set()).map(choice).collect(),
-    };
-    let kind = if matches!(arg.get_action(), ArgAction::SetTrue) {
-        "flag"
-    } else if !choices.is_empty() {
-        "choice"
-    } else if arg.get_value_delimiter().is_some() {
-        "list"
-    } else if is(&[TypeId::of::<f64>()]) {
-        "number"
-    } else if is(&[TypeId::of::<u64>(), TypeId::of::<usize>(), TypeId::of::<i64>(), TypeId::of::<u32>()]) {
-        "integer"
-    } else if is(&[TypeId::of::<String>(), TypeId::of::<PathBuf>()]) {
-        "text"
-    } else {
-        "map"
-    };
-    let default = arg.get_default_values().first().map(|value| value.to_string_lossy().into_owned());
-    let default = match (kind, default) {
-        ("flag", _) => Value::Bool(false),
-        (_, None) => Value::Null,
-        ("number" | "integer", Some(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-        (_, Some(text)) => Value::String(text),
-    };
-    let help = arg.get_help().map(|help| of_option(&help.to_string()).0);
-    json!({ "name": name, "label": label(&name), "kind": kind, "default": default, "choices": choices, "help": help })
-}
-
-fn choice(value: &clap::builder::PossibleValue) -> Value {
-    json!({ "value": value.get_name(), "help": value.get_help().map(ToString::to_string) })
-}
-
-/// A name for people: `lora_r` is "LoRA r".
-pub fn label(name: &str) -> String {
-    let word = |word: &str| match word {
-        "lora" => "LoRA".to_owned(),
-        "snr" => "SNR".to_owned(),
-        "lr" => "learning rate".to_owned(),
-        "dora" => "DoRA".to_owned(),
-        "rslora" => "rank-stabilized LoRA".to_owned(),
-        "num" => "number of".to_owned(),
-        "r" => "rank".to_owned(),
-        "adam" => "Adam".to_owned(),
-        "beta1" => "β₁".to_owned(),
-        "beta2" => "β₂".to_owned(),
-        "8bit" => "8-bit".to_owned(),
-        "int8" => "int8".to_owned(),
-        other => other.to_owned(),
-    };
-    let text = name.split('_').map(word).collect::<Vec<_>>().join(" ");
-    let mut letters = text.chars();
-    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+    let plain = |help: Option<String>| help.map(|help| of_option(&help).0);
+    let groups = form(command).into_iter().map(|group| Group {
+        fields: group
+            .fields
+            .into_iter()
+            .filter(|field| !filled_in.contains(&field.name.as_str()))
+            .map(|field| Field {
+                help: plain(field.help),
+                choices: field
+                    .choices
+                    .into_iter()
+                    .map(|choice| Choice { help: plain(choice.help), ..choice })
+                    .collect(),
+                ..field
+            })
+            .collect(),
+        ..group
+    });
+    json!(groups.filter(|group| !group.fields.is_empty()).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipes::dreambooth_config::DreamBoothConfig;
+    use crate::options::dreambooth::DreamBoothConfig;
     use crate::server::training::{dreambooth_command, FILLED_IN};
 
     fn flags(options: Value) -> Answer<Vec<String>> {
@@ -226,11 +155,14 @@ mod tests {
         }))
         .unwrap();
         flags.extend(["--model=m".to_owned(), "--instance-data-dir=d".to_owned()]);
-        let config: DreamBoothConfig = parsed(dreambooth_command(), &flags).unwrap();
-        assert_eq!((config.instance_prompt.as_str(), config.lora_r, config.train_text_encoder), ("-x a, b", 4, true));
-        assert_eq!(config.lora_modules_to_save, ["conv_in", "conv_out"]);
+        let config: DreamBoothConfig = parsed(&flags).unwrap();
+        assert_eq!(
+            (config.instance_prompt.as_str(), config.unet.lora_r, config.train_text_encoder),
+            ("-x a, b", 4, true)
+        );
+        assert_eq!(config.unet.lora_modules_to_save, ["conv_in", "conv_out"]);
         assert!(!config.use_dora && config.class_prompt.is_none() && config.learning_rate == 1e-3);
-        assert_eq!(config.lora_rank_pattern.unwrap().0["to_q"], 3);
+        assert_eq!(config.unet.lora_rank_pattern.unwrap().0["to_q"], 3);
     }
 
     #[test]
@@ -245,7 +177,7 @@ mod tests {
             assert_eq!(flags(options).unwrap_err().field.as_deref(), Some(field));
         }
         let flags = flags(json!({ "lora_r": "many", "instance_prompt": "p" })).unwrap();
-        let failure = parsed::<DreamBoothConfig>(dreambooth_command(), &flags).unwrap_err();
+        let failure = parsed::<DreamBoothConfig>(&flags).unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("lora_r"));
         assert!(failure.sentence.contains("many") && !failure.sentence.contains("--"), "{}", failure.sentence);
     }

@@ -9,15 +9,15 @@ use super::{language_training, options, sets, training, App};
 use crate::error::Result;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
-use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::dreambooth_plan::{plan_input, NetworkConfigs, Photos};
-use crate::recipes::observer::{Event, Observer};
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::recipes::dreambooth::plan::{plan_input, NetworkConfigs, Photos};
+use crate::recipes::training::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, Planned, Rates, Suggestion};
 use axum::extract::State;
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tch::{Device, Kind};
 
@@ -88,8 +88,12 @@ fn dreambooth(
     }
     let photos = set.map_or_else(PathBuf::new, |set| sets::photo_folder(app, set));
     let training = training::of_options(app, "RUN", owner, &options, &photos)?;
-    let command = options::without_need(training::dreambooth_command(), "instance_data_dir");
-    let config: DreamBoothConfig = options::parsed(command, &training.flags)?;
+    let mut flags = training.flags.clone();
+    if photos == Path::new("") {
+        flags.push("--instance-data-dir=none".to_owned());
+    }
+    let mut config: DreamBoothConfig = options::parsed(&flags)?;
+    config.instance_data_dir = photos;
     config.check()?;
     let mut warnings = Warnings(config.warnings());
     let wanted = ModelOptions { configs_only: true, ..config.model.options() };
@@ -187,17 +191,17 @@ fn suggestion(suggestions: &[Suggestion], fits: bool, peak: u64) -> Value {
     json!({ "options": options, "sentence": format!("{}; {then}", each.join("; ")) })
 }
 
-/// Flags of a suggestion, such as `--a 1 --b`, `no --c` or `--a 1 in place of --b`, as options.
+/// A suggestion, such as `⟨a⟩ 1 ⟨b⟩`, `no ⟨c⟩` or `⟨a⟩ 1 in place of ⟨b⟩`, as options.
 fn as_options(flags: &str) -> Map<String, Value> {
     let mut options = Map::new();
     let (on, off) = match flags.strip_prefix("no ") {
         Some(off) => ("", off),
         None => flags.split_once(" in place of ").unwrap_or((flags, "")),
     };
-    let name = |flag: &str| flag.trim_start_matches("--").replace('-', "_");
+    let name = |word: &str| word.trim_matches(['⟨', '⟩']).to_owned();
     let mut words = on.split_whitespace().peekable();
     while let Some(flag) = words.next() {
-        let value = words.next_if(|word| !word.starts_with("--"));
+        let value = words.next_if(|word| !word.starts_with('⟨'));
         let value = match value {
             None => Value::Bool(true),
             Some(text) => text.parse::<i64>().map_or_else(|_| json!(text), |number| json!(number)),
@@ -215,13 +219,13 @@ mod tests {
     #[test]
     fn suggestions_become_options() {
         let of = |flags: &str| Value::Object(as_options(flags));
-        assert_eq!(of("--cache-latents true"), json!({ "cache_latents": "true" }));
-        assert_eq!(of("--gradient-checkpointing"), json!({ "gradient_checkpointing": true }));
+        assert_eq!(of("⟨cache_latents⟩ true"), json!({ "cache_latents": "true" }));
+        assert_eq!(of("⟨gradient_checkpointing⟩"), json!({ "gradient_checkpointing": true }));
         assert_eq!(
-            of("--train-batch-size 1 --gradient-accumulation-steps 4"),
+            of("⟨train_batch_size⟩ 1 ⟨gradient_accumulation_steps⟩ 4"),
             json!({ "train_batch_size": 1, "gradient_accumulation_steps": 4 })
         );
-        assert_eq!(of("no --train-text-encoder"), json!({ "train_text_encoder": false }));
-        assert_eq!(of("--offload cpu in place of --load-in-8bit"), json!({ "offload": "cpu", "load_in_8bit": false }));
+        assert_eq!(of("no ⟨train_text_encoder⟩"), json!({ "train_text_encoder": false }));
+        assert_eq!(of("⟨offload⟩ cpu in place of ⟨load_in_8bit⟩"), json!({ "offload": "cpu", "load_in_8bit": false }));
     }
 }

@@ -15,7 +15,7 @@ use super::{
 use crate::data::photo_decoding;
 use crate::error::Error;
 use crate::libtorch::memory;
-use crate::recipes::control::SampleRequest;
+use crate::recipes::training::control::SampleRequest;
 use crate::recipes::{device_flag, dtype_name};
 use crate::regular_file::{self, FileKind};
 use crate::train::metrics::StepMetrics;

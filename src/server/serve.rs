@@ -42,15 +42,15 @@ impl Address {
         let failed = |error: std::io::Error| {
             match error.kind() {
             std::io::ErrorKind::AddrInUse => Error::invalid(format!(
-                "--port {port} is in use by another program, which `ss -ltnp 'sport = :{port}'` names; end it, or give --port 0 for a \
+                "⟨port⟩ {port} is in use by another program, which `ss -ltnp 'sport = :{port}'` names; end it, or give ⟨port⟩ 0 for a \
                  free port",
                 port = self.port
             )),
             std::io::ErrorKind::AddrNotAvailable => {
-                Error::invalid(format!("--host {} is no address of this machine", self.host))
+                Error::invalid(format!("⟨host⟩ {} is no address of this machine", self.host))
             }
             std::io::ErrorKind::PermissionDenied => {
-                Error::invalid(format!("--port {} is only for the administrator; give one above 1023", self.port))
+                Error::invalid(format!("⟨port⟩ {} is only for the administrator; give one above 1023", self.port))
             }
             _ => Error::invalid(format!("cannot listen at {address}: {error}")),
         }

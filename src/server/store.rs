@@ -47,7 +47,7 @@ impl Store {
         prepare(&mut connection).map_err(failed)?;
         let version = version(&connection).map_err(failed)?;
         if version > VERSIONS.len() {
-            return Err(Error::file(path, "was written by a newer lorabooth; use that one, or another --data-dir"));
+            return Err(Error::file(path, "was written by a newer lorabooth; use that one, or another ⟨data_dir⟩"));
         }
         for (index, statements) in VERSIONS.iter().enumerate().skip(version) {
             let whole = format!("BEGIN; {statements} PRAGMA user_version = {}; COMMIT;", index + 1);

@@ -9,12 +9,15 @@ use super::observer::JobObserver;
 use super::options::{self, Asked};
 use super::{library, sets, App};
 use crate::error::{Error, Result};
-use crate::recipes::control::Control;
-use crate::recipes::dreambooth_config::DreamBoothConfig;
-use crate::recipes::{dreambooth_lora, shell_word};
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::reading::Configuration;
+use crate::options::shell_word;
+use crate::recipes::dreambooth;
+use crate::recipes::training::control::Control;
+use crate::sentence::option;
 use crate::train::checkpoint;
 use axum::http::StatusCode;
-use clap::{Args, Command};
+use clap::Command;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -38,7 +41,7 @@ pub const FILLED_IN: &[&str] = &[
 
 /// The recipe's options as clap has them.
 pub fn dreambooth_command() -> Command {
-    DreamBoothConfig::augment_args(Command::new("train dreambooth").no_binary_name(true))
+    DreamBoothConfig::command()
 }
 
 /// A training that is asked for, with every name resolved.
@@ -148,7 +151,7 @@ pub fn check(training: &Training) -> Answer<()> {
 
 /// The configuration that `flags` stand for.
 pub fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
-    options::parsed(dreambooth_command(), flags)
+    options::parsed(flags)
 }
 
 /// Runs the training of `job`, from its last checkpoint where it has one.
@@ -165,14 +168,14 @@ pub fn dreambooth(app: &App, job: &Job, control: &Control, observer: &mut JobObs
     let mut config = config(&flags).map_err(of_failure)?;
     config.training.command = Some(training.command);
     observer.compare_with(Subject::of(&photos));
-    dreambooth_lora::train(&config, app.device, training.seed, control, observer).map(drop)
+    dreambooth::training::train(&config, app.device, training.seed, control, observer).map(drop)
 }
 
 /// A refusal as the error of a job.
 pub fn of_failure(failure: Failure) -> Error {
     match (failure.status, failure.field) {
         (StatusCode::INTERNAL_SERVER_ERROR, _) => Error::Internal(failure.sentence),
-        (_, Some(field)) => Error::invalid(format!("--{}: {}", field.replace('_', "-"), failure.sentence)),
+        (_, Some(field)) => Error::invalid(format!("{}: {}", option(&field), failure.sentence)),
         (_, None) => Error::invalid(failure.sentence),
     }
 }

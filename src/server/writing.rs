@@ -10,9 +10,11 @@ use super::worker::Loaded;
 use super::{library, App};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
-use crate::recipes::complete::{CompleteConfig, Completion, TextModel};
-use crate::recipes::shell_word;
-use clap::{Args, Command};
+use crate::options::complete::CompleteConfig;
+use crate::options::reading::Configuration;
+use crate::options::shell_word;
+use crate::recipes::complete::{Completion, TextModel};
+use clap::Command;
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
 
@@ -22,7 +24,7 @@ const FILLED_IN: &[&str] = &["model", "adapter"];
 const MAX_ADAPTERS: usize = 16;
 
 fn command() -> Command {
-    CompleteConfig::augment_args(Command::new("complete").no_binary_name(true))
+    CompleteConfig::command()
 }
 
 /// The options, as a form needs them.
@@ -65,7 +67,7 @@ fn of_options(app: &App, owner: &str, wanted: &Map<String, Value>) -> Answer<(Co
             given.strength.filter(|strength| *strength != 1.0).map_or(String::new(), |strength| format!("={strength}"));
         flags.push(format!("--adapter={}{strength}", folder.display()));
     }
-    let config: CompleteConfig = options::parsed(command(), &flags)?;
+    let config: CompleteConfig = options::parsed(&flags)?;
     if config.prompt.is_empty() {
         return Err(Failure::field("prompt", "give a text to continue, answer or classify"));
     }

@@ -27,12 +27,12 @@ impl Default for AdamWConfig {
 impl AdamWConfig {
     /// Refuses numbers with which no step makes sense, by the names of the flags that set them.
     pub fn check(&self) -> Result<()> {
-        for (flag, beta) in [("--adam-beta1", self.betas.0), ("--adam-beta2", self.betas.1)] {
+        for (flag, beta) in [("⟨adam_beta1⟩", self.betas.0), ("⟨adam_beta2⟩", self.betas.1)] {
             if !(0.0..1.0).contains(&beta) {
                 return Err(Error::invalid(format!("{flag} is {beta}; it must be at least 0 and below 1")));
             }
         }
-        for (flag, value) in [("--adam-epsilon", self.eps), ("--adam-weight-decay", self.weight_decay)] {
+        for (flag, value) in [("⟨adam_epsilon⟩", self.eps), ("⟨adam_weight_decay⟩", self.weight_decay)] {
             if !value.is_finite() || value < 0.0 {
                 return Err(Error::invalid(format!("{flag} is {value}; it must be a number of at least 0")));
             }

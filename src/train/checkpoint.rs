@@ -7,6 +7,7 @@ use super::whole_folder::{entries, remove_own, restore_replaced, write_folder_at
 use super::Parameters;
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
+use crate::sentence;
 use crate::weights::tensor_file;
 use crate::whole_file::write_json;
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,10 @@ impl TrainingState {
         let value = |options: &BTreeMap<String, String>, name: &String| {
             options.get(name).map_or("not given".into(), String::clone)
         };
-        let was = |name: &String| format!("{name} was {} and is {} now", value(&self.options, name), value(now, name));
+        let option = |flag: &String| sentence::option(&flag.trim_start_matches("--").replace('-', "_"));
+        let was = |name: &String| {
+            format!("{} was {} and is {} now", option(name), value(&self.options, name), value(now, name))
+        };
         let what = match (flags.as_slice(), contents.as_slice()) {
             ([], []) => return Ok(()),
             // Other options, such as a shorter text, make other contents: they are the cause.
@@ -72,7 +76,7 @@ impl TrainingState {
                 format!("had other options: {}; give the same ones", changes.join(", "))
             }
         };
-        Err(Error::invalid(format!("the run to resume {what}, or start again in another --output-dir")))
+        Err(Error::invalid(format!("the run to resume {what}, or start again in another ⟨output_dir⟩")))
     }
 }
 
@@ -179,8 +183,8 @@ fn damaged(folder: &Path, cause: &Error) -> Error {
     let parent = folder.parent().unwrap_or(Path::new("."));
     let all = complete(parent).unwrap_or_default();
     let advice = match all.iter().rev().find(|(n, _)| *n < step) {
-        Some((_, previous)) => format!("resume from the one before it with --resume {}", previous.display()),
-        None => "there is none before it: start again with --overwrite".to_owned(),
+        Some((_, previous)) => format!("resume from the one before it with ⟨resume⟩ {}", previous.display()),
+        None => "there is none before it: start again with ⟨overwrite⟩".to_owned(),
     };
     Error::file(folder, format!("this checkpoint is damaged ({cause}); {advice}"))
 }
@@ -347,10 +351,10 @@ mod tests {
             state(1).check_options(&now).unwrap_err().to_string()
         };
         let message = refused([("--rank", "16"), ("records", "other")]);
-        assert!(message.contains("had other options: --rank was 8 and is 16 now; give"), "{message}");
+        assert!(message.contains("had other options: ⟨rank⟩ was 8 and is 16 now; give"), "{message}");
         assert!(!message.contains("records"), "{message}");
         let message = refused([("--rank", "8"), ("--use-dora", "given")]);
-        assert!(message.contains("--use-dora was not given and is given now"), "{message}");
+        assert!(message.contains("⟨use_dora⟩ was not given and is given now"), "{message}");
         let message = refused([("--rank", "8"), ("records", "other")]);
         assert!(message.contains("learned from other records; give the same ones"), "{message}");
         state(1).check_options(&state(2).options).unwrap();

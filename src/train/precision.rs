@@ -91,7 +91,7 @@ impl FromStr for Precision {
             "no" | "fp32" => Ok(Self::Fp32),
             "bf16" => Ok(Self::Bf16),
             "fp16" => Ok(Self::Fp16),
-            _ => Err(Error::invalid(format!("--mixed-precision is {name:?}; it can be auto, no, fp16 or bf16"))),
+            _ => Err(Error::invalid(format!("⟨mixed_precision⟩ is {name:?}; it can be auto, no, fp16 or bf16"))),
         }
     }
 }

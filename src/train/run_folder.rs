@@ -135,7 +135,7 @@ impl RunFolder {
         if taken.is_none() && logs.starts_with(&self.path) {
             taken = first_where(logs, is_events)?;
         }
-        Ok(taken.map(|path| Error::is_there(path, "--output-dir")))
+        Ok(taken.map(|path| Error::is_there(path, "⟨output_dir⟩")))
     }
 
     /// Whether there is a run to go on with.
@@ -198,7 +198,7 @@ impl RunFolder {
 fn no_run_in(path: &Path) -> Error {
     Error::file(
         path,
-        "holds no run that --resume could continue; leave --resume out to start one, or give a run's folder as --output-dir",
+        "holds no run that ⟨resume⟩ could continue; leave ⟨resume⟩ out to start one, or give a run's folder as ⟨output_dir⟩",
     )
 }
 
@@ -273,7 +273,7 @@ mod tests {
             let message = RunFolder::create(folder.path(), ExistingRun::Refuse, &folder.path().join("logs"))
                 .unwrap_err()
                 .to_string();
-            assert!(message.contains("--resume") && message.contains("--overwrite"), "{message}");
+            assert!(message.contains("⟨resume⟩") && message.contains("⟨overwrite⟩"), "{message}");
             assert!(folder.path().join(trace).exists());
             RunFolder::create(folder.path(), ExistingRun::Resume, &folder.path().join("logs")).unwrap();
             assert!(folder.path().join(trace).exists());
@@ -295,12 +295,12 @@ mod tests {
             touch(folder.path(), name);
             let create = |existing| RunFolder::create(folder.path(), existing, &folder.path().join("logs"));
             let message = create(ExistingRun::Refuse).unwrap_err().to_string();
-            assert!(message.contains("--overwrite") && message.contains(name), "{message}");
+            assert!(message.contains("⟨overwrite⟩") && message.contains(name), "{message}");
             assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"x", "{name}");
             if !["run.json", "metrics.jsonl"].contains(name) {
-                assert!(!message.contains("--resume"), "{message}");
+                assert!(!message.contains("⟨resume⟩"), "{message}");
                 let message = create(ExistingRun::Resume).unwrap_err().to_string();
-                assert!(message.contains("no run that --resume"), "{name}: {message}");
+                assert!(message.contains("no run that ⟨resume⟩"), "{name}: {message}");
             }
             assert_eq!(entries(folder.path()).unwrap().len(), 1, "{name}");
         }
@@ -326,7 +326,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run");
         let message = RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap_err().to_string();
-        assert!(message.contains("holds no run that --resume could continue") && !path.exists(), "{message}");
+        assert!(message.contains("holds no run that ⟨resume⟩ could continue") && !path.exists(), "{message}");
         touch(&path, LOCK_FILE);
         RunFolder::create(&path, ExistingRun::Resume, &path.join("logs")).unwrap();
     }

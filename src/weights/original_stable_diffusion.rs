@@ -127,7 +127,7 @@ fn refusal(weights: &WeightSet) -> Option<String> {
     const ADAPTER: [&str; 7] = ["lora_down", "lora_up", "lora_A", "lora_B", "lora.down", "hada_w1", "lokr_w1"];
     if any(&|key| ADAPTER.iter().any(|mark| key.contains(mark))) {
         return Some(
-            "this is a LoRA adapter, not a model; give the model it was trained on, and the adapter with `--lora`"
+            "this is a LoRA adapter, not a model; give the model it was trained on, and the adapter with `⟨lora⟩`"
                 .into(),
         );
     }

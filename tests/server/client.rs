@@ -33,7 +33,12 @@ impl Server {
         out.read_line(&mut line).unwrap();
         let told: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the server printed {line:?}"));
         let url = told["url"].as_str().unwrap().to_owned();
-        let agent = ureq::AgentBuilder::new().redirects(0).max_idle_connections(0).timeout_connect(PATIENCE).timeout_read(PATIENCE).build();
+        let agent = ureq::AgentBuilder::new()
+            .redirects(0)
+            .max_idle_connections(0)
+            .timeout_connect(PATIENCE)
+            .timeout_read(PATIENCE)
+            .build();
         Self { process, url, data: data.to_owned(), agent, _out: out }
     }
 

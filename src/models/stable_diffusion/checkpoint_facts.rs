@@ -123,17 +123,17 @@ impl CheckpointFacts {
     pub fn warnings(&self) -> Vec<String> {
         let path = self.path.display();
         let mut texts: Vec<String> =
-            self.notes.iter().map(|note| format!("{path}: {note}; --prediction-type overrides it")).collect();
+            self.notes.iter().map(|note| format!("{path}: {note}; ⟨prediction_type⟩ overrides it")).collect();
         if let (prediction, Some(why)) = self.prediction {
             let other = if prediction == EPSILON { V_PREDICTION } else { EPSILON };
             texts.push(format!(
                 "{path}: nothing says what this model predicts; `{prediction}` is a guess, because {why}. If its images are \
-                 brown or noisy, give --prediction-type {other}"
+                 brown or noisy, give ⟨prediction_type⟩ {other}"
             ));
         }
         if self.zero_terminal_snr && !self.has_zero_terminal_snr(self.prediction()) {
             texts.push(format!(
-                "{path}: its tensor ztsnr is ignored, because zero terminal SNR needs --prediction-type {V_PREDICTION}"
+                "{path}: its tensor ztsnr is ignored, because zero terminal SNR needs ⟨prediction_type⟩ {V_PREDICTION}"
             ));
         }
         texts

@@ -18,7 +18,7 @@ const HEAD_WIDTH: i64 = 64;
 const OPEN_CLIP_LAYERS: usize = 24;
 
 /// Why a configuration cannot be read from shapes alone, and what to do.
-const GIVE_CONFIGS: &str = "give a folder of configurations with `--config-folder`";
+const GIVE_CONFIGS: &str = "give a folder of configurations with `⟨config_folder⟩`";
 
 /// The UNet's configuration, from its weights under our keys.
 pub fn unet(weights: &WeightSet) -> Result<UNetConfig> {

@@ -77,7 +77,7 @@ impl PipelineFiles {
             if !NETWORKS.iter().any(|part| WeightSet::has_variant(&root.join(part), variant)) {
                 return Err(Error::file(
                     root,
-                    format!("has no weights of the variant `{variant}`; leave `--variant` out"),
+                    format!("has no weights of the variant `{variant}`; leave `⟨variant⟩` out"),
                 ));
             }
         }
@@ -147,7 +147,7 @@ impl PipelineFiles {
                     };
                     Error::file(
                         &self.root,
-                        format!("a single file has no tokenizer; give `--tokenizer-name` a folder or a hub id such as {id}{sub}"),
+                        format!("a single file has no tokenizer; give `⟨tokenizer_name⟩` a folder or a hub id such as {id}{sub}"),
                     )
                 })
             }

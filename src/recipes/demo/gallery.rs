@@ -1,12 +1,12 @@
 //! The prompts of a demo, the seeds of their noise, and the images of them.
 
-use super::likeness::{Appearance, Distances};
 use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
 use crate::error::Result;
-use crate::recipes::observer::Observer;
-use crate::recipes::watched::WatchedDrawing;
+use crate::recipes::training::observer::Observer;
+use crate::recipes::training::watched::WatchedDrawing;
 use crate::sample::drawn_image::DrawnImage;
+use crate::sample::likeness::{Appearance, Distances};
 use crate::sample::painter::Pictures;
 use crate::sample::pipeline::Pipeline;
 use crate::sample::text_to_image::Sampling;

@@ -4,22 +4,24 @@
 mod assets;
 mod contact_sheet;
 mod gallery;
-pub mod likeness;
 pub mod report;
 
-use super::control::Control;
-use super::dreambooth_config::DreamBoothConfig;
-use super::dreambooth_lora;
-use super::observer::Observer;
-use super::shell_word;
+use super::dreambooth;
+use super::training::control::Control;
+use super::training::observer::Observer;
 use crate::adapters::read_any;
 use crate::data::photo_transform::{crop_values, to_tensor};
 use crate::data::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::reading::Configuration;
+use crate::options::shell_word;
 use crate::sample::drawn_image::NamedStrength;
+use crate::sample::likeness::{appearances, Appearance, Distances, Likeness};
 use crate::sample::pipeline::{Pipeline, PipelineAdapter, Residence};
+use crate::sentence::flag;
 use crate::train::folder_lock::{FolderLock, LOCK_FILE};
 use crate::train::interrupt::Interrupt;
 use crate::train::precision::Precision;
@@ -28,7 +30,6 @@ use crate::whole_file::{write_json, write_png, write_whole};
 pub use assets::{write_model, write_subject};
 use clap::Args;
 use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
-use likeness::{appearances, Appearance, Distances, Likeness};
 use report::Report;
 use serde_json::{json, Value};
 use std::fs::DirEntry;
@@ -105,7 +106,7 @@ pub fn run(
 
     // 2. The training: the command that a user would type.
     let training_began = Instant::now();
-    dreambooth_lora::train(&options, device, seed, &Control::of(interrupt.clone()), observer).map_err(stopped)?;
+    dreambooth::training::train(&options, device, seed, &Control::of(interrupt.clone()), observer).map_err(stopped)?;
     let training_seconds = training_began.elapsed().as_secs_f64();
 
     // 3. What it knows now.
@@ -267,7 +268,7 @@ fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
     }
     let mut flags: Vec<String> = flags.concat().into_iter().map(str::to_owned).collect();
     for (name, value) in USUAL {
-        flags.extend([format!("--{}", name.replace('_', "-")), value.to_owned()]);
+        flags.extend([flag(name), value.to_owned()]);
     }
     flags.push("--train-text-encoder".to_owned());
     flags.extend((!config.no_prior_preservation).then(|| "--with-prior-preservation".to_owned()));

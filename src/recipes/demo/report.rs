@@ -2,9 +2,9 @@
 
 use super::contact_sheet::{self, Block};
 use super::gallery::{Gallery, CLASS_PROMPT, SEEDS};
-use super::likeness::{Distances, Likeness};
 use super::Folder;
 use crate::error::{Error, Result};
+use crate::sample::likeness::{Distances, Likeness};
 use crate::train::{loss_curve, metrics};
 use crate::whole_file::write_png;
 use image::RgbImage;

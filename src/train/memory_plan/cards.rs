@@ -93,7 +93,7 @@ impl Card {
         found.copied().ok_or_else(|| {
             let known: Vec<&str> = CARDS.iter().map(|card| card.name).collect();
             Error::invalid(format!(
-                "--for: the card `{name}` is not a known card; give its memory with --fit and --device cuda, or one of {}",
+                "⟨for⟩: the card `{name}` is not a known card; give its memory with ⟨fit⟩ and ⟨device⟩ cuda, or one of {}",
                 known.join(", ")
             ))
         })
@@ -143,7 +143,7 @@ mod tests {
             assert_eq!((found.name, found.sold_gb), (card, gb), "{name}");
         }
         let refused = Card::named("voodoo2").unwrap_err().to_string();
-        assert!(refused.contains("--for") && refused.contains("t4") && refused.contains("--fit"), "{refused}");
+        assert!(refused.contains("⟨for⟩") && refused.contains("t4") && refused.contains("⟨fit⟩"), "{refused}");
         assert_eq!(Card::named("3080").unwrap().other_sizes(), ["3080-12gb"]);
     }
 

@@ -63,12 +63,12 @@ pub(super) const OFFLOAD_COSTS: &str = "weights are loaded for each use: steps t
 /// The flag that has a run compute in the 16-bit dtype `half`.
 pub(super) fn half_precision_flag(half: Kind) -> String {
     let name = if half == Kind::Half { Precision::Fp16 } else { Precision::Bf16 }.flag();
-    format!("--mixed-precision {name}")
+    format!("⟨mixed_precision⟩ {name}")
 }
 
-pub(super) const INT8: &str = "--load-in-8bit";
-const OFFLOAD: &str = "--offload cpu";
-const OFFLOAD_NOT_INT8: &str = "--offload cpu in place of --load-in-8bit";
+pub(super) const INT8: &str = "⟨load_in_8bit⟩";
+const OFFLOAD: &str = "⟨offload⟩ cpu";
+const OFFLOAD_NOT_INT8: &str = "⟨offload⟩ cpu in place of ⟨load_in_8bit⟩";
 
 /// The flag that has weights streamed which are kept in `storage`.
 pub(super) fn offload_from(storage: Storage) -> Option<String> {
@@ -103,7 +103,7 @@ impl Planned for PlanInput<'_> {
     fn smaller(&self) -> Option<Changed<Self>> {
         let resolution = self.resolution - self.vae.scale_factor() * self.unet.size_multiple();
         let input = Self { resolution, ..self.clone() };
-        let what = format!("--resolution {resolution}");
+        let what = format!("⟨resolution⟩ {resolution}");
         (resolution >= 256).then_some(Changed { input, what, costs: "less detail in what is learned" })
     }
 }
@@ -112,7 +112,7 @@ impl PlanInput<'_> {
     fn cache_latents(&self) -> Option<Changed<Self>> {
         (!self.cache_latents).then(|| Changed {
             input: Self { cache_latents: true, ..self.clone() },
-            what: "--cache-latents true".into(),
+            what: "⟨cache_latents⟩ true".into(),
             costs: "one fixed crop an image; steps get faster",
         })
     }
@@ -134,7 +134,7 @@ impl PlanInput<'_> {
     fn checkpointing(&self) -> Option<Changed<Self>> {
         (!self.gradient_checkpointing).then(|| Changed {
             input: Self { gradient_checkpointing: true, ..self.clone() },
-            what: "--gradient-checkpointing".into(),
+            what: "⟨gradient_checkpointing⟩".into(),
             costs: CHECKPOINTING_COSTS,
         })
     }
@@ -142,7 +142,7 @@ impl PlanInput<'_> {
     fn adam_8bit(&self) -> Option<Changed<Self>> {
         (!self.optimizer_8bit).then(|| Changed {
             input: Self { optimizer_8bit: true, ..self.clone() },
-            what: "--use-8bit-adam".into(),
+            what: "⟨use_8bit_adam⟩".into(),
             costs: ADAM_8BIT_COSTS,
         })
     }
@@ -151,7 +151,7 @@ impl PlanInput<'_> {
         let images = self.class_images.filter(|images| images.batch > 1)?;
         Some(Changed {
             input: Self { class_images: Some(SampledImages { batch: 1, ..images }), ..self.clone() },
-            what: "--sample-batch-size 1".into(),
+            what: "⟨sample_batch_size⟩ 1".into(),
             costs: "class images are made one by one",
         })
     }
@@ -160,7 +160,7 @@ impl PlanInput<'_> {
         let accumulation = self.accumulation * self.batch.unsigned_abs();
         (self.batch > 1).then(|| Changed {
             input: Self { batch: 1, accumulation, ..self.clone() },
-            what: format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}"),
+            what: format!("⟨train_batch_size⟩ 1 ⟨gradient_accumulation_steps⟩ {accumulation}"),
             costs: BATCH_1_COSTS,
         })
     }
@@ -176,7 +176,7 @@ impl PlanInput<'_> {
     fn only_unet(&self) -> Option<Changed<Self>> {
         self.text_lora.as_ref().map(|_| Changed {
             input: Self { text_lora: None, ..self.clone() },
-            what: "no --train-text-encoder".into(),
+            what: "no ⟨train_text_encoder⟩".into(),
             costs: "the prompt's new word is learned less well",
         })
     }

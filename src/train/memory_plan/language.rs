@@ -226,7 +226,7 @@ impl Planned for LanguagePlanInput<'_> {
         let changed = Self { texts: Lengths { most, usual }, ..self.clone() };
         (most.length >= 16).then(|| Changed {
             input: changed,
-            what: format!("--max-seq-length {}", most.length),
+            what: format!("⟨max_seq_length⟩ {}", most.length),
             costs: "longer texts are cut",
         })
     }
@@ -244,7 +244,7 @@ impl LanguagePlanInput<'_> {
     fn checkpointing(&self) -> Option<Changed<Self>> {
         (!self.gradient_checkpointing).then(|| Changed {
             input: Self { gradient_checkpointing: true, ..self.clone() },
-            what: "--gradient-checkpointing".into(),
+            what: "⟨gradient_checkpointing⟩".into(),
             costs: super::fit::CHECKPOINTING_COSTS,
         })
     }
@@ -260,7 +260,7 @@ impl LanguagePlanInput<'_> {
     fn adam_8bit(&self) -> Option<Changed<Self>> {
         (!self.optimizer_8bit).then(|| Changed {
             input: Self { optimizer_8bit: true, ..self.clone() },
-            what: "--use-8bit-adam".into(),
+            what: "⟨use_8bit_adam⟩".into(),
             costs: super::fit::ADAM_8BIT_COSTS,
         })
     }
@@ -269,7 +269,7 @@ impl LanguagePlanInput<'_> {
         let accumulation = self.accumulation * self.batch.unsigned_abs();
         (self.batch > 1).then(|| Changed {
             input: Self { batch: 1, accumulation, ..self.clone() },
-            what: format!("--train-batch-size 1 --gradient-accumulation-steps {accumulation}"),
+            what: format!("⟨train_batch_size⟩ 1 ⟨gradient_accumulation_steps⟩ {accumulation}"),
             costs: super::fit::BATCH_1_COSTS,
         })
     }

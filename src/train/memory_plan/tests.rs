@@ -102,11 +102,11 @@ fn a_run_is_made_to_fit_with_the_cheapest_options() {
         let fitted = fit(plan.peak_bytes - 1, &input).unwrap();
         assert!(fitted.fits);
         assert_eq!(fitted.suggestions.len(), 1);
-        assert_eq!(fitted.suggestions[0].what, "--mixed-precision bf16");
+        assert_eq!(fitted.suggestions[0].what, "⟨mixed_precision⟩ bf16");
         assert_eq!(fitted.peak_bytes, plan.peak_bytes - fitted.suggestions[0].saves_bytes);
         let nothing = fit(parse_size("100MB").unwrap(), &input).unwrap();
         assert!(!nothing.fits);
-        assert_eq!(nothing.suggestions.last().unwrap().what, "--resolution 256");
+        assert_eq!(nothing.suggestions.last().unwrap().what, "⟨resolution⟩ 256");
     });
 }
 

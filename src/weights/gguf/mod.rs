@@ -12,3 +12,10 @@ mod rope;
 pub use file::GgufFile;
 pub use llama::GgufLanguageModel;
 pub use metadata::{Metadata, MetadataValue};
+
+use std::path::Path;
+
+/// Whether `path` is named as a GGUF file.
+pub fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "gguf")
+}

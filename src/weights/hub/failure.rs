@@ -166,7 +166,7 @@ impl Attempt<'_> {
             (_, "RevisionNotFound") => format!("`{id}` has no revision `{revision}`"),
             (404, "EntryNotFound") if file.is_some() => {
                 format!(
-                    "`{id}` has no file {} at {endpoint}, though it lists it; try another `--revision`",
+                    "`{id}` has no file {} at {endpoint}, though it lists it; try another `⟨revision⟩`",
                     file.unwrap_or("")
                 )
             }

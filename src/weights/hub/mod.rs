@@ -290,7 +290,7 @@ fn fetch_selected(
         if let Some(missing) = shards.iter().find(|shard| !names.contains(*shard)) {
             let id = attempt.id;
             return Err(Error::invalid(format!(
-                "`{name}` of `{id}` speaks of weights that the repository does not hold ({}); try another `--revision`",
+                "`{name}` of `{id}` speaks of weights that the repository does not hold ({}); try another `⟨revision⟩`",
                 missing.escape_debug().take(LONGEST_ADDRESS).collect::<String>()
             )));
         }

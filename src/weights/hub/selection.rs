@@ -164,7 +164,7 @@ impl Selection {
                 });
                 return Err(match pickle {
                     Some(pickle) => format!(
-                        "has its weights as a Python pickle ({pickle}), which can run code when it is read; find a repository or a `--revision` with .safetensors, or save it again with `save_pretrained` in Python"
+                        "has its weights as a Python pickle ({pickle}), which can run code when it is read; find a repository or a `⟨revision⟩` with .safetensors, or save it again with `save_pretrained` in Python"
                     ),
                     None => format!("has no .safetensors weights in `{}`", prefix.trim_end_matches('/')),
                 });
@@ -179,7 +179,7 @@ impl Selection {
         });
         match has_variant {
             true => Ok(()),
-            false => Err(format!("has no weights of the variant `{variant}`; leave `--variant` out")),
+            false => Err(format!("has no weights of the variant `{variant}`; leave `⟨variant⟩` out")),
         }
     }
 }

@@ -1,0 +1,329 @@
+//! The options that every training has, whatever it trains: steps, optimizer, precision, checkpoints.
+
+use super::checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use super::precision::MixedPrecision;
+use super::storage::StorageArgs;
+use super::values::name_of;
+use crate::error::Result;
+use crate::train::adamw::AdamWConfig;
+use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
+use crate::train::precision::Precision;
+use crate::train::run_folder::{is_written_by_a_run, ExistingRun};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::path::{Component, Path};
+use tch::Device;
+
+/// More steps than any run has.
+const MAX_STEPS: u64 = 1_000_000_000;
+
+/// `--gradient-accumulation-average`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccumulationAverage {
+    /// By the full number of accumulation steps, as accelerate does.
+    Full,
+    /// By the batches that are there.
+    Present,
+}
+
+/// Options of a training.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct TrainingArgs {
+    /// Number of epochs, if --max-train-steps is not given. With neither: one epoch of records; of photos 120 steps a photo, from
+    /// 400 to 1200
+    #[arg(long, alias = "max-train-epochs", help_heading = "Training")]
+    pub num_train_epochs: Option<u64>,
+    /// Optimizer steps; 0 writes the initial adapter
+    #[arg(long, visible_alias = "steps", value_name = "STEPS", help_heading = "Training")]
+    pub max_train_steps: Option<u64>,
+    /// Batches to accumulate gradients over before each optimizer step; the last group of an epoch can be shorter
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub gradient_accumulation_steps: u64,
+    /// What the gradients of an epoch's last, shorter group are divided by: full (the accumulation steps, as in accelerate, so
+    /// that the group counts for less) or present (the number of its batches)
+    #[arg(long, value_enum, default_value_t = AccumulationAverage::Full, help_heading = "Training")]
+    pub gradient_accumulation_average: AccumulationAverage,
+    /// Recompute activations in the backward pass to save memory
+    #[arg(long, help_heading = "Training")]
+    pub gradient_checkpointing: bool,
+    /// Scale the learning rate by the batch size and the accumulation steps
+    #[arg(long, help_heading = "Training")]
+    pub scale_lr: bool,
+    /// Learning-rate schedule
+    #[arg(long, value_enum, default_value_t = ScheduleKind::Constant, help_heading = "Training")]
+    #[serde(serialize_with = "name_of")]
+    pub lr_scheduler: ScheduleKind,
+    /// Optimizer steps of linear warmup at the start
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub lr_warmup_steps: u64,
+    /// Number of cycles of cosine_with_restarts
+    #[arg(long, default_value_t = 1, help_heading = "Training")]
+    pub lr_num_cycles: u64,
+    /// Exponent of the polynomial schedule
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub lr_power: f64,
+    /// Use 8-bit AdamW: an optimizer state of 2 bytes a parameter in place of 8
+    #[arg(long, help_heading = "Training")]
+    pub use_8bit_adam: bool,
+    /// AdamW's beta1: decay rate of the gradients' mean
+    #[arg(long, default_value_t = 0.9, help_heading = "Training")]
+    pub adam_beta1: f64,
+    /// AdamW's beta2: decay rate of their squares' mean
+    #[arg(long, default_value_t = 0.999, help_heading = "Training")]
+    pub adam_beta2: f64,
+    /// AdamW's weight decay
+    #[arg(long, default_value_t = 1e-2, help_heading = "Training")]
+    pub adam_weight_decay: f64,
+    /// AdamW's epsilon
+    #[arg(long, default_value_t = 1e-8, help_heading = "Training")]
+    pub adam_epsilon: f64,
+    /// Clip the gradient norm to this value
+    #[arg(long, default_value_t = 1.0, help_heading = "Training")]
+    pub max_grad_norm: f64,
+    /// How frozen weights are kept.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub weights: StorageArgs,
+    /// Dtype of the frozen weights and the computation; the adapter itself is trained in fp32
+    #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
+    pub mixed_precision: MixedPrecision,
+    /// Replace what is already in the output folder: another run, or an adapter of another program
+    #[arg(long, help_heading = "Output")]
+    pub overwrite: bool,
+    /// Continue from a checkpoint: latest, or the folder checkpoint-N
+    #[arg(long, visible_alias = "resume", num_args = 0..=1, default_missing_value = "latest", help_heading = "Output")]
+    pub resume_from_checkpoint: Option<String>,
+    /// Save a checkpoint every so many optimizer steps
+    #[arg(long, visible_alias = "save-every", default_value_t = 500, help_heading = "Output")]
+    pub checkpointing_steps: u64,
+    /// Keep only the newest checkpoints, this many; all by default
+    #[arg(long, alias = "checkpoints-total-limit", help_heading = "Output")]
+    pub keep_checkpoints: Option<usize>,
+    /// Folder for TensorBoard logs: a name in the output folder, or an absolute path
+    #[arg(long, default_value = "logs", help_heading = "Output")]
+    pub logging_dir: String,
+    /// The command line that asked for the run, for run.json.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub command: Option<String>,
+}
+
+impl TrainingArgs {
+    /// Refuses what cannot be meant, each by its flag and with what to give instead.
+    pub fn check(&self) -> Result<()> {
+        self.weights.check()?;
+        for (flag, number, least, most) in [
+            ("⟨gradient_accumulation_steps⟩", self.gradient_accumulation_steps, 1, MAX_PLACES),
+            ("⟨checkpointing_steps⟩", self.checkpointing_steps, 1, u64::MAX),
+            ("⟨max_train_steps⟩", self.max_train_steps.unwrap_or(0), 0, MAX_STEPS),
+            (
+                "⟨num_train_epochs⟩",
+                self.num_train_epochs.unwrap_or(1),
+                u64::from(self.max_train_steps.is_none()),
+                MAX_STEPS,
+            ),
+            ("⟨lr_warmup_steps⟩", self.lr_warmup_steps, 0, MAX_STEPS),
+            ("⟨lr_num_cycles⟩", self.lr_num_cycles, 0, MAX_STEPS),
+            ("⟨keep_checkpoints⟩", self.keep_checkpoints.unwrap_or(1) as u64, 1, u64::MAX),
+        ] {
+            counted(flag, number, least, most)?;
+        }
+        for (flag, number, most) in [
+            ("⟨max_grad_norm⟩", self.max_grad_norm, f64::MAX),
+            ("⟨lr_power⟩", self.lr_power, MAX_FACTOR),
+            ("⟨adam_epsilon⟩", self.adam_epsilon, 1.0),
+            ("⟨adam_weight_decay⟩", self.adam_weight_decay, MAX_FACTOR),
+        ] {
+            in_range(flag, number, most)?;
+        }
+        if self.adam_epsilon == 0.0 {
+            return refuse(
+                "⟨adam_epsilon⟩ is 0, but LoRA's first gradients of A are 0, and 0/0 is not a number".into(),
+            );
+        }
+        if self.max_grad_norm == 0.0 {
+            return refuse(
+                "⟨max_grad_norm⟩ is 0, which makes every gradient 0; 1 is usual, and 1e9 cuts nothing".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Options that have no effect, each in a sentence.
+    pub fn warnings(&self) -> Vec<String> {
+        let has_warmup = !matches!(self.lr_scheduler, ScheduleKind::Constant);
+        let mut warnings = Vec::new();
+        if self.lr_warmup_steps > 0 && !has_warmup {
+            warnings.push(
+                "⟨lr_warmup_steps⟩ has no effect with ⟨lr_scheduler⟩ constant; constant_with_warmup has a warm-up"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+
+    /// `--logging-dir` is a folder inside `output`, or an absolute path: PEFT's script joins the two as paths.
+    pub fn check_logging_dir(&self, output: &Path) -> Result<()> {
+        let (given, path) = (&self.logging_dir, Path::new(&self.logging_dir));
+        let inside = |part: Component| matches!(part, Component::Normal(_) | Component::RootDir);
+        if path.file_name().is_none() || !path.components().all(inside) {
+            return refuse(format!(
+                "⟨logging_dir⟩ `{given}` is not a folder inside the output folder; give a name, such as logs, or an absolute path"
+            ));
+        }
+        let logs = output.join(path);
+        let inside = logs.strip_prefix(output).unwrap_or(path);
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        if is_written_by_a_run(&first.unwrap_or_default()) || logs.is_file() {
+            return refuse(format!(
+                "⟨logging_dir⟩ `{given}` is a name that a run uses itself in the output folder; choose another name"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to read, as `flag` says, what the run itself writes to `output`: it would be replaced.
+    pub fn check_stays(flag: &str, path: &Path, output: &Path) -> Result<()> {
+        let (Ok(real), Ok(real_output)) = (path.canonicalize(), output.canonicalize()) else { return Ok(()) };
+        let Ok(inside) = real.strip_prefix(&real_output) else { return Ok(()) };
+        let first = inside.components().next().map(|part| part.as_os_str().to_string_lossy().into_owned());
+        match first.is_none_or(|first| is_written_by_a_run(&first)) {
+            true => refuse(format!(
+                "{flag} {} is what a run writes to ⟨output_dir⟩ {}, which this one would replace; give another ⟨output_dir⟩",
+                path.display(),
+                output.display()
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// The dtype of the computation on `device`.
+    pub fn precision(&self, device: Device) -> Precision {
+        self.mixed_precision.on(device)
+    }
+
+    /// The optimizer's constants.
+    pub fn adamw(&self) -> AdamWConfig {
+        AdamWConfig {
+            betas: (self.adam_beta1, self.adam_beta2),
+            weight_decay: self.adam_weight_decay,
+            eps: self.adam_epsilon,
+        }
+    }
+
+    /// The learning rate's course, whose number of steps is not known yet.
+    pub fn schedule(&self, learning_rate: f64, batch_size: usize) -> LrSchedule {
+        let factor = if self.scale_lr { self.gradient_accumulation_steps as f64 * batch_size as f64 } else { 1.0 };
+        LrSchedule {
+            kind: self.lr_scheduler,
+            learning_rate: learning_rate * factor,
+            warmup_steps: self.lr_warmup_steps,
+            total_steps: 0,
+            num_cycles: self.lr_num_cycles,
+            power: self.lr_power,
+        }
+    }
+
+    /// Optimizer steps of a run with `steps_per_epoch`; `usual` where neither steps nor epochs are given.
+    pub fn steps(&self, steps_per_epoch: u64, usual: Option<u64>) -> u64 {
+        self.max_train_steps.unwrap_or(match (self.num_train_epochs, usual) {
+            (None, Some(usual)) => usual,
+            (epochs, _) => epochs.unwrap_or(1).saturating_mul(steps_per_epoch),
+        })
+    }
+
+    /// By how many batches the gradients of a group are divided that begins with an epoch's batch `first`.
+    pub fn accumulation_divisor(&self, first: usize, batches_per_epoch: usize) -> u64 {
+        let full = self.gradient_accumulation_steps;
+        match self.gradient_accumulation_average {
+            AccumulationAverage::Full => full,
+            AccumulationAverage::Present => full.min(batches_per_epoch.saturating_sub(first).max(1) as u64),
+        }
+    }
+
+    /// What becomes of what is in the output folder already. A checkpoint of another folder goes on in this one as a new run does.
+    pub fn existing(&self, output: &Path) -> ExistingRun {
+        // Joined to the folder, a name is of it, and an absolute path stays what it is.
+        let is_inside =
+            |which: &str| which == "latest" || is_in(&output.join(which), output) || is_in(Path::new(which), output);
+        match (&self.resume_from_checkpoint, self.overwrite) {
+            (Some(which), _) if is_inside(which) => ExistingRun::Resume,
+            (_, true) => ExistingRun::Overwrite,
+            (_, false) => ExistingRun::Refuse,
+        }
+    }
+
+    /// Refuses to resume from a checkpoint that is not there.
+    pub fn check_resumed(&self, output: &Path) -> Result<()> {
+        match self.resume_from_checkpoint.as_deref() {
+            None | Some("latest") => Ok(()),
+            Some(which) if output.join(which).is_dir() || Path::new(which).is_dir() => Ok(()),
+            Some(which) => refuse(format!(
+                "⟨resume⟩ {which}: no such checkpoint in {}, nor is it a folder's path; name a checkpoint-N, or give ⟨resume⟩ alone \
+                 for the latest",
+                output.display()
+            )),
+        }
+    }
+}
+
+/// Whether `path` lies in `folder`.
+fn is_in(path: &Path, folder: &Path) -> bool {
+    match (path.canonicalize(), folder.canonicalize()) {
+        (Ok(path), Ok(folder)) => path.starts_with(folder),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    fn args(text: &str) -> TrainingArgs {
+        let command = TrainingArgs::augment_args(clap::Command::new("train").no_binary_name(true));
+        TrainingArgs::from_arg_matches(&command.get_matches_from(text.split_whitespace())).unwrap()
+    }
+
+    #[test]
+    fn a_usual_length_is_taken_where_nothing_else_is_asked_for() {
+        for (text, with_usual, without) in [
+            ("", 600, 5),
+            ("--num-train-epochs 1", 5, 5),
+            ("--num-train-epochs 3", 15, 15),
+            ("--max-train-steps 7", 7, 7),
+            ("--max-train-steps 0", 0, 0),
+            ("--max-train-steps 7 --num-train-epochs 3", 7, 7),
+        ] {
+            let args = args(text);
+            assert_eq!((args.steps(5, Some(600)), args.steps(5, None)), (with_usual, without), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_of_another_folder_goes_on_as_a_new_run_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, other] = ["own", "other"].map(|name| folder.path().join(name).join("checkpoint-1"));
+        [&own, &other].iter().for_each(|path| std::fs::create_dir_all(path).unwrap());
+        let existing = |text: &str| args(text).existing(own.parent().unwrap());
+        let (own_path, other_path) = (own.display(), other.display());
+        for text in
+            ["--resume", "--resume latest", "--resume checkpoint-1", &format!("--resume {own_path} --overwrite")]
+        {
+            assert_eq!(existing(text), ExistingRun::Resume, "{text}");
+        }
+        assert_eq!(existing(&format!("--resume {other_path}")), ExistingRun::Refuse);
+        assert_eq!(existing(&format!("--resume {other_path} --overwrite")), ExistingRun::Overwrite);
+        assert_eq!((existing(""), existing("--overwrite")), (ExistingRun::Refuse, ExistingRun::Overwrite));
+    }
+
+    #[test]
+    fn a_short_group_is_divided_by_what_it_is_told_to_be() {
+        let divisors = |text: &str| [0, 4, 8].map(|first| args(text).accumulation_divisor(first, 9));
+        assert_eq!(divisors("--gradient-accumulation-steps 4"), [4, 4, 4]);
+        let present = "--gradient-accumulation-steps 4 --gradient-accumulation-average present";
+        assert_eq!(divisors(present), [4, 4, 1]);
+        assert_eq!(args(present).accumulation_divisor(0, 2), 2);
+    }
+}

@@ -1,0 +1,172 @@
+//! The adapters of a DreamBooth run: put on the networks, and written as PEFT's folders and diffusers' one file.
+
+use super::options::lora_config;
+use super::phases::Networks;
+use crate::adapters::{
+    attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, BaseModel, Init, LoraConfig, Part,
+    PartAdapter, TextEncoderSpelling,
+};
+use crate::error::{Error, Result};
+use crate::libtorch::random::Generator;
+use crate::models::stable_diffusion::PipelineFiles;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::given::lora_field;
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::Trained;
+use crate::train::run_folder::RunFolder;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Tensor;
+
+/// The adapter of each network that trains, and one of the text encoder's that stays as it is.
+pub struct Adapters {
+    trained: Vec<(Part, Attached)>,
+    carried: Option<PartAdapter>,
+}
+
+impl Adapters {
+    /// Puts them on the networks of `files`: new ones drawn from `seed`, or those of `--init-adapter`. What does not train is
+    /// `carried` along.
+    pub fn attach(
+        config: &DreamBoothConfig,
+        networks: &Networks,
+        files: &PipelineFiles,
+        carried: Option<PartAdapter>,
+        seed: i64,
+    ) -> Result<Self> {
+        let mut generator = Generator::new(seed);
+        let base = config.init_adapter.is_some().then(|| files.base_model()).transpose()?;
+        let mut parts = vec![(Part::UNet, &networks.unet.sites)];
+        if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
+            parts.push((Part::TextEncoder, &text_encoder.sites));
+        }
+        let mut trained = Vec::new();
+        for (part, sites) in parts {
+            let given =
+                config.init_adapter.as_ref().map(|folder| read_part(folder, part, base.as_ref())).transpose()?;
+            let attached = match given {
+                Some((lora, tensors)) => attach(sites, "default", lora, Init::Tensors(&tensors))?,
+                None => attach(sites, "default", lora_config(config, part), Init::Draw(&mut generator))?,
+            };
+            trained.push((part, attached));
+        }
+        Ok(Self { trained, carried })
+    }
+
+    /// What they train: `unet.` and `text_encoder.` before the adapters' names.
+    pub fn trained(&self) -> Trained {
+        let named = |(part, adapter): &(Part, Attached)| {
+            let name = part.name();
+            let param = |(key, param): (&String, &Tensor)| (format!("{name}.{key}"), param.shallow_clone());
+            adapter.params.iter().map(param).collect::<Vec<_>>()
+        };
+        Trained {
+            params: self.trained.iter().flat_map(named).collect(),
+            trainable: self.trained.iter().map(|(_, adapter)| adapter.trainable()).sum(),
+            frozen: self.trained.iter().map(|(_, adapter)| adapter.base_elements).sum(),
+        }
+    }
+
+    /// The text encoder's, where it does not train.
+    pub fn carried(&self) -> Option<&PartAdapter> {
+        self.carried.as_ref()
+    }
+
+    /// Tells of each what it is and how large.
+    pub fn report(&self, observer: &mut dyn Observer) {
+        self.trained.iter().for_each(|(part, adapter)| crate::recipes::report_adapter(part.name(), adapter, observer));
+    }
+
+    /// What they start from, in words.
+    pub fn start(&self, config: &DreamBoothConfig) -> String {
+        let Some(path) = &config.init_adapter else { return "a new adapter".to_owned() };
+        let parts: Vec<String> = self.trained.iter().map(|(part, _)| part.name().replace('_', " ")).collect();
+        let carried = match self.carried {
+            Some(_) => "; its text encoder's adapter is used and written unchanged (⟨train_text_encoder⟩ trains it)",
+            None => "",
+        };
+        format!("the adapter {}: {}{carried}", path.display(), parts.join(" and "))
+    }
+
+    fn set(&self) -> AdapterSet {
+        let mut set = AdapterSet::default();
+        for (part, adapter) in &self.trained {
+            set.set(*part, PartAdapter::of(adapter));
+        }
+        if let Some(adapter) = &self.carried {
+            set.set(Part::TextEncoder, adapter.shallow_clone());
+        }
+        set
+    }
+
+    /// Writes them to `folder` as PEFT has them; each file is read back.
+    pub fn write_peft(&self, folder: &Path) -> Result<()> {
+        write_peft(folder, &self.set(), TextEncoderSpelling::Today)
+    }
+
+    /// Writes them in all formats. Tells of what was written, and of what a format has no place for.
+    pub fn write(&self, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
+        let set = self.set();
+        self.write_peft(folder.path())?;
+        set.parts().for_each(|(part, _)| observer.on(Event::Wrote { path: folder.join(part.name()) }));
+        let path = write_diffusers(folder.path(), &set)?;
+        if let Some(text) = set.left_out_warning(&path) {
+            observer.warning(text);
+        }
+        observer.on(Event::Wrote { path });
+        Ok(())
+    }
+}
+
+/// Refuses flags that ask for another adapter than `--init-adapter` names.
+pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
+    let Some(folder) = &config.init_adapter else { return Ok(()) };
+    let of_unet = |option: &str| lora_field(option);
+    // Options without a part's name are both parts'.
+    let of_text_encoder = |option: &str| match option.strip_prefix("lora_text_encoder_") {
+        Some(end) => lora_field(&format!("lora_{end}")),
+        None => lora_field(option).filter(|_| ["use_rslora", "use_dora", "lora_init"].contains(&option)),
+    };
+    let check = |part: Part, field: &dyn Fn(&str) -> Option<&'static str>| {
+        let found = read_part(folder, part, None)?.0;
+        config.given.check_settled(field, &lora_config(config, part), &found, folder)
+    };
+    check(Part::UNet, &of_unet)?;
+    match config.train_text_encoder {
+        true => check(Part::TextEncoder, &of_text_encoder),
+        false => Ok(()),
+    }
+}
+
+/// The text encoder's adapter of `--init-adapter` where it does not train: the UNet's was made to go with it.
+pub(in crate::recipes) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<PartAdapter>> {
+    match &config.init_adapter {
+        Some(path) if !config.train_text_encoder => {
+            Ok(read_any(path, None)?.part(Part::TextEncoder).map(PartAdapter::shallow_clone))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
+fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraConfig, BTreeMap<String, Tensor>)> {
+    let set = read_any(path, base)?;
+    if set.parts().any(|(_, adapter)| adapter.has_column_magnitudes()) {
+        let message =
+            "is a DoRA with magnitudes by input column, which can be used and merged but not trained on: PEFT's files \
+            have magnitudes by output row alone";
+        return Err(Error::file(path, message));
+    }
+    match set.part(part) {
+        Some(adapter) => {
+            let PartAdapter { config, tensors } = adapter.shallow_clone();
+            Ok((config, tensors))
+        }
+        None if part == Part::TextEncoder => Err(Error::file(
+            path,
+            "has no adapter for the text encoder, which ⟨train_text_encoder⟩ continues; leave the flag out, or give an \
+             ⟨init_adapter⟩ that has both",
+        )),
+        None => Err(Error::file(path, format!("has no adapter for the {}, which ⟨init_adapter⟩ must have", part.name()))),
+    }
+}

@@ -1,0 +1,346 @@
+//! The phases around the training loop: class images, photos to latents, prompts to embeddings.
+
+use super::adapters::carried_text_encoder;
+use crate::adapters::{attach, Init, PartAdapter};
+use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
+use crate::data::dreambooth_dataset::DreamBoothDataset;
+use crate::data::latent_cache::LatentCache;
+use crate::data::photo_files::{PhotoFile, PhotoFiles};
+use crate::data::photos::{count_images_but, no_image, PhotoFolder};
+use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
+use crate::models::stable_diffusion::{
+    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
+};
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::precision::MixedPrecision;
+use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::Run;
+use crate::recipes::training::watched::WatchedDrawing;
+use crate::sample::drawn_image::DrawnImage;
+use crate::sample::painter::Pictures;
+use crate::sample::pipeline::{Pipeline, Residence};
+use crate::sample::text_to_image::{Conditioning, Sampling};
+use crate::train::folder_lock::FolderLock;
+use crate::train::interrupt::Interrupt;
+use crate::weights::Placement;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::{Device, Kind, Tensor};
+
+/// Steps of the sampler for a class image.
+pub const CLASS_IMAGE_STEPS: usize = 50;
+
+/// The dtype in which class images are made, where training computes in `kind`.
+pub fn class_image_kind(config: &DreamBoothConfig, kind: Kind) -> Kind {
+    match config.prior_generation_precision {
+        Some(MixedPrecision::No) => Kind::Float,
+        Some(MixedPrecision::Fp16) => Kind::Half,
+        Some(MixedPrecision::Bf16) => Kind::BFloat16,
+        _ => kind,
+    }
+}
+
+/// The networks that the loop holds.
+pub struct Networks {
+    /// With its adapter.
+    pub unet: Loaded<UNet2DConditionModel>,
+    /// Where it trains, with its adapter.
+    pub text_encoder: Option<Loaded<ClipTextModel>>,
+    /// Where photos are encoded at each step.
+    pub vae_encoder: Option<Loaded<VaeEncoder>>,
+    /// The dtype of UNet and text encoder.
+    pub kind: Kind,
+    /// The VAE's dtype.
+    pub vae_kind: Kind,
+    /// Where all of them are.
+    pub device: Device,
+}
+
+impl Networks {
+    /// Turns dropout on or off.
+    pub fn set_training(&self, training: bool) {
+        self.unet.sites.set_training(training);
+        if let Some(text_encoder) = &self.text_encoder {
+            text_encoder.sites.set_training(training);
+        }
+    }
+}
+
+/// Text embeddings of the photos' prompts: known where the text encoder is frozen, token ids where it trains.
+pub struct Embeddings {
+    tokenizer: ClipTokenizer,
+    ids: BTreeMap<String, Vec<i64>>,
+    known: BTreeMap<String, Tensor>,
+    prompts: Vec<String>,
+    validation: Option<(String, Conditioning)>,
+}
+
+impl Embeddings {
+    /// Encodes a prompt of a sample image, and what must not be on it, with the text encoder that trains or with the frozen one,
+    /// which is in memory only meanwhile, and with it the adapter that is `carried`. The validation prompt's are known.
+    pub fn encode(
+        &self,
+        (prompt, negative): (&str, &str),
+        networks: &Networks,
+        files: &PipelineFiles,
+        carried: Option<&PartAdapter>,
+    ) -> Result<Conditioning> {
+        let encode = |text_encoder: &Loaded<ClipTextModel>| {
+            Conditioning::encode(&self.tokenizer, &text_encoder.model, networks.device, &[prompt], negative)
+        };
+        let known = self.validation.as_ref().filter(|(known, _)| known == prompt && negative.is_empty());
+        match (&networks.text_encoder, known) {
+            (Some(text_encoder), _) => encode(text_encoder),
+            (None, Some((_, on))) => Ok(on.shallow_clone()),
+            (None, None) => {
+                let place = Placement { device: networks.device, kind: networks.kind };
+                let text_encoder = files.load_text_encoder(place)?;
+                put_on_carried(&text_encoder, carried)?;
+                encode(&text_encoder)
+            }
+        }
+    }
+
+    /// Embeddings for a batch of photos: `[photos, t, e]`.
+    pub fn of(&self, photos: &[usize], networks: &Networks, checkpointing: bool) -> Tensor {
+        let prompts = photos.iter().map(|&photo| &self.prompts[photo]);
+        match &networks.text_encoder {
+            None => Tensor::cat(&prompts.map(|prompt| self.known[prompt].shallow_clone()).collect::<Vec<_>>(), 0),
+            Some(text_encoder) => {
+                let ids: Vec<Vec<i64>> = prompts.map(|prompt| self.ids[prompt].clone()).collect();
+                let ids = ClipTextModel::ids(&ids, networks.device);
+                text_encoder.model.forward(&ids, checkpointing)
+            }
+        }
+    }
+}
+
+fn placement(run: &Run, kind: Kind) -> Placement {
+    Placement { device: run.device, kind }
+}
+
+/// What to do where memory is full of class images.
+const DRAW_IN_LESS: &str =
+    "lower ⟨sample_batch_size⟩ or ⟨resolution⟩, or use ⟨prior_generation_precision⟩ bf16, for the class images";
+
+/// Generates the class images that prior preservation needs and the folder does not have yet.
+pub fn make_class_images(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    run: &Run,
+    interrupt: &Interrupt,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let (true, Some(folder), Some(prompt)) =
+        (config.with_prior_preservation, &config.class_data_dir, &config.class_prompt)
+    else {
+        return Ok(());
+    };
+    remove_unfinished(folder)?;
+    let present = count_images_but(folder, &config.apart_from_class())?;
+    if present >= config.num_class_images {
+        return Ok(());
+    }
+    let kind = class_image_kind(config, run.kind);
+    if kind != run.kind {
+        crate::recipes::slow_dtype(run.device, kind)?.into_iter().for_each(|text| observer.warning(text));
+    }
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+    let _lock = FolderLock::take(folder)?;
+    let mut pipeline = Pipeline::open(files.clone(), &config.model.name, placement(run, kind), Residence::InTurn)?;
+    let missing = free_numbers(folder, config.num_class_images - present)?;
+    let end = missing.last().map_or(0, |last| last + 1).max(config.num_class_images);
+    // A group of images rounds as one: a resumed run draws the whole group again that it was stopped in.
+    let size = config.sample_batch_size;
+    let groups = missing.chunk_by(|a, b| a / size == b / size).map(|numbers| numbers[0] / size * size);
+    let drawn: Vec<usize> = groups.flat_map(|first| first..end.min(first + size)).collect();
+    let pictures = Pictures {
+        prompts: vec![prompt.clone()],
+        negative_prompt: String::new(),
+        seeds: drawn.iter().map(|&number| run.seed.wrapping_add(number as i64)).collect(),
+        batch_size: size,
+        sampling: sampling(config, files, CLASS_IMAGE_STEPS, None)?,
+    };
+    let on = pipeline.prepare(&pictures)?;
+    let mut done = present;
+    let mut save = |image: &DrawnImage, _: &mut dyn Observer| -> Result<()> {
+        let number = drawn[image.index];
+        if missing.contains(&number) {
+            save_class_image(folder, number, &image.image)?;
+            done += 1;
+        }
+        Ok(())
+    };
+    let mut listener = WatchedDrawing::begin("class images", &pictures, interrupt, observer, &mut save);
+    let outcome = pipeline.draw(&pictures, &on, &mut listener);
+    drop(listener);
+    outcome.map_err(|error| match error {
+        Error::Interrupted(_) => {
+            Error::Interrupted(format!("{done} class images are in {}; the same command continues", folder.display()))
+        }
+        error => error.advising(DRAW_IN_LESS),
+    })?;
+    observer.fact_with(
+        "class_images",
+        format!("{} generated in {}", missing.len(), folder.display()),
+        json!({ "images": missing.len(), "path": folder.display().to_string() }),
+    );
+    drop(pipeline);
+    memory::release_cached(run.device)
+}
+
+/// How images of the training resolution are sampled, in `steps`, by the sampler of that name or the model's own.
+pub fn sampling(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    steps: usize,
+    scheduler: Option<&str>,
+) -> Result<Sampling> {
+    let side = i64::from(config.side()) / files.vae_config()?.scale_factor();
+    Ok(Sampling {
+        steps,
+        guidance_scale: config.guidance_scale,
+        scheduler: scheduler.map(str::to_owned),
+        latent_height: side,
+        latent_width: side,
+    })
+}
+
+/// Warns of prompts, and of the captions of `instances`, that are cut, or hold what is no word.
+pub fn check_prompts(
+    config: &DreamBoothConfig,
+    instances: &[PhotoFile],
+    tokenizer: &ClipTokenizer,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let captions = instances.iter().filter_map(|photo| photo.caption.as_ref());
+    let mut prompts = Vec::new();
+    // Where all photos have captions, nothing reads it.
+    if instances.is_empty() || captions.clone().count() < instances.len() {
+        prompts.push(NamedPrompt::option("⟨instance_prompt⟩", &config.instance_prompt));
+    }
+    let class_prompt = config.class_prompt.as_deref().filter(|_| config.with_prior_preservation);
+    prompts.extend(class_prompt.map(|text| NamedPrompt::option("⟨class_prompt⟩", text)));
+    prompts.extend(config.validation_prompt.as_deref().map(|text| NamedPrompt::option("⟨validation_prompt⟩", text)));
+    prompts.extend(captions.map(|(file, text)| NamedPrompt::listed(file.display().to_string(), text)));
+    warn_of_prompts(tokenizer, &prompts, observer)
+}
+
+/// The photos of the subject, with their captions.
+pub fn instance_files(config: &DreamBoothConfig) -> Result<PhotoFiles> {
+    let mut files = PhotoFiles::list(&config.instance_data_dir, &config.apart_from_instances())?;
+    if files.files.is_empty() {
+        return Err(no_image(&config.instance_data_dir, None));
+    }
+    files.read_captions()?;
+    Ok(files)
+}
+
+/// The photos of the class in `folder`, which all have one prompt.
+pub fn class_files(config: &DreamBoothConfig, folder: &Path) -> Result<PhotoFiles> {
+    let mut files = PhotoFiles::list(folder, &config.apart_from_class())?;
+    let unused = match files.texts() {
+        0 => None,
+        1 => Some("a caption is not used: class images are trained with ⟨class_prompt⟩".to_owned()),
+        texts => Some(format!("{texts} captions are not used: class images are trained with ⟨class_prompt⟩")),
+    };
+    files.warnings.extend(unused.map(|text| format!("{}: {text}", folder.display())));
+    Ok(files)
+}
+
+/// Opens the photos.
+pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<DreamBoothDataset> {
+    let mut open = |folder: &Path, files: PhotoFiles| -> Result<PhotoFolder> {
+        let photos = PhotoFolder::decode(folder, files, config.side())?;
+        photos.warnings.iter().for_each(|text| observer.warning(text.clone()));
+        Ok(photos)
+    };
+    let instances = open(&config.instance_data_dir, instance_files(config)?)?;
+    let class = match (&config.class_data_dir, &config.class_prompt) {
+        (Some(folder), Some(prompt)) if config.with_prior_preservation => {
+            Some((open(folder, class_files(config, folder)?)?, prompt.as_str()))
+        }
+        _ => None,
+    };
+    DreamBoothDataset::new(instances, &config.instance_prompt, class, config.center_crop)
+}
+
+/// Runs the VAE's encoder once for each photo whose crop is fixed. Gives it back where the loop still needs it.
+pub fn encode_photos(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    run: &Run,
+    dataset: &mut DreamBoothDataset,
+    observer: &mut dyn Observer,
+) -> Result<(LatentCache, Option<Loaded<VaeEncoder>>)> {
+    let kind = vae_kind(run.kind);
+    let vae = files.load_vae_encoder(placement(run, kind))?;
+    let total = dataset.photos().len() as u64;
+    observer.begin("encoding", total, "photos");
+    let mut done = 0;
+    let cache = LatentCache::fill(dataset, config.cache_latents, run.seed, |pixels| {
+        let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
+        done += 1;
+        observer.on(Event::Progress { done });
+        Ok((posterior.mean, posterior.log_variance))
+    })?;
+    observer.on(Event::End);
+    let vae = (!cache.is_complete()).then_some(vae);
+    memory::release_cached(run.device)?;
+    Ok((cache, vae))
+}
+
+/// Puts the adapter of a text encoder that does not train on it, where there is one.
+fn put_on_carried(text_encoder: &Loaded<ClipTextModel>, carried: Option<&PartAdapter>) -> Result<()> {
+    if let Some(adapter) = carried {
+        attach(&text_encoder.sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+        text_encoder.sites.set_training(false);
+    }
+    Ok(())
+}
+
+/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does; else its adapter,
+/// where `--init-adapter` has one, which stays as it is.
+pub fn encode_prompts(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    run: &Run,
+    dataset: &DreamBoothDataset,
+) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>, Option<PartAdapter>)> {
+    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
+    let text_encoder = files.load_text_encoder(placement(run, run.kind))?;
+    let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
+    let mut ids = BTreeMap::new();
+    for prompt in &prompts {
+        if !ids.contains_key(prompt) {
+            let encoded = tokenizer.encode(prompt)?;
+            text_encoder.model.check_ids(&encoded)?;
+            ids.insert(prompt.clone(), encoded);
+        }
+    }
+    let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
+    if config.train_text_encoder {
+        return Ok((embeddings, Some(text_encoder), None));
+    }
+    let carried = carried_text_encoder(config)?;
+    put_on_carried(&text_encoder, carried.as_ref())?;
+    for (prompt, ids) in &embeddings.ids {
+        interrupt::check()?;
+        let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
+        let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
+        embeddings.known.insert(prompt.clone(), encoded);
+    }
+    if let Some(prompt) = &config.validation_prompt {
+        let on = Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, &[prompt], "")?;
+        embeddings.validation = Some((prompt.clone(), on));
+    }
+    drop(text_encoder);
+    memory::release_cached(run.device)?;
+    Ok((embeddings, None, carried))
+}

@@ -1,0 +1,145 @@
+//! Sample images of a DreamBooth run, drawn with the weights as they are.
+
+use super::phases::{sampling, Networks};
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+use crate::models::stable_diffusion::PipelineFiles;
+use crate::options::dreambooth::DreamBoothConfig;
+use crate::recipes::training::control::SampleRequest;
+use crate::recipes::training::observer::{Event, Observer};
+use crate::recipes::training::run::Run;
+use crate::recipes::training::watched::WatchedDrawing;
+use crate::sample::drawn_image::DrawnImage;
+use crate::sample::grid::grid;
+use crate::sample::painter::{Painter, Pictures};
+use crate::sample::pipeline::{scheduler_config, short_name};
+use crate::sample::text_to_image::Conditioning;
+use crate::train::interrupt::Interrupt;
+use crate::weights::Placement;
+use crate::whole_file::{write_png, write_whole};
+use image::RgbImage;
+use std::path::{Path, PathBuf};
+
+/// Steps of the sampler for a sample image.
+pub const SAMPLE_STEPS: usize = 25;
+/// The sampler.
+const SAMPLER: &str = "dpm++2m";
+/// As many images as a request can be for.
+const MOST_IMAGES: usize = 64;
+
+/// What sample images are drawn with. The VAE's decoder is in memory only meanwhile.
+pub struct Samples<'a> {
+    /// The run's options.
+    pub config: &'a DreamBoothConfig,
+    /// The model.
+    pub files: &'a PipelineFiles,
+    /// The networks that train.
+    pub networks: &'a Networks,
+}
+
+impl Samples<'_> {
+    /// `count` images of `prompt` and of what must not be on them, from the noise of `seed` and the numbers behind it.
+    pub fn pictures(&self, (prompt, negative): (&str, &str), seed: i64, count: usize) -> Result<Pictures> {
+        Ok(Pictures {
+            prompts: vec![prompt.to_owned()],
+            negative_prompt: negative.to_owned(),
+            seeds: (0..count).map(|i| seed.wrapping_add(i as i64)).collect(),
+            batch_size: 1,
+            sampling: sampling(self.config, self.files, SAMPLE_STEPS, Some(SAMPLER))?,
+        })
+    }
+
+    /// Those that `request` asks for, of the prompts that it or the run has.
+    pub fn requested(&self, request: &SampleRequest, prompt: &str, seed: i64) -> Result<Pictures> {
+        let count = request.images.unwrap_or(1);
+        if !(1..=MOST_IMAGES).contains(&count) {
+            return Err(Error::invalid(format!("{count} sample images were asked for; it must be 1 to {MOST_IMAGES}")));
+        }
+        let negative = request.negative_prompt.as_deref().unwrap_or_default();
+        self.pictures((request.prompt.as_deref().unwrap_or(prompt), negative), request.seed.unwrap_or(seed), count)
+    }
+
+    /// Draws them to the run's folder `samples` as `step-000100-NAME.png`, NAME by [`Series`], until `interrupt` is set.
+    pub fn draw(
+        &self,
+        pictures: &Pictures,
+        on: &Conditioning,
+        series: Series,
+        run: &mut Run,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let (step, device) = (run.step, run.device);
+        let names = Names { folder: run.folder.join("samples"), step, series };
+        let first = names.first_free();
+        let place = Placement { device, kind: self.networks.vae_kind };
+        let vae = self.files.load_vae_decoder(place)?;
+        let scheduler = scheduler_config(self.files)?.for_stable_diffusion();
+        let painter = Painter {
+            unet: &self.networks.unet.model,
+            vae_decoder: &vae.model,
+            vae_kind: place.kind,
+            scheduler: &scheduler,
+            model: &short_name(Path::new(&self.config.model.name)),
+            adapters: &[],
+        };
+        let (mut images, mut paths): (Vec<RgbImage>, Vec<PathBuf>) = Default::default();
+        let mut write = |drawn: &DrawnImage, observer: &mut dyn Observer| -> Result<()> {
+            let path = names.path(&(first + drawn.index).to_string());
+            let png = drawn.png()?;
+            write_whole(&path, &png)?;
+            if series == Series::Validation {
+                run.events_image(&format!("samples/{}", drawn.index), &png, drawn.image.dimensions())?;
+            }
+            let parameters = drawn.parameters.clone();
+            observer.on(Event::Image { path: path.clone(), step: Some(step), parameters });
+            images.push(drawn.image.clone());
+            paths.push(path);
+            Ok(())
+        };
+        let mut listener = WatchedDrawing::begin("sampling", pictures, interrupt, observer, &mut write);
+        let outcome = painter.draw(pictures, on, &mut listener);
+        drop(listener);
+        outcome?;
+        let grid = match (images.len(), series) {
+            (2.., Series::Validation) => {
+                let path = names.path("grid");
+                write_png(&path, &grid(&images))?;
+                Some(path)
+            }
+            _ => None,
+        };
+        observer.on(Event::WroteImages { paths, grid });
+        drop(vae);
+        memory::release_cached(device)
+    }
+}
+
+/// Why sample images are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Series {
+    /// They are due: numbered from 0, in the logs too, and with a grid of all of them.
+    Validation,
+    /// They were asked for: numbered behind those that were asked for at the same step.
+    Asked,
+}
+
+struct Names {
+    folder: PathBuf,
+    step: u64,
+    series: Series,
+}
+
+impl Names {
+    fn path(&self, name: &str) -> PathBuf {
+        let series = if self.series == Series::Asked { "asked-" } else { "" };
+        self.folder.join(format!("step-{:06}-{series}{name}.png", self.step))
+    }
+
+    fn first_free(&self) -> usize {
+        match self.series {
+            Series::Validation => 0,
+            Series::Asked => (0..).find(|number| !self.path(&number.to_string()).exists()).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Adapters folded into a model, which is then one of its own.
+
+use super::{language_model, pipeline};
+use crate::adapters::formats::language_adapter_at;
+use crate::adapters::model_folder::{self, Existing};
+use crate::error::{Error, Result};
+use crate::options::adapter_argument::path_and_scale;
+use crate::options::model::ModelArgs;
+use crate::recipes::language::base::WantedModel;
+use crate::recipes::language::given_adapters::GivenAdapters;
+use crate::recipes::training::observer::Observer;
+use crate::recipes::{open_model_unless, read_adapter};
+use crate::train::folder_lock::FolderLock;
+use crate::train::interrupt::Interrupt;
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+use tch::Kind;
+
+/// All options.
+#[derive(Debug, Clone, Args)]
+#[command(mut_arg("model", |arg| arg.help("Model: a diffusers folder, a .safetensors checkpoint or a hub id; a language model's folder, .gguf file or hub id")))]
+pub struct MergeConfig {
+    /// Adapter, optionally with a scale: PATH=0.8; can be given several times
+    #[arg(long, required = true, visible_alias = "adapter", value_name = "PATH[=SCALE]")]
+    pub lora: Vec<String>,
+    /// Folder for the merged model
+    #[arg(long, visible_alias = "output")]
+    pub output_dir: PathBuf,
+    /// Replace a model that is already there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Dtype of the merged weights; by default that of the model's files
+    #[arg(long, value_enum)]
+    pub dtype: Option<WrittenDtype>,
+    // Last: its heading holds for what follows.
+    /// The model to fold into.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
+/// A dtype of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WrittenDtype {
+    /// float32.
+    Fp32,
+    /// float16.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl From<WrittenDtype> for Kind {
+    fn from(dtype: WrittenDtype) -> Self {
+        match dtype {
+            WrittenDtype::Fp32 => Self::Float,
+            WrittenDtype::Fp16 => Self::Half,
+            WrittenDtype::Bf16 => Self::BFloat16,
+        }
+    }
+}
+
+/// Writes the model of `config` with its adapters folded in: the folder, whole or, once `interrupt` is set, not at all.
+pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PathBuf> {
+    let kind = config.dtype.map(Kind::from);
+    let _watch = interrupt.watch();
+    let given = config.lora.iter().map(|text| path_and_scale("⟨lora⟩", text)).collect::<Result<Vec<_>>>()?;
+    let existing = Existing::of(config.overwrite);
+    model_folder::check(&config.output_dir, existing)?;
+    FolderLock::check_free(&config.output_dir)?;
+    config.output_dir.parent().map_or(Ok(()), FolderLock::check_free)?;
+    let out = (config.output_dir.as_path(), existing);
+    let mut of_language_model = false;
+    for (path, _) in &given {
+        of_language_model |= language_adapter_at(path)?.is_some();
+    }
+    match of_language_model {
+        true => {
+            config.model.check_for_language_model()?;
+            let wanted = WantedModel::new(Path::new(&config.model.name), config.model.revision.as_deref());
+            wanted.check_path()?;
+            let model = WantedModel { interrupt: Some(interrupt), ..wanted };
+            let adapters = GivenAdapters::read(&config.lora)?;
+            language_model::write(&model, &adapters, kind, out, interrupt, observer)
+        }
+        false => {
+            config.model.check_paths()?;
+            let files = open_model_unless(interrupt, &config.model.name, &config.model.options(), observer)?;
+            let mut adapters = Vec::new();
+            for (path, scale) in given {
+                adapters.push((read_adapter(&path, &files, observer)?, scale));
+            }
+            pipeline::write(&files, &config.model, &adapters, kind, out, interrupt, observer)
+        }
+    }
+    .map_err(|error| match error {
+        Error::Interrupted(what) if what.is_empty() => Error::Interrupted("nothing was written".into()),
+        other => other,
+    })?;
+    Ok(config.output_dir.clone())
+}

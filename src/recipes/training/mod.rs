@@ -1,0 +1,12 @@
+//! What every training has, whatever it trains: the loop, the state of its run, and what the run says and leaves.
+
+pub mod control;
+pub mod memory_advice;
+pub mod observer;
+pub(super) mod output_name;
+mod resumed_options;
+pub mod run;
+mod run_record;
+pub mod training_loop;
+pub mod utc_time;
+pub(super) mod watched;

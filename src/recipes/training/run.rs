@@ -1,0 +1,507 @@
+//! The state of a training run, whatever it trains: where it stands, and what it leaves on disk.
+
+use super::observer::{Event, Observer};
+use super::resumed_options::options_that_matter;
+use super::run_record::RunRecord;
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+use crate::options::given::GivenFlags;
+use crate::options::training::TrainingArgs;
+use crate::train::checkpoint::{self, TrainingState};
+use crate::train::gradients::all_finite;
+use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
+use crate::train::metrics::{self, MetricsLog, StepMetrics};
+use crate::train::optimizer::Optimizer;
+use crate::train::precision::LossScaler;
+use crate::train::run_folder::RunFolder;
+use crate::train::tensorboard::EventWriter;
+use crate::train::{loss_curve, Parameters};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tch::{Device, Kind, Tensor};
+
+/// Steps in a row that may overflow in float16 before the run is given up.
+const MOST_SKIPPED: u32 = 25;
+
+/// The name of the phase in which steps are made.
+pub const TRAINING: &str = "training";
+
+/// What a finished run leaves.
+#[derive(Debug)]
+pub struct Finished {
+    /// The output folder.
+    pub output_dir: PathBuf,
+    /// Steps of the run.
+    pub steps: u64,
+    /// Of them those that an earlier process had done.
+    pub resumed_at: u64,
+    /// Mean loss of the last tenth of the steps.
+    pub final_loss: Option<f64>,
+    /// What to try it on.
+    pub sample: Option<TextSample>,
+    /// Height and width of the images that it learned from, where it is a pipeline's.
+    pub resolution: Option<u32>,
+}
+
+/// A text to try an adapter on: a prompt that was trained, or for a language model a record's text.
+#[derive(Debug)]
+pub struct TextSample {
+    /// The text.
+    pub prompt: String,
+    /// Tokens that the model's positions leave for an answer; none: as many as are wanted.
+    pub room: Option<i64>,
+}
+
+/// What a recipe's options say of its run.
+pub struct RunOptions<'a> {
+    /// Steps, optimizer, precision, checkpoints.
+    pub training: &'a TrainingArgs,
+    /// Before `--scale-lr`.
+    pub learning_rate: f64,
+    /// Places in a batch.
+    pub batch_size: usize,
+    /// Folder for everything that the run writes.
+    pub output_dir: &'a Path,
+    /// Which of the options were given.
+    pub given: &'a GivenFlags,
+    /// All options, for `run.json`.
+    pub all: Value,
+    /// Names of those that may change when the run resumes, beside those that every training has.
+    pub free: &'a [&'a str],
+}
+
+/// What a run learns from.
+pub struct TrainingData {
+    /// What it is: photos or records.
+    pub name: &'static str,
+    /// By which a resumed run knows it again.
+    pub fingerprint: String,
+    /// Its files, for `run.json`.
+    pub files: Value,
+    /// Batches of an epoch.
+    pub batches_per_epoch: usize,
+    /// Steps of a run whose options give no length; none: those of one epoch.
+    pub usual_steps: Option<u64>,
+}
+
+/// What is trained.
+pub struct Trained {
+    /// Name to tensor.
+    pub params: Parameters,
+    /// Elements that train.
+    pub trainable: i64,
+    /// Elements of the frozen model.
+    pub frozen: i64,
+}
+
+/// A run.
+pub struct Run {
+    /// Where it computes.
+    pub device: Device,
+    /// Dtype it computes in.
+    pub kind: Kind,
+    /// Seed of all draws.
+    pub seed: i64,
+    /// The output folder.
+    pub folder: RunFolder,
+    /// Steps, optimizer, precision, checkpoints.
+    pub training: TrainingArgs,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Batches done.
+    pub micro_step: u64,
+    /// Optimizer steps of the whole run.
+    pub total_steps: u64,
+    /// The evaluation after the present step was interrupted, and is still to do.
+    pub evaluation_is_owed: bool,
+    /// Everything that trains.
+    pub trained: Trained,
+    /// Its optimizer.
+    pub optimizer: Optimizer,
+    /// Its learning rate.
+    pub schedule: LrSchedule,
+    /// float16's loss scale.
+    pub scaler: Option<LossScaler>,
+    /// By how many batches the gradients of the present group are divided.
+    pub accumulated: u64,
+    /// Batches of an epoch.
+    pub batches_per_epoch: usize,
+    /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
+    pub(super) saved: Option<(u64, bool)>,
+    /// How long it has waited, as it was asked to.
+    pub(super) paused: Duration,
+    metrics: Option<MetricsLog>,
+    events: Option<EventWriter>,
+    options: BTreeMap<String, String>,
+    resumed_at: u64,
+    pub(in crate::recipes) skipped: u64,
+    skipped_in_a_row: u32,
+    training_began: Option<Instant>,
+    pub(in crate::recipes) record: RunRecord,
+    /// The output folder was named by the command line.
+    names_output: bool,
+}
+
+impl Run {
+    /// Opens the output folder.
+    pub fn start(options: RunOptions, device: Device, seed: i64) -> Result<Self> {
+        let training = options.training;
+        let schedule = training.schedule(options.learning_rate, options.batch_size);
+        schedule.check()?;
+        let optimizer = Optimizer::new(training.adamw(), training.use_8bit_adam)?;
+        let precision = training.precision(device);
+        training.check_resumed(options.output_dir)?;
+        let mut that_matter = options_that_matter(&options.all, options.free);
+        that_matter.insert("--seed".into(), seed.to_string());
+        that_matter.insert("--mixed-precision".into(), precision.flag().into());
+        Ok(Self {
+            device,
+            kind: precision.compute_kind(),
+            seed,
+            folder: RunFolder::create(
+                options.output_dir,
+                training.existing(options.output_dir),
+                &options.output_dir.join(&training.logging_dir),
+            )?,
+            training: training.clone(),
+            step: 0,
+            micro_step: 0,
+            total_steps: 0,
+            evaluation_is_owed: false,
+            trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0 },
+            optimizer,
+            schedule,
+            scaler: precision.needs_loss_scale().then(LossScaler::default),
+            accumulated: training.gradient_accumulation_steps,
+            batches_per_epoch: 0,
+            saved: None,
+            paused: Duration::ZERO,
+            metrics: None,
+            events: None,
+            names_output: options.given.names().any(|name| name == "output_dir"),
+            record: RunRecord::new(options.all, options.given, training.command.clone()),
+            options: that_matter,
+            resumed_at: 0,
+            skipped: 0,
+            skipped_in_a_row: 0,
+            training_began: None,
+        })
+    }
+
+    /// Whether it continues from a checkpoint.
+    pub fn is_resumed(&self) -> bool {
+        self.resumed_at > 0
+    }
+
+    /// Takes what is trained, resumes where asked to, and opens the logs.
+    pub fn prepare(&mut self, trained: Trained, data: TrainingData, observer: &mut dyn Observer) -> Result<()> {
+        self.trained = trained;
+        let training = &self.training;
+        self.batches_per_epoch = data.batches_per_epoch;
+        self.total_steps = training.steps(self.steps_per_epoch(), data.usual_steps);
+        self.schedule.total_steps = self.total_steps;
+        self.options.insert(data.name.to_owned(), data.fingerprint);
+        self.record.data = data.files;
+        if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
+            self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
+        }
+        let resumed = self.resume(observer)?;
+        if let Some((folder, _)) = &resumed {
+            self.record.resume(&folder.with_file_name("run.json"), self.step);
+        }
+        let logs = self.folder.join(&self.training.logging_dir);
+        // Refused, where it must be, before the run that is there goes.
+        std::fs::create_dir_all(&logs).map_err(|error| Error::io("create", &logs, error))?;
+        self.folder.remove_run(&logs)?;
+        let (log, resumed_at) = (self.folder.join("metrics.jsonl"), resumed.as_ref().map(|_| self.step));
+        self.metrics = Some(match resumed {
+            Some((_, bytes)) => {
+                if std::fs::metadata(&log).map_or(0, |metadata| metadata.len()) < bytes {
+                    observer.warning(format!(
+                        "{} lacks lines of earlier steps; the run continues without them",
+                        log.display()
+                    ));
+                }
+                MetricsLog::resume(&log, bytes)?
+            }
+            None => MetricsLog::create(&log)?,
+        });
+        self.events = Some(EventWriter::create(&logs, resumed_at)?);
+        Ok(())
+    }
+
+    /// The training begins.
+    pub fn begin(&mut self) -> Result<()> {
+        self.training_began = Some(Instant::now());
+        self.record.write(self, "running", None)
+    }
+
+    /// Whether all steps are done.
+    pub fn is_done(&self) -> bool {
+        self.step == self.total_steps
+    }
+
+    /// The epoch of the next batch, and the batch's place in it.
+    pub fn position(&self) -> (usize, usize) {
+        let (batch, batches) = (self.micro_step as usize, self.batches_per_epoch.max(1));
+        (batch / batches, batch % batches)
+    }
+
+    /// The training goes on where it stands: time that was spent on anything else is none of a step's.
+    pub fn report_training(&self, observer: &mut dyn Observer) {
+        observer.on(Event::Begin { phase: TRAINING.into(), total: self.total_steps, done: self.step, unit: "steps" });
+    }
+
+    /// Optimizer steps of an epoch: its last batch ends the addition.
+    fn steps_per_epoch(&self) -> u64 {
+        (self.batches_per_epoch as u64).div_ceil(self.training.gradient_accumulation_steps)
+    }
+
+    /// Reports the run's length; `each` is what else is to be said of a batch, and `fields` the same for programs.
+    pub fn report_length(&self, each: &str, fields: Value, observer: &mut dyn Observer) {
+        let epochs = self.total_steps as f64 / self.steps_per_epoch().max(1) as f64;
+        let (steps, learning_rate, seed) = (self.total_steps, self.schedule.learning_rate, self.seed);
+        let mut all = json!({ "steps": steps, "epochs": epochs, "learning_rate": learning_rate, "seed": seed });
+        for (name, value) in fields.as_object().into_iter().flatten() {
+            all[name] = value.clone();
+        }
+        let text = format!("{steps} steps ({epochs:.1} epochs), {each}, lr {learning_rate:e}, seed {seed}");
+        observer.fact_with("training", text, all);
+    }
+
+    /// Restores a checkpoint; its folder, and the length of the log when it was made.
+    fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
+        let Some(which) = &self.training.resume_from_checkpoint else { return Ok(None) };
+        let folder = match which.as_str() {
+            "latest" => {
+                let latest = checkpoint::latest(self.folder.path())?;
+                let damaged = checkpoint::damaged_behind(self.folder.path(), latest.as_deref())?;
+                if let (None, Some(damaged)) = (&latest, damaged.last()) {
+                    return Err(Error::file(
+                        damaged,
+                        "this checkpoint is damaged, and there is no intact one to resume from; start again with ⟨overwrite⟩",
+                    ));
+                }
+                for damaged in damaged {
+                    observer.warning(format!("{} is damaged and left out", damaged.display()));
+                }
+                latest
+            }
+            name => {
+                let inside = self.folder.join(name);
+                Some(if inside.is_dir() { inside } else { PathBuf::from(name) })
+            }
+        };
+        let Some(folder) = folder else {
+            observer
+                .warning(format!("{} holds no intact checkpoint; starting from step 0", self.folder.path().display()));
+            return Ok(None);
+        };
+        let saved = checkpoint::load(&folder, self.device)?;
+        saved.state.check_options(&self.options)?;
+        checkpoint::restore_parameters(&self.trained.params, &saved.params)?;
+        self.optimizer.load_state(&self.trained.params, &saved.optimizer)?;
+        self.step = saved.state.step;
+        self.resumed_at = self.step;
+        self.micro_step = saved.state.micro_step;
+        self.evaluation_is_owed = saved.state.evaluation_is_owed;
+        if let Some(state) = saved.state.scaler {
+            self.scaler = Some(LossScaler::from_state(state)?);
+            self.skipped = state.skipped_steps;
+        }
+        observer.fact_with(
+            "resumed",
+            format!("{} at step {}", folder.display(), self.step),
+            json!({ "checkpoint": folder.display().to_string(), "step": self.step }),
+        );
+        Ok(Some((folder, saved.state.metrics_bytes)))
+    }
+
+    /// Steps that the optimizer took: overflowed ones are not counted, so the learning rate waits for them.
+    pub fn optimizer_steps(&self) -> u64 {
+        self.step - self.skipped
+    }
+
+    /// Peak memory so far: the device's, or what this process added since it started.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        match self.device {
+            Device::Cuda(_) => Ok(memory::device_peak(self.device)?.1.max(0) as u64),
+            _ => Ok(memory::host_peak()),
+        }
+    }
+
+    /// Stops a run whose numbers are lost; counts float16's overflows.
+    pub fn check_divergence(&mut self, loss_is_lost: bool, diverged: bool, finite: bool) -> Result<()> {
+        self.skipped_in_a_row = if finite { 0 } else { self.skipped_in_a_row + 1 };
+        self.skipped += u64::from(!finite);
+        if !diverged && self.skipped_in_a_row <= MOST_SKIPPED && !(loss_is_lost && self.scaler.is_none()) {
+            return Ok(());
+        }
+        Err(self.diverged("the loss is"))
+    }
+
+    /// Refuses to save weights that are no numbers: a large step can make them so behind a loss that was one.
+    fn check_weights(&self) -> Result<()> {
+        let params: Vec<Tensor> = self.trained.params.values().map(Tensor::detach).collect();
+        match all_finite(&params)? {
+            true => Ok(()),
+            false => Err(self.diverged("the trained weights are")),
+        }
+    }
+
+    fn diverged(&self, what: &str) -> Error {
+        let kept = match checkpoint::latest(self.folder.path()) {
+            Ok(Some(folder)) => format!("the last good state is kept in {}", folder.display()),
+            _ => "no checkpoint was made before it".to_owned(),
+        };
+        let cure = match self.kind {
+            Kind::Half => "use ⟨mixed_precision⟩ bf16 or no, or a lower ⟨learning_rate⟩",
+            _ if self.step == 1 => "lower ⟨learning_rate⟩; if that does not help, the model's weights are damaged",
+            _ => "lower ⟨learning_rate⟩, or raise ⟨lr_warmup_steps⟩",
+        };
+        let (step, learning_rate) = (self.step, self.schedule.learning_rate);
+        Error::Diverged(format!("{what} not a number at step {step} (learning rate {learning_rate:e}); {kept}; {cure}"))
+    }
+
+    /// Writes a step's numbers to the logs and tells the observer.
+    pub fn note(&mut self, metrics: StepMetrics, observer: &mut dyn Observer) -> Result<()> {
+        if let Some(log) = &mut self.metrics {
+            log.append(&metrics)?;
+        }
+        if let Some(events) = &mut self.events {
+            let parts = metrics.parts.iter().map(|(tag, value)| (tag.as_str(), *value));
+            let values = [("loss", metrics.loss), ("lr", Some(metrics.lr)), ("grad_norm", metrics.grad_norm)];
+            for (tag, value) in values.into_iter().chain(parts) {
+                if let Some(value) = value {
+                    events.scalar(tag, value, metrics.step)?;
+                }
+            }
+        }
+        observer.on(Event::Step { metrics, total: self.total_steps });
+        self.heed_removal(observer)
+    }
+
+    /// Warns where the output folder was removed: its logs are there again, and what comes is written to it.
+    fn heed_removal(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let log = self.metrics.as_mut().is_some_and(MetricsLog::came_back);
+        let events = self.events.as_mut().is_some_and(EventWriter::came_back);
+        if log {
+            self.folder.lock_again()?;
+        }
+        if log || events {
+            observer.warning(format!(
+                "{} was removed, or its logs were, while the run writes to it; they are written again, and the run continues, but \
+                 checkpoints of earlier steps are lost if they were removed",
+                self.folder.path().display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Puts a value of the present step in the TensorBoard events.
+    pub fn events_scalar(&mut self, tag: &str, value: f64) -> Result<()> {
+        match &mut self.events {
+            Some(events) => events.scalar(tag, value, self.step),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a picture in the TensorBoard events.
+    pub fn events_image(&mut self, tag: &str, png: &[u8], size: (u32, u32)) -> Result<()> {
+        match &mut self.events {
+            Some(events) => events.png(tag, png, size, self.step),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes `checkpoint-N`, with the adapter that `write_adapter` writes, and removes those that need not be kept.
+    pub fn save_checkpoint(&mut self, write_adapter: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        self.check_weights()?;
+        let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
+        let state = TrainingState {
+            step: self.step,
+            micro_step: self.micro_step,
+            epoch: self.position().0 as u64,
+            seed: self.seed,
+            scaler: self.scaler.as_ref().map(LossScaler::state),
+            metrics_bytes,
+            evaluation_is_owed: self.evaluation_is_owed,
+            options: self.options.clone(),
+        };
+        let optimizer = self.optimizer.state();
+        checkpoint::save(self.folder.path(), &state, &self.trained.params, &optimizer, write_adapter)?;
+        self.saved = Some((self.step, self.evaluation_is_owed));
+        match self.training.keep_checkpoints {
+            Some(keep) => checkpoint::prune(self.folder.path(), keep),
+            None => Ok(()),
+        }
+    }
+
+    /// The error of a run that was asked to stop, which says where it goes on from.
+    pub fn interrupted(&self) -> Error {
+        let output = match self.names_output {
+            true => String::new(),
+            false => format!(" ⟨output_dir⟩ {}", crate::options::shell_path(self.folder.path())),
+        };
+        Error::Interrupted(match checkpoint::latest(self.folder.path()) {
+            Ok(Some(folder)) => format!(
+                "step {} is saved in {}, with its adapter; continue with the same command and ⟨resume⟩{output}",
+                self.step,
+                folder.display()
+            ),
+            _ => format!("stopped before anything was saved; start again with ⟨overwrite⟩{output}"),
+        })
+    }
+
+    /// Has `write` write the adapters, then writes run.json and the loss curve, with the losses of `evaluations` by their steps.
+    pub fn finish(
+        &mut self,
+        evaluations: &[(u64, f64)],
+        observer: &mut dyn Observer,
+        write: impl FnOnce(&RunFolder, &mut dyn Observer) -> Result<()>,
+    ) -> Result<Finished> {
+        self.check_weights()?;
+        if let Some(log) = &mut self.metrics {
+            log.sync()?;
+        }
+        if let Some(events) = &mut self.events {
+            events.sync()?;
+        }
+        self.heed_removal(observer)?;
+        observer.begin("writing", 1, "");
+        write(&self.folder, observer)?;
+        observer.on(Event::End);
+        let lines = metrics::read(&self.folder.join("metrics.jsonl"))?;
+        loss_curve::draw(&self.folder.join("loss.png"), &lines, evaluations)?;
+        let last: Vec<f64> = lines.iter().rev().take((lines.len() / 10).max(1)).filter_map(|line| line.loss).collect();
+        let final_loss = (!last.is_empty()).then(|| last.iter().sum::<f64>() / last.len() as f64);
+        self.record.final_loss = final_loss;
+        self.record.write(self, "finished", None)?;
+        Ok(Finished {
+            output_dir: self.folder.path().to_owned(),
+            steps: self.step,
+            resumed_at: self.resumed_at,
+            final_loss,
+            sample: None,
+            resolution: None,
+        })
+    }
+
+    /// Leaves word in `run.json` of why the run ended, or takes the folder away again if nothing came into it.
+    pub fn fail(&self, error: &Error) {
+        if self.training_began.is_none() {
+            return self.folder.remove_if_unused();
+        }
+        let status = if matches!(error, Error::Interrupted(_)) { "interrupted" } else { "failed" };
+        // Where it cannot be written, the error itself says why.
+        drop(self.record.write(self, status, Some(error)));
+    }
+
+    /// Seconds before the training, and of it so far, without its pauses.
+    pub(super) fn seconds(&self) -> (f64, f64) {
+        let training_began = self.training_began.unwrap_or_else(Instant::now);
+        ((training_began - self.record.began).as_secs_f64(), (training_began.elapsed() - self.paused).as_secs_f64())
+    }
+}
