@@ -27,7 +27,8 @@ fn browse(script: &str, flags: &[&str], args: &[&str]) {
     let data = TempDir::new().unwrap();
     let server = Server::start_with(data.path(), flags);
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/web");
-    let output = interpreter().current_dir(scripts).arg(script).arg(format!("{}/", server.url)).args(args).output().unwrap();
+    let output =
+        interpreter().current_dir(scripts).arg(script).arg(format!("{}/", server.url)).args(args).output().unwrap();
     assert!(
         output.status.success(),
         "{script} failed:\n{}{}",
