@@ -53,10 +53,9 @@ export const Form = ({ children, ...rest }) => html`<div class="form" ...${rest}
 
 /// A part that opens at a press; `open` is only how it starts, unless something in it needs to be seen.
 export function Accordion({ title, open = false, must = false, note, children }) {
-  const element = useRef();
   const [shown, setShown] = useState(open);
   useEffect(() => { if (must) setShown(true); }, [must]);
-  return html`<details class="accordion" ref=${element} open=${shown} onToggle=${() => setShown(element.current.open)}>
+  return html`<details class="accordion" open=${shown} onToggle=${event => setShown(event.currentTarget.open)}>
     <summary>${title}${note && html`<span class="note">${note}</span>`}</summary>
     ${shown && html`<div class="accordion-body">${children}</div>`}</details>`;
 }
