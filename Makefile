@@ -3,7 +3,7 @@ CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lorabooth
 export LORABOOTH_PYTHON ?= $(CACHE)/venv/bin/python
 export LORABOOTH_TOOLS ?= $(CACHE)/packaging
 
-.PHONY: setup build test reference demo serve bench dist
+.PHONY: setup build test reference browser demo serve bench dist
 
 setup:            ## libtorch into .libtorch (or LIBTORCH)
 	@setup/libtorch.sh
@@ -14,7 +14,10 @@ build: setup      ## target/release/lorabooth
 reference:        ## the Python libraries that tests and benchmarks compare with, in a venv outside the tree
 	@setup/reference.sh "$(LORABOOTH_PYTHON)"
 
-test: setup reference
+browser:          ## Chromium, in which the page is tested
+	@setup/browser.sh
+
+test: setup reference browser
 	cargo test --release
 
 demo: build       ## DreamBooth on the model and the photos inside the binary: minutes, no download

@@ -21,7 +21,8 @@ let library = null;
 function loadLibrary() {
   library ??= new Promise((done, failed) => {
     const style = Object.assign(document.createElement('link'), { rel: 'stylesheet', href: 'vendor/uplot.css' });
-    const script = Object.assign(document.createElement('script'), { src: 'vendor/uplot.js', onload: () => done(window.uPlot), onerror: failed });
+    const script = document.createElement('script');
+    Object.assign(script, { src: 'vendor/uplot.js', onload: () => done(window.uPlot), onerror: failed });
     document.head.append(style, script);
   });
   return library;
@@ -36,7 +37,8 @@ const dataOf = (columns, lines, weight) =>
   [columns.step, ...lines.flatMap(({ name }) => [columns[name], smoothed(columns[name], weight)])];
 
 function options(uPlot, lines, width, log, onCursor) {
-  const axis = { stroke: colour('--text'), grid: { stroke: colour('--grid'), width: 1 }, ticks: { stroke: colour('--grid'), width: 1 }, font: '12px system-ui' };
+  const grid = { stroke: colour('--grid'), width: 1 };
+  const axis = { stroke: colour('--text'), grid, ticks: grid, font: '12px system-ui' };
   return {
     width, height: HEIGHT, legend: { show: false }, cursor: { points: { show: false }, drag: { x: true, y: false } },
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
@@ -96,7 +98,8 @@ function Numbers({ columns, lines, weight }) {
   const every = Math.max(1, Math.ceil(count / ROWS));
   const smooth = lines.map(({ name }) => smoothed(columns[name], weight));
   const rows = columns.step.map((_, index) => index).filter(index => index % every === 0 || index === count - 1);
-  return html`<${Wide} label="The curve in numbers"><table><thead><tr><th scope="col">Step</th>${lines.map(({ title }) => html`<th scope="col">${title}</th>
+  return html`<${Wide} label="The curve in numbers"><table><thead><tr><th scope="col">Step</th>${lines.map(({ title }) => html`<th
+    scope="col">${title}</th>
     <th scope="col">smoothed</th>`)}<th scope="col">Learning rate</th><th scope="col">Gradient norm</th></tr></thead>
     <tbody>${rows.map(row => html`<tr key=${row}><th scope="row">${columns.step[row]}</th>${lines.map(({ name }, line) =>
       html`<td>${number(columns[name][row])}</td><td>${number(smooth[line][row])}</td>`)}<td>${number(columns.lr[row])}</td>
@@ -115,11 +118,14 @@ export function LossChart({ id }) {
   return html`<ul class="chart-legend">
       <li>Step ${columns.step[row]}</li>
       ${lines.map(({ name, title }, index) => html`<li key=${name}><span class="swatch line-${index + 1}"></span>${title}${' '}
-        <strong>${number(columns[name][row])}</strong>, smoothed <strong>${number(smoothed(columns[name].slice(0, row + 1), weight).at(-1))}</strong></li>`)}
+        <strong>${number(columns[name][row])}</strong>, smoothed${' '}
+        <strong>${number(smoothed(columns[name].slice(0, row + 1), weight).at(-1))}</strong></li>`)}
       <li>learning rate <strong>${number(columns.lr[row])}</strong></li></ul>
     <${Curve} columns=${columns} lines=${lines} weight=${weight} log=${log} onCursor=${setAt} />
-    <p class="hint">Drag across the curve to look closer, double-click for the whole. A low loss is no proof of a likeness: look at the samples.</p>
-    <div class="columns"><${Slider} id="smoothing" label="Smoothing" value=${weight} initial=${0.9} min=${0} max=${0.99} step=${0.01}
+    <p class="hint">Drag across the curve to look closer, double-click for the whole. A low loss is no proof of a likeness:
+      look at the samples.</p>
+    <div class="columns"><${Slider} id="smoothing" label="Smoothing" value=${weight} initial=${0.9} min=${0} max=${0.99}
+      step=${0.01}
       onChange=${next => change({ weight: next })} />
     <${Check} id="log-scale" label="Logarithmic scale" checked=${log} onChange=${next => change({ log: next })} /></div>
     <${Accordion} title="The curve in numbers"><${Numbers} columns=${columns} lines=${lines} weight=${weight} /><//>`;

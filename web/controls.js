@@ -53,10 +53,9 @@ export const Form = ({ children, ...rest }) => html`<div class="form" ...${rest}
 
 /// A part that opens at a press; `open` is only how it starts, unless something in it needs to be seen.
 export function Accordion({ title, open = false, must = false, note, children }) {
-  const element = useRef();
   const [shown, setShown] = useState(open);
   useEffect(() => { if (must) setShown(true); }, [must]);
-  return html`<details class="accordion" ref=${element} open=${shown} onToggle=${() => setShown(element.current.open)}>
+  return html`<details class="accordion" open=${shown} onToggle=${event => setShown(event.currentTarget.open)}>
     <summary>${title}${note && html`<span class="note">${note}</span>`}</summary>
     ${shown && html`<div class="accordion-body">${children}</div>`}</details>`;
 }
@@ -94,7 +93,8 @@ export function Prose({ value, onChange, placeholder, rows = 2, onSubmit, requir
   };
   return html`<${Labelled} ...${field}>
     <textarea ref=${area} class="input" rows=${rows} ...${tied(field)} value=${value} placeholder=${placeholder}
-      aria-required=${required ? 'true' : undefined} onKeyDown=${key} onInput=${event => onChange(event.target.value)}></textarea><//>`;
+      aria-required=${required ? 'true' : undefined} onKeyDown=${key}
+      onInput=${event => onChange(event.target.value)}></textarea><//>`;
 }
 
 export const Choice = ({ value, onChange, choices, ...field }) => html`<${Labelled} ...${field}>
@@ -115,11 +115,13 @@ export function Slider({ label, value, onChange, min, max, step, initial, id, hi
   const changed = event => event.target.value !== '' && Number.isFinite(Number(event.target.value)) && onChange(Number(event.target.value));
   return html`<div class="field slider ${error ? 'wrong' : ''}">
     <div class="label-row"><label for=${id}>${label}</label>
-      <span class="slider-value"><input type="number" class="number" aria-label="${label}, number" value=${value} min=${min} max=${max}
+      <span class="slider-value"><input type="number" class="number" aria-label="${label}, number" value=${value} min=${min}
+        max=${max}
         step=${step} onChange=${changed} />
       <button type="button" class="icon" aria-label="${label}: back to ${initial}" title="Back to ${initial}"
         onClick=${() => onChange(initial)}>↺</button></span></div>
-    <div class="track"><span aria-hidden="true">${min}</span><input type="range" ref=${track} ...${tied({ id, hint, error })} value=${value}
+    <div class="track"><span aria-hidden="true">${min}</span><input type="range" ref=${track} ...${tied({ id, hint, error })}
+      value=${value}
       min=${min} max=${max} step=${step} onInput=${changed} /><span aria-hidden="true">${max}</span></div>
     ${hint && html`<p class="hint" id="${id}-hint">${hint}</p>`}
     ${error && html`<p class="field-error" id="${id}-error" role="alert">${error}</p>`}</div>`;
@@ -128,7 +130,8 @@ export function Slider({ label, value, onChange, min, max, step, initial, id, hi
 /// How far something has come; without a total it only shows that something is going on.
 export function Progress({ done, total, label }) {
   const known = total > 0;
-  return html`<progress class="bar" aria-label=${label} max=${known ? total : undefined} value=${known ? done : undefined}></progress>`;
+  return html`<progress class="bar" aria-label=${label} max=${known ? total : undefined}
+    value=${known ? done : undefined}></progress>`;
 }
 
 /// Where files are dropped or chosen.
@@ -162,8 +165,10 @@ export function Tabs({ tabs, selected, onSelect, label, name = 'tab', kind = '' 
     list.current.querySelector(`#${name}-${id}`)?.focus();
   };
   return html`<div class="tabs ${kind}" role="tablist" aria-label=${label} ref=${list} onKeyDown=${key}>
-    ${tabs.map(({ id, title, badge }) => html`<button key=${id} type="button" role="tab" id="${name}-${id}" aria-controls="${name}-panel"
-      aria-selected=${id === selected ? 'true' : 'false'} tabindex=${id === selected ? 0 : -1} onClick=${() => onSelect(id)}>${title}${' '}
+    ${tabs.map(({ id, title, badge }) => html`<button key=${id} type="button" role="tab" id="${name}-${id}"
+      aria-controls="${name}-panel"
+      aria-selected=${id === selected ? 'true' : 'false'} tabindex=${id === selected ? 0 : -1}
+      onClick=${() => onSelect(id)}>${title}${' '}
       ${badge > 0 && html`<span class="badge">${badge}<span class="unseen"> in the queue</span></span>`}</button>`)}</div>`;
 }
 
@@ -171,6 +176,7 @@ export const Warnings = ({ warnings, title = 'Warnings' }) => (warnings?.length 
   ${warnings.map(warning => html`<li key=${warning}>${warning}</li>`)}</ul>` : null);
 
 /// What may be wider than the page scrolls by itself, with the keyboard too.
-export const Wide = ({ label, children }) => html`<div class="scroll" tabindex="0" role="region" aria-label=${label}>${children}</div>`;
+export const Wide = ({ label, children }) => html`<div class="scroll" tabindex="0" role="region"
+  aria-label=${label}>${children}</div>`;
 
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;

@@ -43,8 +43,10 @@ function TextQuestion({ title, label, initial, done }) {
   const [text, setText] = useState(initial);
   const submit = event => { event.preventDefault(); done(text.trim() || null); };
   return html`<${Dialog} title=${title} onClose=${() => done(null)}><form onSubmit=${submit}>
-    <label class="field">${label}<input class="input" value=${text} autofocus onInput=${event => setText(event.target.value)} /></label>
-    <div class="buttons"><${Button} onPress=${() => done(null)}>Cancel<//><button class="button primary">Save</button></div></form><//>`;
+    <label class="field">${label}<input class="input" value=${text} autofocus
+      onInput=${event => setText(event.target.value)} /></label>
+    <div class="buttons"><${Button} onPress=${() => done(null)}>Cancel<//><button
+      class="button primary">Save</button></div></form><//>`;
 }
 
 /// Asks for a line of text; null if none is given.

@@ -89,6 +89,8 @@ const withText = (job, { piece, at }) => {
   return { results: { ...job.results, text: (at === undefined ? text : text.slice(0, at)) + piece } };
 };
 
+const withFact = (facts = [], fact) => [...facts.filter(({ name }) => name !== fact.name), fact];
+
 function apply(event) {
   switch (event.kind) {
     case 'reset': connect(); break;
@@ -100,6 +102,7 @@ function apply(event) {
     case 'text': setJob(event.id, job => withText(job, event)); break;
     case 'log': setJob(event.id, job => ({ log: [...(job.log ?? []), event.line].slice(-LOG_LINES) })); break;
     case 'warning': setJob(event.id, job => ({ warnings: [...new Set([...(job.warnings ?? []), event.sentence])] })); break;
+    case 'fact': setJob(event.id, job => ({ facts: withFact(job.facts, event.fact) })); break;
     case 'adapters': loadAdapters(); break;
     default: break; // A newer server may tell more.
   }

@@ -50,7 +50,8 @@ export const toOptions = (options, values) => Object.fromEntries(allFields(optio
 
 const LABELS = {
   lr_scheduler: 'Learning-rate schedule', lora_r: 'Rank', lora_alpha: 'Alpha', max_train_steps: 'Steps',
-  lora_text_encoder_r: 'Rank, text encoder', lora_text_encoder_alpha: 'Alpha, text encoder', num_class_images: 'Number of class images',
+  num_validation_images: 'Number of samples', lora_text_encoder_r: 'Rank, text encoder', lora_text_encoder_alpha: 'Alpha, text encoder',
+  num_class_images: 'Number of class images',
   with_prior_preservation: 'Prior preservation', validation_prompt: 'Prompt of the samples', validation_steps: 'Steps between samples',
   instance_prompt: 'Instance prompt', mixed_precision: 'Precision', use_8bit_adam: '8-bit AdamW',
 };
@@ -61,21 +62,25 @@ const named = field => LABELS[field.name] ?? field.label ?? words(field.name);
 export function OptionField({ field, values, onChange, errors = {}, placeholder, label, prefix = 'option' }) {
   const value = values[field.name];
   const set = next => onChange({ [field.name]: next });
-  const shared = { id: `${prefix}-${field.name}`, label: label ?? named(field), hint: field.help === named(field) ? null : field.help, error: errors[field.name] };
+  const title = label ?? named(field);
+  const hint = field.help === title ? null : field.help;
+  const shared = { id: `${prefix}-${field.name}`, label: title, hint, error: errors[field.name] };
   const reset = isChanged(field, values) && html`<button type="button" class="icon" title="Back to the default"
     aria-label="${shared.label}: back to the default" onClick=${() => set(undefined)}>↺</button>`;
   if (field.kind === 'flag') {
-    return html`<${Check} ...${shared} checked=${value === undefined ? field.default === true : value === true || value === 'true'} onChange=${set} />`;
+    return html`<${Check} ...${shared} checked=${value === undefined ? field.default === true : value === true || value === 'true'}
+      onChange=${set} />`;
   }
   if (field.kind === 'choice') {
     const chosen = value ?? field.default;
     const help = field.choices.find(choice => choice.value === chosen)?.help;
     const choices = field.choices.map(choice => ({ value: choice.value, label: choice.label ?? choice.value }));
-    if (field.default === null || field.default === undefined) choices.unshift({ value: '', label: 'default' });
+    if (field.default === null || field.default === undefined) choices.unshift({ value: '', label: placeholder ?? 'default' });
     return html`<${Choice} ...${shared} reset=${reset} hint=${help ? `${field.help} – ${help}` : field.help} value=${chosen ?? ''}
       choices=${choices} onChange=${set} />`;
   }
-  return html`<${Text} ...${shared} reset=${reset} numeric=${field.kind === 'number' || field.kind === 'integer'} value=${text(value)}
+  return html`<${Text} ...${shared} reset=${reset} numeric=${field.kind === 'number' || field.kind === 'integer'}
+    value=${text(value)}
     placeholder=${placeholder ?? text(field.default)} onChange=${set} />`;
 }
 
@@ -88,7 +93,8 @@ export function OptionGroups({ options, values, onChange, errors = {}, without =
     const changed = fields.filter(field => isChanged(field, values)).length;
     return html`<${Accordion} key=${title} title=${title} note=${changed > 0 && counted(changed, 'change')}
       must=${fields.some(({ name }) => errors[name])}>
-      <div class="columns">${fields.map(field => html`<${OptionField} key=${field.name} field=${field} values=${values} onChange=${onChange}
+      <div class="columns">${fields.map(field => html`<${OptionField} key=${field.name} field=${field} values=${values}
+        onChange=${onChange}
         errors=${errors} prefix=${prefix} />`)}</div><//>`;
   })}</div>`;
 }
@@ -103,13 +109,18 @@ export function ModelChoice({ kind, value, onChange, error, id = 'model', hint }
   if (!isPublic) choices.push({ value: 'hub', label: 'Another model of the hub …' });
   const chosen = listed ? value : value === null ? own[0]?.id ?? 'hub' : 'hub';
   // Undefined is left undefined: no model is here and none was named.
-  return html`<${Choice} id=${id} label="Base model" hint=${hint} error=${listed || chosen !== 'hub' ? error : undefined} value=${chosen}
+  return html`<${Choice} id=${id} label="Base model" hint=${hint} error=${listed || chosen !== 'hub' ? error : undefined}
+    value=${chosen}
     choices=${choices} onChange=${next => onChange(next === 'hub' ? '' : next)} />
-  ${chosen === 'hub' && html`<${Text} id="${id}-hub" label="Model on the hub" value=${value ?? ''} error=${error} onChange=${onChange}
-    placeholder="stable-diffusion-v1-5/stable-diffusion-v1-5"
+  ${chosen === 'hub' && html`<${Text} id="${id}-hub" label="Model on the hub" value=${value ?? ''} error=${error}
+    onChange=${onChange}
+    placeholder=${EXAMPLES[kind]}
     hint="OWNER/NAME on huggingface.co; it is fetched when the job starts, several gigabytes." />`}`;
 }
 
+const EXAMPLES = {
+  stable_diffusion: 'stable-diffusion-v1-5/stable-diffusion-v1-5', language: 'HuggingFaceTB/SmolLM2-135M-Instruct',
+};
 const SOURCES = { demo: 'built in', folder: 'on this machine', cache: 'in the hub cache' };
 
 /// The model that a form means: what was chosen, or the first of this machine.

@@ -21,10 +21,14 @@ export function GridForm({ adapter, onDraw, ready }) {
   const toggle = step => setLeft(left.includes(step) ? left.filter(other => other !== step) : [...left, step]);
   return html`<${Accordion} title="Grid: which checkpoint, how strong?">
     ${!adapter && html`<p class="hint">Choose an adapter first: the grid draws your prompt with each of its checkpoints.</p>`}
-    ${adapter && html`<fieldset class="checks"><legend>Steps of ${adapter.name}</legend>${steps.length === 0 && html`<p class="hint">It has no checkpoints; the grid shows strengths alone.</p>`}
-      ${steps.map(step => html`<${Check} key=${step} id="grid-${step}" label=${String(step)} checked=${!left.includes(step)} onChange=${() => toggle(step)} />`)}</fieldset>
-    <${Text} id="grid-strengths" label="Strengths" value=${strengths} onChange=${setStrengths} error=${wrong ? 'Numbers with commas between them, such as 0.5, 0.75, 1.' : null} />
-    <div class="field"><${Button} disabled=${!ready || wrong || (steps.length > 0 && !chosen.length)} onPress=${() => onDraw({ checkpoints: chosen, strengths: values })}>
+    ${adapter && html`<fieldset class="checks"><legend>Steps of ${adapter.name}</legend>${steps.length === 0 && html`<p
+      class="hint">It has no checkpoints; the grid shows strengths alone.</p>`}
+      ${steps.map(step => html`<${Check} key=${step} id="grid-${step}" label=${String(step)} checked=${!left.includes(step)}
+        onChange=${() => toggle(step)} />`)}</fieldset>
+    <${Text} id="grid-strengths" label="Strengths" value=${strengths} onChange=${setStrengths}
+      error=${wrong ? 'Numbers with commas between them, such as 0.5, 0.75, 1.' : null} />
+    <div class="field"><${Button} disabled=${!ready || wrong || (steps.length > 0 && !chosen.length)}
+      onPress=${() => onDraw({ checkpoints: chosen, strengths: values })}>
       Draw ${Math.max(1, chosen.length) * values.length} pictures<//></div>`}<//>`;
 }
 
@@ -37,21 +41,27 @@ export function GridTable({ job }) {
   const stepOf = image => image.checkpoint ?? image.step ?? null;
   const steps = sorted([...(job.options?.checkpoints ?? []), ...images.map(stepOf)].filter(step => step !== null));
   const columns = steps.length ? steps : [null];
-  const rows = sorted([...(job.options?.strengths ?? []), ...images.map(({ strength }) => strength)].filter(strength => strength !== null && strength !== undefined));
+  const strengths = [...(job.options?.strengths ?? []), ...images.map(image => image.strength ?? null)];
+  const rows = sorted(strengths.filter(strength => strength !== null));
   const cell = (strength, step) => images.find(image => image.strength === strength && stepOf(image) === step);
   const inOrder = rows.flatMap(strength => columns.map(step => cell(strength, step))).filter(Boolean);
   const at = inOrder.findIndex(image => image.id === open);
   const isChosen = step => adapter?.checkpoints?.some(checkpoint => checkpoint.step === step && checkpoint.chosen);
-  const choose = step => html`<${Button} kind="secondary small" disabled=${isChosen(step)} onPress=${() => chooseCheckpoint(adapter.id, step)}
-    aria-label=${isChosen(step) ? `Step ${step} is the adapter` : `Choose step ${step} as the adapter`}>${isChosen(step) ? `Step ${step} is the adapter` : `Choose step ${step}`}<//>`;
+  const choose = step => html`<${Button} kind="secondary small" disabled=${isChosen(step)}
+    onPress=${() => chooseCheckpoint(adapter.id, step)}
+    title="Make it the run's adapter">${isChosen(step) ? `Step ${step} is the adapter` : `Choose step ${step}`}<//>`;
   return html`<${Wide} label="Grid"><table class="grid"><caption class="unseen">Pictures by training step and strength</caption>
-    <thead><tr><th scope="col">Strength</th>${columns.map(step => html`<th key=${step} scope="col">${step === null ? 'Picture' : adapter ? choose(step) : `step ${step}`}</th>`)}</tr></thead>
+    <thead><tr><th scope="col">Strength</th>${columns.map(step => html`<th key=${step}
+      scope="col">${step === null ? 'Picture' : adapter ? choose(step) : `step ${step}`}</th>`)}</tr></thead>
     <tbody>${rows.map(strength => html`<tr key=${strength}><th scope="row">${number(strength)}</th>${columns.map(step => {
       const image = cell(strength, step);
-      return html`<td key=${step}>${image ? html`<button type="button" class="picture" aria-label="Step ${step}, strength ${strength}" onClick=${() => setOpen(image.id)}>
-        <img src=${image.thumbnail} alt="" loading="lazy" decoding="async" width="256" height="256" />${likenessOf(image) && html`<span class="caption">${likenessText(likenessOf(image))}</span>`}</button>`
+      return html`<td key=${step}>${image ? html`<button type="button" class="picture"
+        aria-label="Step ${step}, strength ${strength}" onClick=${() => setOpen(image.id)}>
+        <img src=${image.thumbnail} alt="" loading="lazy" decoding="async" width="256"
+          height="256" />${likenessOf(image) && html`<span class="caption">${likenessText(likenessOf(image))}</span>`}</button>`
         : html`<span class="hint">not yet</span>`}</td>`;
     })}</tr>`)}</tbody></table><//>
-    ${at >= 0 && html`<${Lightbox} images=${inOrder} at=${at} onMove=${next => setOpen(inOrder[next].id)} onClose=${() => setOpen(null)}
+    ${at >= 0 && html`<${Lightbox} images=${inOrder} at=${at} onMove=${next => setOpen(inOrder[next].id)}
+      onClose=${() => setOpen(null)}
       actions=${image => adapter && stepOf(image) !== null && choose(stepOf(image))} />`}`;
 }

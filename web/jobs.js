@@ -10,18 +10,22 @@ import { forgetJob, setJob, useStore } from './store.js';
 import { formOf } from './training_form.js';
 
 export const KINDS = {
-  train_dreambooth: 'DreamBooth training', train_llm: 'Language-model training', generate: 'Pictures', grid: 'Grid', complete: 'Text', push: 'Upload to the hub',
+  train_dreambooth: 'DreamBooth training', train_llm: 'Language-model training', generate: 'Pictures', grid: 'Grid', complete: 'Text',
+  push: 'Upload to the hub',
 };
 
 export const isTraining = job => job.kind.startsWith('train_');
 export const isLive = job => ['running', 'paused', 'stopping'].includes(job.state);
 export const isOver = job => !isLive(job) && job.state !== 'queued';
 
+/// Those jobs of which `wanted` holds, the newest first.
+export const newestFirst = (jobs, wanted) => Object.values(jobs).filter(wanted).sort((a, b) => (a.created < b.created ? 1 : -1));
+
 /// Jobs as they come: those at work, those that wait in their order, and the ended, newest first.
 export function inOrder(jobs) {
-  const all = Object.values(jobs);
-  const place = job => (isLive(job) ? 0 : job.state === 'queued' ? 1 : 2);
-  return all.sort((a, b) => place(a) - place(b) || (a.state === 'queued' ? (a.position ?? 0) - (b.position ?? 0) : a.created < b.created ? 1 : -1));
+  const all = newestFirst(jobs, () => true);
+  const waiting = all.filter(job => job.state === 'queued').sort((a, b) => (a.position ?? 0) - (b.position ?? 0));
+  return [...all.filter(isLive), ...waiting, ...all.filter(isOver)];
 }
 
 export const State = ({ job }) => html`<span class="state ${job.state}">${job.state}</span>`;
@@ -44,7 +48,8 @@ export function JobProgress({ job }) {
   const { progress } = job;
   if (job.state === 'queued') {
     const wait = Number.isFinite(job.wait_seconds) ? `, about ${duration(job.wait_seconds)} to wait` : '';
-    return html`<p class="plan-line">${job.position > 0 ? `${ordinal(job.position)} in the queue${wait}` : 'Waits for the device'}</p>`;
+    return html`<p
+      class="plan-line">${job.position > 0 ? `${ordinal(job.position)} in the queue${wait}` : 'Waits for the device'}</p>`;
   }
   if (!isLive(job)) {
     const took = job.started && job.ended ? ` after ${duration(between(job.started, job.ended))}` : '';
@@ -55,7 +60,7 @@ export function JobProgress({ job }) {
   const known = total > 0;
   return html`<${Progress} label=${words(phase ?? 'Progress')} done=${done} total=${total} />
     <p class="plan-line"><strong>${known ? `${Math.floor((100 * done) / total)} %` : ''}</strong> ${words(phase ?? '')}
-      ${known && html`, ${done} of ${total} ${unit ?? ''}`}${rate > 0 && html`, ${rate >= 1 ? `${number(rate, 2)} a second` : `${duration(1 / rate)} each`}`}
+      ${known && `, ${done} of ${total} ${unit ?? ''}`}${rate > 0 && `, ${rate >= 1 ? `${number(rate, 2)} a second` : `${duration(1 / rate)} each`}`}
       ${job.memory_bytes > 0 && html`, ${bytes(job.memory_bytes)} of memory`}${job.state === 'paused'
         ? html`, <strong>paused</strong>` : Number.isFinite(left) && html`, <strong>${duration(left)} left</strong>`}</p>`;
 }
@@ -83,10 +88,12 @@ export const act = async (job, verb, body) => {
   return after;
 };
 
+/// Pause and Continue are one button, which keeps the focus.
 export function JobActions({ job }) {
   const possible = actionsOf(job).filter(verb => VERBS[verb]);
   const stop = async () => {
-    if (!isTraining(job) || await ask(`Stop ${job.name}?`, 'A checkpoint is saved first, and Resume goes on from there.', 'Stop')) await act(job, 'stop');
+    const text = 'A checkpoint is saved first, and Resume goes on from there.';
+    if (!isTraining(job) || await ask(`Stop ${job.name}?`, text, 'Stop')) await act(job, 'stop');
   };
   const edit = () => {
     const kind = job.kind === 'train_llm' ? 'text-train' : 'train';
@@ -96,16 +103,19 @@ export function JobActions({ job }) {
   };
   const drop = async () => {
     const queued = job.state === 'queued';
-    const question = queued ? 'It is taken out of the queue.' : 'Its files on this server are deleted: settings, checkpoints, adapter, pictures.';
+    const files = 'Its files on this server are deleted: settings, checkpoints, adapter, pictures.';
+    const question = queued ? 'It is taken out of the queue.' : files;
     if (!await ask(`${queued ? 'Drop' : 'Delete'} ${job.name}?`, question, queued ? 'Drop' : 'Delete')) return;
     await remove(`/api/jobs/${job.id}`);
     forgetJob(job.id);
     if (location.hash.endsWith(job.id)) go('watch');
   };
   return html`<div class="buttons">
-    ${possible.map(verb => html`<${Button} key=${verb} kind=${VERBS[verb].kind} onPress=${() => (verb === 'stop' ? stop() : act(job, verb))}>${VERBS[verb].title}<//>`)}
+    ${possible.map(verb => html`<${Button} key=${verb === 'continue' ? 'pause' : verb} kind=${VERBS[verb].kind}
+      onPress=${() => (verb === 'stop' ? stop() : act(job, verb))}>${VERBS[verb].title}<//>`)}
     ${job.state === 'queued' && isTraining(job) && html`<${Button} onPress=${edit}>Edit<//>`}
-    ${(job.state === 'queued' || isOver(job)) && html`<${Button} onPress=${drop}>${job.state === 'queued' ? 'Drop' : 'Delete'}<//>`}</div>`;
+    ${(job.state === 'queued' || isOver(job)) && html`<${Button}
+      onPress=${drop}>${job.state === 'queued' ? 'Drop' : 'Delete'}<//>`}</div>`;
 }
 
 /// Moves a waiting job up or down.

@@ -1,12 +1,12 @@
 // The tab Library: adapters and runs; what is kept, renamed, taken home, deleted.
 import { html, useEffect, useMemo, useState } from './html.js';
 import { patch, post, remove } from './api.js';
-import { ADAPTER_FILES, chooseCheckpoint, importAdapters, useAdapterInTry } from './adapters.js';
+import { ADAPTER_FILES, checkpointChoices, chooseCheckpoint, importAdapters, useAdapterInTry } from './adapters.js';
 import { Accordion, Block, Button, Check, Choice, Copy, DropZone, Empty, Text } from './controls.js';
 import { ask, askForm, askText, Dialog } from './dialogs.js';
 import { loadAdapters } from './events.js';
 import { bytes, counted, date } from './format.js';
-import { isOver, isTraining, JobActions, KINDS, State } from './jobs.js';
+import { isOver, isTraining, JobActions, KINDS, newestFirst, State } from './jobs.js';
 import { go } from './route.js';
 import { notify, setJob, useStore } from './store.js';
 
@@ -22,36 +22,55 @@ const FORMATS = {
 const LICENCES = ['', 'creativeml-openrail-m', 'openrail++', 'apache-2.0', 'mit', 'cc-by-4.0', 'cc-by-nc-4.0', 'other'];
 
 function Push({ adapter, done }) {
-  const [form, setForm] = useState({ repo: adapter.name.replace(/[^\w.-]+/g, '-'), token: '', isPrivate: true, license: adapter.license ?? '' });
+  const repo = adapter.name.replace(/[^\w.-]+/g, '-');
+  const [form, setForm] = useState({ repo, token: '', isPrivate: true, license: adapter.license ?? '' });
+  const [refusal, setRefusal] = useState(null);
   const set = changes => setForm(before => ({ ...before, ...changes }));
   const start = async () => {
-    const job = await post(`/api/adapters/${adapter.id}/push`, { repo: form.repo, private: form.isPrivate, license: form.license || null, ...(form.token && { token: form.token }) });
-    if (job?.id) setJob(job.id, job);
-    done(job);
+    const { repo, token, isPrivate, license } = form;
+    const body = { repo, private: isPrivate, license: license || null, ...(token && { token }) };
+    try {
+      const job = await post(`/api/adapters/${adapter.id}/push`, body);
+      setJob(job.id, job);
+      done(job);
+    } catch (refused) {
+      setRefusal(refused);
+    }
   };
   return html`<${Dialog} title="Upload ${adapter.name} to the hub" onClose=${() => done(null)}>
-    <${Text} id="push-repo" label="Repository" value=${form.repo} onChange=${repo => set({ repo })} hint="NAME or OWNER/NAME; made if there is none." />
-    <div class="field"><label for="push-token">Token</label><input id="push-token" class="input" type="password" autocomplete="off" value=${form.token}
+    <${Text} id="push-repo" label="Repository" value=${form.repo} onChange=${repo => set({ repo })}
+      hint="NAME or OWNER/NAME; made if there is none." />
+    <div class="field"><label for="push-token">Token</label><input id="push-token" class="input" type="password" autocomplete="off"
+      value=${form.token}
       aria-describedby="push-token-hint" onInput=${event => set({ token: event.target.value })} />
-      <p class="hint" id="push-token-hint">With the right to write. It is used once and never stored; empty uses the server's HF_TOKEN.</p></div>
-    <${Choice} id="push-license" label="Licence" value=${form.license} onChange=${license => set({ license })} choices=${LICENCES.map(value => ({ value, label: value || 'none said' }))} />
-    <${Check} id="push-private" label="Private" checked=${form.isPrivate} onChange=${isPrivate => set({ isPrivate })} hint="Only you see it." />
-    <div class="buttons"><${Button} onPress=${() => done(null)}>Cancel<//><${Button} kind="primary" disabled=${!form.repo.trim()} onPress=${start}>Upload<//></div><//>`;
+      <p class="hint"
+        id="push-token-hint">With the right to write. It is used once and never stored; empty uses the server's HF_TOKEN.</p></div>
+    <${Choice} id="push-license" label="Licence" value=${form.license} onChange=${license => set({ license })}
+      choices=${LICENCES.map(value => ({ value, label: value || 'none said' }))} />
+    <${Check} id="push-private" label="Private" checked=${form.isPrivate} onChange=${isPrivate => set({ isPrivate })}
+      hint="Only you see it." />
+    ${refusal && html`<p class="notice error" role="alert">${refusal.message}</p>`}
+    <div class="buttons"><${Button} onPress=${() => done(null)}>Cancel<//><${Button} kind="primary" disabled=${!form.repo.trim()}
+      onPress=${start}>Upload<//></div><//>`;
 }
 
 function Downloads({ adapter }) {
   const [step, setStep] = useState('');
   const more = step === '' ? '' : `&checkpoint=${step}`;
   return html`<${Accordion} title="Download">
-    ${adapter.checkpoints?.length > 1 && html`<${Choice} id="download-${adapter.id}" label="Checkpoint" value=${step} onChange=${setStep}
-      choices=${[{ value: '', label: "the run's adapter" }, ...adapter.checkpoints.map(checkpoint => ({ value: String(checkpoint.step), label: `step ${checkpoint.step}` }))]} />`}
+    ${adapter.checkpoints?.length > 1 && html`<${Choice} id="download-${adapter.id}" label="Checkpoint" value=${step}
+      onChange=${setStep}
+      choices=${checkpointChoices(adapter)} />`}
     <ul class="downloads">${FORMATS[adapter.kind].map(([format, title, use]) => html`<li key=${format}>
-      <a class="button secondary small" href="/api/adapters/${adapter.id}/download?format=${format}${more}" download>${title}</a> <span class="hint">${use}</span></li>`)}</ul><//>`;
+      <a class="button secondary small" href="/api/adapters/${adapter.id}/download?format=${format}${more}"
+        download="">${title}</a> <span class="hint">${use}</span></li>`)}</ul><//>`;
 }
 
 function Adapter({ adapter, selected }) {
   const tryIt = useAdapterInTry();
-  useEffect(() => { if (selected) document.getElementById(`adapter-card-${adapter.id}`)?.scrollIntoView({ block: 'nearest' }); }, [selected]);
+  useEffect(() => {
+    if (selected) document.getElementById(`adapter-card-${adapter.id}`)?.scrollIntoView({ block: 'nearest' });
+  }, [selected]);
   const rename = async () => {
     const name = await askText(`Rename ${adapter.name}`, 'Name', adapter.name);
     if (!name) return;
@@ -67,22 +86,29 @@ function Adapter({ adapter, selected }) {
     const job = await askForm(({ done }) => html`<${Push} adapter=${adapter} done=${done} />`);
     if (job?.id) go('watch', job.id);
   };
-  return html`<li class="adapter-card ${selected ? 'selected' : ''}" id="adapter-card-${adapter.id}"><article aria-label=${adapter.name}>
-    <div class="job-head"><h3>${adapter.name}</h3><span class="hint">${adapter.kind === 'language' ? 'language model' : 'Stable Diffusion'}</span></div>
-    ${adapter.samples?.length > 0 && html`<ul class="strip">${adapter.samples.slice(0, 6).map((url, index) => html`<li key=${url}><img src=${url} alt="Sample ${index + 1} of ${adapter.name}"
+  return html`<li class="adapter-card ${selected ? 'selected' : ''}" id="adapter-card-${adapter.id}"><article
+    aria-label=${adapter.name}>
+    <div class="job-head"><h3>${adapter.name}</h3><span
+      class="hint">${adapter.kind === 'language' ? 'language model' : 'Stable Diffusion'}</span></div>
+    ${adapter.samples?.length > 0 && html`<ul class="strip">${adapter.samples.slice(0, 6).map((url, index) => html`<li
+      key=${url}><img src=${url} alt="Sample ${index + 1} of ${adapter.name}"
       loading="lazy" decoding="async" width="96" height="96" /></li>`)}</ul>`}
     <dl class="facts"><div><dt>base model</dt><dd>${adapter.base_model ?? 'not said'}</dd></div>
       ${adapter.trigger && html`<div><dt>trigger</dt><dd>${adapter.trigger} <${Copy} text=${adapter.trigger} /></dd></div>`}
       <div><dt>made</dt><dd>${date(adapter.created)}</dd></div>
       ${adapter.steps > 0 && html`<div><dt>steps</dt><dd>${adapter.steps}</dd></div>`}
-      ${adapter.rank > 0 && html`<div><dt>rank</dt><dd>${adapter.rank}</dd></div>`}<div><dt>size</dt><dd>${bytes(adapter.bytes)}</dd></div></dl>
+      ${adapter.rank > 0 && html`<div><dt>rank</dt><dd>${adapter.rank}</dd></div>`}
+      <div><dt>size</dt><dd>${bytes(adapter.bytes)}</dd></div></dl>
     <div class="buttons"><${Button} kind="primary" onPress=${() => tryIt(adapter)}>Try<//><${Button} onPress=${rename}>Rename<//>
       <${Button} onPress=${push}>Upload to the hub<//>
-      ${adapter.job && html`<a class="button secondary" href="#watch/${adapter.job}">Its run</a>`}<${Button} onPress=${drop}>Delete<//></div>
+      ${adapter.job && html`<a class="button secondary" href="#watch/${adapter.job}">Its run</a>`}<${Button}
+        onPress=${drop}>Delete<//></div>
     <${Downloads} adapter=${adapter} />
-    ${adapter.checkpoints?.length > 1 && html`<${Accordion} title=${counted(adapter.checkpoints.length, 'checkpoint')}><ul class="downloads">${adapter.checkpoints.map(({ step, chosen }) =>
+    ${adapter.checkpoints?.length > 1 && html`<${Accordion} title=${counted(adapter.checkpoints.length, 'checkpoint')}><ul
+      class="downloads">${adapter.checkpoints.map(({ step, chosen }) =>
       html`<li key=${step}>step ${step} ${chosen ? html`<span class="hint">the run's adapter</span>`
-        : html`<${Button} kind="secondary small" onPress=${() => chooseCheckpoint(adapter.id, step)}>Make it the adapter<//>`}</li>`)}</ul><//>`}</article></li>`;
+        : html`<${Button} kind="secondary small"
+          onPress=${() => chooseCheckpoint(adapter.id, step)}>Make it the adapter<//>`}</li>`)}</ul><//>`}</article></li>`;
 }
 
 function Run({ job }) {
@@ -90,7 +116,8 @@ function Run({ job }) {
     const name = await askText(`Rename ${job.name}`, 'Name', job.name);
     if (name) setJob(job.id, (await patch(`/api/jobs/${job.id}`, { name })) ?? { name });
   };
-  return html`<li class="run"><div class="job-head"><a href="#watch/${job.id}">${job.name}</a><${State} job=${job} /><span class="hint">${KINDS[job.kind]} · ${date(job.created)}</span></div>
+  return html`<li class="run"><div class="job-head"><a href="#watch/${job.id}">${job.name}</a><${State} job=${job} /><span
+    class="hint">${KINDS[job.kind]} · ${date(job.created)}</span></div>
     ${job.error && html`<p class="notice error">${job.error}</p>`}
     <div class="buttons"><${Button} onPress=${rename}>Rename<//><${JobActions} job=${job} /></div></li>`;
 }
@@ -99,7 +126,7 @@ export function Library({ id }) {
   const adapters = useStore(state => state.adapters);
   const jobs = useStore(state => state.jobs);
   const [busy, setBusy] = useState(false);
-  const runs = useMemo(() => Object.values(jobs).filter(job => isTraining(job) && isOver(job)).sort((a, b) => (a.created < b.created ? 1 : -1)), [jobs]);
+  const runs = useMemo(() => newestFirst(jobs, job => isTraining(job) && isOver(job)), [jobs]);
   const take = async files => {
     setBusy(true);
     try {
@@ -109,10 +136,14 @@ export function Library({ id }) {
     }
   };
   return html`<div class="column">
-    <${Block} tag="Adapters">${adapters?.length ? html`<ul class="cards">${adapters.map(adapter => html`<${Adapter} key=${adapter.id} adapter=${adapter} selected=${adapter.id === id} />`)}</ul>`
-      : html`<${Empty}>${adapters === null ? 'Loading' : html`No adapter yet. <a href="#train">Train one</a>, or import a file.`}<//>`}<//>
-    <${Block} tag="Import"><${DropZone} accept=${ADAPTER_FILES} multiple busy=${busy} onFiles=${take} title="Drop an adapter file here"
+    <${Block} tag="Adapters">${adapters?.length ? html`<ul class="cards">${adapters.map(adapter => html`<${Adapter}
+      key=${adapter.id} adapter=${adapter} selected=${adapter.id === id} />`)}</ul>`
+      : html`<${Empty}>${adapters === null ? 'Loading' : html`No adapter yet. <a
+        href="#train">Train one</a>, or import a file.`}<//>`}<//>
+    <${Block} tag="Import"><${DropZone} accept=${ADAPTER_FILES} multiple busy=${busy} onFiles=${take}
+      title="Drop an adapter file here"
       hint="A zip of a PEFT folder, or a .safetensors file of diffusers or kohya." /><//>
-    <${Block} tag="Runs">${runs.length ? html`<ul class="runs">${runs.map(job => html`<${Run} key=${job.id} job=${job} />`)}</ul>` : html`<${Empty}>No ended run yet.<//>`}<//>
+    <${Block} tag="Runs">${runs.length ? html`<ul class="runs">${runs.map(job => html`<${Run} key=${job.id}
+      job=${job} />`)}</ul>` : html`<${Empty}>No ended run yet.<//>`}<//>
   </div>`;
 }

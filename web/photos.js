@@ -23,14 +23,11 @@ export function useSet(id, onGone, resolution) {
 }
 
 /// Sends files to a set, which is made if there is none; returns its id.
-export async function send(files, kind, id, told) {
-  const set = id ?? (await post('/api/sets', { kind })).id;
-  let refused = [];
+export async function send(files, id, told) {
+  const set = id ?? (await post('/api/sets')).id;
   for (let at = 0; at < files.length; at += FILES_A_REQUEST) {
     const part = files.slice(at, at + FILES_A_REQUEST);
-    const answer = await upload(`/api/sets/${set}/files`, 'files', part, share => told(at + share * part.length));
-    refused = [...refused, ...(answer.refused ?? [])];
-    setPhotos({ ...answer, refused });
+    setPhotos(await upload(`/api/sets/${set}/files`, 'files', part, share => told(at + share * part.length)));
   }
   return set;
 }
@@ -54,7 +51,8 @@ function Photo({ set, photo, instancePrompt, resolution }) {
     <img src=${photo.thumbnail} alt=${photo.caption || photo.name} width="256" height="256" loading="lazy" decoding="async" />
     <${Button} kind="round" aria-label="Remove ${photo.name}" title="Remove" onPress=${drop}>×<//>
     <label class="unseen" for=${id}>Caption of ${photo.name}</label>
-    <input class="input" ...${tied({ id, hint: true })} value=${caption} placeholder=${instancePrompt || 'Caption'} autocomplete="off"
+    <input class="input" ...${tied({ id, hint: true })} value=${caption} placeholder=${instancePrompt || 'Caption'}
+      autocomplete="off"
       onInput=${event => setCaption(event.target.value)} onBlur=${save} onKeyDown=${event => event.key === 'Enter' && save()} />
     <p class="hint" id="${id}-hint">${photo.width} × ${photo.height} · ${photo.name}</p>
     <${Warnings} warnings=${photo.warnings} title="Warnings of ${photo.name}" /></li>`;
@@ -69,9 +67,8 @@ export function Photos({ id, onSet, instancePrompt, onExample, resolution }) {
   const add = async files => {
     setSending({ done: 0, total: files.length });
     try {
-      const sent = await send(files, 'photos', id, done => setSending({ done, total: files.length }));
-      const { refused } = current().sets[sent];
-      setPhotos({ ...await get(setPath(sent, resolution)), refused });
+      const sent = await send(files, id, done => setSending({ done, total: files.length }));
+      setPhotos(await get(setPath(sent, resolution)));
       onSet(sent);
     } finally {
       setSending(null);
@@ -79,23 +76,30 @@ export function Photos({ id, onSet, instancePrompt, onExample, resolution }) {
   };
   const clear = async () => {
     const count = set.photos.length;
-    if (await ask('Remove all photos?', `The ${counted(count, 'photo')} and their captions leave this form. Runs that used them keep their copies.`, 'Remove')) onSet(null);
+    const text = `The ${counted(count, 'photo')} and their captions leave this form. Runs that used them keep their copies.`;
+    if (await ask('Remove all photos?', text, 'Remove')) onSet(null);
   };
   const photos = set?.photos ?? [];
+  const most = limits?.max_photos ? `; at most ${limits.max_photos} here` : '';
   return html`<section class="block photos" aria-labelledby="photos-title">
     <h3 class="tag" id="photos-title">Photos${photos.length > 0 && `: ${photos.length}`}</h3>
     ${photos.length > 0 && html`<ul class="photo-grid">${photos.map(photo =>
-      html`<${Photo} key=${photo.id} set=${set} photo=${photo} instancePrompt=${instancePrompt} resolution=${resolution} />`)}</ul>`}
-    <${DropZone} accept="image/*,.zip,.txt,.caption" multiple small=${photos.length > 0} busy=${sending !== null} onFiles=${add} title="Drop photos or a zip here"
-      hint=${`4 to 20 photos of one subject${limits?.max_photos ? `; at most ${limits.max_photos} here` : ''}. They stay on this server. A NAME.txt beside a photo is its caption.`} />
-    ${sending && html`<p class="hint" role="status">Sending ${Math.min(sending.total, Math.ceil(sending.done))} of ${counted(sending.total, 'file')}</p>
+      html`<${Photo} key=${photo.id} set=${set} photo=${photo} instancePrompt=${instancePrompt}
+        resolution=${resolution} />`)}</ul>`}
+    <${DropZone} accept="image/*,.zip,.txt,.caption" multiple small=${photos.length > 0} busy=${sending !== null} onFiles=${add}
+      title="Drop photos or a zip here"
+      hint=${`4 to 20 photos of one subject${most}. They stay on this server. A NAME.txt beside a photo is its caption.`} />
+    ${sending && html`<p class="hint"
+      role="status">Sending ${Math.min(sending.total, Math.ceil(sending.done))} of ${counted(sending.total, 'file')}</p>
       <${Progress} label="Sending files" done=${sending.done} total=${sending.total} />`}
     <${Warnings} warnings=${set?.warnings} />
     ${set?.refused?.length > 0 && html`<ul class="warnings refused" aria-label="Files that were refused">${set.refused.map(file =>
       html`<li key=${file.name}><strong>${file.name}</strong>: ${file.sentence}</li>`)}</ul>`}
     <div class="buttons">
-      ${!photos.length && examples.map(example => html`<${Button} key=${example.name} onPress=${() => onExample(example)}>${example.title}<//>`)}
+      ${!photos.length && examples.map(example => html`<${Button} key=${example.name}
+        onPress=${() => onExample(example)}>${example.title}<//>`)}
       ${photos.length > 0 && html`<${Button} kind="secondary small" onPress=${clear}>Remove all<//>`}</div>
-    ${photos.length > 0 && html`<p class="hint">A caption says what one photo shows. Where it is empty, the instance prompt stands for it.</p>`}
+    ${photos.length > 0 && html`<p
+      class="hint">A caption says what one photo shows. Where it is empty, the instance prompt stands for it.</p>`}
   </section>`;
 }

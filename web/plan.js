@@ -5,6 +5,8 @@ import { Accordion, Button, Code, Warnings } from './controls.js';
 import { bytes, counted, duration, words } from './format.js';
 
 const AFTER_MS = 350;
+/// Parts of the memory that have a colour of their own.
+const COLOURS = 6;
 
 /// Asks for the plan of `request` whenever it changes; {plan, refusal, waiting}.
 export function usePlan(request) {
@@ -33,20 +35,23 @@ export function usePlan(request) {
 function Part({ part, of, index }) {
   const bar = useRef();
   useEffect(() => bar.current.style.setProperty('flex-grow', part.bytes / of), [part.bytes, of]);
-  return html`<span ref=${bar} class="part part-${index % 6}"></span>`;
+  return html`<span ref=${bar} class="part part-${index}"></span>`;
 }
 
 function Memory({ plan }) {
   const { parts = [], peak_bytes: peak, device_bytes: device } = plan;
-  const shown = [...parts].filter(part => part.bytes > 0).sort((a, b) => b.bytes - a.bytes);
+  const largest = [...parts].filter(part => part.bytes > 0).sort((a, b) => b.bytes - a.bytes);
+  const rest = largest.splice(COLOURS - 1).reduce((total, part) => total + part.bytes, 0);
+  const shown = rest ? [...largest, { name: 'the rest', bytes: rest }] : largest;
   const sum = shown.reduce((total, part) => total + part.bytes, 0);
   const whole = Math.max(device ?? 0, peak, sum);
   const sentence = `${bytes(peak)} at the peak${device ? ` of ${bytes(device)}` : ''}`;
-  return html`<p class="plan-line"><strong>${bytes(peak)}</strong> of memory at the peak${device ? `; this device has ${bytes(device)}` : ''}</p>
+  return html`<p
+    class="plan-line"><strong>${bytes(peak)}</strong> of memory at the peak${device ? `; this device has ${bytes(device)}` : ''}</p>
     <div class="memory" role="img" aria-label=${sentence}>
       ${shown.map((part, index) => html`<${Part} key=${part.name} part=${part} of=${whole} index=${index} />`)}
       ${whole > sum && html`<${Part} part=${{ bytes: whole - sum }} of=${whole} index=${-1} />`}</div>
-    <ul class="legend">${shown.map((part, index) => html`<li key=${part.name}><span class="swatch part-${index % 6}"></span>
+    <ul class="legend">${shown.map((part, index) => html`<li key=${part.name}><span class="swatch part-${index}"></span>
       <span>${words(part.name)}</span><span class="figure">${bytes(part.bytes)}</span></li>`)}</ul>`;
 }
 
@@ -59,6 +64,8 @@ export function PlanPanel({ answer, missing, action, onStart, onSuggestion, chil
     ${plan && html`<div class="plan-numbers ${waiting ? 'old' : ''}">
       <p class="plan-line"><strong>${duration(plan.total_seconds)}</strong> for ${counted(plan.steps, 'step')}
         ${Number.isFinite(plan.step_seconds) ? html`, about ${duration(plan.step_seconds)} each` : ''}</p>
+      ${plan.phases?.length > 1 && html`<ul class="legend">${plan.phases.filter(({ seconds }) => seconds > 0).map(({ name, seconds }) => html`
+        <li key=${name}><span>${words(name)}</span><span class="figure">${duration(seconds)}</span></li>`)}</ul>`}
       <${Memory} plan=${plan} />
       ${plan.fits === false && html`<p class="notice error">This does not fit the memory of this device.</p>`}
       ${plan.suggestion && html`<div class="suggestion"><p>${plan.suggestion.sentence}</p>
@@ -67,6 +74,7 @@ export function PlanPanel({ answer, missing, action, onStart, onSuggestion, chil
     ${refusal && html`<p class=${`notice ${missing ? '' : 'error'}`} role=${missing ? undefined : 'alert'}>${refusal.message}</p>`}
     ${children}
     <${Button} kind="primary wide" onPress=${onStart}>${action}<//>
-    ${plan?.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line" text=${plan.command} /><//>`}
+    ${plan?.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line"
+      text=${plan.command} /><//>`}
   </section>`;
 }

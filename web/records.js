@@ -12,7 +12,7 @@ export function Records({ id, onSet }) {
   const add = async files => {
     setShare(0);
     try {
-      onSet(await send(files.slice(0, 1), 'records', null, setShare));
+      onSet(await send(files.slice(0, 1), null, setShare));
     } finally {
       setShare(null);
     }
@@ -22,10 +22,13 @@ export function Records({ id, onSet }) {
   const cell = (row, column) => shortened(typeof row[column] === 'string' ? row[column] : JSON.stringify(row[column] ?? ''), CELL);
   return html`<section class="block" aria-labelledby="records-title"><h3 class="tag" id="records-title">Records</h3>
     ${records && html`<p>${counted(records.count, 'record')} with the columns ${records.columns.join(', ')}.</p>
-      <${Wide} label="The first records"><table><thead><tr>${records.columns.map(column => html`<th key=${column} scope="col">${column}</th>`)}</tr></thead>
-      <tbody>${rows.map((row, index) => html`<tr key=${index}>${records.columns.map(column => html`<td key=${column}>${cell(row, column)}</td>`)}</tr>`)}</tbody></table><//>
+      <${Wide} label="The first records"><table><thead><tr>${records.columns.map(column => html`<th key=${column}
+        scope="col">${column}</th>`)}</tr></thead>
+      <tbody>${rows.map((row, index) => html`<tr key=${index}>${records.columns.map(column => html`<td
+        key=${column}>${cell(row, column)}</td>`)}</tr>`)}</tbody></table><//>
       <${Button} kind="secondary small" onPress=${() => onSet(null)}>Remove<//>`}
-    ${!records && html`<${DropZone} accept=".jsonl,.json,.csv,.tsv,.parquet,.txt" busy=${share !== null} onFiles=${add} title="Drop a file of records here"
+    ${!records && html`<${DropZone} accept=".jsonl,.json,.csv,.tsv,.parquet,.txt" busy=${share !== null} onFiles=${add}
+      title="Drop a file of records here"
       hint="JSONL, CSV, TSV or Parquet: a record a line, a column a field." />`}
     ${share !== null && html`<${Progress} label="Sending the file" done=${share} total=${1} />`}
     <${Warnings} warnings=${set?.warnings} />

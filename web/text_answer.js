@@ -8,7 +8,8 @@ export function Answer({ job }) {
   return html`<${Block} tag="Answer" aria-live="polite" aria-busy=${isLive(job) ? 'true' : 'false'}>
     ${job.options?.prompt && html`<p class="hint prompt">${job.options.prompt}</p>`}
     ${text && html`<p class="answer">${text}</p>`}
-    ${labels?.length > 0 && html`<table><thead><tr><th scope="col">Label</th><th scope="col">Probability</th></tr></thead><tbody>${labels.map(({ label, probability }) =>
+    ${labels?.length > 0 && html`<table><thead><tr><th scope="col">Label</th><th
+      scope="col">Probability</th></tr></thead><tbody>${labels.map(({ label, probability }) =>
       html`<tr key=${label}><th scope="row">${label}</th><td>${(100 * probability).toFixed(1)} %</td></tr>`)}</tbody></table>`}
     ${!text && !labels && !job.error && html`<p class="hint">Nothing yet.</p>`}
     ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}

@@ -16,7 +16,10 @@ const SECTIONS = [
   },
   {
     title: 'How long, how strong',
-    fields: ['max_train_steps', 'learning_rate', 'resolution', 'lora_r', 'lora_alpha', 'train_text_encoder', 'lora_text_encoder_r', 'lora_text_encoder_alpha'],
+    fields: [
+      'max_train_steps', 'learning_rate', 'resolution', 'lora_r', 'lora_alpha', 'train_text_encoder', 'lora_text_encoder_r',
+      'lora_text_encoder_alpha',
+    ],
     needs: { lora_text_encoder_r: 'train_text_encoder', lora_text_encoder_alpha: 'train_text_encoder' },
   },
   { title: 'Memory', fields: ['gradient_checkpointing', 'mixed_precision'] },
@@ -29,7 +32,8 @@ const PLACEHOLDERS = {
 /// Samples are drawn of the subject unless another prompt is given, or none are wanted.
 const samplesSection = (samples, change) => ({
   title: 'Samples on the way', fields: samples ? ['validation_prompt', 'validation_steps', 'num_validation_images'] : [],
-  head: html`<${Check} id="samples" label="Draw samples while it trains" checked=${samples} onChange=${next => change({ samples: next })} />`,
+  head: html`<${Check} id="samples" label="Draw samples while it trains" checked=${samples}
+    onChange=${next => change({ samples: next })} />`,
 });
 
 export function Train() {
@@ -42,7 +46,8 @@ export function Train() {
     setPhotos(set);
     change(before => ({ set: set.id, model: model ?? before.model, values: { ...before.values, ...values } }));
   };
-  return html`<${TrainingForm} kind="dreambooth" jobKind="train_dreambooth" modelKind="stable_diffusion" form=${form} change=${change}
+  return html`<${TrainingForm} kind="dreambooth" jobKind="train_dreambooth" modelKind="stable_diffusion" form=${form}
+    change=${change}
     sections=${[...SECTIONS.slice(0, 2), samplesSection(form.samples, change), ...SECTIONS.slice(2)]}
     more=${form.samples ? {} : { validation_prompt: '' }} lacking=${photos.length ? null : 'Photos are missing: drop some first.'}
     placeholders=${{ ...PLACEHOLDERS, validation_prompt: form.values.instance_prompt || 'the instance prompt' }}>

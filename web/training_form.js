@@ -3,6 +3,7 @@ import { html, useEffect, useMemo, useState } from './html.js';
 import { patch, post } from './api.js';
 import { Button, Choice, Form, Text } from './controls.js';
 import { allFields, isChanged, ModelChoice, modelOf, OptionField, OptionGroups, toOptions, useOptions } from './fields.js';
+import { newestFirst } from './jobs.js';
 import { PlanPanel, usePlan } from './plan.js';
 import { go } from './route.js';
 import { current, notify, setJob, useStore } from './store.js';
@@ -19,21 +20,22 @@ export const formOf = (job, editing = false) => {
 
 function Presets({ presets, chosen, onChoose }) {
   if (!presets?.length) return null;
-  return html`<fieldset class="presets"><legend>What it learns</legend>${presets.map(preset => html`<label key=${preset.name} class="preset">
+  return html`<fieldset class="presets"><legend>What it learns</legend>${presets.map(preset => html`<label key=${preset.name}
+    class="preset">
     <input type="radio" name="preset" checked=${chosen === preset.name} onChange=${() => onChoose(preset)} />
     <span><strong>${preset.title}</strong><span class="hint">${preset.sentence}</span></span></label>`)}</fieldset>`;
 }
 
 function CopySettings({ kind, onCopy }) {
   const jobs = useStore(state => state.jobs);
-  const runs = useMemo(() => Object.values(jobs).filter(job => job.kind === kind).sort((a, b) => (a.created < b.created ? 1 : -1)), [jobs]);
+  const runs = useMemo(() => newestFirst(jobs, job => job.kind === kind), [jobs]);
   if (!runs.length) return null;
   return html`<${Choice} id="copy-from" label="Copy settings from a run" value="" onChange=${id => id && onCopy(current().jobs[id])}
     choices=${[{ value: '', label: 'Choose a run …' }, ...runs.map(job => ({ value: job.id, label: `${job.name} (${job.state})` }))]} />`;
 }
 
-/// `sections`: [{title, fields, needs, head}]; `more` is sent with the options; `lacking` says what must come before a start; `children` stands
-/// above everything.
+/// `sections`: [{title, fields, needs, head}]; `more` is sent with the options; `lacking` says what must come before a start;
+/// `children` stands above everything.
 export function TrainingForm({ kind, jobKind, modelKind, form, change, sections, lacking, more = {}, placeholders = {}, children }) {
   const options = useOptions(kind);
   const server = useStore(state => state.server);
@@ -42,13 +44,23 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const fields = useMemo(() => new Map(allFields(options).map(field => [field.name, field])), [options]);
   const values = form.values;
   const setValues = changes => change(before => ({ values: { ...before.values, ...changes } }));
-  const sent = options && { model, ...toOptions(options, values), ...more };
+  const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
+  // What a box that is not ticked hides is not meant.
+  const needed = Object.assign({}, ...sections.map(section => section.needs));
+  const meant = Object.fromEntries(Object.entries(values).filter(([name]) => !needed[name] || on(needed[name])));
+  const sent = options && { model, ...toOptions(options, meant), ...more };
   const answer = usePlan(sent && server ? { kind, set: form.set, options: sent } : null);
   const [tried, setTried] = useState(false);
-  const wrong = answer.refusal?.field ?? null;
-  const missing = wrong !== null && !tried && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
-  const errors = wrong && !missing ? { [wrong]: answer.refusal.message } : {};
-  const on = name => (name in values ? values[name] === true || values[name] === 'true' : fields.get(name)?.default === true);
+  // What the start itself was refused for, until something is changed.
+  const [refused, setRefused] = useState(null);
+  const refusal = answer.refusal ?? (refused && refused.sent === JSON.stringify(sent) ? refused.refusal : null);
+  const wrong = refusal?.field ?? null;
+  // Nobody has written it yet; or the plan of a model of the hub that is not here yet, which a job fetches.
+  const isUnfetched = wrong === 'model' && refusal === answer.refusal && model.includes('/');
+  const isBlank = wrong !== null && !String(wrong === 'model' ? model : values[wrong] ?? '').trim();
+  const missing = isUnfetched || (isBlank && !tried);
+  const errors = wrong && !missing ? { [wrong]: refusal.message } : {};
+  const isShown = ({ needs = {} }, name) => fields.has(name) && (!needs[name] || on(needs[name]));
   const shown = sections.flatMap(section => section.fields);
 
   // A job that is changed here may begin, or be dropped, meanwhile.
@@ -75,8 +87,16 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   const start = async () => {
     setTried(true);
     if (lacking) return notify(lacking, 'error');
-    if (answer.refusal) return document.getElementById(`option-${wrong}`)?.focus();
     if (!sent) return undefined;
+    try {
+      return await submit();
+    } catch (refusal) {
+      if (!refusal.field || refusal.field === 'set') throw refusal;
+      setRefused({ refusal, sent: JSON.stringify(sent) });
+      return document.getElementById(`option-${refusal.field}`)?.focus();
+    }
+  };
+  const submit = async () => {
     if (form.editing && editing) {
       setJob(form.editing, await patch(`/api/jobs/${form.editing}`, { options: sent, name: form.name || undefined }) ?? {});
       change({ editing: null, name: '' });
@@ -97,15 +117,18 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
       <${Presets} presets=${presets} chosen=${form.preset} onChoose=${choosePreset} />
     <//>
     ${sections.map(section => html`<${Form} key=${section.title}><h3 class="form-title">${section.title}</h3>${section.head}
-      <div class=${section.wide ? '' : 'columns'}>${section.fields.filter(name => fields.has(name) && (!section.needs?.[name] || on(section.needs[name])))
-        .map(name => html`<${OptionField} key=${name} field=${fields.get(name)} values=${values} errors=${errors} onChange=${setValues}
+      <div class=${section.wide ? '' : 'columns'}>${section.fields.filter(name => isShown(section, name))
+        .map(name => html`<${OptionField} key=${name} field=${fields.get(name)} values=${values} errors=${errors}
+          onChange=${setValues}
           placeholder=${placeholders[name]} />`)}</div><//>`)}
     <h3 class="form-title">Everything else</h3>
     <${OptionGroups} options=${options} values=${values} errors=${errors} without=${shown} onChange=${setValues} />
   </div><div class="column side">
-    <${PlanPanel} answer=${answer} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'} onStart=${start}
+    <${PlanPanel} answer=${{ ...answer, refusal }} missing=${missing} action=${form.editing ? 'Save the changes' : 'Train'}
+      onStart=${start}
       onSuggestion=${setValues}>
-      <${Text} id="run-name" label="Name of the run" value=${form.name} placeholder="my-subject" onChange=${name => change({ name })}
+      <${Text} id="run-name" label="Name of the run" value=${form.name} placeholder="my-subject"
+        onChange=${name => change({ name })}
         hint="Optional; the adapter's file is called so." />
     <//>
     <${Form}><${CopySettings} kind=${jobKind} onCopy=${copy} />

@@ -19,19 +19,22 @@ const RECENT = 30;
 function Row({ job, selected, waiting }) {
   const share = job.progress?.total > 0 && isLive(job) ? Math.floor((100 * job.progress.done) / job.progress.total) : null;
   return html`<li class="job-row ${selected ? 'selected' : ''}">
-    <a href="#watch/${job.id}" aria-current=${selected ? 'true' : undefined}><span class="job-name">${shortened(job.name || KINDS[job.kind], 48)}</span>
+    <a href="#watch/${job.id}" aria-current=${selected ? 'true' : undefined}><span
+      class="job-name">${shortened(job.name || KINDS[job.kind], 48)}</span>
       <span class="hint">${KINDS[job.kind] ?? words(job.kind)} · ${date(job.created)}</span></a>
     <span class="job-side"><${State} job=${job} />${share !== null && html`<span class="hint">${share} %</span>`}</span>
     ${job.state === 'queued' && waiting > 1 && html`<span class="movers">
       <${Button} kind="icon" disabled=${!(job.position > 1)} aria-label="Move ${job.name} up" onPress=${() => move(job, -1)}>↑<//>
-      <${Button} kind="icon" disabled=${!(job.position < waiting)} aria-label="Move ${job.name} down" onPress=${() => move(job, 1)}>↓<//></span>`}</li>`;
+      <${Button} kind="icon" disabled=${!(job.position < waiting)} aria-label="Move ${job.name} down"
+        onPress=${() => move(job, 1)}>↓<//></span>`}</li>`;
 }
 
 function Queue({ jobs, selected }) {
   const now = jobs.filter(job => isLive(job) || job.state === 'queued');
   const ended = jobs.filter(job => !now.includes(job));
   const waiting = now.filter(job => job.state === 'queued').length;
-  const rows = list => list.map(job => html`<${Row} key=${job.id} job=${job} selected=${job.id === selected} waiting=${waiting} />`);
+  const rows = list => list.map(job => html`<${Row} key=${job.id} job=${job} selected=${job.id === selected}
+    waiting=${waiting} />`);
   return html`<nav class="queue" aria-label="Jobs">
     <h3 class="form-title">Now${waiting > 0 && ` (${waiting} waiting)`}</h3>
     ${now.length ? html`<ul class="job-list">${rows(now)}</ul>` : html`<p class="hint">Nothing is at work.</p>`}
@@ -53,8 +56,9 @@ function SampleNow({ job }) {
   return html`<${Accordion} title=${paused ? 'Try a prompt with the weights as they are' : 'Sample now'} must=${paused}><div>
     <${Prose} id="sample-prompt" label="Prompt" value=${prompt} placeholder=${usual} onChange=${setPrompt} onSubmit=${draw} />
     <${Text} id="sample-seed" label="Seed" numeric value=${seed} placeholder="the run's own" onChange=${setSeed} />
-    <div class="field"><div class="buttons"><${Button} kind=${paused ? 'primary' : 'secondary'} onPress=${draw}>${paused ? 'Draw' : 'Sample now'}<//>
-    <p class="hint">${paused ? 'Continue goes on where the run stopped.' : 'Pause stops the steps meanwhile; Continue goes on where they stopped.'}</p></div></div></div><//>`;
+    <div class="field"><div class="buttons"><${Button} kind=${paused ? 'primary' : 'secondary'}
+      onPress=${draw}>${paused ? 'Draw' : 'Sample now'}<//>
+    <p class="hint">${paused ? 'Continue goes on where the run stopped.' : 'Pause stops the steps meanwhile; Continue goes on.'}</p></div></div></div><//>`;
 }
 
 function Samples({ job }) {
@@ -62,7 +66,8 @@ function Samples({ job }) {
   const measured = images.some(likenessOf);
   const byStep = useMemo(() => [...images].sort((a, b) => (a.step ?? 0) - (b.step ?? 0)), [images]);
   if (!images.length) return html`<p class="hint">Samples show here, drawn with the same seed each time.</p>`;
-  return html`<${Gallery} images=${byStep} label="Samples by step" caption=${image => html`<strong>${image.step === null || image.step === undefined ? '' : `step ${image.step}`}</strong>
+  return html`<${Gallery} images=${byStep} label="Samples by step"
+    caption=${image => html`<strong>${image.step === null || image.step === undefined ? '' : `step ${image.step}`}</strong>
     ${likenessOf(image) && html`<span>${likenessText(likenessOf(image))}</span>`}`} />
     ${measured && html`<${Accordion} title="What the likeness is"><p>${LIKENESS}</p><//>`}`;
 }
@@ -73,7 +78,8 @@ function Log({ lines }) {
   return html`<pre class="log" ref=${place} tabindex="0" role="region" aria-label="Log">${lines.join('\n')}</pre>`;
 }
 
-const Facts = ({ facts }) => html`<dl class="facts">${facts.map(({ name, text }) => html`<div key=${name}><dt>${words(name)}</dt><dd>${text}</dd></div>`)}</dl>`;
+const Facts = ({ facts }) => html`<dl class="facts">${facts.map(({ name, text }) => html`<div
+  key=${name}><dt>${words(name)}</dt><dd>${text}</dd></div>`)}</dl>`;
 
 const Settings = ({ job }) => html`<${Facts} facts=${Object.entries(job.options ?? {}).map(([name, value]) =>
   ({ name, text: typeof value === 'object' ? JSON.stringify(value) : String(value) }))} />`;
@@ -97,18 +103,21 @@ function Detail({ id }) {
   return html`<article class="column" aria-labelledby="job-title">
     <div class="job-head"><h2 id="job-title">${job.name || KINDS[job.kind]}</h2><${State} job=${job} /></div>
     <section class="block" aria-label="Progress"><${JobProgress} job=${job} />
-      ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}<${JobActions} job=${job} /><${Done} job=${job} /></section>
+      ${job.error && html`<p class="notice error" role="alert">${job.error}</p>`}<${Done} job=${job} /><${JobActions} job=${job} /></section>
     <${Warnings} warnings=${job.warnings} />
-    ${job.kind === 'train_dreambooth' && html`<${Block} tag=${`Samples${images.length ? `: ${images.length}` : ''}`}><${Samples} job=${job} />
+    ${job.kind === 'train_dreambooth' && html`<${Block} tag=${`Samples${images.length ? `: ${images.length}` : ''}`}><${Samples}
+      job=${job} />
       ${actionsOf(job).includes('sample') && html`<${SampleNow} job=${job} />`}<//>`}
     ${training && html`<${Block} tag="Loss"><${LossChart} id=${id} /><//>`}
     ${job.kind === 'grid' && html`<${Block} tag="Grid"><${GridTable} job=${job} /><//>`}
-    ${job.kind === 'generate' && images.length > 0 && html`<${Block} tag="Pictures"><${Gallery} images=${images} label="Pictures" /><//>`}
+    ${job.kind === 'generate' && images.length > 0 && html`<${Block} tag="Pictures"><${Gallery} images=${images}
+      label="Pictures" /><//>`}
     ${job.kind === 'complete' && html`<${Answer} job=${job} />`}
     ${job.log?.length > 0 && html`<${Accordion} title="Log" open=${true}><${Log} lines=${job.log} /><//>`}
     ${job.facts?.length > 0 && html`<${Accordion} title="About this run"><${Facts} facts=${job.facts} /><//>`}
     <${Accordion} title="Its settings"><${Settings} job=${job} /><//>
-    ${job.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line" text=${job.command} /><//>`}</article>`;
+    ${job.command && html`<${Accordion} title="The command line of this run"><${Code} label="Command line"
+      text=${job.command} /><//>`}</article>`;
 }
 
 export function Watch({ id }) {

@@ -1,5 +1,6 @@
 //! What a job tells while it runs, as events for the page and lines in the database.
 
+use super::failure::of_option;
 use super::jobs::{self, Job, Picture};
 use super::likeness::Subject;
 use super::state::Phase;
@@ -150,7 +151,8 @@ impl Observer for JobObserver<'_> {
                 self.log(&format!("{}: {}", name.replace('_', " "), text.replace('\n', "; ")));
             }
             Event::Warning { text } => {
-                self.line("warning", "", &text);
+                // Flags are the command line's; a page has options.
+                self.line("warning", "", &of_option(&text).0);
                 self.log(&format!("warning: {text}"));
             }
             Event::Begin { phase, total, done, unit } => {

@@ -1,6 +1,7 @@
 """A real browser before the page of a server that runs: what the scripts of this folder share."""
 
 import contextlib
+import re
 import shutil
 from urllib.parse import urlsplit
 
@@ -81,11 +82,21 @@ def fill_option(page, name, value):
     page.locator(f"#option-{name}").fill(str(value))
 
 
+def be_quick(page):
+    """The settings that the demo model begins with, without what takes minutes."""
+    expect(page.get_by_role("radio", name=re.compile("Demo model"))).to_be_checked()
+    page.locator("#option-with_prior_preservation").uncheck()
+    page.locator("#option-train_text_encoder").uncheck()
+    fill_option(page, "num_validation_images", 1)
+
+
 def train(page, photos, steps, every, name, prompt="a photo of sks bird"):
-    """Fills the form for the demo model and starts; Watch shows the run then."""
+    """Fills the form for the demo model and starts; Watch shows the run then. Without `photos` those of before serve."""
     open_tab(page, "Train")
-    page.locator("input[type=file]").first.set_input_files(photos)
-    expect(page.locator(".photo")).to_have_count(len(photos))
+    be_quick(page)
+    if photos:
+        page.locator("input[type=file]").first.set_input_files(photos)
+        expect(page.locator(".photo")).to_have_count(len(photos))
     fill_option(page, "instance_prompt", prompt)
     fill_option(page, "max_train_steps", steps)
     fill_option(page, "validation_steps", every)

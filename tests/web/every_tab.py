@@ -89,6 +89,7 @@ def keyboard_alone(opened, url, kept):
         page.keyboard.press("Tab")
         kind, outline = page.evaluate("""() => {
             const focused = document.activeElement;
+            if (focused === document.body) return ['', ''];
             const seen = focused.matches('.unseen') ? focused.closest('.drop') : focused;
             return [focused.id || focused.textContent.trim().slice(0, 20), getComputedStyle(seen ?? focused).outlineStyle];
         }""")

@@ -7,6 +7,11 @@ from playwright.sync_api import expect
 
 from browser import PATIENCE, Visit, browser, fill_option, open_tab, state, train
 
+HIDE = """hidden => {
+    Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+    document.dispatchEvent(new Event('visibilitychange'));
+}"""
+
 
 def main(url, photos):
     photos = sorted(Path(photos).glob("*.png"))
@@ -19,8 +24,8 @@ def main(url, photos):
         expect(other.page.get_by_role("heading", name="long-run")).to_be_visible()
         expect(other.page.locator(".chart-legend")).to_be_visible(timeout=PATIENCE)
 
-        for name in ("second", "third"):
-            train(other.page, photos, 2, 2, name)
+        train(other.page, photos, 2, 2, "second")
+        train(other.page, None, 2, 2, "third")
         queue = one.page.locator(".job-list").first.locator(".job-row")
         expect(queue).to_have_count(3)
         other.page.get_by_role("button", name="Move third up").click()
@@ -47,6 +52,13 @@ def main(url, photos):
         expect(one.page.locator(".chart-legend")).to_contain_text("Step 3")
 
         # A tab that is hidden holds no stream, and has missed nothing when it is shown again.
+        one.page.evaluate(HIDE, True)
+        train(other.page, None, 2, 2, "unseen")
+        expect(state(other.page)).to_have_text("finished", timeout=PATIENCE)
+        assert one.page.get_by_role("link", name="unseen").count() == 0
+        with one.page.expect_request("**/api/events?after=*"):
+            one.page.evaluate(HIDE, False)
+        expect(one.page.get_by_role("link", name="unseen")).to_be_visible()
         one.close()
         other.close()
 

@@ -32,7 +32,7 @@ def main(url, photos):
 
         one.page.get_by_role("button", name="Delete my things").click()
         one.page.get_by_role("dialog").get_by_role("button", name="Delete all").click()
-        expect(one.page.get_by_text("All that was yours is deleted.")).to_be_visible()
+        expect(one.page.get_by_label("Notices").get_by_text("All that was yours is deleted.")).to_be_visible()
         open_tab(one.page, "Library")
         expect(one.page.get_by_text("No adapter yet.")).to_be_visible()
         open_tab(other.page, "Library")

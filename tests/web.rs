@@ -1,0 +1,83 @@
+//! The page of `lorabooth serve` in a real browser; what is done there is in `tests/web/`.
+//!
+//! With `LORABOOTH_SCREENSHOTS=FOLDER` each tab is drawn there, in light and dark, on a desk and on a phone.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+#[allow(dead_code, reason = "other tests ask the server without a browser")]
+#[path = "server/client.rs"]
+mod client;
+#[path = "support/jobs.rs"]
+mod jobs;
+mod support;
+
+use client::Server;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use support::interpreter;
+use tempfile::TempDir;
+
+const PHOTOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/subject");
+
+/// A browser takes a core of its own.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Runs `tests/web/SCRIPT` on the page of a new server with `flags`, and panics with what it printed if it fails.
+fn browse(script: &str, flags: &[&str], args: &[&str]) {
+    let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let data = TempDir::new().unwrap();
+    let server = Server::start_with(data.path(), flags);
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/web");
+    let output =
+        interpreter().current_dir(scripts).arg(script).arg(format!("{}/", server.url)).args(args).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{script} failed:\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn a_person_drops_photos_trains_watches_tries_and_takes_the_file_home() {
+    let temporary = TempDir::new().unwrap();
+    browse("train_and_try.py", &[], &[PHOTOS, temporary.path().to_str().unwrap()]);
+}
+
+#[test]
+fn two_browsers_see_what_the_other_one_does() {
+    browse("two_browsers.py", &[], &[PHOTOS]);
+}
+
+#[test]
+fn every_tab_is_for_everybody() {
+    let folder = std::env::var("LORABOOTH_SCREENSHOTS").ok().map(PathBuf::from);
+    let folder = folder.map(|folder| std::path::absolute(folder).unwrap().display().to_string());
+    browse("every_tab.py", &[], &[&[PHOTOS], folder.as_deref().as_slice()].concat());
+}
+
+#[test]
+fn the_page_is_small_and_asks_no_other_host() {
+    browse("page_alone.py", &[], &[]);
+}
+
+#[test]
+fn thousands_of_steps_and_hundreds_of_pictures_stay_smooth() {
+    browse("many_rows.py", &[], &[]);
+}
+
+#[test]
+fn a_language_model_answers_and_learns() {
+    let job = jobs::gpt2(false);
+    let [model, records] = ["model", "train.jsonl"].map(|name| job.folder.join(name).display().to_string());
+    browse("texts.py", &["--model", &model], &[&records]);
+}
+
+#[test]
+fn two_visitors_of_a_public_server_see_nothing_of_each_other() {
+    browse("two_visitors.py", &["--public"], &[PHOTOS]);
+}
+
+#[test]
+fn a_password_comes_before_everything() {
+    browse("password.py", &["--auth", "anna:correct horse"], &["anna", "correct horse"]);
+}
