@@ -182,7 +182,7 @@ impl Worker {
 }
 
 /// The venv's Python, in the folder of the scripts.
-fn interpreter() -> Command {
+pub fn interpreter() -> Command {
     let mut command = Command::new(python_path());
     command
         .current_dir(scripts())
