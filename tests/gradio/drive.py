@@ -1,4 +1,4 @@
-"""drive.py URL PHOTOS LANGUAGE_MODEL: everything that gradio_client can ask of a server without a password."""
+"""drive.py URL PHOTOS: everything that gradio_client can ask of a server with a language model and without a password."""
 import sys
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from common import OPTIONS, connect, first_run, refusal, state_of, wait_for
 
-url, photos, model = sys.argv[1:]
+url, photos = sys.argv[1:]
 photos = [handle_file(str(Path(photos) / f"{number}.png")) for number in (1, 2)]
 client, other = connect(url), connect(url)
 train = dict(files=photos, instance_prompt="a photo of sks bird", api_name="/train")
@@ -47,7 +47,7 @@ assert [picture["caption"] for picture in gallery] == ["seed 7", "seed 8"] and s
 assert all(Image.open(picture["image"]).size == (64, 64) for picture in gallery)
 
 # A text.
-text, state = client.predict("red house", model=model, max_new_tokens=5, api_name="/complete")
+text, state = client.predict("red house", max_new_tokens=5, api_name="/complete")
 assert isinstance(text, str) and state["kind"] == "complete", (text, state)
 
 # What is wrong is said in the server's own words.
