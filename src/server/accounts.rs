@@ -132,6 +132,16 @@ fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 pub struct Owner(String);
 
 impl Owner {
+    /// The one who stands in the database as `name`.
+    pub fn named(name: String) -> Self {
+        Self(name)
+    }
+
+    /// On a public server who has no visitor's cookie, but a session that nobody else knows.
+    pub fn of_session(hash: &str) -> Self {
+        Self(digest(&format!("session {hash}"))[..32].to_owned())
+    }
+
     /// As it stands in the database; empty for everybody.
     pub fn name(&self) -> &str {
         &self.0
@@ -194,6 +204,11 @@ pub async fn admit(State(app): State<App>, mut request: Request, next: Next) -> 
         response.headers_mut().append(SET_COOKIE, value);
     }
     response
+}
+
+/// Whether a visitor's cookie came with the request.
+pub fn has_visitor(headers: &HeaderMap) -> bool {
+    cookie(headers, VISITOR).is_some_and(is_cookie)
 }
 
 /// Whether it can be a cookie of ours.

@@ -41,7 +41,7 @@ pub struct Events {
 }
 
 /// What comes behind a row.
-enum Behind {
+pub enum Behind {
     /// These rows, which may be none, and the number of the last row, be it somebody else's.
     Rows(Vec<(u64, Arc<str>)>, u64),
     /// More than is kept; the number of the last row.
@@ -74,7 +74,13 @@ impl Events {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner).next - 1
     }
 
-    fn behind(&self, row: u64, owner: &str) -> Behind {
+    /// The number of the last row, as it changes.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.latest.subscribe()
+    }
+
+    /// What comes behind the row `row` for `owner`.
+    pub fn behind(&self, row: u64, owner: &str) -> Behind {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let last = ring.next - 1;
         let first = ring.rows.front().map_or(ring.next, |row| row.number);

@@ -3,13 +3,14 @@
 use super::failure::{Answer, Failure};
 use super::ids::new_id;
 use super::state::{JobKind, JobState};
-use super::worker::Live;
+use super::worker::{Live, Stop};
 use super::{library, App};
 use crate::error::Result;
 use crate::recipes::training::utc_time::UtcTime;
 use axum::http::StatusCode;
 use rusqlite::{params, Connection, OptionalExtension, Row};
 use serde_json::{json, Map, Value};
+use std::time::Duration;
 
 /// The last lines of a job's log that are shown.
 const SHOWN_LINES: usize = 200;
@@ -584,6 +585,40 @@ pub async fn resume(app: &App, job: &Job) -> Answer<()> {
     app.worker.wake();
     tell_of(app, &job.id).await;
     Ok(())
+}
+
+/// Tells the job `id` of `owner` to stop; one that waits leaves the queue and keeps what it made before.
+pub async fn stop(app: &App, id: &str, owner: &str) -> Answer<()> {
+    const TRIES: u32 = 40;
+    let job = find(app, id, owner).await?;
+    for _ in 0..TRIES {
+        let waiting = job.id.clone();
+        let left = app
+            .store
+            .ask(move |db| {
+                db.execute(
+                    "UPDATE jobs SET state = 'stopped', ended = ?2 WHERE id = ?1 AND state = 'queued'",
+                    [waiting, now()],
+                )
+            })
+            .await?;
+        if left == 1 {
+            tell_of(app, id).await;
+            tell_the_queue(app).await;
+            return Ok(());
+        }
+        if app.worker.stop(id, Stop::Asked) {
+            tell_of(app, id).await;
+            return Ok(());
+        }
+        let state = find(app, id, owner).await?.state;
+        if state.is_over() {
+            return Err(Failure::conflict(format!("the job is {} and does not run", state.name())));
+        }
+        // Its turn has come in the database, and it is about to be at work.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Err(Failure::conflict("the job neither waits nor runs; try again"))
 }
 
 /// Deletes a job that does not run, with its pictures, and where nothing else needs it what it trained.

@@ -301,12 +301,23 @@ pub struct Wanted {
     checkpoint: Option<i64>,
 }
 
+impl Wanted {
+    /// The adapter as it is, in `format`.
+    pub fn whole(format: Format) -> Self {
+        Self { format, checkpoint: None }
+    }
+}
+
+/// How an adapter is written.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Format {
+pub enum Format {
+    /// A zip of PEFT's folder.
     #[default]
     Peft,
+    /// diffusers' one file.
     Diffusers,
+    /// kohya's one file, which web UIs read.
     Kohya,
 }
 
@@ -340,7 +351,7 @@ pub async fn download(
 }
 
 /// The name of a downloaded file: what every file system and web UI takes.
-fn file_stem(name: &str) -> String {
+pub fn file_stem(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
     let text: String = name.chars().map(plain).take(80).collect();
     let words: Vec<&str> = text.split('-').filter(|word| !word.is_empty()).collect();

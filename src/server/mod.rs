@@ -9,6 +9,7 @@ mod data_folder;
 mod drawing;
 mod events;
 mod failure;
+mod gradio;
 mod guard;
 mod ids;
 mod import;
@@ -40,6 +41,7 @@ pub use serve::{serve, Address};
 use crate::error::Result;
 use axum::Router;
 use events::Events;
+use gradio::Gradio;
 use models::Models;
 use serde::Serialize;
 use std::ops::Deref;
@@ -107,6 +109,8 @@ pub struct Shared {
     limits: Option<Limits>,
     /// The server is about to end: streams end too.
     stopping: watch::Sender<bool>,
+    /// What gradio's clients are in the middle of.
+    gradio: Gradio,
     /// Photos are decoded, and adapters converted, one at a time: each takes hundreds of megabytes.
     heavy: Semaphore,
 }
@@ -126,6 +130,7 @@ impl App {
             host_names: settings.host_names,
             limits: settings.limits,
             stopping: watch::Sender::new(false),
+            gradio: Gradio::new()?,
             heavy: Semaphore::new(1),
             data: settings.data,
         }));

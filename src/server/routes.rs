@@ -9,8 +9,8 @@ use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
 use super::worker::{Request, Stop};
 use super::{
-    assets, drawing, events, guard, import, language_training, library, models, options, plan, training, visitors,
-    writing, App,
+    assets, drawing, events, gradio, guard, import, language_training, library, models, options, plan, training,
+    visitors, writing, App,
 };
 use crate::data::photo_decoding;
 use crate::error::Error;
@@ -121,7 +121,7 @@ pub fn router(app: App) -> Router {
     for endpoint in endpoints {
         router = router.route(endpoint.path, endpoint.handler);
     }
-    router
+    gradio::add_routes(router, MAX_UPLOAD)
         .fallback(get(assets::file).fallback(not_found))
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_JSON))
@@ -193,21 +193,30 @@ async fn options_of(Id(kind): Id<String>) -> Answer {
 /// The body of a new job.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
-    kind: String,
-    name: Option<String>,
-    set: Option<String>,
+pub struct Wanted {
+    /// What is to be done.
+    pub kind: String,
+    /// For people; the usual one where there is none.
+    pub name: Option<String>,
+    /// Photos or records to learn from.
+    pub set: Option<String>,
+    /// The job's options.
     #[serde(default)]
-    options: Map<String, Value>,
+    pub options: Map<String, Value>,
 }
 
 /// `POST /api/jobs`.
 async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted>) -> Answer {
+    Ok((StatusCode::CREATED, axum::Json(submit(&app, &owner, wanted).await?)).into_response())
+}
+
+/// Puts a job in the queue, once it is known that it can be done.
+pub async fn submit(app: &App, owner: &Owner, wanted: Wanted) -> Answer<Value> {
     let Some(kind) = JobKind::named(&wanted.kind) else {
         return Err(Failure::field("kind", format!("kind is one of {}", JobKind::NAMES.join(", "))));
     };
     if let Some(set) = &wanted.set {
-        sets::check(&app, set, &owner).await?;
+        sets::check(app, set, owner).await?;
     }
     if let Some(free) = app.data.free_bytes().filter(|free| *free < LEAST_FREE) {
         let sentence =
@@ -235,13 +244,11 @@ async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted
         command,
     };
     let input = app.data.inputs().join(&job.id);
-    match jobs::add(&app, job).await {
-        Ok(shown) => Ok((StatusCode::CREATED, axum::Json(shown)).into_response()),
-        Err(failure) => {
-            drop(app.data.remove(&input));
-            Err(failure)
-        }
+    let added = jobs::add(app, job).await;
+    if added.is_err() {
+        drop(app.data.remove(&input));
     }
+    added
 }
 
 #[derive(Debug, Deserialize)]
@@ -396,7 +403,7 @@ fn sample_of(body: Bytes) -> Answer<SampleRequest> {
 }
 
 /// `GET /api/images/{id}`.
-async fn image(State(app): State<App>, owner: Owner, Id(id): Id<String>, Query(size): Query<Size>) -> Answer {
+pub async fn image(State(app): State<App>, owner: Owner, Id(id): Id<String>, Query(size): Query<Size>) -> Answer {
     let (wanted, of) = (id.clone(), owner.owned());
     let found: Option<String> = app
         .store

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 /// Photos of a set.
 const MAX_PHOTOS: u64 = 2000;
 /// Bytes of one uploaded file: photos of phones are smaller, and zip files of photos can be this large.
-const MAX_FILE: u64 = 2 << 30;
+pub const MAX_FILE: u64 = 2 << 30;
 /// Bytes of one photo.
 const MAX_PHOTO: u64 = 128 << 20;
 /// Pixels of one photo, which are checked before it is decoded.
@@ -133,11 +133,22 @@ pub async fn create(State(app): State<App>, owner: Owner, body: Bytes) -> Answer
     if wanted.example.as_deref().is_some_and(|name| name != EXAMPLE) {
         return Err(Failure::field("example", format!("the one example is `{EXAMPLE}`")));
     }
+    let id = new_set(&app, &owner).await?;
+    if wanted.example.is_some() {
+        let (shared, new) = (app.clone(), id.clone());
+        let filled = tokio::task::spawn_blocking(move || fill_with_example(Intake::new(shared, new)));
+        filled.await.map_err(|_| Failure::bad("the example could not be written"))??;
+    }
+    Ok((StatusCode::CREATED, axum::Json(shown(&app, &id, None).await?)).into_response())
+}
+
+/// A set with nothing in it.
+async fn new_set(app: &App, owner: &Owner) -> Answer<String> {
     let (id, owner) = (new_id()?, owner.owned());
-    for folder in [photo_folder(&app, &id), thumbnail_folder(&app, &id)] {
+    for folder in [photo_folder(app, &id), thumbnail_folder(app, &id)] {
         std::fs::create_dir_all(&folder).map_err(|error| Error::io("create", &folder, error))?;
     }
-    let (new, row) = (id.clone(), id.clone());
+    let row = id.clone();
     app.store
         .ask(move |db| {
             db.execute(
@@ -146,14 +157,65 @@ pub async fn create(State(app): State<App>, owner: Owner, body: Bytes) -> Answer
             )
         })
         .await?;
-    if wanted.example.is_some() {
-        let shared = app.clone();
-        let filled = tokio::task::spawn_blocking(move || {
-            fill_with_example(Intake { app: shared, set: new, refused: Vec::new(), texts: BTreeMap::new() })
-        });
-        filled.await.map_err(|_| Failure::bad("the example could not be written"))??;
+    Ok(id)
+}
+
+/// A set that was made of files at once.
+pub struct Filled {
+    /// Its id.
+    pub id: String,
+    /// It holds records, and no photos.
+    pub is_of_records: bool,
+    /// It holds neither.
+    pub is_empty: bool,
+    /// What was not taken, and why, a sentence each.
+    pub refused: Vec<String>,
+}
+
+/// A new set of files that lie on this machine, each with what it is called.
+pub async fn of_files(app: &App, owner: &Owner, files: Vec<(String, PathBuf)>) -> Answer<Filled> {
+    let id = new_set(app, owner).await?;
+    let turn = app.heavy.acquire().await.map_err(|_| Failure::conflict("the server is stopping"))?;
+    let mut intake = Intake::new(app.clone(), id.clone());
+    let taken = tokio::task::spawn_blocking(move || {
+        files.iter().try_for_each(|(name, file)| intake.take(name, file)).and_then(|()| intake.finish())
+    });
+    let taken = taken.await.map_err(|_| Failure::bad("an uploaded file could not be read"));
+    drop(turn);
+    if let Err(failure) = taken.and_then(|taken| taken.map_err(Failure::from)) {
+        discard(app, &id).await?;
+        return Err(failure);
     }
-    Ok((StatusCode::CREATED, axum::Json(shown(&app, &id, None).await?)).into_response())
+    let wanted = id.clone();
+    let (kind, refused, photos) = app
+        .store
+        .ask(move |db| {
+            let sql = "SELECT kind, refused, (SELECT count(*) FROM photos WHERE set_id = ?1) FROM sets WHERE id = ?1";
+            db.query_row(sql, [wanted], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, u64>(2)?))
+            })
+        })
+        .await?;
+    let refused: Vec<Refused> = serde_json::from_str(&refused).unwrap_or_default();
+    let is_of_records = kind == "records";
+    Ok(Filled {
+        id,
+        is_of_records,
+        is_empty: photos == 0 && !is_of_records,
+        refused: refused.iter().map(|refused| format!("{} {}", refused.name, refused.sentence)).collect(),
+    })
+}
+
+/// Deletes a set that nothing uses.
+pub async fn discard(app: &App, id: &str) -> Answer<()> {
+    let set = id.to_owned();
+    app.store
+        .ask(move |db| {
+            db.execute("DELETE FROM photos WHERE set_id = ?1", [&set])?;
+            db.execute("DELETE FROM sets WHERE id = ?1", [&set])
+        })
+        .await?;
+    Ok(app.data.remove(&app.data.sets().join(id))?)
 }
 
 /// Refuses a set that is not the owner's.
@@ -234,7 +296,7 @@ async fn shown(app: &App, id: &str, resolution: Option<u32>) -> Answer<Value> {
 /// `POST /api/sets/{id}/files`.
 pub async fn upload(State(app): State<App>, owner: Owner, Id(id): Id<String>, mut form: Multipart) -> Answer {
     check(&app, &id, &owner).await?;
-    let mut intake = Intake { app: app.clone(), set: id.clone(), refused: Vec::new(), texts: BTreeMap::new() };
+    let mut intake = Intake::new(app.clone(), id.clone());
     let broken = |_| Failure::bad("the upload broke off, or is not a form with files");
     while let Some(field) = form.next_field().await.map_err(broken)? {
         let name = label(field.file_name().unwrap_or("file"));
@@ -337,6 +399,10 @@ struct Intake {
 }
 
 impl Intake {
+    fn new(app: App, set: String) -> Self {
+        Self { app, set, refused: Vec::new(), texts: BTreeMap::new() }
+    }
+
     fn refuse(&mut self, name: &str, sentence: impl Into<String>) {
         if self.refused.len() < MAX_REFUSED {
             self.refused.push(Refused { name: name.to_owned(), sentence: sentence.into() });

@@ -34,6 +34,7 @@ pub async fn delete(State(app): State<App>, owner: Owner) -> Answer {
             "this server has no visitors, of whom everything could be deleted; delete jobs and adapters one by one";
         return Err(super::failure::Failure::conflict(sentence));
     }
+    app.gradio.forget(owner.name());
     let of = owner.owned();
     let running: Vec<String> = app
         .store
@@ -61,6 +62,7 @@ pub async fn delete(State(app): State<App>, owner: Owner) -> Answer {
 /// Deletes what is older than it is kept.
 pub fn clean(app: &App) -> Result<()> {
     let Some(limits) = app.limits else { return Ok(()) };
+    app.gradio.sweep();
     let before = format!("-{} hours", limits.keep_hours);
     remove(app, "julianday(created) < julianday('now', ?1)", &before)
 }
