@@ -232,11 +232,11 @@ impl Hub {
         self.check_push(push.id)?;
         let patient = Hub { patience: self.patience * SLOWER, ..self.clone() };
         let upload = Upload { hub: self, client: &Client::new(&patient)?, push };
-        let known = push.files.iter().map(|file| Known::of(file, listener)).collect::<Result<Vec<_>>>()?;
+        let known = push.files.iter().map(|file| Known::of(file, listener)).collect::<Result<Vec<_>>>();
+        let known = known.map_err(|error| self.push_error(Failure::Here(error), push.id, ""))?;
         let there = upload.repository(listener)?;
         let modes = upload.modes(&known, listener)?;
-        let large: Vec<&Known> =
-            known.iter().filter(|file| file.size > 0 && modes[&file.file.path] == "lfs").collect();
+        let large: Vec<&Known> = known.iter().filter(|file| file.size > 0 && modes[&file.file.path] == "lfs").collect();
         upload.put_large(&large, listener)?;
         let commit = upload.commit(&known, &large, &there, listener)?;
         Ok(Pushed { address: format!("{}/{}", self.address(), push.id), commit })
@@ -344,9 +344,7 @@ impl Upload<'_> {
     fn accepted(&self, head: &Head, text: Vec<u8>) -> Attempted<Vec<u8>> {
         match head.status {
             200..=299 => Ok(text),
-            status => {
-                Err(Failure::Refused { status, code: self.message(head, &text), retry_after: retry_after(head) })
-            }
+            status => Err(Failure::Refused { status, code: self.message(head, &text), retry_after: retry_after(head) }),
         }
     }
 
@@ -444,8 +442,7 @@ impl Upload<'_> {
         if large.is_empty() {
             return Ok(());
         }
-        let objects: Vec<Value> =
-            large.iter().map(|file| json!({ "oid": file.sha256, "size": file.size })).collect();
+        let objects: Vec<Value> = large.iter().map(|file| json!({ "oid": file.sha256, "size": file.size })).collect();
         let body = json!({
             "operation": "upload", "transfers": ["basic"], "objects": objects, "hash_algo": "sha256", "ref": { "name": BRANCH },
         });
@@ -520,7 +517,8 @@ impl Upload<'_> {
         }
         let headers: Vec<(String, String)> = action.header.clone().unwrap_or_default().into_iter().collect();
         let has_token = |text: &str| self.hub.token.as_ref().is_some_and(|token| text.contains(token.as_str()));
-        let gives_away = has_token(&action.href) || headers.iter().any(|(name, value)| has_token(name) || has_token(value));
+        let gives_away =
+            has_token(&action.href) || headers.iter().any(|(name, value)| has_token(name) || has_token(value));
         match gives_away && !self.client.is_hub(&url) {
             true => Err(odd("it would give the token to another host")),
             false => Ok((url, headers)),
@@ -561,7 +559,14 @@ impl Upload<'_> {
         let url = self.address(&["api", "models"], "", &["commit", BRANCH]);
         // Once: of one that broke off nobody knows whether it was made.
         let answer = self.post(&url, "application/x-ndjson", body.into_bytes(), listener);
-        let answer = answer.map_err(|failure| self.error(failure, "the commit"))?;
+        let answer = answer.map_err(|failure| match failure {
+            Failure::Here(Error::Interrupted(_)) => Error::Interrupted(format!(
+                "the hub may have made the commit: look at {}/{}",
+                self.hub.address(),
+                self.push.id
+            )),
+            failure => self.error(failure, "the commit"),
+        })?;
         let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
         let commit = answer["commitOid"].as_str().filter(|commit| super::names::is_commit(commit));
         Ok(commit.map(str::to_owned))
