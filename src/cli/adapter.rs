@@ -46,7 +46,7 @@ pub fn run(command: AdapterCommand, reporter: &mut Reporter) -> Result<()> {
         }
         AdapterCommand::Push(config) => {
             let hub = push::hub(config.token.as_ref())?;
-            let pushed = push::push(&config, &hub, &push::Known::default(), &Interrupt::on_signals()?, reporter)?;
+            let pushed = push::push(&config, &hub, &Interrupt::on_signals()?, reporter)?;
             report(&pushed, reporter);
             return Ok(());
         }

@@ -107,7 +107,7 @@ impl Destination {
         let name = self.repo.unwrap_or_else(named);
         let repo = if name.contains('/') { name } else { format!("{}/{name}", self.user) };
         let config = PushConfig { adapter: folder.to_owned(), repo, token: None, public: false, license: None };
-        let pushed = push::push(&config, &self.hub, &push::Known::default(), interrupt, reporter);
+        let pushed = push::push(&config, &self.hub, interrupt, reporter);
         let again = format!(
             "the adapter is in {}, and `lorabooth adapter push {} --repo {}` pushes it",
             folder.display(),

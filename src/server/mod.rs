@@ -22,6 +22,7 @@ mod openapi;
 mod options;
 mod plan;
 mod presets;
+mod pushing;
 mod request;
 mod routes;
 mod serve;
@@ -41,6 +42,7 @@ use crate::error::Result;
 use axum::Router;
 use events::Events;
 use models::Models;
+use pushing::Tokens;
 use serde::Serialize;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -101,6 +103,7 @@ pub struct Shared {
     events: Events,
     models: Models,
     worker: Worker,
+    tokens: Tokens,
     device: Device,
     account: Option<Arc<Account>>,
     host_names: Vec<String>,
@@ -121,6 +124,7 @@ impl App {
             events: Events::new(),
             models,
             worker: Worker::new(),
+            tokens: Tokens::default(),
             device: settings.device,
             account: settings.account.map(Arc::new),
             host_names: settings.host_names,

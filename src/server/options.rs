@@ -161,7 +161,7 @@ mod tests {
             ("-x a, b", 4, true)
         );
         assert_eq!(config.unet.lora_modules_to_save, ["conv_in", "conv_out"]);
-        assert!(!config.use_dora && config.class_prompt.is_none() && config.learning_rate == 1e-3);
+        assert!(!config.lora.use_dora && config.class_prompt.is_none() && config.learning_rate == 1e-3);
         assert_eq!(config.unet.lora_rank_pattern.unwrap().0["to_q"], 3);
     }
 

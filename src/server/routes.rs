@@ -9,8 +9,8 @@ use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
 use super::worker::{Request, Stop};
 use super::{
-    assets, drawing, events, guard, import, language_training, library, models, options, plan, training, visitors,
-    writing, App,
+    assets, drawing, events, guard, import, language_training, library, models, options, plan, pushing, training,
+    visitors, writing, App,
 };
 use crate::data::photo_decoding;
 use crate::error::Error;
@@ -98,6 +98,12 @@ fn endpoints() -> Vec<Endpoint> {
         Endpoint::new("get", "/api/adapters/{id}/download", "An adapter as a file: format peft, diffusers or kohya", get(library::download))
             .query("format", "string")
             .query("checkpoint", "integer"),
+        Endpoint::new("post", "/api/adapters/{id}/push", "Upload an adapter to the hub, to a private repository unless private is false", post(pushing::add)).body(json!({
+            "type": "object", "required": ["repo"], "additionalProperties": false, "properties": {
+                "repo": { "type": "string" }, "token": { "type": ["string", "null"] }, "private": { "type": ["boolean", "null"] },
+                "license": { "type": ["string", "null"] }, "checkpoint": { "type": ["integer", "null"] },
+            },
+        })).job(),
         Endpoint::new("get", "/api/events", "Everything that happens, as an event stream", get(events::stream)).query("after", "integer"),
         Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)),
         Endpoint::new("get", "/api/models", "Whether a model of the hub can be used", get(models::look_up)).query("hub", "string"),
@@ -206,6 +212,9 @@ async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted
     let Some(kind) = JobKind::named(&wanted.kind) else {
         return Err(Failure::field("kind", format!("kind is one of {}", JobKind::NAMES.join(", "))));
     };
+    if kind == JobKind::Push {
+        return Err(Failure::field("kind", "an adapter is pushed by POST /api/adapters/{id}/push"));
+    }
     if let Some(set) = &wanted.set {
         sets::check(&app, set, &owner).await?;
     }
@@ -223,6 +232,7 @@ async fn add_job(State(app): State<App>, owner: Owner, Json(wanted): Json<Wanted
         JobKind::TrainLlm => language_training::prepare(&shared, &new, &of, &options, set.as_deref()),
         JobKind::Generate | JobKind::Grid => drawing::prepare(&shared, &new, &of, kind, &options),
         JobKind::Complete => writing::prepare(&shared, &of, &options),
+        JobKind::Push => Err(Failure::not_found("kind of jobs")),
     });
     let (command, usual_name) = prepared.await.map_err(|_| Failure::bad("the job could not be prepared"))??;
     let job = NewJob {
@@ -305,6 +315,7 @@ async fn change_job(State(app): State<App>, owner: Owner, Id(id): Id<String>, Js
                     JobKind::TrainDreambooth => training::command_of(&shared, &new, &of, &options),
                     JobKind::TrainLlm => language_training::command_of(&shared, &new, &of, &options),
                     JobKind::Complete => writing::prepare(&shared, &of, &options).map(|(command, _)| command),
+                    JobKind::Push => Err(Failure::conflict("a push cannot be changed; drop it, and push again")),
                     kind @ (JobKind::Generate | JobKind::Grid) => {
                         drawing::prepare(&shared, &new, &of, kind, &options).map(|(command, _)| command)
                     }

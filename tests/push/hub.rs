@@ -1,5 +1,7 @@
 //! A hub that is pushed to: it keeps what it is given, and refuses where a test says so.
 
+#![allow(dead_code, reason = "each test file uses its own part of this")]
+
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine;
 use serde_json::{json, Value};

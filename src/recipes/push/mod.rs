@@ -12,7 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::options::push::PushConfig;
 use crate::options::secret::Secret;
 use crate::regular_file::{self, FileKind};
-use crate::weights::hub::{is_language_model_id, Content, Download, Hub, Listener, Push, Pushed, UploadedFile};
+use crate::weights::hub::{is_id, is_language_model_id, Content, Download, Hub, Listener, Push, Pushed, UploadedFile};
 use card::{Card, Kind, Sample};
 use serde_json::Value;
 use std::fs::DirBuilder;
@@ -40,15 +40,6 @@ const REPLACED: &[&str] = &[
     "classes.json",
 ];
 
-/// What is known of an adapter beside its files.
-#[derive(Debug, Clone, Default)]
-pub struct Known {
-    /// The model that it was trained on; none: as its files say.
-    pub base_model: Option<String>,
-    /// The prompt that it was trained on; none: as its run says.
-    pub trigger: Option<String>,
-}
-
 /// The hub of the environment, with `token` in place of the environment's where it is given.
 pub fn hub(token: Option<&Secret>) -> Result<Hub> {
     let hub = Hub::from_env()?;
@@ -59,18 +50,12 @@ pub fn hub(token: Option<&Secret>) -> Result<Hub> {
 }
 
 /// Uploads the adapter of `config` to the hub.
-pub fn push(
-    config: &PushConfig,
-    hub: &Hub,
-    known: &Known,
-    interrupt: &Interrupt,
-    observer: &mut dyn Observer,
-) -> Result<Pushed> {
+pub fn push(config: &PushConfig, hub: &Hub, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<Pushed> {
     config.check()?;
     hub.check_push(&config.repo)?;
     let temporary = Temporary::new()?;
     let run = Run::of(&config.adapter);
-    let (kind, mut files, told) = match language_adapter_at(&config.adapter)? {
+    let (kind, mut files, base_model) = match language_adapter_at(&config.adapter)? {
         Some(folder) => language_files(folder)?,
         None => {
             let mut set = read_any(&config.adapter, None)?;
@@ -83,8 +68,7 @@ pub fn push(
         Kind::StableDiffusion => run.samples(),
         Kind::Language { .. } => Vec::new(),
     };
-    let trigger = known.trigger.clone().filter(|text| !text.is_empty()).or_else(|| run.option("instance_prompt"));
-    let base_model = known.base_model.clone().filter(|name| is_public_name(name)).or(told);
+    let trigger = run.option("instance_prompt");
     let (samples, pictures): (Vec<Sample>, Vec<UploadedFile>) = samples.into_iter().unzip();
     let card = Card {
         repo: &config.repo,
@@ -111,9 +95,9 @@ pub fn user(hub: &Hub, interrupt: &Interrupt, observer: &mut dyn Observer) -> Re
     hub.user(&mut Bar { observer, interrupt, shown: None })
 }
 
-/// Whether `name` says which model it is on any machine: a hub's id, and no folder of this one.
-fn is_public_name(name: &str) -> bool {
-    is_language_model_id(name) && !Path::new(name).exists()
+/// Whether `name` says which model it is on any machine: a hub's id, by `is_id`, and no folder of this one.
+fn is_public_name(name: &str, is_id: fn(&str) -> bool) -> bool {
+    is_id(name) && !Path::new(name).exists()
 }
 
 type Found = (Kind, Vec<UploadedFile>, Option<String>);
@@ -122,7 +106,7 @@ fn stable_diffusion_files(set: &mut AdapterSet, folder: &Path, observer: &mut dy
     let mut told = None;
     for part in [set.unet.as_mut(), set.text_encoder.as_mut()].into_iter().flatten() {
         // Where a model lies on this machine helps nobody elsewhere.
-        let name = part.config.base_model_name_or_path.take().filter(|name| is_public_name(name));
+        let name = part.config.base_model_name_or_path.take().filter(|name| is_public_name(name, is_id));
         part.config.base_model_name_or_path.clone_from(&name);
         told = told.or(name);
     }
@@ -148,7 +132,10 @@ fn language_files(folder: &Path) -> Result<Found> {
     let text = regular_file::read(&path, FileKind::CONFIG)?;
     let mut config: Value =
         serde_json::from_slice(&text).map_err(|error| Error::file(&path, format!("not valid JSON: {error}")))?;
-    let name = config["base_model_name_or_path"].as_str().filter(|name| is_public_name(name)).map(str::to_owned);
+    let name = config["base_model_name_or_path"]
+        .as_str()
+        .filter(|name| is_public_name(name, is_language_model_id))
+        .map(str::to_owned);
     let text_of = |name: &str| config[name].as_str().unwrap_or_default().to_owned();
     let kind = Kind::Language { task: text_of("task_type"), method: text_of("peft_type") };
     let names = LANGUAGE_FILES.into_iter().filter(|name| folder.join(name).is_file());
