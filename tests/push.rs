@@ -160,7 +160,7 @@ fn each_refusal_is_one_sentence_that_says_what_to_do() {
     let leak = json!({ "error": leak }).to_string();
     for (end, status, body, parts) in [
         ("create", "401 Unauthorized", "{}", &["does not take this token", "set HF_TOKEN"][..]),
-        ("me/dog", "403 Forbidden", "{}", &["strange"][..0]),
+        ("me/dog", "403 Forbidden", "{}", &["may not write to `me/dog`"]),
         (
             "preupload/main",
             "403 Forbidden",
