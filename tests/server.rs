@@ -5,12 +5,16 @@ mod support;
 
 #[path = "server/client.rs"]
 mod client;
+#[path = "push/hub.rs"]
+mod hub;
 #[path = "server/jobs.rs"]
 mod jobs;
 #[path = "support/jobs.rs"]
 mod language_jobs;
 #[path = "server/pictures.rs"]
 mod pictures;
+#[path = "server/pushes.rs"]
+mod pushes;
 #[path = "server/safety.rs"]
 mod safety;
 #[path = "server/texts.rs"]

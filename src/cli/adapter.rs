@@ -1,14 +1,17 @@
-//! `lorabooth adapter`: look at an adapter, fold it into a model, convert it.
+//! `lorabooth adapter`: look at an adapter, fold it into a model, convert it, push it to the hub.
 
 use super::Reporter;
 use crate::adapters::inspect::{Inspected, PromptSummary, Summary};
 use crate::adapters::{inspect, with_commas};
 use crate::error::{Error, Result};
+use crate::options::push::PushConfig;
 use crate::plain_text::value;
 use crate::recipes::convert::{convert, ConvertConfig};
 use crate::recipes::merge::adapters::{merge, MergeConfig};
+use crate::recipes::push;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::interrupt::Interrupt;
+use crate::weights::hub::Pushed;
 use clap::Subcommand;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -27,6 +30,9 @@ pub enum AdapterCommand {
     /// Convert an adapter to another format
     #[command(args_override_self = true)]
     Convert(ConvertConfig),
+    /// Upload an adapter to the Hugging Face hub, with a model card
+    #[command(args_override_self = true)]
+    Push(PushConfig),
 }
 
 /// Runs the command.
@@ -38,6 +44,12 @@ pub fn run(command: AdapterCommand, reporter: &mut Reporter) -> Result<()> {
             let text = format!("the merged model is in {}", folder.display());
             (folder, text)
         }
+        AdapterCommand::Push(config) => {
+            let hub = push::hub(config.token.as_ref())?;
+            let pushed = push::push(&config, &hub, &Interrupt::on_signals()?, reporter)?;
+            report(&pushed, reporter);
+            return Ok(());
+        }
         AdapterCommand::Convert(config) => {
             let path = convert(&config, &Interrupt::new(), reporter)?;
             let text = format!("wrote {}", path.display());
@@ -46,6 +58,13 @@ pub fn run(command: AdapterCommand, reporter: &mut Reporter) -> Result<()> {
     };
     reporter.result(json!({ "event": "wrote", "path": folder_or_file.display().to_string() }), &text);
     Ok(())
+}
+
+/// Tells where an adapter was pushed to.
+pub fn report(pushed: &Pushed, reporter: &mut Reporter) {
+    let (address, commit) = (&pushed.address, &pushed.commit);
+    let json = json!({ "event": "pushed", "address": address, "commit": commit });
+    reporter.result(json, &format!("the adapter is at {address}"));
 }
 
 fn show(path: &Path, reporter: &mut Reporter) -> Result<()> {

@@ -4,7 +4,7 @@ use crate::options::shell_word;
 use std::ffi::OsString;
 
 /// Flags whose values are secrets.
-const SECRET: &[&str] = &["--hub-token", "--wandb-key"];
+const SECRET: &[&str] = &["--hub-token", "--token", "--wandb-key"];
 
 /// The command line `args`, the program's name first, as a line for a shell, without secrets.
 pub fn shell_line(args: &[OsString]) -> String {

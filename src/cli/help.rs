@@ -136,7 +136,16 @@ To see whether it fits your card: `lorabooth plan llm` with the same flags and -
         below: "Examples:
   lorabooth adapter inspect my-dog
   lorabooth adapter convert my-dog --to kohya --output my-dog.safetensors
-  lorabooth adapter merge --model stable-diffusion-v1-5/stable-diffusion-v1-5 --lora my-dog --output merged-model",
+  lorabooth adapter merge --model stable-diffusion-v1-5/stable-diffusion-v1-5 --lora my-dog --output merged-model
+  lorabooth adapter push my-dog --repo me/my-dog",
+    },
+    Page {
+        command: "adapter push",
+        shown: &[],
+        below: "The repository is private unless --public is given. The token comes from HF_TOKEN, and is kept nowhere.
+
+Example:
+  lorabooth adapter push my-dog --repo me/my-dog --license creativeml-openrail-m",
     },
     Page {
         command: "adapter inspect",

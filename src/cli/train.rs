@@ -1,22 +1,27 @@
 //! `lorabooth train`.
 
+use super::adapter::report;
 use super::bars::duration;
 use super::{Common, Reporter};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::options::complete::MAX_NEW_TOKENS;
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::options::generate::GUIDANCE_SCALE;
+use crate::options::hub::HubArgs;
 use crate::options::language::LanguageConfig;
+use crate::options::push::PushConfig;
 use crate::options::storage::StorageArgs;
 use crate::options::{shell_path, shell_word};
 use crate::plain_text::counted;
 use crate::recipes::training::control::Control;
 use crate::recipes::training::run::{Finished, TextSample};
-use crate::recipes::{dreambooth, language};
-use crate::train::interrupt::Interrupt;
+use crate::recipes::{dreambooth, language, push};
+use crate::weights::hub::Hub;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
 use serde_json::json;
+use std::path::Path;
 use std::time::Instant;
 
 /// What to train.
@@ -37,6 +42,11 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
     }
     let (control, began) = (Control::of(Interrupt::on_signals()?), Instant::now());
+    let hub = match &command {
+        TrainCommand::Dreambooth(config) => &config.training.hub,
+        TrainCommand::Llm(config) => &config.training.hub,
+    };
+    let destination = Destination::of(hub, control.interrupt(), reporter)?;
     let device = common.device()?;
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
@@ -72,7 +82,49 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
     });
     let again = again.map_or(String::new(), |command| format!("\ntry it:  {command}"));
     reporter.summary(json, &format!("\n{done}; everything is in {folder}{again}"));
-    Ok(())
+    destination.map_or(Ok(()), |destination| destination.push(&finished.output_dir, control.interrupt(), reporter))
+}
+
+/// Where an adapter goes when it is trained.
+struct Destination {
+    hub: Hub,
+    /// Of the token.
+    user: String,
+    repo: Option<String>,
+}
+
+impl Destination {
+    /// That of `options`, if they ask for one. The hub is asked about the token now, and not after a night's training.
+    fn of(options: &HubArgs, interrupt: &Interrupt, reporter: &mut Reporter) -> Result<Option<Self>> {
+        if !options.push_to_hub {
+            return Ok(None);
+        }
+        let (hub, repo) = (push::hub(options.hub_token.as_ref())?, options.hub_model_id.clone());
+        let whole = |id: &String| if id.contains('/') { id.clone() } else { format!("owner/{id}") };
+        hub.check_push(&repo.as_ref().map_or_else(|| "owner/name".to_owned(), whole))?;
+        let user = push::user(&hub, interrupt, reporter)?;
+        Ok(Some(Self { hub, user, repo }))
+    }
+
+    fn push(self, folder: &Path, interrupt: &Interrupt, reporter: &mut Reporter) -> Result<()> {
+        let named = || folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = self.repo.unwrap_or_else(named);
+        let repo = if name.contains('/') { name } else { format!("{}/{name}", self.user) };
+        let config = PushConfig { adapter: folder.to_owned(), repo, token: None, public: false, license: None };
+        let pushed = push::push(&config, &self.hub, interrupt, reporter);
+        let again = format!(
+            "the adapter is in {}, and `lorabooth adapter push {} --repo {}` pushes it",
+            folder.display(),
+            shell_path(folder),
+            shell_word(&config.repo)
+        );
+        let pushed = pushed.map_err(|error| match error {
+            Error::Interrupted(text) => Error::Interrupted(format!("{text}; {again}")),
+            other => Error::invalid(format!("{other}; {again}")),
+        })?;
+        report(&pushed, reporter);
+        Ok(())
+    }
 }
 
 /// The command that draws with the adapter.

@@ -180,7 +180,7 @@ impl DreamBoothConfig {
     }
 }
 
-/// Flags of PEFT's script for things that need no choice here, or that are refused with the reason.
+/// Flags of PEFT's script for things that need no choice here.
 #[derive(Debug, Clone, Args)]
 #[allow(missing_docs, reason = "the names are those of PEFT's script")]
 pub struct AcceptedFlags {
@@ -200,10 +200,4 @@ pub struct AcceptedFlags {
     pub wandb_key: Option<String>,
     #[arg(long, hide = true)]
     pub wandb_project_name: Option<String>,
-    #[arg(long, hide = true)]
-    pub push_to_hub: bool,
-    #[arg(long, hide = true)]
-    pub hub_token: Option<String>,
-    #[arg(long, hide = true)]
-    pub hub_model_id: Option<String>,
 }

@@ -22,9 +22,6 @@ impl DreamBoothConfig {
             .map_or(Ok(()), |adapter| TrainingArgs::check_stays("⟨init_adapter⟩", adapter, self.output()))?;
         self.check_paths()?;
         self.check_class_images()?;
-        if self.accepted.push_to_hub {
-            return refuse("⟨push_to_hub⟩ is not supported; upload the output folder with the hub's own tool".into());
-        }
         Ok(())
     }
 

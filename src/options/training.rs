@@ -1,6 +1,7 @@
 //! The options that every training has, whatever it trains: steps, optimizer, precision, checkpoints.
 
 use super::checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
+use super::hub::HubArgs;
 use super::precision::MixedPrecision;
 use super::storage::StorageArgs;
 use super::values::name_of;
@@ -104,6 +105,10 @@ pub struct TrainingArgs {
     /// Folder for TensorBoard logs: a name in the output folder, or an absolute path
     #[arg(long, default_value = "logs", help_heading = "Output")]
     pub logging_dir: String,
+    /// Whether the adapter goes to the hub.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub hub: HubArgs,
     /// The command line that asked for the run, for run.json.
     #[arg(skip)]
     #[serde(skip)]

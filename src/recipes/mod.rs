@@ -10,6 +10,7 @@ mod image_names;
 pub mod language;
 pub mod merge;
 pub mod prompt_checks;
+pub mod push;
 pub mod training;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};

@@ -642,6 +642,7 @@ pub async fn delete(app: &App, job: &Job) -> Answer<()> {
     if !is_gone {
         return Err(Failure::conflict("the job is running; stop it first"));
     }
+    drop(app.tokens.take(&job.id));
     for folder in [app.data.inputs(), app.data.runs(), app.data.pictures()] {
         app.data.remove(&folder.join(&job.id))?;
     }

@@ -33,6 +33,9 @@ pub const FILLED_IN: &[&str] = &[
     "overwrite",
     "resume_from_checkpoint",
     "init_adapter",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
 ];
 
 /// The recipe's options as clap has them.

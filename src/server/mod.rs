@@ -23,6 +23,7 @@ mod openapi;
 mod options;
 mod plan;
 mod presets;
+mod pushing;
 mod request;
 mod routes;
 mod serve;
@@ -43,6 +44,7 @@ use axum::Router;
 use events::Events;
 use gradio::Gradio;
 use models::Models;
+use pushing::Tokens;
 use serde::Serialize;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -103,6 +105,7 @@ pub struct Shared {
     events: Events,
     models: Models,
     worker: Worker,
+    tokens: Tokens,
     device: Device,
     account: Option<Arc<Account>>,
     host_names: Vec<String>,
@@ -125,6 +128,7 @@ impl App {
             events: Events::new(),
             models,
             worker: Worker::new(),
+            tokens: Tokens::default(),
             device: settings.device,
             account: settings.account.map(Arc::new),
             host_names: settings.host_names,

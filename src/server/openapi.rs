@@ -103,10 +103,12 @@ impl Endpoint {
 
 /// The body of a new job.
 pub fn new_job() -> Value {
+    // A push has an address of its own.
+    let kinds: Vec<&str> = JobKind::NAMES.iter().copied().filter(|name| *name != JobKind::Push.name()).collect();
     json!({
         "type": "object", "required": ["kind"], "additionalProperties": false,
         "properties": {
-            "kind": { "type": "string", "enum": JobKind::NAMES }, "name": { "type": ["string", "null"] }, "set": { "type": ["string", "null"] },
+            "kind": { "type": "string", "enum": kinds }, "name": { "type": ["string", "null"] }, "set": { "type": ["string", "null"] },
             "options": { "type": "object", "description": "By the names of /api/options" },
         },
     })

@@ -9,7 +9,7 @@ use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
 use super::worker::{Request, Stop};
 use super::{
-    assets, drawing, events, gradio, guard, import, language_training, library, models, options, plan, training,
+    assets, drawing, events, gradio, guard, import, language_training, library, models, options, plan, pushing, training,
     visitors, writing, App,
 };
 use crate::data::photo_decoding;
@@ -98,6 +98,12 @@ fn endpoints() -> Vec<Endpoint> {
         Endpoint::new("get", "/api/adapters/{id}/download", "An adapter as a file: format peft, diffusers or kohya", get(library::download))
             .query("format", "string")
             .query("checkpoint", "integer"),
+        Endpoint::new("post", "/api/adapters/{id}/push", "Upload an adapter to the hub, to a private repository unless private is false", post(pushing::add)).body(json!({
+            "type": "object", "required": ["repo"], "additionalProperties": false, "properties": {
+                "repo": { "type": "string" }, "token": { "type": ["string", "null"] }, "private": { "type": ["boolean", "null"] },
+                "license": { "type": ["string", "null"] }, "checkpoint": { "type": ["integer", "null"] },
+            },
+        })).job(),
         Endpoint::new("get", "/api/events", "Everything that happens, as an event stream", get(events::stream)).query("after", "integer"),
         Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)),
         Endpoint::new("get", "/api/models", "Whether a model of the hub can be used", get(models::look_up)).query("hub", "string"),
@@ -215,6 +221,9 @@ pub async fn submit(app: &App, owner: &Owner, wanted: Wanted) -> Answer<Value> {
     let Some(kind) = JobKind::named(&wanted.kind) else {
         return Err(Failure::field("kind", format!("kind is one of {}", JobKind::NAMES.join(", "))));
     };
+    if kind == JobKind::Push {
+        return Err(Failure::field("kind", "an adapter is pushed by POST /api/adapters/{id}/push"));
+    }
     if let Some(set) = &wanted.set {
         sets::check(app, set, owner).await?;
     }
@@ -232,6 +241,7 @@ pub async fn submit(app: &App, owner: &Owner, wanted: Wanted) -> Answer<Value> {
         JobKind::TrainLlm => language_training::prepare(&shared, &new, &of, &options, set.as_deref()),
         JobKind::Generate | JobKind::Grid => drawing::prepare(&shared, &new, &of, kind, &options),
         JobKind::Complete => writing::prepare(&shared, &of, &options),
+        JobKind::Push => Err(Failure::not_found("kind of jobs")),
     });
     let (command, usual_name) = prepared.await.map_err(|_| Failure::bad("the job could not be prepared"))??;
     let job = NewJob {
@@ -312,6 +322,7 @@ async fn change_job(State(app): State<App>, owner: Owner, Id(id): Id<String>, Js
                     JobKind::TrainDreambooth => training::command_of(&shared, &new, &of, &options),
                     JobKind::TrainLlm => language_training::command_of(&shared, &new, &of, &options),
                     JobKind::Complete => writing::prepare(&shared, &of, &options).map(|(command, _)| command),
+                    JobKind::Push => Err(Failure::conflict("a push cannot be changed; drop it, and push again")),
                     kind @ (JobKind::Generate | JobKind::Grid) => {
                         drawing::prepare(&shared, &new, &of, kind, &options).map(|(command, _)| command)
                     }

@@ -53,6 +53,8 @@ pub enum JobKind {
     Grid,
     /// Continues, answers or classifies a text.
     Complete,
+    /// Uploads an adapter to the hub.
+    Push,
 }
 
 named!(JobKind {
@@ -61,6 +63,7 @@ named!(JobKind {
     Generate = "generate",
     Grid = "grid",
     Complete = "complete",
+    Push = "push",
 });
 
 impl JobKind {

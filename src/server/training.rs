@@ -37,6 +37,9 @@ pub const FILLED_IN: &[&str] = &[
     "config_folder",
     "tokenizer_name",
     "init_adapter",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
 ];
 
 /// The recipe's options as clap has them.

@@ -115,6 +115,7 @@ fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
         db.commit()?;
         Ok(Gone { images, ..gone })
     })?;
+    gone.jobs.iter().for_each(|(id, _)| drop(app.tokens.take(id)));
     let data = &app.data;
     let of_jobs = gone
         .jobs

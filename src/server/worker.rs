@@ -4,7 +4,7 @@ use super::failure::of_option;
 use super::jobs::{self, End, Job};
 use super::observer::JobObserver;
 use super::state::{JobKind, JobState, Phase, Progress};
-use super::{drawing, language_training, library, training, writing, App};
+use super::{drawing, language_training, library, pushing, training, writing, App};
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
@@ -359,6 +359,7 @@ fn run(
         JobKind::Complete => writing::complete(app, models, job, interrupt, observer).map(Some),
         JobKind::Generate => drawing::generate(app, models, job, interrupt, observer).map(|()| None),
         JobKind::Grid => drawing::grid(app, models, job, interrupt, observer).map(|()| None),
+        JobKind::Push => pushing::push(app, job, interrupt, observer).map(Some),
     }
 }
 

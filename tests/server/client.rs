@@ -27,7 +27,13 @@ impl Server {
 
     /// The same with more flags.
     pub fn start_with(data: &Path, more: &[&str]) -> Self {
-        let mut process = command(data, more).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_in(data, more, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_in(data: &Path, more: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = command(data, more);
+        let mut process = command.envs(environment.iter().copied()).stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(process.stdout.take().unwrap());
         let mut line = String::new();
         out.read_line(&mut line).unwrap();

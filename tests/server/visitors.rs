@@ -1,6 +1,7 @@
 //! A public server, of which each visitor sees their own part.
 
 use super::client::{photo, text, training, Server};
+use super::hub::{HubServer, TOKEN};
 use serde_json::{json, Value};
 
 /// A visitor by their cookie.
@@ -93,4 +94,32 @@ fn visitors_see_nothing_of_each_other_and_their_limits_hold() {
     for left in ["sets", "runs", "inputs", "pictures"] {
         assert!(std::fs::read_dir(server.data.join(left)).unwrap().next().is_none(), "{left}");
     }
+}
+
+#[test]
+fn a_visitor_pushes_with_a_token_of_their_own_and_not_with_the_servers() {
+    let (folder, hub) = (tempfile::tempdir().unwrap(), HubServer::start());
+    let environment = [("HF_ENDPOINT", hub.address.as_str()), ("HF_HUB_OFFLINE", "0"), ("HF_TOKEN", TOKEN)];
+    let server = Server::start_in(folder.path(), &["--public"], &environment);
+    let visitor = Visitor::new(&server);
+    let set = visitor.set_of(1);
+    let (_, job) = visitor.send("POST", "/api/jobs", Some(&training(text(&set, "/id"), 1, &json!({}))));
+    let id = text(&job, "/id").to_owned();
+    let wait = |id: &str| loop {
+        let job = visitor.get(&format!("/api/jobs/{id}"));
+        if !["queued", "running"].contains(&text(&job, "/state")) {
+            break job;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    assert_eq!(wait(&id)["state"], "finished");
+    let path = format!("/api/adapters/{id}/push");
+    let (status, refused) = visitor.send("POST", &path, Some(&json!({ "repo": "me/dog" })));
+    assert_eq!((status, text(&refused, "/error/field")), (422, "token"), "{refused}");
+    let (_, pushed) = visitor.send("POST", &path, Some(&json!({ "repo": "me/dog", "token": "hf_of_the_visitor" })));
+    let job = wait(text(&pushed, "/id"));
+    assert!(text(&job, "/error").contains("does not take this token"), "{job}");
+    assert!(hub.kept().asked.iter().all(|asked| !asked.headers["authorization"].contains(TOKEN)));
+    let (status, _) = Visitor::new(&server).send("POST", &path, Some(&json!({ "repo": "me/dog", "token": TOKEN })));
+    assert_eq!(status, 404);
 }

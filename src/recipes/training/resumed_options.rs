@@ -17,6 +17,8 @@ const FREE: &[&str] = &[
     "mixed_precision",
     "num_train_epochs",
     "max_train_steps",
+    "push_to_hub",
+    "hub_model_id",
 ];
 
 /// Options that came after checkpoints which do not name them, with the value that those mean.

@@ -1,6 +1,6 @@
 //! Requests to a hub: where they go, what they carry, and which answers are taken.
 
-use super::exchange::{Exchange, Head};
+use super::exchange::{Exchange, Head, Payload};
 use super::failure::{Attempted, Failure};
 use super::{names, Hub, Listener};
 use crate::error::{Error, Result};
@@ -113,7 +113,7 @@ impl Client {
     }
 
     /// The address below the endpoint that `parts` lead to, each of them one name.
-    fn address<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Url {
+    pub(super) fn address<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Url {
         let mut url = self.endpoint.clone();
         // An endpoint that could not be a base was refused.
         if let Ok(mut path) = url.path_segments_mut() {
@@ -155,13 +155,13 @@ impl Client {
         Ok(info)
     }
 
-    fn whole_text(&self, answer: &mut Answer, listener: &mut dyn Listener) -> Attempted<Vec<u8>> {
+    pub(super) fn whole_text(&self, answer: &mut Answer, listener: &mut dyn Listener) -> Attempted<Vec<u8>> {
         let (began, mut text) = (Instant::now(), Vec::new());
         let length = answer.head.get("content-length").and_then(|length| length.parse::<usize>().ok());
         while let Some(bytes) = answer.body.bytes(listener)? {
             text.extend(bytes);
             if text.len().max(length.unwrap_or(0)) > LARGEST_LIST {
-                return Err(Failure::Odd(format!("its list of files is larger than {} MiB", LARGEST_LIST >> 20)));
+                return Err(Failure::Odd(format!("it is larger than {} MiB", LARGEST_LIST >> 20)));
             }
             if began.elapsed() > self.patience * LIST_TIMEOUTS {
                 return Err(Failure::TimedOut);
@@ -224,6 +224,38 @@ impl Client {
         Ok(to)
     }
 
+    /// Sends `payload` to `url` with `headers`, beside which the token goes along `with_token`, to the hub alone. The answer may be a
+    /// refusal; a redirect is none, for nothing that is written follows it. `sent` hears of the bytes that went out.
+    pub(super) fn send(
+        &self,
+        method: &str,
+        url: &Url,
+        headers: &[(String, String)],
+        payload: Payload,
+        with_token: bool,
+        listener: &mut dyn Listener,
+        sent: &mut dyn FnMut(&mut dyn Listener, u64),
+    ) -> Attempted<(Head, Vec<u8>)> {
+        let host = (!self.is_hub(url)).then(|| url.host_str().unwrap_or_default().to_owned());
+        let here = |failure| at(host.as_deref(), failure);
+        let agent = if goes_direct(url) { &self.direct } else { &self.proxied };
+        let mut request = agent.request_url(method, url).set("accept-encoding", "identity");
+        for (name, value) in headers {
+            request = request.set(name, value);
+        }
+        if let Some(token) = self.token.as_ref().filter(|_| with_token && host.is_none()) {
+            request = request.set("authorization", &format!("Bearer {token}"));
+        }
+        let mut body = Exchange::sending(request, payload, self.patience)?;
+        let head = body.head_after(listener, sent).map_err(here)?;
+        if head.is_redirect() {
+            return Err(here(Failure::Odd("it redirects, which an upload does not follow".to_owned())));
+        }
+        let mut answer = Answer { head, of_hub: Vec::new(), body, host: host.clone() };
+        let text = self.whole_text(&mut answer, listener).map_err(here)?;
+        Ok((answer.head, text))
+    }
+
     fn request(&self, url: &Url, from: Option<u64>) -> ureq::Request {
         let agent = if goes_direct(url) { &self.direct } else { &self.proxied };
         // Compressed, a file is not the one that its checksum is of.
@@ -238,7 +270,7 @@ impl Client {
     }
 
     /// Whether `url` is of the hub itself: the same scheme, host and port. Only there the token goes.
-    fn is_hub(&self, url: &Url) -> bool {
+    pub(super) fn is_hub(&self, url: &Url) -> bool {
         let origin = url.origin();
         matches!(origin, Origin::Tuple(..)) && origin == self.endpoint.origin()
     }
@@ -247,7 +279,7 @@ impl Client {
 /// What a page in place of data says.
 pub(super) const WEB_PAGE: &str = "it is a web page, as of a login or a proxy in between";
 
-fn is_web(url: &Url) -> bool {
+pub(super) fn is_web(url: &Url) -> bool {
     matches!(url.scheme(), "https" | "http") && url.has_host()
 }
 
@@ -270,7 +302,7 @@ fn is_excepted(host: &str, list: &str) -> bool {
 }
 
 /// How many seconds a server asks to be left alone; a date is not read.
-fn retry_after(head: &Head) -> Option<Duration> {
+pub(super) fn retry_after(head: &Head) -> Option<Duration> {
     let seconds: u64 = head.get("retry-after")?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.min(LONGEST_RETRY_AFTER)))
 }

@@ -3,6 +3,7 @@
 
 use super::failure::{Attempted, Failure};
 use super::Listener;
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::sync::mpsc::{sync_channel, Receiver, RecvTimeoutError, SyncSender};
 use std::time::{Duration, Instant};
@@ -54,10 +55,22 @@ impl Head {
 
 /// What comes from the thread, in this order.
 enum Piece {
+    /// So many bytes of the request's body went out.
+    Sent(u64),
     Head(Head),
     Bytes(Vec<u8>),
     End,
     Failed(Failure),
+}
+
+/// What a request carries.
+pub(super) enum Payload {
+    /// Nothing.
+    None,
+    /// Text or bytes.
+    Bytes(Vec<u8>),
+    /// A file, of which so many bytes go.
+    File(File, u64),
 }
 
 /// A request under way. Dropped, its thread ends at the next bytes or time-out.
@@ -71,13 +84,18 @@ pub(super) struct Exchange {
 impl Exchange {
     /// Sends `request`; a single read may take `patience`.
     pub(super) fn start(request: ureq::Request, patience: Duration) -> Attempted<Self> {
+        Self::sending(request, Payload::None, patience)
+    }
+
+    /// The same with a body.
+    pub(super) fn sending(request: ureq::Request, payload: Payload, patience: Duration) -> Attempted<Self> {
         let (sender, pieces) = sync_channel(WAITING);
         std::thread::Builder::new()
-            .name("download".into())
+            .name("hub".into())
             .spawn(move || {
                 // A panic in the client is a connection that broke: the other end of the channel finds it closed.
                 _ = crate::libtorch::failure::catching(|| {
-                    work(request, &sender);
+                    work(request, payload, &sender);
                     Ok(())
                 });
             })
@@ -87,13 +105,31 @@ impl Exchange {
 
     /// Waits for the headers.
     pub(super) fn head(&mut self, listener: &mut dyn Listener) -> Attempted<Head> {
-        match self.next(listener)? {
+        self.head_after(listener, &mut |_, _| {})
+    }
+
+    /// The same; `sent` hears of the bytes of the request's body as they go out.
+    pub(super) fn head_after(
+        &mut self,
+        listener: &mut dyn Listener,
+        sent: &mut dyn FnMut(&mut dyn Listener, u64),
+    ) -> Attempted<Head> {
+        let piece = loop {
+            match self.next(listener)? {
+                Piece::Sent(bytes) => {
+                    self.pace = (Duration::ZERO, 0);
+                    sent(listener, bytes);
+                }
+                piece => break piece,
+            }
+        };
+        match piece {
             Piece::Head(head) => {
                 self.pace = (Duration::ZERO, 0);
                 Ok(head)
             }
             Piece::Failed(failure) => Err(failure),
-            Piece::Bytes(_) | Piece::End => Err(Failure::Broken("it closed the connection".into())),
+            Piece::Sent(_) | Piece::Bytes(_) | Piece::End => Err(Failure::Broken("it closed the connection".into())),
         }
     }
 
@@ -108,7 +144,7 @@ impl Exchange {
                 Ok(Some(bytes))
             }
             Piece::Failed(failure) => Err(failure),
-            Piece::Head(_) | Piece::End => Ok(None),
+            Piece::Sent(_) | Piece::Head(_) | Piece::End => Ok(None),
         }
     }
 
@@ -132,9 +168,35 @@ impl Exchange {
     }
 }
 
+/// A body that tells how it goes out, and breaks off once nobody listens.
+struct Told<'a, R> {
+    from: R,
+    pieces: &'a SyncSender<Piece>,
+}
+
+impl<R: Read> Read for Told<'_, R> {
+    fn read(&mut self, block: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.from.read(block)?;
+        self.pieces
+            .send(Piece::Sent(read as u64))
+            .map_err(|_| std::io::Error::new(ErrorKind::BrokenPipe, "the upload was given up"))?;
+        Ok(read)
+    }
+}
+
 /// Sends the request, and hands on what comes as long as somebody takes it.
-fn work(request: ureq::Request, pieces: &SyncSender<Piece>) {
-    let response = match request.call() {
+fn work(request: ureq::Request, payload: Payload, pieces: &SyncSender<Piece>) {
+    let answer = match payload {
+        Payload::None => request.call(),
+        Payload::Bytes(bytes) => {
+            let length = bytes.len() as u64;
+            request.set("content-length", &length.to_string()).send(Told { from: bytes.as_slice(), pieces })
+        }
+        Payload::File(file, length) => {
+            request.set("content-length", &length.to_string()).send(Told { from: file.take(length), pieces })
+        }
+    };
+    let response = match answer {
         Ok(response) | Err(ureq::Error::Status(_, response)) => response,
         Err(ureq::Error::Transport(error)) => return drop(pieces.send(Piece::Failed(of_transport(&error)))),
     };

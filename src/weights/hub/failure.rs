@@ -24,7 +24,7 @@ pub(super) enum Failure {
     /// A status that is an error.
     Refused {
         status: u16,
-        /// The hub's own word for it.
+        /// The hub's own word for it; of an upload, its sentence.
         code: String,
         /// How long the server asks to be left alone.
         retry_after: Option<Duration>,
@@ -185,7 +185,7 @@ impl Attempt<'_> {
     }
 }
 
-fn busy(server: &str, status: u16, retry_after: Option<Duration>) -> String {
+pub(super) fn busy(server: &str, status: u16, retry_after: Option<Duration>) -> String {
     let later = match retry_after.map(|pause| pause.as_secs()) {
         Some(seconds @ 1..=119) => format!("try again in {seconds} seconds"),
         Some(seconds @ 120..) => format!("try again in {} minutes", seconds.div_ceil(60)),

@@ -3,7 +3,7 @@
 //! A repository is asked once what it holds; then only the files that are used come, each from the commit that answered. A hub,
 //! or anybody on the way to one without https, is not trusted: its names are checked before they name files (`names`), its
 //! answers before they are used (`client`), bytes are counted and verified before they get their name (`transfer`), and nothing
-//! is written outside the cache (`cache`).
+//! is written outside the cache (`cache`). The other way, files go to a repository of the user's as one commit (`push`).
 
 mod cache;
 mod client;
@@ -11,6 +11,7 @@ mod digest;
 mod exchange;
 mod failure;
 mod names;
+mod push;
 mod selection;
 mod transfer;
 
@@ -19,6 +20,7 @@ use crate::error::{Error, Result};
 use cache::RepositoryCache;
 use client::{Client, RepositoryInfo};
 use failure::{Attempt, Attempted};
+pub use push::{Content, Push, Pushed, UploadedFile};
 use selection::Selection;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -36,18 +38,18 @@ const LARGEST_TOKEN: u64 = 4096;
 /// Characters of an address that a sentence shows.
 const LONGEST_ADDRESS: usize = 200;
 
-/// How far the download of one file is.
+/// How far the download, or the upload, of one file is.
 #[derive(Debug, Clone, Copy)]
 pub struct Download<'a> {
     /// The file's path in its repository.
     pub file: &'a str,
-    /// Bytes that are here, those of an earlier attempt included.
+    /// Bytes that have come, those of an earlier attempt included.
     pub done: u64,
     /// Bytes of the whole file.
     pub total: u64,
 }
 
-/// Whoever hears of downloads, and may stop them.
+/// Whoever hears of downloads and uploads, and may stop them.
 pub trait Listener {
     /// More of a file is here.
     fn on(&mut self, download: Download);
@@ -79,7 +81,7 @@ pub struct Request<'a> {
 }
 
 /// The hub, or a mirror, and the cache in front of it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     /// Where the hub is, without a slash at the end.
     pub endpoint: String,
@@ -91,6 +93,13 @@ pub struct Hub {
     pub offline: bool,
     /// How long to wait for a connection, and for each read.
     pub patience: Duration,
+}
+
+impl std::fmt::Debug for Hub {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Hub").field("endpoint", &self.address()).field("cache", &self.cache).finish_non_exhaustive()
+    }
 }
 
 /// Whether `text` can be a hub id: `owner/name`, and no path that begins like one.
