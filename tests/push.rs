@@ -7,6 +7,7 @@ mod hub;
 mod jobs;
 mod support;
 #[path = "support/tiny_run.rs"]
+#[allow(dead_code, reason = "the lines of logs are not read here")]
 mod tiny_run;
 
 use hub::{HubServer, TOKEN};
@@ -224,8 +225,8 @@ fn what_is_in_vain_is_refused_before_anybody_is_asked() {
     };
     assert!(said(command(&server, &args).env_remove("HF_TOKEN")).contains("needs a token that may write"));
     assert!(said(command(&server, &args).env("HF_HUB_OFFLINE", "1")).contains("HF_HUB_OFFLINE is set"));
-    assert!(said(command(&server, &[&args[..4], &["dog"]].concat())).contains("`owner/name`"));
-    assert!(said(command(&server, &[&args[..], &["--license", "My: own"]].concat())).contains("--license"));
+    assert!(said(&mut command(&server, &[&args[..4], &["dog"]].concat())).contains("`owner/name`"));
+    assert!(said(&mut command(&server, &[&args[..], &["--license", "My: own"]].concat())).contains("--license"));
     assert!(server.kept().asked.is_empty());
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let unreachable = said(command(&server, &args).env("HF_ENDPOINT", format!("http://{closed}")));

@@ -226,6 +226,7 @@ impl Client {
 
     /// Sends `payload` to `url` with `headers`, beside which the token goes along `with_token`, to the hub alone. The answer may be a
     /// refusal; a redirect is none, for nothing that is written follows it. `sent` hears of the bytes that went out.
+    #[allow(clippy::too_many_arguments, reason = "a request has so many parts, each of them plain")]
     pub(super) fn send(
         &self,
         method: &str,
