@@ -21,8 +21,19 @@ const PHOTOS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/subject");
 /// A browser takes a core of its own.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Whether there is a browser, by the names that `tests/web/` looks for.
+fn has_browser() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    std::env::split_paths(&path).any(|folder| names.iter().any(|name| folder.join(name).exists()))
+}
+
 /// Runs `tests/web/SCRIPT` on the page of a new server with `flags`, and panics with what it printed if it fails.
 fn browse(script: &str, flags: &[&str], args: &[&str]) {
+    if !has_browser() {
+        eprintln!("skipped: {script} needs Chromium; `make browser` installs it");
+        return;
+    }
     let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let data = TempDir::new().unwrap();
     let server = Server::start_with(data.path(), flags);
