@@ -60,7 +60,7 @@ enum Command {
     /// Evaluate a language model, with any number of adapters, on records
     #[command(args_override_self = true)]
     Evaluate(Box<crate::options::evaluate::EvaluateConfig>),
-    /// Inspect, merge or convert an adapter
+    /// Inspect, merge, convert or push an adapter
     #[command(subcommand)]
     Adapter(adapter::AdapterCommand),
     /// Predict the memory and time of a training run, and what makes it fit a card

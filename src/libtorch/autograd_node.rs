@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_failure_in_a_gradient_is_the_error_that_it_was() {
-        assert_eq!(failed(|| Err(crate::error::Error::file("x", "is cut short"))), "x: is cut short");
+        assert_eq!(failed(|| Err(crate::error::Error::file("x", "is cut short"))), "x is cut short");
         let ones = |n: i64| Tensor::ones([n], (Kind::Float, Device::Cpu));
         let error = failed(move || Ok(ones(2) + ones(3)));
         assert!(error.contains("must match the size") && !error.contains('\n'), "{error}");

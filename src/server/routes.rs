@@ -9,8 +9,8 @@ use super::sets::{self, send_picture, Size};
 use super::state::{JobKind, JobState};
 use super::worker::{Request, Stop};
 use super::{
-    assets, drawing, events, gradio, guard, import, language_training, library, models, options, plan, pushing, training,
-    visitors, writing, App,
+    assets, drawing, events, gradio, guard, import, language_training, library, models, options, plan, pushing,
+    training, visitors, writing, App,
 };
 use crate::data::photo_decoding;
 use crate::error::Error;

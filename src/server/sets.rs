@@ -398,6 +398,13 @@ struct Intake {
     texts: BTreeMap<String, String>,
 }
 
+/// What `error` says of the file at `path`, which has another name for its user.
+fn without_path(error: &Error, path: &Path) -> String {
+    let text = error.to_string();
+    let behind = text.strip_prefix(&path.display().to_string());
+    behind.map(|rest| rest.trim_start_matches(':').trim_start().to_owned()).unwrap_or(text)
+}
+
 impl Intake {
     fn new(app: App, set: String) -> Self {
         Self { app, set, refused: Vec::new(), texts: BTreeMap::new() }
@@ -443,9 +450,7 @@ impl Intake {
         let about = match about_records(name, &named.0) {
             Ok(about) => about.to_string(),
             Err(error) => {
-                let text = error.to_string();
-                let sentence = text.strip_prefix(&format!("{}: ", named.0.display())).unwrap_or(&text).to_owned();
-                self.refuse(name, sentence);
+                self.refuse(name, without_path(&error, &named.0));
                 return Ok(());
             }
         };

@@ -43,17 +43,22 @@ pub struct Codebook {
     map: Tensor,
     /// `[255]`
     midpoints: Tensor,
+    /// The code of 0.
+    zero: i64,
 }
 
 impl Codebook {
     /// The signed or unsigned dynamic map on `device`.
     pub fn new(signed: bool, device: Device) -> Self {
         let _guard = tch::no_grad_guard();
-        let map = dynamic_map(signed).to_device(device);
+        let map = dynamic_map(signed);
+        // The values ascend.
+        let zero = map.lt(0.).sum(Kind::Int64).int64_value(&[]);
+        let map = map.to_device(device);
         // In float64 a midpoint is exact, and so is "which neighbour is nearer".
         let wide = map.to_kind(Kind::Double);
         let midpoints = ((wide.narrow(0, 0, 255) + wide.narrow(0, 1, 255)) / 2.).to_kind(Kind::Float);
-        Self { map, midpoints }
+        Self { map, midpoints, zero }
     }
 
     /// The nearest codes of float32 `values` (any shape) and the largest magnitude of each block:
@@ -100,8 +105,8 @@ fn places(sizes: &[i64]) -> impl Iterator<Item = (i64, i64)> + '_ {
     })
 }
 
-/// Vectors in a row, each filled up with zeros to whole blocks.
-fn joined(vectors: impl Iterator<Item = Tensor>) -> Tensor {
+/// Vectors in a row, each filled up to whole blocks with the number that stands for zero.
+fn joined(vectors: impl Iterator<Item = Tensor>, zero: i64) -> Tensor {
     let mut parts: Vec<Tensor> = Vec::new();
     let mut zeros: Option<Tensor> = None;
     for vector in vectors {
@@ -109,7 +114,7 @@ fn joined(vectors: impl Iterator<Item = Tensor>) -> Tensor {
         let options = (vector.kind(), vector.device());
         parts.push(vector);
         if missing > 0 {
-            let zeros = zeros.get_or_insert_with(|| Tensor::zeros([BLOCK_SIZE], options));
+            let zeros = zeros.get_or_insert_with(|| Tensor::full([BLOCK_SIZE], zero, options));
             parts.push(zeros.narrow(0, 0, missing));
         }
     }
@@ -179,14 +184,16 @@ impl AdamW8bit {
             self.codebooks.get_or_insert_with(|| (Codebook::new(true, device), Codebook::new(false, device)));
         let sizes: Vec<i64> = group.iter().map(|(_, param)| param.numel() as i64).collect();
         let kept: Vec<&QuantizedMoments> = group.iter().map(|(name, _)| &self.moments[*name]).collect();
-        let codes =
-            |of: fn(&QuantizedMoments) -> &Tensor| joined(kept.iter().map(|moments| of(moments).shallow_clone()));
+        let codes = |of: fn(&QuantizedMoments) -> &Tensor, zero| {
+            joined(kept.iter().map(|moments| of(moments).shallow_clone()), zero)
+        };
         let scales =
             |of: fn(&QuantizedMoments) -> &Tensor| Tensor::cat(&kept.iter().map(|m| of(m)).collect::<Vec<_>>(), 0);
-        let grad = joined(group.iter().map(|(_, param)| param.grad().to_kind(Kind::Float).view(-1)));
+        let grad = joined(group.iter().map(|(_, param)| param.grad().to_kind(Kind::Float).reshape(-1)), 0);
         let (beta1, beta2) = self.config.betas;
-        let mut exp_avg = signed.dequantize(&codes(|m| &m.exp_avg), &scales(|m| &m.exp_avg_absmax));
-        let mut exp_avg_sq = unsigned.dequantize(&codes(|m| &m.exp_avg_sq), &scales(|m| &m.exp_avg_sq_absmax));
+        let mut exp_avg = signed.dequantize(&codes(|m| &m.exp_avg, signed.zero), &scales(|m| &m.exp_avg_absmax));
+        let mut exp_avg_sq =
+            unsigned.dequantize(&codes(|m| &m.exp_avg_sq, unsigned.zero), &scales(|m| &m.exp_avg_sq_absmax));
         exp_avg = exp_avg.g_mul_scalar_(beta1) + &grad * (1. - beta1);
         exp_avg_sq = exp_avg_sq.g_mul_scalar_(beta2) + grad.square() * (1. - beta2);
         let correction1 = 1. - beta1.powi(step as i32);

@@ -5,12 +5,12 @@
 //! The token goes to the endpoint alone: not to where large files are put, and nowhere that an answer redirects to.
 
 use super::client::{is_web, retry_after, Client};
-use crate::plain_text::hex;
 use super::exchange::{Head, Payload};
 use super::failure::{busy, Attempted, Failure};
 use super::{transfer, Download, Hub, Listener, RETRIES};
 use crate::error::{Error, Result};
 use crate::plain_text;
+use crate::plain_text::hex;
 use crate::regular_file::{self, FileKind};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine;
