@@ -98,6 +98,10 @@ OLD(BASE, int, pthread_setspecific, pthread_key_t, const void *);
 OLD(BASE, void *, pthread_getspecific, pthread_key_t);
 OLD(BASE, int, pthread_kill, pthread_t, int);
 OLD(BASE, int, pthread_sigmask, int, const sigset_t *, sigset_t *);
+OLD(BASE, int, pthread_mutex_trylock, pthread_mutex_t *);
+OLD(BASE, int, pthread_mutexattr_init, pthread_mutexattr_t *);
+OLD(BASE, int, pthread_mutexattr_settype, pthread_mutexattr_t *, int);
+OLD(BASE, int, pthread_mutexattr_destroy, pthread_mutexattr_t *);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument) {
   return old_pthread_create(thread, attributes, run, argument);
 }
@@ -118,6 +122,10 @@ int __wrap_pthread_setspecific(pthread_key_t key, const void *value) { return ol
 void *__wrap_pthread_getspecific(pthread_key_t key) { return old_pthread_getspecific(key); }
 int __wrap_pthread_kill(pthread_t thread, int signal) { return old_pthread_kill(thread, signal); }
 int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *before) { return old_pthread_sigmask(how, set, before); }
+int __wrap_pthread_mutex_trylock(pthread_mutex_t *mutex) { return old_pthread_mutex_trylock(mutex); }
+int __wrap_pthread_mutexattr_init(pthread_mutexattr_t *attributes) { return old_pthread_mutexattr_init(attributes); }
+int __wrap_pthread_mutexattr_settype(pthread_mutexattr_t *attributes, int type) { return old_pthread_mutexattr_settype(attributes, type); }
+int __wrap_pthread_mutexattr_destroy(pthread_mutexattr_t *attributes) { return old_pthread_mutexattr_destroy(attributes); }
 
 // A function of 2.30.
 pid_t __wrap_gettid(void) { return (pid_t)syscall(SYS_gettid); }
