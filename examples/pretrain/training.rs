@@ -2,12 +2,12 @@
 
 use clap::Args;
 use lorabooth::error::{Error, Result};
+use lorabooth::interrupt::Interrupt;
 use lorabooth::libtorch::memory;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::train::adamw::AdamWConfig;
 use lorabooth::train::checkpoint::{self, TrainingState};
 use lorabooth::train::gradients::{clip_grad_norm, gradients};
-use lorabooth::train::interrupt::Interrupt;
 use lorabooth::train::lr_schedule::{LrSchedule, ScheduleKind};
 use lorabooth::train::metrics::{MetricsLog, StepMetrics};
 use lorabooth::train::optimizer::Optimizer;

@@ -2,10 +2,10 @@
 
 use super::{Common, Reporter};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::options::complete::CompleteConfig;
 use crate::plain_text;
 use crate::recipes::complete::{Completion, TextModel};
-use crate::train::interrupt::Interrupt;
 use serde_json::{json, Map, Value};
 use std::io::Read;
 

@@ -3,11 +3,11 @@
 use super::bars::duration;
 use super::{Common, Reporter};
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
 use crate::options::shell_word;
 use crate::recipes::demo::{self, DemoConfig, GUIDANCE};
 use crate::recipes::training::observer::{Event, Observer};
-use crate::train::interrupt::Interrupt;
 use serde_json::json;
 
 /// Runs the command.

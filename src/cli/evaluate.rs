@@ -2,9 +2,9 @@
 
 use super::{Common, Reporter};
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::options::evaluate::EvaluateConfig;
 use crate::recipes::evaluate;
-use crate::train::interrupt::Interrupt;
 use serde_json::json;
 
 /// Runs the command.

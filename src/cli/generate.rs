@@ -2,9 +2,9 @@
 
 use super::{Common, Reporter};
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::options::generate::GenerateConfig;
 use crate::recipes::generate;
-use crate::train::interrupt::Interrupt;
 
 /// Runs the command.
 pub fn run(config: &GenerateConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {

@@ -2,9 +2,9 @@
 
 use super::{Common, Reporter};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::regular_file::{self, FileKind};
 use crate::server::{self, Account, Address, App, DataFolder, Limits, Settings};
-use crate::train::interrupt::Interrupt;
 use clap::Args;
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr};

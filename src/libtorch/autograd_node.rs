@@ -1,6 +1,6 @@
 //! A Rust closure as the gradient of a tensor: what `torch.autograd.Function` is to Python.
 
-use super::{check, failure};
+use super::{check, failure, handles};
 use crate::error::Result;
 use std::ffi::{c_char, c_void, CString};
 use tch::Tensor;
@@ -35,15 +35,12 @@ extern "C" {
     fn lorabooth_backward(outputs: *const *mut C_tensor, grads: *const *mut C_tensor, n: i64) -> *mut c_char;
 }
 
-fn handles(tensors: &[&Tensor]) -> Vec<*mut C_tensor> {
-    tensors.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect()
-}
-
 /// Makes `backward` the gradient of `outputs` (computed without one) with respect to `inputs`. `saved` is kept, with
 /// libtorch's checks against changes in place, until the graph is freed. Does nothing where no input needs a gradient.
 pub fn attach(inputs: &[&Tensor], saved: &[&Tensor], outputs: &[&Tensor], backward: Box<Backward>) -> Result<()> {
     let data = Box::into_raw(Box::new(backward)).cast();
-    let (inputs, saved, outputs) = (handles(inputs), handles(saved), handles(outputs));
+    let (inputs, saved, outputs) =
+        (handles(inputs.iter().copied()), handles(saved.iter().copied()), handles(outputs.iter().copied()));
     // SAFETY: the handles live through the call; C++ takes its own references to the tensors. `data` is a boxed
     // closure that C++ gives to `call` any number of times and to `release` exactly once, on failure too.
     check(unsafe {

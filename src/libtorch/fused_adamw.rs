@@ -1,6 +1,6 @@
 //! Operations on whole lists of tensors: one AdamW step, the joint norm, scaling. Each is one kernel launch or a few.
 
-use super::check;
+use super::{check, handles};
 use crate::error::Result;
 use std::ffi::c_char;
 use tch::Tensor;
@@ -42,10 +42,6 @@ pub struct AdamWStep {
     pub weight_decay: f64,
     /// Added to the denominator.
     pub eps: f64,
-}
-
-fn handles(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
-    tensors.iter().map(|tensor| tensor.as_ptr().cast_mut()).collect()
 }
 
 /// `torch.optim.AdamW(fused=True)`'s update, in place. `steps` holds one float32 scalar a parameter, counted up here.
@@ -107,7 +103,7 @@ pub fn decay_and_add(params: &[Tensor], factor: f64, changes: &[Tensor]) -> Resu
 /// Makes the gradient of each of `tensors` undefined, as `zero_grad(set_to_none=True)`: tch can only fill it with zeros,
 /// which an optimizer would take for a gradient.
 pub fn clear_grads<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<()> {
-    let list: Vec<*mut C_tensor> = tensors.into_iter().map(|tensor| tensor.as_ptr().cast_mut()).collect();
+    let list = handles(tensors);
     // SAFETY: living handles.
     check(unsafe { lorabooth_clear_grads(list.as_ptr(), list.len() as i64) })
 }

@@ -1,6 +1,6 @@
 //! A low-rank product added to a linear layer's output by one autograd node, and copies of its factors in the dtype that computes.
 
-use super::check;
+use super::{check, handles};
 use crate::error::Result;
 use std::cell::RefCell;
 use std::ffi::c_char;
@@ -59,7 +59,6 @@ fn version(tensor: &Tensor) -> Result<i64> {
 
 /// Copies each of `from` over its `to`, in one launch for all where the device can.
 fn copy_all(to: &[Tensor], from: &[Tensor]) -> Result<()> {
-    let handles = |tensors: &[Tensor]| tensors.iter().map(|t| t.as_ptr().cast_mut()).collect::<Vec<_>>();
     let (to, from) = (handles(to), handles(from));
     // SAFETY: two lists of as many living handles.
     check(unsafe { lorabooth_copy_all(to.as_ptr(), from.as_ptr(), to.len().min(from.len()) as i64) })

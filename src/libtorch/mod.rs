@@ -22,6 +22,13 @@ pub mod threads;
 
 use crate::error::Result;
 use std::ffi::{c_char, CStr};
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// The handles of `tensors`, for a shim that takes a list of them; they live as long as the tensors do.
+fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*mut C_tensor> {
+    tensors.into_iter().map(|tensor| tensor.as_ptr().cast_mut()).collect()
+}
 
 /// Turns a shim's message (null: success) into an error, and frees it.
 fn check(message: *mut c_char) -> Result<()> {

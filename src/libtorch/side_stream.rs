@@ -1,6 +1,6 @@
 //! Copies to a device beside what it computes: on CUDA by a stream of their own, on the CPU at once.
 
-use super::check;
+use super::{check, handles};
 use crate::error::Result;
 use std::ffi::{c_char, c_void};
 use tch::{Device, Tensor};
@@ -47,7 +47,6 @@ impl SideStream {
             }
             return Ok(());
         }
-        let handles = |tensors: &[Tensor]| tensors.iter().map(|t| t.as_ptr().cast_mut()).collect::<Vec<_>>();
         let (to, from) = (handles(to), handles(from));
         let n = to.len().min(from.len()) as i64;
         // SAFETY: two lists of at least `n` living handles, and the handle of `new`.

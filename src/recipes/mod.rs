@@ -15,12 +15,12 @@ pub mod training;
 
 use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
+use crate::interrupt::{self, BriefInterrupt};
 use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::options::adapter_argument;
 use crate::options::storage::StorageArgs;
 use crate::plain_text::counted;
-use crate::train::interrupt::{self, BriefInterrupt};
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};

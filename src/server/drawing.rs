@@ -253,29 +253,15 @@ fn prepared(app: &App, id: &str, owner: &str, kind: JobKind, options: &Map<Strin
     Ok((format!("lorabooth generate {}{seed}", words.join(" ")), name))
 }
 
-/// Draws the pictures of `job`, with the model of before where it is the same.
-pub fn generate(
+/// Draws the pictures of `job`, with the model of before where it is the same; a grid's for each checkpoint at each strength, from the
+/// same noise.
+pub fn draw(
     app: &App,
     models: &mut Loaded,
     job: &Job,
     interrupt: &Interrupt,
     observer: &mut JobObserver,
 ) -> Result<()> {
-    draw(app, models, job, interrupt, observer)
-}
-
-/// The same for each checkpoint at each strength, from the same noise.
-pub fn grid(
-    app: &App,
-    models: &mut Loaded,
-    job: &Job,
-    interrupt: &Interrupt,
-    observer: &mut JobObserver,
-) -> Result<()> {
-    draw(app, models, job, interrupt, observer)
-}
-
-fn draw(app: &App, models: &mut Loaded, job: &Job, interrupt: &Interrupt, observer: &mut JobObserver) -> Result<()> {
     let drawing = Drawing::of_options(app, &job.owner, job.kind, &job.options).map_err(of_failure)?;
     let folder = app.data.pictures().join(&job.id);
     jobs::forget_pictures(app, &job.id)?;

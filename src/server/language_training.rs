@@ -2,17 +2,16 @@
 
 use super::failure::{Answer, Failure};
 use super::jobs::Job;
-use super::models::{Model, ModelKind};
+use super::models::ModelKind;
 use super::observer::JobObserver;
 use super::options::{self, Asked};
 use super::plan::{self, Warnings};
-use super::training::{keep_within_limits, of_failure};
-use super::{library, sets, App};
+use super::training::{init_adapter, keep_within_limits, of_failure, Training};
+use super::{sets, App};
 use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
 use crate::options::language::LanguageConfig;
 use crate::options::reading::Configuration;
-use crate::options::shell_word;
 use crate::recipes::language;
 use crate::recipes::language::adapter::WantedAdapter;
 use crate::recipes::language::base::WantedModel;
@@ -41,13 +40,6 @@ pub const FILLED_IN: &[&str] = &[
 /// The recipe's options as clap has them.
 pub fn command() -> Command {
     LanguageConfig::command()
-}
-
-struct Training {
-    flags: Vec<String>,
-    seed: i64,
-    model: Model,
-    command: String,
 }
 
 /// The records in the folder `folder`; none where there is no file of them.
@@ -87,13 +79,8 @@ fn of_options(
             file.ok_or_else(|| Failure::field("validation_set", "there are no such records; upload them first"))?;
         flags.push(format!("--validation-file={}", file.display()));
     }
-    if let Some(adapter) = init {
-        let (_, folder) = library::folder_now(app, &adapter, owner, None)?;
-        flags.push(format!("--init-adapter={}", folder.display()));
-    }
-    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
-    let command = format!("lorabooth train llm {} --seed={seed}", words.join(" "));
-    Ok(Training { flags, seed, model, command })
+    flags.extend(init_adapter(app, owner, init)?);
+    Ok(Training::new("llm", flags, seed, model))
 }
 
 fn config(flags: &[String]) -> Answer<LanguageConfig> {

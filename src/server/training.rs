@@ -59,6 +59,15 @@ pub struct Training {
     pub command: String,
 }
 
+impl Training {
+    /// The training of `lorabooth train KIND` with `flags`.
+    pub fn new(kind: &str, flags: Vec<String>, seed: i64, model: Model) -> Self {
+        let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
+        let command = format!("lorabooth train {kind} {} --seed={seed}", words.join(" "));
+        Self { flags, seed, model, command }
+    }
+}
+
 /// What `options` ask for of the training `id` on the photos in the folder `photos`.
 pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>, photos: &Path) -> Answer<Training> {
     let mut asked = Asked::new(options);
@@ -100,13 +109,15 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
         let folder = class_folder(app, &flags, &class_prompt, &model, seed);
         flags.push(format!("--class-data-dir={}", folder.display()));
     }
-    if let Some(adapter) = init {
-        let (_, folder) = library::folder_now(app, &adapter, owner, None)?;
-        flags.push(format!("--init-adapter={}", folder.display()));
-    }
-    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
-    let command = format!("lorabooth train dreambooth {} --seed={seed}", words.join(" "));
-    Ok(Training { flags, seed, model, command })
+    flags.extend(init_adapter(app, owner, init)?);
+    Ok(Training::new("dreambooth", flags, seed, model))
+}
+
+/// The flag of the adapter `id` of the library to start from, where there is one.
+pub fn init_adapter(app: &App, owner: &str, id: Option<String>) -> Answer<Option<String>> {
+    let Some(id) = id else { return Ok(None) };
+    let (_, folder) = library::folder_now(app, &id, owner, None)?;
+    Ok(Some(format!("--init-adapter={}", folder.display())))
 }
 
 /// Refuses a training of more steps than the server allows, and gives one without a length one.

@@ -357,8 +357,7 @@ fn run(
             language_training::train(app, job, control, observer).map(|()| None)
         }
         JobKind::Complete => writing::complete(app, models, job, interrupt, observer).map(Some),
-        JobKind::Generate => drawing::generate(app, models, job, interrupt, observer).map(|()| None),
-        JobKind::Grid => drawing::grid(app, models, job, interrupt, observer).map(|()| None),
+        JobKind::Generate | JobKind::Grid => drawing::draw(app, models, job, interrupt, observer).map(|()| None),
         JobKind::Push => pushing::push(app, job, interrupt, observer).map(Some),
     }
 }

@@ -20,7 +20,6 @@ pub mod run_folder;
 pub mod tensorboard;
 mod whole_folder;
 
-pub use crate::interrupt;
 use std::collections::BTreeMap;
 use tch::Tensor;
 

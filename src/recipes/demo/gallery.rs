@@ -3,6 +3,7 @@
 use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::recipes::training::observer::Observer;
 use crate::recipes::training::watched::WatchedDrawing;
 use crate::sample::drawn_image::DrawnImage;
@@ -10,7 +11,6 @@ use crate::sample::likeness::{Appearance, Distances};
 use crate::sample::painter::Pictures;
 use crate::sample::pipeline::Pipeline;
 use crate::sample::text_to_image::Sampling;
-use crate::train::interrupt::Interrupt;
 use crate::whole_file::write_whole;
 use image::RgbImage;
 use std::path::Path;

@@ -10,6 +10,7 @@ use crate::data::photos::{count_images_but, no_image, PhotoFolder};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{
@@ -26,7 +27,6 @@ use crate::sample::painter::Pictures;
 use crate::sample::pipeline::{Pipeline, Residence};
 use crate::sample::text_to_image::{Conditioning, Sampling};
 use crate::train::folder_lock::FolderLock;
-use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use serde_json::json;
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 use super::phases::{sampling, Networks};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::options::dreambooth::DreamBoothConfig;
@@ -14,7 +15,6 @@ use crate::sample::grid::grid;
 use crate::sample::painter::{Painter, Pictures};
 use crate::sample::pipeline::{scheduler_config, short_name};
 use crate::sample::text_to_image::Conditioning;
-use crate::train::interrupt::Interrupt;
 use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use image::RgbImage;

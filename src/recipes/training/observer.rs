@@ -1,8 +1,8 @@
 //! What a job reports to whoever started it: the command line makes bars of it, `--json` lines, the page events.
 
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::sample::drawn_image::ImageParameters;
-use crate::train::interrupt::Interrupt;
 use crate::train::metrics::StepMetrics;
 use serde::Serialize;
 use serde_json::{Map, Value};

@@ -2,9 +2,9 @@
 
 use super::observer::{Event, Observer};
 use crate::error::Result;
+use crate::interrupt::Interrupt;
 use crate::sample::drawn_image::DrawnImage;
 use crate::sample::painter::{DrawingListener, Pictures};
-use crate::train::interrupt::Interrupt;
 
 /// A phase in the doing; it is over when this is dropped.
 pub struct Watched<'a> {
