@@ -1,13 +1,14 @@
 //! The places of a model where adapters attach, and the registry of all that a model loaded.
 
 use super::adapter::Adapter;
+use super::probe::Probe;
 use crate::error::{Error, Result};
 use crate::libtorch::low_rank::Factors;
 use crate::weights::{BaseWeight, Op};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A tensor of the model that is frozen unless an adapter's configuration has it trained whole (`bias`,
 /// `modules_to_save`).
@@ -79,6 +80,7 @@ pub struct Site {
     adapters: RefCell<Vec<OnSite>>,
     training: Rc<Cell<bool>>,
     factors: Rc<Factors>,
+    probe: Rc<RefCell<Option<Probe>>>,
 }
 
 impl Site {
@@ -142,6 +144,13 @@ impl Site {
     /// The projection of `xs` with every enabled adapter.
     /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`; embedding: `[..] -> [.., width]`.
     pub fn forward(&self, xs: &Tensor) -> Tensor {
+        match &*self.probe.borrow() {
+            None => self.project(xs),
+            Some(probe) => probe.see(&self.path, xs, self.project(xs)),
+        }
+    }
+
+    fn project(&self, xs: &Tensor) -> Tensor {
         if self.op != Op::Linear || xs.dim() == 2 {
             return self.forward_flat(xs);
         }
@@ -154,7 +163,16 @@ impl Site {
     }
 
     fn forward_flat(&self, xs: &Tensor) -> Tensor {
-        let bias = self.bias.as_ref().map(|bias| bias.get());
+        let wide;
+        let xs = match self.op != Op::Embedding && self.weight.borrow().kind() == Kind::Float {
+            // One in float32 among others in 16 bits; what is behind it computes as wide until a norm.
+            true => {
+                wide = xs.to_kind(Kind::Float);
+                &wide
+            }
+            false => xs,
+        };
+        let bias = self.bias.as_ref().map(|bias| bias.get().to_kind(xs.kind()));
         let mut ys = match &*self.trained_weight.borrow() {
             Some(trained) => {
                 let kind = if self.op == Op::Embedding { self.weight.borrow().kind() } else { xs.kind() };
@@ -200,6 +218,14 @@ impl Site {
             .fold(start, |weight, on_site| on_site.adapter.merged(self, weight, on_site.scale))
     }
 
+    /// Moves a weight that lies on a device as it is.
+    fn move_to(&self, device: Device) -> Result<()> {
+        if let BaseWeight::Dense(weight) = &mut *self.weight.borrow_mut() {
+            *weight = weight.f_to_device(device)?;
+        }
+        Ok(())
+    }
+
     fn has_enabled(&self) -> bool {
         self.adapters.borrow().iter().any(|on_site| on_site.enabled)
     }
@@ -235,6 +261,7 @@ pub struct Sites {
     elements: Cell<i64>,
     training: Rc<Cell<bool>>,
     factors: Rc<Factors>,
+    probe: Rc<RefCell<Option<Probe>>>,
 }
 
 impl Sites {
@@ -270,6 +297,7 @@ impl Sites {
             adapters: RefCell::new(Vec::new()),
             training: self.training.clone(),
             factors: self.factors.clone(),
+            probe: self.probe.clone(),
         });
         self.sites.borrow_mut().insert(path.to_owned(), site.clone());
         site
@@ -295,6 +323,11 @@ impl Sites {
     /// Turns dropout on or off.
     pub fn set_training(&self, training: bool) {
         self.training.set(training);
+    }
+
+    /// Has every projection look for numbers that are none, or none any more.
+    pub fn look_with(&self, probe: Option<Probe>) {
+        *self.probe.borrow_mut() = probe;
     }
 
     /// All sites, by path.
@@ -352,6 +385,16 @@ impl Sites {
         }
     }
 
+    /// Moves the weights to host memory, where nothing computes with them, until [`Sites::unpark`].
+    pub fn park(&self) -> Result<()> {
+        self.all().iter().try_for_each(|site| site.move_to(Device::Cpu))
+    }
+
+    /// Moves them back to `device`.
+    pub fn unpark(&self, device: Device) -> Result<()> {
+        self.all().iter().try_for_each(|site| site.move_to(device))
+    }
+
     /// Turns every adapter on or off.
     pub fn set_enabled(&self, enabled: bool) {
         self.on_adapters(None, |on_site| on_site.enabled = enabled);
@@ -386,7 +429,6 @@ impl Sites {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn weights_that_are_trained_are_leaves_and_the_others_stay_frozen() {

@@ -6,7 +6,7 @@ use super::models::ModelKind;
 use super::observer::JobObserver;
 use super::options::{self, Asked};
 use super::plan::{self, Warnings};
-use super::training::{init_adapter, keep_within_limits, of_failure, Training};
+use super::training::{init_adapter, keep_within_limits, of_failure, step_down, Training};
 use super::{sets, App};
 use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
@@ -66,6 +66,7 @@ fn of_options(
     let validation = asked.text("validation_set")?;
     let mut flags = asked.flags(&command(), FILLED_IN)?;
     keep_within_limits(app, &mut flags)?;
+    step_down(&mut flags);
     flags.push(format!("--model={}", model.argument));
     flags.extend(records.map(|records| format!("--train-file={}", records.display())));
     flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));

@@ -99,6 +99,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
         flags.push(format!("--validation-prompt={prompt}"));
     }
     keep_within_limits(app, &mut flags)?;
+    step_down(&mut flags);
     flags.push(format!("--model={}", model.argument));
     // A plan has no photos yet.
     if photos != Path::new("") {
@@ -111,6 +112,13 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     }
     flags.extend(init_adapter(app, owner, init)?);
     Ok(Training::new("dreambooth", flags, seed, model))
+}
+
+/// Has a training whose options say nothing of it help itself where memory is full: nobody sits before it to start it again.
+pub fn step_down(flags: &mut Vec<String>) {
+    if !flags.iter().any(|flag| flag.starts_with("--on-oom")) {
+        flags.push("--on-oom=step-down".to_owned());
+    }
 }
 
 /// The flag of the adapter `id` of the library to start from, where there is one.

@@ -11,7 +11,7 @@ mod speed;
 mod tape;
 
 pub use cards::Card;
-pub use fit::{fit, parse_size, Fit, Planned, Suggestion};
+pub use fit::{fit, next_measure, parse_size, Fit, Planned, Suggestion};
 pub use language::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 pub use speed::Rates;
 pub use tape::{Product, Work};
@@ -93,6 +93,8 @@ pub struct PlanInput<'a> {
     pub half: Kind,
     /// Activations are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
+    /// The VAE takes one image at a time.
+    pub slicing: bool,
     /// AdamW with states of one byte each.
     pub optimizer_8bit: bool,
     /// The VAE runs before training and is freed.
@@ -342,8 +344,10 @@ impl MemoryPlan {
         let mut micro_step = step.work;
         if !input.cache_latents {
             resident.push(encoder);
-            let encode = Inference::encode(input, images_a_step(input));
-            micro_step = micro_step.plus(encode.work);
+            let images = images_a_step(input);
+            let encode = Inference::encode(input, if input.slicing { 1 } else { images });
+            let times = if input.slicing { images as f64 } else { 1.0 };
+            micro_step = micro_step.plus(encode.work.times(times));
             if encode.peak > step.kept + step.on_top {
                 let mut parts = resident.clone();
                 parts.extend([("activations of the encoder".to_owned(), encode.peak), runtime.clone()]);

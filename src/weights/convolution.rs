@@ -43,7 +43,7 @@ pub(super) fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) 
     match autograd_node::attach(&[xs], &[], &[&ys], Box::new(backward)) {
         Ok(()) => ys,
         // As each of tch's operations does; the step's boundary makes a sentence of it.
-        Err(error) => std::panic::panic_any(error.to_string()),
+        Err(error) => std::panic::panic_any(error),
     }
 }
 

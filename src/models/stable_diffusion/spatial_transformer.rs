@@ -4,7 +4,7 @@
 //! Shapes: b batch, c channels, h and w height and width, s = h·w, t text length, e text width.
 
 use crate::error::Result;
-use crate::nn::{attend, Bias, Conv2d, GroupNorm, LayerNorm, Linear, Loader};
+use crate::nn::{attend, attend_in_slices, Bias, Conv2d, GroupNorm, LayerNorm, Linear, Loader};
 use tch::Tensor;
 
 /// The sizes of a spatial transformer.
@@ -129,6 +129,7 @@ struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: i64,
+    slicing: bool,
 }
 
 impl Attention {
@@ -139,13 +140,17 @@ impl Attention {
             to_v: Linear::load(&(loader / "to_v"), context, channels, Bias::No)?,
             to_out: Linear::load(&(loader / "to_out.0"), channels, channels, Bias::Yes)?,
             heads,
+            slicing: loader.slicing(),
         })
     }
 
     /// `[b, s, c]` and `[b, t, context]` to `[b, s, c]`
     fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let (q, k, v) = (self.to_q.forward(xs), self.to_k.forward(context), self.to_v.forward(context));
-        self.to_out.forward(&attend(&q, &k, &v, self.heads, false))
+        self.to_out.forward(&match self.slicing {
+            true => attend_in_slices(&q, &k, &v, self.heads),
+            false => attend(&q, &k, &v, self.heads, false),
+        })
     }
 }
 

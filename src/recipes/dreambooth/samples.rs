@@ -19,6 +19,7 @@ use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use image::RgbImage;
 use std::path::{Path, PathBuf};
+use tch::Kind;
 
 /// Steps of the sampler for a sample image.
 pub const SAMPLE_STEPS: usize = 25;
@@ -73,12 +74,17 @@ impl Samples<'_> {
         let names = Names { folder: run.folder.join("samples"), step, series };
         let first = names.first_free();
         let place = Placement { device, kind: self.networks.vae_kind };
-        let vae = self.files.load_vae_decoder(place)?;
+        let mut vae = self.files.load_vae_decoder(place)?;
+        vae.model.use_tiling(self.config.slicing);
+        let load_exact = || self.files.load_vae_decoder(Placement { kind: Kind::Float, ..place });
+        let movable = self.networks.all();
         let scheduler = scheduler_config(self.files)?.for_stable_diffusion();
         let painter = Painter {
             unet: &self.networks.unet.model,
             vae_decoder: &vae.model,
             vae_kind: place.kind,
+            load_exact: &load_exact,
+            movable: &movable,
             scheduler: &scheduler,
             model: &short_name(Path::new(&self.config.model.name)),
             adapters: &[],

@@ -3,12 +3,15 @@
 use super::control::{Control, Order, SampleRequest};
 use super::observer::{Event, Observer};
 use super::run::Run;
+use crate::adapters::{Lost, Probe, Sites};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
 use crate::train::gradients;
 use crate::train::metrics::StepMetrics;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 use tch::{Kind, Tensor};
@@ -31,6 +34,12 @@ pub trait Job {
 
     /// Turns dropout on or off.
     fn set_training(&self, training: bool);
+
+    /// The networks that a micro-step runs, by name; one that is alone has none.
+    fn networks(&self) -> Vec<(&'static str, &Sites)>;
+
+    /// What the plan calls the phase of [`Job::evaluate`].
+    fn evaluation_phase(&self) -> &'static str;
 
     /// Evaluates on held-out data or draws samples, where that is due: called before the first step and after each one,
     /// with dropout off. Interrupted with [`Error::Interrupted`] once `interrupt` is set.
@@ -63,8 +72,19 @@ impl Run {
     }
 }
 
-/// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved.
+/// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved. It is saved too where memory is
+/// full or numbers are lost, as it was before the step.
 pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
+    let outcome = steps(job, run, control, observer);
+    if let Err(Error::OutOfMemory { .. } | Error::Diverged(_)) = &outcome {
+        observer.on(Event::End);
+        // What cannot be saved was saved last at an earlier step, or begins anew.
+        drop(rescue(job, run, observer));
+    }
+    outcome
+}
+
+fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
     if run.step == 0 || run.evaluation_is_owed {
         evaluate(job, run, control, observer)?;
     }
@@ -72,26 +92,71 @@ pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut
     job.set_training(true);
     obey(job, run, control, observer)?;
     while run.step < run.total_steps {
-        let began = Instant::now();
-        let (epoch, first) = run.position();
-        run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
-        let mut losses: Vec<Losses> = Vec::new();
-        // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
-        // an epoch ends the addition.
-        loop {
-            losses.push(catching(|| job.micro_step(run))?);
-            run.micro_step += 1;
-            if run.position().1 == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
-                break;
-            }
+        let before = run.mark();
+        let outcome = catching(|| step(job, run));
+        if let Ok(Some(metrics)) = outcome {
+            run.note(metrics, observer)?;
+            between_steps(job, run, control, observer)?;
+            continue;
         }
-        let metrics = catching(|| optimizer_step(job.parts(), run, &losses, began))?;
-        run.note(StepMetrics { epoch: epoch as u64, ..metrics }, observer)?;
-        between_steps(job, run, control, observer)?;
+        let micro_steps = before.micro_step..run.micro_step.max(before.micro_step + 1);
+        run.go_back(&before)?;
+        outcome?;
+        run.lost = look_for_loss(job, run, micro_steps);
+        run.go_back(&before)?;
+        run.search_scale_anew();
+        // What is said of it names the checkpoint.
+        drop(rescue(job, run, observer));
+        return Err(run.numbers_are_lost());
     }
     job.set_training(false);
     observer.on(Event::End);
     Ok(())
+}
+
+/// An optimizer step; none where its numbers are lost, and the weights as they were.
+fn step(job: &mut dyn Job, run: &mut Run) -> Result<Option<StepMetrics>> {
+    let began = Instant::now();
+    let (epoch, first) = run.position();
+    run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
+    let mut losses: Vec<Losses> = Vec::new();
+    // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
+    // an epoch ends the addition.
+    loop {
+        losses.push(job.micro_step(run)?);
+        run.micro_step += 1;
+        if run.position().1 == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
+            break;
+        }
+    }
+    let metrics = optimizer_step(job.parts(), run, &losses, began)?;
+    Ok(metrics.map(|metrics| StepMetrics { epoch: epoch as u64, ..metrics }))
+}
+
+/// Makes `micro_steps` again, with every layer looking for the first number that is none.
+fn look_for_loss(job: &mut dyn Job, run: &mut Run, micro_steps: Range<u64>) -> Option<Lost> {
+    let probe = Probe::default();
+    job.networks().iter().for_each(|(name, sites)| sites.look_with(Some(probe.of_network(name))));
+    for micro_step in micro_steps {
+        run.micro_step = micro_step;
+        // What fails here has not failed before: nothing is found then.
+        drop(catching(|| job.micro_step(run)));
+        if probe.found().is_some() {
+            break;
+        }
+    }
+    job.networks().iter().for_each(|(_, sites)| sites.look_with(None));
+    probe.found()
+}
+
+/// Saves the state as it was before the step that failed.
+fn rescue(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()> {
+    run.optimizer.zero_grad(&run.trained.params)?;
+    memory::release_cached(run.device)?;
+    match run.step > 0 && !run.is_torn {
+        true => catching(|| save(job, run, observer)),
+        false => Ok(()),
+    }
 }
 
 /// What is due after a step: an evaluation, what other threads have asked for, a checkpoint, the end.
@@ -153,11 +218,15 @@ fn report_again(run: &Run, observer: &mut dyn Observer) {
 
 /// [`Job::evaluate`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
 fn evaluate(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
-    let outcome = job.evaluate(run, control.interrupt(), observer);
-    run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_)));
-    if run.evaluation_is_owed {
+    let phase = std::mem::replace(&mut run.phase, job.evaluation_phase());
+    let outcome = catching(|| job.evaluate(run, control.interrupt(), observer));
+    run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_) | Error::OutOfMemory { .. }));
+    if let Err(Error::Interrupted(_)) = outcome {
         save(job, run, observer)?;
         return Err(run.interrupted());
+    }
+    if outcome.is_ok() {
+        run.phase = phase;
     }
     outcome
 }
@@ -196,8 +265,8 @@ fn save(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()>
     Ok(())
 }
 
-/// Clips, steps and reports. The numbers of a step come to the host here, in one go.
-fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Instant) -> Result<StepMetrics> {
+/// Clips, steps and reports; nothing where numbers are lost. The numbers of a step come to the host here, in one go.
+fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Instant) -> Result<Option<StepMetrics>> {
     let mean =
         |of: &dyn Fn(&Losses) -> Tensor| Tensor::stack(&losses.iter().map(of).collect::<Vec<_>>(), 0).mean(Kind::Float);
     let total = mean(&|losses| losses.total.shallow_clone());
@@ -219,14 +288,18 @@ fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Insta
     // A loss that is not a number would make the weights no numbers: they stay as they were.
     let diverged = loss.is_none() || (grad_norm.is_none() && run.scaler.is_none());
     if finite && !diverged {
+        run.is_torn = true;
         run.optimizer.step(&run.trained.params, lr)?;
+        run.is_torn = false;
     }
     run.optimizer.zero_grad(&run.trained.params)?;
     run.step += 1;
-    run.check_divergence(loss.is_none(), diverged, finite)?;
+    if run.has_diverged(diverged, finite) {
+        return Ok(None);
+    }
     let parts: BTreeMap<String, Option<f64>> =
         parts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), number(2 + i))).collect();
-    Ok(StepMetrics {
+    Ok(Some(StepMetrics {
         step: run.step,
         epoch: 0,
         loss,
@@ -235,5 +308,5 @@ fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Insta
         grad_norm,
         step_s: began.elapsed().as_secs_f64(),
         peak_mib: run.peak_bytes()? as f64 / f64::from(1 << 20),
-    })
+    }))
 }
