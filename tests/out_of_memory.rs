@@ -63,8 +63,10 @@ fn allocations(args: &[String], folder: &Path) -> Vec<u64> {
     let mut ends: Vec<u64> = lines(&report).iter().map(count).collect();
     // It is read, too, where nothing has happened since.
     ends.dedup();
-    ends.retain(|&number| number > 0);
-    ends
+    // A training reads it when it begins, after each step and at its end, and some while they load.
+    let steps =
+        args.iter().rposition(|arg| arg == "--max-train-steps").map(|at| args[at + 1].parse::<usize>().unwrap());
+    ends.split_off(steps.map_or(0, |steps| ends.len().saturating_sub(steps + 2)))
 }
 
 /// One sentence that says what did not fit and what helps, and nothing that only a developer reads.
