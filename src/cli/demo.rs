@@ -13,7 +13,7 @@ use serde_json::json;
 /// Runs the command.
 pub fn run(config: &DemoConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let interrupt = Interrupt::on_signals()?;
-    let device = common.device()?;
+    let device = common.device(reporter)?;
     let finished = demo::run(config, device, common.seed, &interrupt, reporter)?;
     let report = &finished.report;
     reporter.on(Event::Wrote { path: finished.contact_sheet.clone() });

@@ -70,7 +70,7 @@ pub fn run(args: &ServeArgs, common: &Common, reporter: &mut Reporter) -> Result
             args.host
         )));
     }
-    let device = common.device()?;
+    let device = common.device(reporter)?;
     let data = DataFolder::open(&args.data_dir()?)?;
     let listener = Address { host: args.host, port: args.port }.listen()?;
     let url = listener.url();

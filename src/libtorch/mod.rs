@@ -14,6 +14,7 @@ pub mod int8_cuda;
 pub mod low_rank;
 pub mod mapped_tensor;
 pub mod memory;
+pub mod nvidia_driver;
 pub mod openmp_waiting;
 pub mod random;
 pub mod side_stream;
