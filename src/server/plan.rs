@@ -5,11 +5,13 @@ use super::failure::{Answer, Failure};
 use super::models::Model;
 use super::request::Json;
 use super::state::JobKind;
-use super::{language_training, options, sets, training, App};
+use super::{language_training, sets, training, App};
 use crate::error::Result;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::options::command_line::command_line;
 use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::reading::Configuration;
 use crate::recipes::dreambooth::plan::{plan_input, NetworkConfigs, Photos};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, Planned, Rates, Suggestion};
@@ -17,7 +19,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tch::{Device, Kind};
 
@@ -86,14 +88,12 @@ fn dreambooth(
     if !has_prompt {
         options.insert("instance_prompt".to_owned(), json!("a photo of sks thing"));
     }
-    let photos = set.map_or_else(PathBuf::new, |set| sets::photo_folder(app, set));
-    let training = training::of_options(app, "RUN", owner, &options, &photos)?;
-    let mut flags = training.flags.clone();
-    if photos == Path::new("") {
-        flags.push("--instance-data-dir=none".to_owned());
-    }
-    let mut config: DreamBoothConfig = options::parsed(&flags)?;
-    config.instance_data_dir = photos;
+    let photos = set.map(|set| sets::photo_folder(app, set));
+    let named = photos.as_deref().unwrap_or(Path::new("PHOTOS"));
+    let training = training::of_options(app, "RUN", owner, &options, named)?;
+    let mut config = DreamBoothConfig::from_map(&training.options)?;
+    let command = command_line(&config, training.seed)?;
+    config.instance_data_dir = photos.unwrap_or_default();
     config.check()?;
     let mut warnings = Warnings(config.warnings());
     let wanted = ModelOptions { configs_only: true, ..config.model.options() };
@@ -103,7 +103,7 @@ fn dreambooth(
     let sizes = if sizes.is_empty() { &[(1, 1)][..] } else { sizes };
     let photos = Photos::known(&config, &files, sizes, has_prompt.then_some(&mut warnings as &mut dyn Observer))?;
     let input = plan_input(&config, &networks, Some(&photos), app.device)?;
-    shown(app, &input, Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command: training.command })
+    shown(app, &input, Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command })
 }
 
 /// Opens a model for a plan; one of the hub that is not here yet is not fetched for it.
