@@ -1,7 +1,7 @@
 //! The server of `lorabooth serve`: a queue of jobs behind a JSON API, with the page in `web/` in front of it.
 //!
-//! Requests are answered by one thread; one other thread owns all tensors and works the queue off ([`worker`]); a third owns the
-//! database ([`store`]).
+//! Requests are answered by one thread; another owns the device and works the queue off, and one beside it uploads to the hub
+//! ([`worker`]); a last one owns the database ([`store`]).
 
 mod accounts;
 mod assets;
@@ -17,6 +17,7 @@ mod jobs;
 mod language_training;
 mod library;
 mod likeness;
+mod live;
 mod models;
 mod observer;
 mod openapi;
@@ -121,7 +122,7 @@ pub struct Shared {
 }
 
 impl App {
-    /// Opens the data folder, and starts the thread that works the queue off.
+    /// Opens the data folder, and starts the threads that work the queue off.
     pub fn start(settings: Settings) -> Result<Self> {
         let store = Store::open(&settings.data.database())?;
         let models = Models::new(&settings.data, &settings.models)?;

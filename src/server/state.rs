@@ -66,7 +66,29 @@ named!(JobKind {
     Push = "push",
 });
 
+/// What a job has its turn at: jobs of one lane come one by one, and none waits for those of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The device that computes.
+    Device,
+    /// The way to the hub.
+    Hub,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Device, Self::Hub];
+}
+
 impl JobKind {
+    /// What it has its turn at.
+    pub fn lane(self) -> Lane {
+        match self {
+            Self::TrainDreambooth | Self::TrainLlm | Self::Generate | Self::Grid | Self::Complete => Lane::Device,
+            Self::Push => Lane::Hub,
+        }
+    }
+
     /// Whether it trains an adapter, which can be stopped and gone on with.
     pub fn is_training(self) -> bool {
         matches!(self, Self::TrainDreambooth | Self::TrainLlm)

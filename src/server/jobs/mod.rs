@@ -7,8 +7,8 @@ mod shown;
 
 use super::failure::{Answer, Failure};
 use super::ids::new_id;
+use super::live::Live;
 use super::state::{JobKind, JobState};
-use super::worker::Live;
 use super::App;
 use crate::error::Result;
 use crate::recipes::training::utc_time::UtcTime;

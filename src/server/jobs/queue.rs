@@ -1,11 +1,11 @@
 //! The order in which jobs have their turns, and how they come into the queue, move in it and leave it.
 
 use super::super::failure::{Answer, Failure};
-use super::super::state::JobKind;
-use super::super::worker::Stop;
+use super::super::live::Stop;
+use super::super::state::{JobKind, Lane};
 use super::super::{library, App};
 use super::shown::{shown, tell_of, tell_the_queue};
-use super::{find, now, Job, COLUMNS};
+use super::{by_id, find, now, Job, COLUMNS};
 use crate::error::Result;
 use axum::http::StatusCode;
 use rusqlite::{params, Connection, OptionalExtension, Row};
@@ -112,14 +112,24 @@ pub async fn add(app: &App, job: NewJob) -> Answer<Value> {
     shown(app, &id).await
 }
 
-/// Takes the first job of the queue, which is running from now on.
-pub fn take_next(app: &App) -> Result<Option<Job>> {
-    app.store.wait(|db| {
-        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY position, number LIMIT 1");
+/// Which jobs are of `lane`.
+fn of_lane(lane: Lane) -> &'static str {
+    match lane {
+        Lane::Device => "kind <> 'push'",
+        Lane::Hub => "kind = 'push'",
+    }
+}
+
+/// Takes the first job of the queue that is of `lane`, which is running from now on.
+pub fn take_next(app: &App, lane: Lane) -> Result<Option<Job>> {
+    app.store.wait(move |db| {
+        let of = of_lane(lane);
+        let sql =
+            format!("SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND {of} ORDER BY position, number LIMIT 1");
         let next = db.query_row(&sql, [], Job::of_row).optional()?;
         if let Some(job) = &next {
             db.execute(
-                "UPDATE jobs SET state = 'running', started = ?2, ended = NULL, error = NULL, field = NULL WHERE id = ?1",
+                "UPDATE jobs SET state = 'running', started = ?2, ended = NULL, error = NULL, field = NULL, answer = NULL WHERE id = ?1",
                 [&job.id, &now()],
             )?;
         }
@@ -127,14 +137,15 @@ pub fn take_next(app: &App) -> Result<Option<Job>> {
     })
 }
 
-/// How many jobs come before a queued one, and how many seconds they will take by what jobs of their kind took lately; none where no
+/// How many jobs of its lane come before a queued one, and how many seconds they will take by what jobs of their kind took lately; none where no
 /// job of a kind among them was ever finished.
 pub fn waiting_for(db: &Connection, job: &Job) -> rusqlite::Result<(i64, Option<f64>)> {
-    let mut found = db.prepare_cached(
+    let mut found = db.prepare_cached(&format!(
         "SELECT kind, count(*), coalesce(sum(state = 'queued'), 0),
              coalesce(sum(CASE WHEN state = 'queued' THEN 0 ELSE (julianday('now') - julianday(started)) * 86400 END), 0)
-         FROM jobs WHERE (state = 'queued' AND position < ?1) OR state IN ('running', 'paused', 'stopping') GROUP BY kind",
-    )?;
+         FROM jobs WHERE ((state = 'queued' AND position < ?1) OR state IN ('running', 'paused', 'stopping')) AND {} GROUP BY kind",
+        of_lane(job.kind.lane())
+    ))?;
     let of_kind = |row: &Row| {
         Ok((row.get::<_, JobKind>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, row.get::<_, f64>(3)?))
     };
@@ -197,9 +208,12 @@ pub async fn change(app: &App, id: &str, change: Change) -> Answer<()> {
     }
 }
 
-/// Numbers the queue anew with the job `id` at `place`, from 1; false where it does not wait.
+/// Numbers the queue of its lane anew with the job `id` at `place`, from 1; false where it does not wait.
 fn move_to(db: &Connection, id: &str, place: u64) -> rusqlite::Result<bool> {
-    let mut found = db.prepare("SELECT id FROM jobs WHERE state = 'queued' ORDER BY position, number")?;
+    let Some(job) = by_id(db, id)? else { return Ok(false) };
+    let of = of_lane(job.kind.lane());
+    let mut found =
+        db.prepare(&format!("SELECT id FROM jobs WHERE state = 'queued' AND {of} ORDER BY position, number"))?;
     let mut ids = found.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
     let Some(at) = ids.iter().position(|found| found == id) else { return Ok(false) };
     let moved = ids.remove(at);

@@ -2,9 +2,9 @@
 
 use super::super::accounts::Owner;
 use super::super::failure::{Answer, Failure};
+use super::super::live::{Request, Stop};
 use super::super::request::{Id, Json, Query};
 use super::super::state::{JobKind, JobState};
-use super::super::worker::{Request, Stop};
 use super::super::{drawing, language_training, library, options, sets, training, writing, App};
 use super::queue::{self, Change, NewJob};
 use super::{find, new_job_id, record, shown};

@@ -1,8 +1,8 @@
 //! Jobs as pages see them: what is in the database, and how the one that has its turn stands.
 
 use super::super::failure::{Answer, Failure};
+use super::super::live::Live;
 use super::super::state::{JobKind, JobState};
-use super::super::worker::Live;
 use super::super::App;
 use super::queue::waiting_for;
 use super::{by_id, Job, COLUMNS};
@@ -57,11 +57,14 @@ impl Stored {
         let state = job.state(live);
         let answer: Value =
             job.answer.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
+        // What a job has written so far comes before what an earlier turn of it wrote.
+        let text = live
+            .map_or_else(|| answer["text"].clone(), |live| json!(Some(live.text()).filter(|text| !text.is_empty())));
         let is_waiting = state == JobState::Queued;
         let thumbnail = |photo: Option<String>| photo.map(|photo| format!("/api/photos/{photo}?thumbnail=1"));
         let set_summary = set.map(|(count, photo)| json!({ "photos": count, "thumbnail": thumbnail(photo) }));
         json!({
-            "id": job.id, "kind": job.kind, "name": job.name, "state": state, "actions": actions(job.kind, state),
+            "id": job.id, "kind": job.kind, "name": job.name, "state": state, "actions": actions(&job, state),
             "position": is_waiting.then_some(ahead + 1), "wait_seconds": wait.filter(|_| is_waiting),
             "created": job.created, "started": job.started, "ended": job.ended.filter(|_| state.is_over()),
             "error": job.error, "field": job.field, "options": job.options, "set": job.set, "set_summary": set_summary,
@@ -69,19 +72,22 @@ impl Stored {
             "memory_bytes": live.and_then(|live| live.memory_bytes()).map(|bytes| bytes as i64).or(job.memory_bytes),
             "adapter_name": adapter_name,
             "results": {
-                "adapter": adapter_name.is_some().then_some(&job.id), "images": images, "text": answer["text"], "labels": answer["labels"],
+                "adapter": adapter_name.is_some().then_some(&job.id), "images": images, "text": text, "labels": answer["labels"],
             },
             "command": job.command,
         })
     }
 }
 
-/// What can be asked of a job of this kind in this state.
-fn actions(kind: JobKind, state: JobState) -> &'static [&'static str] {
-    match (state, kind.is_training()) {
+/// What can be asked of a job in this state.
+fn actions(job: &Job, state: JobState) -> &'static [&'static str] {
+    // Its token is gone.
+    let is_spent = job.kind == JobKind::Push && job.options.get("has_token") == Some(&json!(true));
+    match (state, job.kind.is_training()) {
         (JobState::Running, true) => &["stop", "save", "sample", "pause"],
         (JobState::Paused, true) => &["stop", "save", "sample", "continue"],
         (JobState::Running | JobState::Paused, false) => &["stop"],
+        _ if state.is_over() && is_spent => &[],
         (JobState::Failed | JobState::Stopped | JobState::Interrupted, _) => &["resume"],
         (JobState::Queued | JobState::Stopping | JobState::Finished, _) => &[],
     }
