@@ -28,6 +28,7 @@ mod presets;
 mod pushing;
 mod request;
 mod routes;
+mod schema;
 mod serve;
 mod sets;
 mod state;

@@ -3,6 +3,7 @@
 use super::failure::of_option;
 use super::jobs::{self, Job, Picture};
 use super::likeness::Subject;
+use super::schema::{integer, number, object, or_null, text};
 use super::state::Phase;
 use super::{library, App};
 use crate::libtorch::memory;
@@ -111,6 +112,22 @@ impl<'a> JobObserver<'a> {
         };
         drop(jobs::add_picture(self.app, self.job, &file, picture));
     }
+}
+
+/// What is told of how a picture was drawn.
+pub fn parameters_schema() -> Value {
+    object([
+        ("prompt", text()),
+        ("negative_prompt", text()),
+        ("seed", integer()),
+        ("steps", integer()),
+        ("guidance", number()),
+        ("sampler", text()),
+        ("width", integer()),
+        ("height", integer()),
+        ("model", text()),
+        ("adapters", or_null(text())),
+    ])
 }
 
 /// Which of several pictures is drawn.

@@ -2,6 +2,7 @@
 
 use super::failure::{of_option, Answer, Failure};
 use super::models::{Model, ModelKind, DEMO};
+use super::schema::{list_of, map, object, or_null, text, word};
 use super::App;
 use crate::options::form::{form, Choice, Field, Group};
 use clap::Command;
@@ -128,6 +129,27 @@ pub fn described(command: &Command, filled_in: &[&str]) -> Value {
         ..group
     });
     json!(groups.filter(|group| !group.fields.is_empty()).collect::<Vec<_>>())
+}
+
+/// Options as a form needs them, with settings to start from.
+pub fn schema() -> Value {
+    let choice = object([("value", text()), ("help", or_null(text()))]);
+    let field = object([
+        ("name", text()),
+        ("label", text()),
+        ("kind", word(&["text", "number", "integer", "flag", "choice", "list", "map"])),
+        ("default", json!({})),
+        ("choices", list_of(choice)),
+        ("help", or_null(text())),
+    ]);
+    let preset = object([
+        ("name", text()),
+        ("title", text()),
+        ("model", or_null(text())),
+        ("values", map()),
+        ("sentence", text()),
+    ]);
+    object([("groups", list_of(object([("title", text()), ("fields", list_of(field))]))), ("presets", list_of(preset))])
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::accounts::Owner;
 use super::failure::{Answer, Failure};
 use super::models::Model;
 use super::request::Json;
+use super::schema::{integer, list_of, map, number, object, or_null, text, truth, with};
 use super::state::JobKind;
 use super::{language_training, sets, training, App};
 use crate::error::Result;
@@ -85,8 +86,14 @@ fn dreambooth(
     let mut options = options.clone();
     // A plan needs neither a prompt nor photos.
     let has_prompt = options.get("instance_prompt").and_then(Value::as_str).is_some_and(|prompt| !prompt.is_empty());
-    if !has_prompt {
-        options.insert("instance_prompt".to_owned(), json!("a photo of sks thing"));
+    let has_class = options.get("with_prior_preservation") == Some(&json!(true));
+    for (name, usual, is_needed) in
+        [("instance_prompt", "a photo of sks thing", true), ("class_prompt", "a photo of a thing", has_class)]
+    {
+        let is_given = options.get(name).and_then(Value::as_str).is_some_and(|prompt| !prompt.is_empty());
+        if is_needed && !is_given {
+            options.insert(name.to_owned(), json!(usual));
+        }
     }
     let photos = set.map(|set| sets::photo_folder(app, set));
     let named = photos.as_deref().unwrap_or(Path::new("PHOTOS"));
@@ -167,6 +174,24 @@ pub fn shown(app: &App, input: &impl Planned, asked: Asked) -> Answer<Value> {
         "steps": asked.steps, "parts": parts, "phases": phases, "warnings": asked.warnings,
         "suggestion": suggestion(&fitted.suggestions, fitted.fits, fitted.peak_bytes), "command": asked.command,
     }))
+}
+
+/// A plan as it is shown.
+pub fn schema() -> Value {
+    let part = || object([("name", text()), ("bytes", integer())]);
+    object([
+        ("fits", truth()),
+        ("peak_bytes", integer()),
+        ("device_bytes", integer()),
+        ("step_seconds", or_null(number())),
+        ("total_seconds", or_null(number())),
+        ("steps", integer()),
+        ("parts", list_of(part())),
+        ("phases", list_of(with(part(), [("seconds", or_null(number()))]))),
+        ("warnings", list_of(text())),
+        ("suggestion", or_null(object([("options", map()), ("sentence", text())]))),
+        ("command", text()),
+    ])
 }
 
 fn gib(bytes: u64) -> String {

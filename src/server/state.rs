@@ -1,6 +1,8 @@
 //! What a job is: its kind, where it stands, and what is known of it while it runs.
 
+use super::schema::{integer, number, object, or_null, text};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::time::Instant;
 
 macro_rules! named {
@@ -149,6 +151,20 @@ pub struct Progress {
     pub seconds_left: Option<f64>,
     /// Units a second.
     pub rate: Option<f64>,
+}
+
+impl Progress {
+    /// It as JSON.
+    pub fn schema() -> Value {
+        object([
+            ("phase", text()),
+            ("done", integer()),
+            ("total", integer()),
+            ("unit", text()),
+            ("seconds_left", or_null(number())),
+            ("rate", or_null(number())),
+        ])
+    }
 }
 
 /// Measures a phase as it goes.

@@ -1,9 +1,9 @@
 //! Jobs: what is asked for, in the database, with a copy of its settings.
 
 mod queue;
-mod record;
+pub mod record;
 pub mod requests;
-mod shown;
+pub mod shown;
 
 use super::failure::{Answer, Failure};
 use super::ids::new_id;

@@ -2,8 +2,9 @@
 
 use super::super::failure::Answer;
 use super::super::ids::new_id;
+use super::super::schema::{integer, list_of, number, object, or_null, text, with};
 use super::super::state::JobState;
-use super::super::App;
+use super::super::{likeness, observer, App};
 use super::{now, Job};
 use crate::error::Result;
 use rusqlite::{params, Row};
@@ -94,6 +95,45 @@ pub fn add_picture(app: &App, job: &Job, file: &str, picture: Picture) -> Result
     })?;
     app.events.send(&job.owner, &json!({ "kind": "image", "id": job.id, "image": shown }));
     Ok(())
+}
+
+/// A picture as it is shown.
+pub fn picture_schema() -> Value {
+    object([
+        ("id", text()),
+        ("url", text()),
+        ("thumbnail", text()),
+        ("width", integer()),
+        ("height", integer()),
+        ("job", text()),
+        ("created", text()),
+        ("step", or_null(integer())),
+        ("checkpoint", or_null(integer())),
+        ("strength", or_null(number())),
+        ("parameters", observer::parameters_schema()),
+        ("likeness", or_null(likeness::schema())),
+    ])
+}
+
+/// What [`lines`] gives, with the rest of the `job`.
+pub fn with_lines_schema(job: Value) -> Value {
+    let fact = object([("name", text()), ("text", text())]);
+    with(job, [("warnings", list_of(text())), ("log", list_of(text())), ("facts", list_of(fact))])
+}
+
+/// The numbers of a step; what the loss is made of is beside it.
+pub fn step_schema() -> Value {
+    let mut step = object([
+        ("step", integer()),
+        ("epoch", integer()),
+        ("loss", or_null(number())),
+        ("lr", number()),
+        ("grad_norm", or_null(number())),
+        ("step_s", number()),
+        ("peak_mib", number()),
+    ]);
+    step["additionalProperties"] = or_null(number());
+    step
 }
 
 /// Forgets what a job drew before, as it begins anew.

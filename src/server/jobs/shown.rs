@@ -2,6 +2,7 @@
 
 use super::super::failure::{Answer, Failure};
 use super::super::live::Live;
+use super::super::schema::{integer, list_of, map, named, number, object, or_null, text, word};
 use super::super::state::{JobKind, JobState};
 use super::super::App;
 use super::queue::waiting_for;
@@ -77,6 +78,41 @@ impl Stored {
             "command": job.command,
         })
     }
+}
+
+/// A job as it is shown.
+pub fn schema() -> Value {
+    let or_text = || or_null(text());
+    object([
+        ("id", text()),
+        ("kind", word(JobKind::NAMES)),
+        ("name", text()),
+        ("state", word(JobState::NAMES)),
+        ("actions", list_of(text())),
+        ("position", or_null(integer())),
+        ("wait_seconds", or_null(number())),
+        ("created", text()),
+        ("started", or_text()),
+        ("ended", or_text()),
+        ("error", or_text()),
+        ("field", or_text()),
+        ("options", map()),
+        ("set", or_text()),
+        ("set_summary", or_null(object([("photos", integer()), ("thumbnail", or_text())]))),
+        ("progress", or_null(named("Progress"))),
+        ("memory_bytes", or_null(integer())),
+        ("adapter_name", or_text()),
+        (
+            "results",
+            object([
+                ("adapter", or_text()),
+                ("images", list_of(named("Picture"))),
+                ("text", or_text()),
+                ("labels", or_null(list_of(object([("label", text()), ("probability", number())])))),
+            ]),
+        ),
+        ("command", text()),
+    ])
 }
 
 /// What can be asked of a job in this state.

@@ -9,6 +9,7 @@ use super::failure::{Answer, Failure};
 use super::ids::new_id;
 use super::jobs::now;
 use super::request::{Id, Query};
+use super::schema::{list_of, object, or_null, text, word};
 use super::uploaded_file::{label, receive, MAX_FILE};
 use super::App;
 use crate::error::{Error, Result};
@@ -220,6 +221,19 @@ async fn shown(app: &App, id: &str, resolution: Option<u32>) -> Answer<Value> {
         "id": id, "kind": kind, "photos": listed, "records": records.map_or(Value::Null, |text| json(&text)), "refused": json(&refused),
         "warnings": warnings,
     }))
+}
+
+/// A set as it is shown.
+pub fn schema() -> Value {
+    let refused = object([("name", text()), ("sentence", text())]);
+    object([
+        ("id", text()),
+        ("kind", word(&["photos", "records"])),
+        ("photos", list_of(photos::schema())),
+        ("records", or_null(records::schema())),
+        ("refused", list_of(refused)),
+        ("warnings", list_of(text())),
+    ])
 }
 
 /// `POST /api/sets/{id}/files`.

@@ -4,6 +4,7 @@ use super::super::accounts::Owner;
 use super::super::failure::{Answer, Failure};
 use super::super::pictures::{send_picture, Size};
 use super::super::request::{Id, Json, Query};
+use super::super::schema::{integer, list_of, object, text};
 use super::super::App;
 use super::shown;
 use crate::error::Result;
@@ -12,6 +13,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use rusqlite::{OptionalExtension, Row};
 use serde::Deserialize;
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// Bytes of a caption.
@@ -48,6 +50,21 @@ impl Photo {
             pixels: row.get("pixels")?,
         })
     }
+}
+
+/// A photo as it is shown.
+pub fn schema() -> Value {
+    object([
+        ("id", text()),
+        ("name", text()),
+        ("width", integer()),
+        ("height", integer()),
+        ("bytes", integer()),
+        ("caption", text()),
+        ("warnings", list_of(text())),
+        ("url", text()),
+        ("thumbnail", text()),
+    ])
 }
 
 /// The folder of photos of the set `id`.

@@ -1,5 +1,6 @@
 //! A set's file of records: what is in it.
 
+use super::super::schema::{integer, list_of, map, object, text};
 use super::super::App;
 use crate::data::records::Records;
 use crate::error::Result;
@@ -43,4 +44,9 @@ pub fn about_records(name: &str, path: &Path) -> Result<Value> {
 /// The folder of the one file of records of the set `id`.
 pub fn records_folder(app: &App, id: &str) -> PathBuf {
     app.data.sets().join(id).join("records")
+}
+
+/// What [`about_records`] gives.
+pub fn schema() -> Value {
+    object([("name", text()), ("count", integer()), ("columns", list_of(text())), ("sample", list_of(map()))])
 }
