@@ -155,6 +155,15 @@ impl Drawing {
         self.used(cell).zip(&self.names).map(name).collect::<Vec<_>>().join(", ")
     }
 
+    /// `error` with the name of an adapter in place of where the server keeps it.
+    fn by_name(&self, app: &App, error: Error) -> Error {
+        let Error::File { path, message } = error else { return error };
+        let folders = [app.data.adapters(), app.data.runs()];
+        let is_of = |given: &Given| folders.iter().any(|folder| path.starts_with(folder.join(&given.id)));
+        let name = self.adapters.iter().zip(&self.names).find(|(given, _)| is_of(given)).map(|(_, name)| name);
+        Error::File { path: name.map_or(path, PathBuf::from), message }
+    }
+
     /// The configuration of one picture, which is written to `output`.
     fn config(&self, app: &App, owner: &str, cell: Cell, output: &Path) -> Answer<GenerateConfig> {
         let mut options = self.options.clone();
@@ -287,7 +296,8 @@ pub fn draw(
                 ImageModel::open(&config, app.device, Residence::Together, interrupt, observer)?
             }
         };
-        models.images.insert(model).generate(&config, seed, interrupt, observer)?;
+        let drawn = models.images.insert(model).generate(&config, seed, interrupt, observer);
+        drawn.map_err(|error| drawing.by_name(app, error))?;
     }
     Ok(())
 }
