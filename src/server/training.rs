@@ -70,6 +70,12 @@ pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>,
             "say what the photos show, with a rare word, such as \"a photo of sks dog\"",
         ));
     };
+    let is_true = |name: &str| options.get(name).is_some_and(|value| value == true);
+    if is_true("with_prior_preservation") && !options.contains_key("class_prompt") {
+        let sentence =
+            "say what such subjects are called, such as \"a photo of a dog\", or turn prior preservation off";
+        return Err(Failure::field("class_prompt", sentence));
+    }
     // Pictures as it goes are on unless they are turned off by an empty prompt.
     if !wanted.contains_key("validation_prompt") {
         options.insert("validation_prompt".to_owned(), prompt);
