@@ -70,11 +70,14 @@ pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>,
             "say what the photos show, with a rare word, such as \"a photo of sks dog\"",
         ));
     };
-    let is_true = |name: &str| options.get(name).is_some_and(|value| value == true);
-    if is_true("with_prior_preservation") && !options.contains_key("class_prompt") {
-        let sentence =
-            "say what such subjects are called, such as \"a photo of a dog\", or turn prior preservation off";
-        return Err(Failure::field("class_prompt", sentence));
+    if options.get("with_prior_preservation") == Some(&Value::Bool(true)) {
+        let Some(class_prompt) = options.get("class_prompt") else {
+            let sentence =
+                "say what such subjects are called, such as \"a photo of a dog\", or turn prior preservation off";
+            return Err(Failure::field("class_prompt", sentence));
+        };
+        let folder = class_folder(app, &options, class_prompt, &model, seed);
+        options.insert("class_data_dir".to_owned(), Value::String(folder.display().to_string()));
     }
     // Pictures as it goes are on unless they are turned off by an empty prompt.
     if !wanted.contains_key("validation_prompt") {
@@ -87,11 +90,6 @@ pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>,
     fill_in("output_dir", app.data.runs().join(id).display().to_string());
     if let Some(folder) = init_adapter(app, owner, init)? {
         fill_in("init_adapter", folder);
-    }
-    let is_true = |name: &str| options.get(name).is_some_and(|value| value == true);
-    if let Some(class_prompt) = options.get("class_prompt").filter(|_| is_true("with_prior_preservation")) {
-        let folder = class_folder(app, &options, class_prompt, &model, seed);
-        options.insert("class_data_dir".to_owned(), Value::String(folder.display().to_string()));
     }
     Ok(Training { options, seed, model })
 }

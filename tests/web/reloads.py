@@ -24,7 +24,7 @@ def a_text_goes_on(page):
     expect(answer).to_have_attribute("aria-busy", "true")
     after = answer.locator(".answer").inner_text()
     assert after.startswith(before), (before, after)
-    page.wait_for_function("before => document.querySelector('.answer').innerText.length > before", arg=len(after))
+    page.wait_for_function("before => document.querySelector('.answer').innerText.length > before", arg=len(after), timeout=PATIENCE)
     # What was written before a stop stays.
     answer.get_by_role("button", name="Stop").click()
     expect(answer.get_by_role("button", name="Stop")).to_have_count(0, timeout=PATIENCE)
