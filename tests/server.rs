@@ -3,6 +3,8 @@
 
 mod support;
 
+#[path = "server/answers.rs"]
+mod answers;
 #[path = "server/client.rs"]
 mod client;
 #[path = "push/hub.rs"]

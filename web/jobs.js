@@ -14,6 +14,8 @@ export const KINDS = {
   push: 'Upload to the hub',
 };
 
+/// Uploads wait for one another alone; all else shares the device.
+export const isUpload = job => job.kind === 'push';
 export const isTraining = job => job.kind.startsWith('train_');
 export const isLive = job => ['running', 'paused', 'stopping'].includes(job.state);
 export const isOver = job => !isLive(job) && job.state !== 'queued';
@@ -48,8 +50,8 @@ export function JobProgress({ job }) {
   const { progress } = job;
   if (job.state === 'queued') {
     const wait = Number.isFinite(job.wait_seconds) ? `, about ${duration(job.wait_seconds)} to wait` : '';
-    return html`<p
-      class="plan-line">${job.position > 0 ? `${ordinal(job.position)} in the queue${wait}` : 'Waits for the device'}</p>`;
+    const place = isUpload(job) ? 'of the uploads that wait' : 'in the queue';
+    return html`<p class="plan-line">${job.position > 0 ? `${ordinal(job.position)} ${place}${wait}` : 'Waits'}</p>`;
   }
   if (!isLive(job)) {
     const took = job.started && job.ended ? ` after ${duration(between(job.started, job.ended))}` : '';

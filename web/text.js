@@ -2,7 +2,7 @@
 import { html, useMemo } from './html.js';
 import { post } from './api.js';
 import { AdapterList } from './adapters.js';
-import { Button, Empty, Form, Prose, Tabs } from './controls.js';
+import { Button, Empty, Form, Prose, showResults, Tabs } from './controls.js';
 import { ModelChoice, modelOf, OptionGroups, toOptions, useOptions } from './fields.js';
 import { shortened } from './format.js';
 import { newestFirst } from './jobs.js';
@@ -31,6 +31,7 @@ function Complete({ form, change }) {
       options: { model, adapters: known, prompt: form.prompt, ...toOptions(options, form.values) },
     });
     setJob(job.id, job);
+    showResults();
   };
   return html`<div class="two-columns even"><div class="column">
     <${Form}><${ModelChoice} kind="language" id="text-model" value=${form.model} onChange=${next => change({ model: next })}
@@ -42,7 +43,8 @@ function Complete({ form, change }) {
     <${OptionGroups} prefix="complete" options=${options} values=${form.values} without=${['prompt', 'adapter', 'model']}
       onChange=${changes => change(before => ({ values: { ...before.values, ...changes } }))} />
     <${Button} kind="primary wide" disabled=${!ready} onPress=${start}>Complete<//>
-  </div><div class="column">${answers.length ? answers.map(job => html`<${Answer} key=${job.id}
+    ${!ready && html`<p class="hint">${model === '' ? 'Choose a language model first.' : 'Write a text first.'}</p>`}
+  </div><div class="column side results">${answers.length ? answers.map(job => html`<${Answer} key=${job.id}
     job=${job} />`) : html`<${Empty}>Answers show here, word by word.<//>`}</div></div>`;
 }
 

@@ -5,8 +5,9 @@ use super::{Common, Reporter};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
+use crate::options::demo::DemoConfig;
 use crate::options::shell_word;
-use crate::recipes::demo::{self, DemoConfig, GUIDANCE};
+use crate::recipes::demo::{self, GUIDANCE};
 use crate::recipes::training::observer::{Event, Observer};
 use serde_json::json;
 

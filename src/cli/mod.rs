@@ -69,7 +69,7 @@ enum Command {
     Plan(plan::PlanCommand),
     /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
-    Demo(crate::recipes::demo::DemoConfig),
+    Demo(crate::options::demo::DemoConfig),
     /// Serve a page and an API: train on photos, watch, try, take the adapter home
     #[command(args_override_self = true)]
     Serve(serve::ServeArgs),

@@ -1,13 +1,14 @@
 //! The event stream of a page: numbered rows, of which the last ones are kept, so that a page that was away goes on without a gap.
 
 use super::accounts::Owner;
+use super::schema::{integer, named, object, one_of, or_null, text};
 use super::App;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,6 +107,29 @@ pub async fn stream(State(app): State<App>, owner: Owner, uri: axum::http::Uri, 
     let mut response = Sse::new(ReceiverStream::new(receiver)).keep_alive(alive).into_response();
     response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     response
+}
+
+/// A row of the stream.
+pub fn schema() -> Value {
+    let of = |kind: &str| ("kind", json!({ "const": kind }));
+    let fact = object([("name", text()), ("text", text())]);
+    let progress = or_null(named("Progress"));
+    let piece = [of("text"), ("id", text()), ("piece", text()), ("at", or_null(integer()))];
+    one_of([
+        object([of("reset")]),
+        object([of("adapters")]),
+        object([of("job"), ("job", named("Job"))]),
+        object([of("deleted"), ("id", text())]),
+        object([of("progress"), ("id", text()), ("progress", progress), ("memory_bytes", or_null(integer()))]),
+        object([of("step"), ("id", text()), ("metrics", named("Step"))]),
+        object([of("image"), ("id", text()), ("image", named("Picture"))]),
+        object(piece),
+        object([of("log"), ("id", text()), ("line", text())]),
+        object([of("warning"), ("id", text()), ("sentence", text())]),
+        // Of the server itself.
+        object([of("warning"), ("sentence", text())]),
+        object([of("fact"), ("id", text()), ("fact", fact)]),
+    ])
 }
 
 /// Sends rows until the page goes away or the server ends.

@@ -4,6 +4,7 @@ use super::accounts::Owner;
 use super::failure::{Answer, Failure};
 use super::jobs::{self, now};
 use super::request::{Id, Json, Query};
+use super::schema::{integer, list_of, object, or_null, text, truth, word};
 use super::state::JobKind;
 use super::{App, Shared};
 use crate::adapters::formats::language_adapter_at;
@@ -222,6 +223,25 @@ fn shown(app: &Shared, adapter: &Adapter, samples: &[String]) -> Value {
         "steps": chosen.or(steps.last().copied()), "rank": adapter.rank, "bytes": bytes, "created": adapter.created,
         "job": adapter.job, "samples": samples, "checkpoints": checkpoints, "license": adapter.license,
     })
+}
+
+/// An adapter as it is shown.
+pub fn schema() -> Value {
+    object([
+        ("id", text()),
+        ("name", text()),
+        ("kind", word(&["stable_diffusion", "language"])),
+        ("base_model", text()),
+        ("trigger", text()),
+        ("steps", or_null(integer())),
+        ("rank", or_null(integer())),
+        ("bytes", integer()),
+        ("created", text()),
+        ("job", or_null(text())),
+        ("samples", list_of(text())),
+        ("checkpoints", list_of(object([("step", integer()), ("chosen", truth())]))),
+        ("license", or_null(text())),
+    ])
 }
 
 /// The adapter `id` as the page sees it.

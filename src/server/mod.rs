@@ -1,7 +1,7 @@
 //! The server of `lorabooth serve`: a queue of jobs behind a JSON API, with the page in `web/` in front of it.
 //!
-//! Requests are answered by one thread; one other thread owns all tensors and works the queue off ([`worker`]); a third owns the
-//! database ([`store`]).
+//! Requests are answered by one thread; another owns the device and works the queue off, and one beside it uploads to the hub
+//! ([`worker`]); a last one owns the database ([`store`]).
 
 mod accounts;
 mod assets;
@@ -17,20 +17,24 @@ mod jobs;
 mod language_training;
 mod library;
 mod likeness;
+mod live;
 mod models;
 mod observer;
 mod openapi;
 mod options;
+mod pictures;
 mod plan;
 mod presets;
 mod pushing;
 mod request;
 mod routes;
+mod schema;
 mod serve;
 mod sets;
 mod state;
 mod store;
 mod training;
+mod uploaded_file;
 mod visitors;
 mod worker;
 mod writing;
@@ -119,7 +123,7 @@ pub struct Shared {
 }
 
 impl App {
-    /// Opens the data folder, and starts the thread that works the queue off.
+    /// Opens the data folder, and starts the threads that work the queue off.
     pub fn start(settings: Settings) -> Result<Self> {
         let store = Store::open(&settings.data.database())?;
         let models = Models::new(&settings.data, &settings.models)?;

@@ -1,6 +1,6 @@
 //! The server's life: it listens, answers, and ends with the running job saved.
 
-use super::worker::Stop;
+use super::live::Stop;
 use super::{router, visitors, App};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;

@@ -2,7 +2,7 @@
 
 use super::accounts::Owner;
 use super::failure::Answer;
-use super::worker::Stop;
+use super::live::Stop;
 use super::App;
 use crate::error::Result;
 use axum::extract::State;

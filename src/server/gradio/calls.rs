@@ -3,9 +3,9 @@
 
 use super::super::accounts::{self, Owner};
 use super::super::failure::{Answer, Failure};
+use super::super::jobs::requests::{submit, Wanted};
 use super::super::models::ModelKind;
 use super::super::request::{Id, Json, Query};
-use super::super::routes::{self, Wanted};
 use super::super::state::JobKind;
 use super::super::{jobs, sets, App};
 use super::endpoints::{Arguments, Endpoint};
@@ -226,7 +226,7 @@ impl Doing<'_> {
     /// Puts a job in the queue: its id.
     async fn submit(&self, kind: JobKind, set: Option<String>, options: Map<String, Value>) -> Answer<String> {
         let wanted = Wanted { kind: kind.name().to_owned(), name: None, set, options };
-        let job = routes::submit(self.app, self.owner, wanted).await?;
+        let job = submit(self.app, self.owner, wanted).await?;
         Ok(job["id"].as_str().unwrap_or_default().to_owned())
     }
 

@@ -5,9 +5,10 @@ use super::super::accounts::Owner;
 use super::super::failure::{Answer, Failure};
 use super::super::ids::{hex, new_id, random_hex};
 use super::super::library::{self, Format};
+use super::super::pictures::{self, Size};
 use super::super::request::{Id, Query};
-use super::super::sets::{label, receive, stem, Size, Temporary, MAX_FILE};
-use super::super::{routes, App};
+use super::super::uploaded_file::{label, receive, stem, Temporary, MAX_FILE};
+use super::super::App;
 use crate::error::Result;
 use axum::body::Body;
 use axum::extract::{Multipart, State};
@@ -224,7 +225,7 @@ pub async fn send(State(app): State<App>, Id(address): Id<String>) -> Answer {
     let (owner, content) = app.gradio.files.find(key).ok_or_else(|| Failure::not_found("file"))?;
     let owner = Owner::named(owner);
     match content {
-        Content::Picture(id) => routes::image(State(app), owner, Id(id), Query(Size::default())).await,
+        Content::Picture(id) => pictures::image(State(app), owner, Id(id), Query(Size::default())).await,
         Content::Adapter(id, format) => {
             library::download(State(app), owner, Id(id), Query(library::Wanted::whole(format))).await
         }
