@@ -55,6 +55,25 @@ fn is_own(host: &str, names: &[String]) -> bool {
         || names.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
+/// Refuses a body that says that it has more than `most` bytes before any of it is read, so that a client that asks first
+/// (`Expect: 100-continue`) sends nothing.
+pub async fn check_length(State(most): State<u64>, request: Request, next: Next) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    match length.filter(|&length| length > most) {
+        Some(length) => {
+            let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+            let sentence = format!(
+                "this is {:.1} GB, and the server takes at most {:.0} GB at a time; send it in parts",
+                gigabytes(length),
+                gigabytes(most)
+            );
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, sentence).into_response()
+        }
+        None => next.run(request).await,
+    }
+}
+
 /// Adds the headers of every answer.
 pub async fn add_headers(request: Request, next: Next) -> Response {
     let is_data = ["/api/", "/gradio_api/"].iter().any(|begin| request.uri().path().starts_with(begin));

@@ -132,6 +132,7 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .layer(RequestBodyTimeoutLayer::new(SILENT_BODY))
+        .layer(middleware::from_fn_with_state(MAX_UPLOAD as u64, guard::check_length))
         .layer(middleware::from_fn_with_state(app.clone(), accounts::admit))
         .layer(CsrfLayer::new())
         .layer(middleware::from_fn_with_state(app.clone(), guard::check_host))
