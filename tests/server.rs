@@ -5,6 +5,8 @@ mod support;
 
 #[path = "server/client.rs"]
 mod client;
+#[path = "server/embedding.rs"]
+mod embedding;
 #[path = "push/hub.rs"]
 mod hub;
 #[path = "server/jobs.rs"]

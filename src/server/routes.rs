@@ -137,7 +137,7 @@ pub fn router(app: App) -> Router {
         .layer(CsrfLayer::new())
         .layer(middleware::from_fn_with_state(app.clone(), guard::check_host))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(guard::add_headers))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::add_headers))
         .with_state(app)
 }
 
