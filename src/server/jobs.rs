@@ -20,6 +20,8 @@ const KEPT_LINES: i64 = 1000;
 const MAX_IMAGES: usize = 2000;
 /// Jobs that are told when the queue moves; those behind them hear of it when they come nearer.
 const TOLD: u32 = 50;
+/// Tenths of a second that a job which is to be deleted has to have its end written down.
+const ENDING_TRIES: u32 = 50;
 /// Jobs in a list.
 pub const MAX_LISTED: u64 = 500;
 
@@ -224,6 +226,7 @@ pub fn take_next(app: &App) -> Result<Option<Job>> {
 }
 
 /// How a job ended.
+#[derive(Debug, Clone)]
 pub struct End {
     /// Where it stands.
     pub state: JobState,
@@ -352,13 +355,14 @@ impl Stored {
         let answer: Value =
             job.answer.as_deref().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
         let is_waiting = state == JobState::Queued;
+        let error = job.error.or_else(|| live.and_then(Live::error));
         let thumbnail = |photo: Option<String>| photo.map(|photo| format!("/api/photos/{photo}?thumbnail=1"));
         let set_summary = set.map(|(count, photo)| json!({ "photos": count, "thumbnail": thumbnail(photo) }));
         json!({
             "id": job.id, "kind": job.kind, "name": job.name, "state": state, "actions": actions(job.kind, state),
             "position": is_waiting.then_some(ahead + 1), "wait_seconds": wait.filter(|_| is_waiting),
             "created": job.created, "started": job.started, "ended": job.ended.filter(|_| state.is_over()),
-            "error": job.error, "field": job.field, "options": job.options, "set": job.set, "set_summary": set_summary,
+            "error": error, "field": job.field, "options": job.options, "set": job.set, "set_summary": set_summary,
             "progress": live.and_then(|live| live.progress()),
             "memory_bytes": live.and_then(|live| live.memory_bytes()).map(|bytes| bytes as i64).or(job.memory_bytes),
             "adapter_name": adapter_name,
@@ -371,7 +375,7 @@ impl Stored {
 }
 
 /// How many jobs come before a queued one, and how many seconds they will take by what jobs of their kind took lately; none where no
-/// job of a kind among them was ever finished.
+/// job of a kind among them was ever finished, or the one that has its turn takes longer than such jobs did.
 fn waiting_for(db: &Connection, job: &Job) -> rusqlite::Result<(i64, Option<f64>)> {
     let mut found = db.prepare_cached(
         "SELECT kind, count(*), coalesce(sum(state = 'queued'), 0),
@@ -391,7 +395,9 @@ fn waiting_for(db: &Connection, job: &Job) -> rusqlite::Result<(i64, Option<f64>
             )?
             .query_row([kind], |row| row.get(0))?;
         ahead += queued;
-        seconds = seconds.zip(usual).map(|(sum, usual)| sum + (usual * count as f64 - passed).max(0.0));
+        let left =
+            usual.map(|usual| usual * count as f64 - passed).filter(|_| usual.is_some_and(|usual| passed <= usual));
+        seconds = seconds.zip(left).map(|(sum, left)| sum + left);
     }
     Ok((ahead, seconds))
 }
@@ -623,6 +629,17 @@ pub async fn stop(app: &App, id: &str, owner: &str) -> Answer<()> {
 
 /// Deletes a job that does not run, with its pictures, and where nothing else needs it what it trained.
 pub async fn delete(app: &App, job: &Job) -> Answer<()> {
+    app.data.give_reserve();
+    if app.worker.with(&job.id, |live| job.state(live)).is_over() {
+        // First of all it makes room: on a full disk the database can forget nothing, nor the worker write down how the job ended.
+        remove_files(app, &job.id)?;
+        for _ in 0..ENDING_TRIES {
+            if app.worker.with(&job.id, |live| live.is_none()) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
     let id = job.id.clone();
     let is_gone = app
         .store
@@ -643,13 +660,16 @@ pub async fn delete(app: &App, job: &Job) -> Answer<()> {
         return Err(Failure::conflict("the job is running; stop it first"));
     }
     drop(app.tokens.take(&job.id));
-    for folder in [app.data.inputs(), app.data.runs(), app.data.pictures()] {
-        app.data.remove(&folder.join(&job.id))?;
-    }
+    remove_files(app, &job.id)?;
     app.events.send(&job.owner, &json!({ "kind": "deleted", "id": job.id }));
     app.events.send(&job.owner, &json!({ "kind": "adapters" }));
     tell_the_queue(app).await;
     Ok(())
+}
+
+fn remove_files(app: &App, id: &str) -> Result<()> {
+    let folders = [app.data.inputs(), app.data.runs(), app.data.pictures(), app.data.class_images()];
+    folders.iter().try_for_each(|folder| app.data.remove(&folder.join(id)))
 }
 
 /// An id for a job that is not there yet.

@@ -41,8 +41,6 @@ const MAX_JSON: usize = 256 << 10;
 const MAX_UPLOAD: usize = 8 << 30;
 /// A body that sends nothing for longer is given up.
 const SILENT_BODY: Duration = Duration::from_secs(20);
-/// Bytes of disk that a job must find: checkpoints of an adapter, pictures, logs.
-const LEAST_FREE: u64 = 256 << 20;
 /// Steps of a loss curve in one answer.
 const MAX_METRICS: usize = 20_000;
 
@@ -105,7 +103,10 @@ fn endpoints() -> Vec<Endpoint> {
             },
         })).job(),
         Endpoint::new("get", "/api/events", "Everything that happens, as an event stream", get(events::stream)).query("after", "integer"),
-        Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)),
+        Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)).optional_body(json!({
+            "type": "object", "additionalProperties": false,
+            "properties": { "session_hash": { "type": ["string", "null"], "description": "Of a client of gradio's that keeps no cookie" } },
+        })),
         Endpoint::new("get", "/api/models", "Whether a model of the hub can be used", get(models::look_up)).query("hub", "string"),
         Endpoint::new("post", "/login", "Sign in", post(accounts::login)).body(json!({
             "type": "object", "required": ["username", "password"],
@@ -228,11 +229,7 @@ pub async fn submit(app: &App, owner: &Owner, wanted: Wanted) -> Answer<Value> {
     if let Some(set) = &wanted.set {
         sets::check(app, set, owner).await?;
     }
-    if let Some(free) = app.data.free_bytes().filter(|free| *free < LEAST_FREE) {
-        let sentence =
-            format!("only {} MB are free on the disk of the data folder; delete jobs, or make room on it", free >> 20);
-        return Err(Failure::new(StatusCode::INSUFFICIENT_STORAGE, sentence));
-    }
+    app.data.check_room()?;
     let id = jobs::new_job_id()?;
     let name = wanted.name.as_deref().filter(|name| !name.trim().is_empty()).map(library::checked_name).transpose()?;
     let (shared, new, of, options, set) =

@@ -345,6 +345,7 @@ pub async fn receive(
     mut field: axum::extract::multipart::Field<'_>,
     most: u64,
 ) -> Answer<Option<Temporary>> {
+    app.data.check_room()?;
     let path = app.data.temporary().join(new_id()?);
     let mut file = File::create_new(&path).map_err(|error| Error::io("create", &path, error))?;
     let temporary = Temporary(path.clone());
@@ -492,6 +493,14 @@ impl Intake {
                 return Ok(());
             }
         };
+        // Before anything is written, as far as it is told.
+        if archive.decompressed_size().is_some_and(|bytes| bytes > u128::from(MAX_UNPACKED)) {
+            self.refuse(
+                name,
+                format!("unpacks to more than {} GB; split it, or make the photos smaller", MAX_UNPACKED >> 30),
+            );
+            return Ok(());
+        }
         let mut unpacked = 0;
         for index in 0..archive.len() {
             let Ok(entry) = archive.by_index(index) else {
@@ -505,6 +514,10 @@ impl Intake {
                 || whole.contains("__MACOSX")
                 || whole.rsplit(['/', '\\']).next().unwrap_or_default().starts_with('.')
             {
+                continue;
+            }
+            if entry.size() > MAX_PHOTO {
+                self.refuse(&inside, format!("is larger than {} MB", MAX_PHOTO >> 20));
                 continue;
             }
             let path = self.app.data.temporary().join(new_id()?);

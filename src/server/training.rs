@@ -106,7 +106,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>
     }
     flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));
     if let Some(class_prompt) = value(&flags, "--class-prompt").filter(|_| has(&flags, "--with-prior-preservation")) {
-        let folder = class_folder(app, &flags, &class_prompt, &model, seed);
+        let folder = class_folder(app, id, &flags, &class_prompt, &model, seed);
         flags.push(format!("--class-data-dir={}", folder.display()));
     }
     flags.extend(init_adapter(app, owner, init)?);
@@ -140,8 +140,12 @@ pub fn keep_within_limits(app: &App, flags: &mut Vec<String>) -> Answer<()> {
     }
 }
 
-/// The folder of class images: trainings share one where the same images would be drawn.
-fn class_folder(app: &App, flags: &[String], class_prompt: &str, model: &Model, seed: i64) -> PathBuf {
+/// The folder of class images: trainings share one where the same images would be drawn. On a public server each has its own, which
+/// goes with it: a visitor's class prompt, too, is nobody else's.
+fn class_folder(app: &App, id: &str, flags: &[String], class_prompt: &str, model: &Model, seed: i64) -> PathBuf {
+    if app.limits.is_some() {
+        return app.data.class_images().join(id);
+    }
     let drawn_with = [
         "--resolution",
         "--guidance-scale",

@@ -8,6 +8,7 @@ use super::{drawing, language_training, library, pushing, training, writing, App
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
+use crate::plain_text::counted;
 use crate::recipes::complete::TextModel;
 use crate::recipes::generate::ImageModel;
 use crate::recipes::training::control::{Control, SampleRequest};
@@ -52,16 +53,24 @@ pub struct Live {
     phase: Option<Phase>,
     memory_bytes: Option<u64>,
     began: Instant,
+    /// How it ended, and with what error, until that is written down.
+    over: Option<(JobState, Option<String>)>,
 }
 
 impl Live {
     /// Where it stands.
     pub fn state(&self) -> JobState {
-        match (self.stop, self.is_paused) {
-            (Some(_), _) => JobState::Stopping,
-            (None, true) => JobState::Paused,
-            (None, false) => JobState::Running,
+        match (&self.over, self.stop, self.is_paused) {
+            (Some((state, _)), ..) => *state,
+            (None, Some(_), _) => JobState::Stopping,
+            (None, None, true) => JobState::Paused,
+            (None, None, false) => JobState::Running,
         }
+    }
+
+    /// What it ended with.
+    pub fn error(&self) -> Option<String> {
+        self.over.as_ref().and_then(|(_, error)| error.clone())
     }
 
     /// How far it is in its present phase.
@@ -145,7 +154,7 @@ impl Worker {
 
     /// Tells the job `id` to stop; false where it does not have its turn.
     pub fn stop(&self, id: &str, why: Stop) -> bool {
-        match self.live().as_mut().filter(|live| live.id == id) {
+        match self.live().as_mut().filter(|live| live.id == id && live.over.is_none()) {
             Some(live) => {
                 live.stop.get_or_insert(why);
                 live.control.stop();
@@ -158,7 +167,10 @@ impl Worker {
     /// Asks something of the job `id`; false where it does not have its turn.
     pub fn ask(&self, id: &str, request: Request) -> bool {
         let live = self.live();
-        let Some(live) = live.as_ref().filter(|live| live.id == id && live.stop.is_none()) else { return false };
+        let Some(live) = live.as_ref().filter(|live| live.id == id && live.stop.is_none() && live.over.is_none())
+        else {
+            return false;
+        };
         match request {
             Request::Save => live.control.save(),
             Request::Sample(sample) => live.control.sample(sample),
@@ -308,11 +320,13 @@ fn turn(app: &App, models: &mut Loaded, job: Job) {
         phase: None,
         memory_bytes: None,
         began: Instant::now(),
+        over: None,
     });
     // The server may have been told to end since the job was taken.
     if app.worker.is_closing() {
         app.worker.stop(&job.id, Stop::Server);
     }
+    app.data.keep_reserve();
     memory::reset_host_peak();
     drop(jobs::tell_now(app, &job.id));
     jobs::tell_those_who_wait(app);
@@ -329,14 +343,39 @@ fn turn(app: &App, models: &mut Loaded, job: Job) {
             observer.log(sentence);
         }
     }
-    let written = library::register(app, &job.id).and_then(|()| jobs::finish(app, &job.id, over));
+    write_down(app, &job, &over);
     *app.worker.live() = None;
-    if let Err(error) = written {
-        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
-    }
     drop(jobs::tell_now(app, &job.id));
     app.events.send(&job.owner, &json!({ "kind": "adapters" }));
     drop(memory::release_cached(app.device));
+}
+
+/// Writes down how a job ended. Where the disk is full that waits until there is room, and no other job begins; the job is shown as over
+/// meanwhile.
+fn write_down(app: &App, job: &Job, end: &End) {
+    let warn = |error: &Error| {
+        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
+    };
+    let registered = library::register(app, &job.id);
+    let mut is_told = false;
+    while let Err(error) = jobs::finish(app, &job.id, end.clone()) {
+        if !is_told {
+            is_told = true;
+            let sentence = end.error.as_ref().map(|(sentence, _)| sentence.clone());
+            app.worker.update(|live| live.over = Some((end.state, sentence)));
+            drop(jobs::tell_now(app, &job.id));
+            warn(&error);
+        }
+        if app.worker.is_closing() {
+            return;
+        }
+        app.data.give_reserve();
+        thread::sleep(Duration::from_millis(500));
+    }
+    // There may be room by now.
+    if let Err(error) = registered.or_else(|_| library::register(app, &job.id)) {
+        warn(&error);
+    }
 }
 
 fn run(
@@ -386,11 +425,8 @@ fn ended(app: &App, kind: JobKind, outcome: Result<Option<Value>>, stop: Option<
         (Ok(answer), _) => End { answer, ..end(JobState::Finished, None) },
         (Err(Error::Interrupted(_)), Some(Stop::Server)) => end(JobState::Interrupted, None),
         (Err(Error::Interrupted(_)), Some(Stop::Time)) => {
-            let most = app.limits.map_or(0, |limits| limits.max_minutes);
-            end(
-                JobState::Failed,
-                Some((format!("stopped after {most} minutes, the most that a job may take here"), None)),
-            )
+            let most = counted(app.limits.map_or(0, |limits| limits.max_minutes) as usize, "minute");
+            end(JobState::Failed, Some((format!("stopped after {most}, the most that a job may take here"), None)))
         }
         (Err(Error::Interrupted(_)), _) => end(JobState::Stopped, None),
         (Err(error), _) => {
