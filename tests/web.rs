@@ -132,6 +132,11 @@ fn two_visitors_of_a_public_server_see_nothing_of_each_other() {
 }
 
 #[test]
+fn another_site_shows_the_page_in_a_frame_where_it_may() {
+    browse("in_a_frame.py", &["--public", "--embed-in", "http://localhost:*"], &[]);
+}
+
+#[test]
 fn a_password_comes_before_everything() {
     browse("password.py", &["--auth", "anna:correct horse"], &["anna", "correct horse"]);
 }

@@ -307,6 +307,7 @@ pub async fn delete(State(app): State<App>, owner: Owner, Id(id): Id<String>) ->
     if app.worker.with(&id, |live| live.is_some()) {
         return Err(Failure::conflict("its training is running; stop it first"));
     }
+    app.data.give_reserve();
     app.store.ask(move |db| db.execute("DELETE FROM adapters WHERE id = ?1", [id])).await?;
     app.data.remove(&adapter.root(&app))?;
     app.events.send(owner.name(), &json!({ "kind": "adapters" }));

@@ -41,6 +41,8 @@ pub struct Live {
     /// What it wrote so far.
     text: String,
     began: Instant,
+    /// How it ended, and with what error, until that is written down.
+    over: Option<(JobState, Option<String>)>,
 }
 
 impl Live {
@@ -56,13 +58,33 @@ impl Live {
             memory_bytes: None,
             text: String::new(),
             began: Instant::now(),
+            over: None,
         }
     }
 
-    /// Tells it to stop; what was said first is why.
-    pub fn stop(&mut self, why: Stop) {
+    /// Tells it to stop; what was said first is why. False where it is over.
+    pub fn stop(&mut self, why: Stop) -> bool {
+        if self.over.is_some() {
+            return false;
+        }
         self.stop.get_or_insert(why);
         self.control.stop();
+        true
+    }
+
+    /// It ended so, which waits to be written down.
+    pub fn end(&mut self, state: JobState, error: Option<String>) {
+        self.over = Some((state, error));
+    }
+
+    /// What it ended with.
+    pub fn error(&self) -> Option<String> {
+        self.over.as_ref().and_then(|(_, error)| error.clone())
+    }
+
+    /// Whether it is neither over nor about to be.
+    pub fn goes_on(&self) -> bool {
+        self.stop.is_none() && self.over.is_none()
     }
 
     /// Why it was told to stop, if it was.
@@ -92,10 +114,11 @@ impl Live {
 
     /// Where it stands.
     pub fn state(&self) -> JobState {
-        match (self.stop, self.is_paused) {
-            (Some(_), _) => JobState::Stopping,
-            (None, true) => JobState::Paused,
-            (None, false) => JobState::Running,
+        match (&self.over, self.stop, self.is_paused) {
+            (Some((state, _)), ..) => *state,
+            (None, Some(_), _) => JobState::Stopping,
+            (None, None, true) => JobState::Paused,
+            (None, None, false) => JobState::Running,
         }
     }
 

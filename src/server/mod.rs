@@ -7,6 +7,7 @@ mod accounts;
 mod assets;
 mod data_folder;
 mod drawing;
+mod embedding;
 mod events;
 mod failure;
 mod gradio;
@@ -41,6 +42,7 @@ mod writing;
 
 pub use accounts::Account;
 pub use data_folder::DataFolder;
+pub use embedding::Embedding;
 pub use serve::{serve, Address};
 
 use crate::error::Result;
@@ -69,6 +71,8 @@ pub struct Settings {
     pub account: Option<Account>,
     /// Names that the server goes by, beside addresses and localhost.
     pub host_names: Vec<String>,
+    /// Sites that may show the page in a frame.
+    pub embedding: Embedding,
     /// Jobs that an earlier server did not finish go on by themselves.
     pub resume_jobs: bool,
     /// Of a public server.
@@ -113,6 +117,7 @@ pub struct Shared {
     device: Device,
     account: Option<Arc<Account>>,
     host_names: Vec<String>,
+    embedding: Embedding,
     limits: Option<Limits>,
     /// The server is about to end: streams end too.
     stopping: watch::Sender<bool>,
@@ -136,6 +141,7 @@ impl App {
             device: settings.device,
             account: settings.account.map(Arc::new),
             host_names: settings.host_names,
+            embedding: settings.embedding,
             limits: settings.limits,
             stopping: watch::Sender::new(false),
             gradio: Gradio::new()?,

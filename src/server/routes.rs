@@ -93,7 +93,10 @@ fn endpoints() -> Vec<Endpoint> {
             },
         })).answers_with("Job"),
         Endpoint::new("get", "/api/events", "Everything that happens, as an event stream: each row is an Event of the schemas below, with its number as `id`", get(events::stream)).query("after", "integer").sends(&["text/event-stream"]),
-        Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)),
+        Endpoint::new("post", "/api/visitor/delete", "On a public server: delete everything of this visitor", post(visitors::delete)).optional_body(json!({
+            "type": "object", "additionalProperties": false,
+            "properties": { "session_hash": { "type": ["string", "null"], "description": "Of a client of gradio's that keeps no cookie" } },
+        })),
         Endpoint::new("get", "/api/models", "Whether a model of the hub can be used", get(models::look_up)).query("hub", "string").answers_with("Model"),
         Endpoint::new("post", "/login", "Sign in", post(accounts::login)).body(json!({
             "type": "object", "required": ["username", "password"],
@@ -120,11 +123,12 @@ pub fn router(app: App) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .layer(RequestBodyTimeoutLayer::new(SILENT_BODY))
+        .layer(middleware::from_fn_with_state(MAX_UPLOAD as u64, guard::check_length))
         .layer(middleware::from_fn_with_state(app.clone(), accounts::admit))
         .layer(CsrfLayer::new())
         .layer(middleware::from_fn_with_state(app.clone(), guard::check_host))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(guard::add_headers))
+        .layer(middleware::from_fn_with_state(app.clone(), guard::add_headers))
         .with_state(app)
 }
 

@@ -76,7 +76,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>,
                 "say what such subjects are called, such as \"a photo of a dog\", or turn prior preservation off";
             return Err(Failure::field("class_prompt", sentence));
         };
-        let folder = class_folder(app, &options, class_prompt, &model, seed);
+        let folder = class_folder(app, id, &options, class_prompt, &model, seed);
         options.insert("class_data_dir".to_owned(), Value::String(folder.display().to_string()));
     }
     // Pictures as it goes are on unless they are turned off by an empty prompt.
@@ -120,8 +120,19 @@ pub fn keep_within_limits(app: &App, options: &mut Map<String, Value>) -> Answer
     }
 }
 
-/// The folder of class images: trainings share one where the same images would be drawn.
-fn class_folder(app: &App, options: &Map<String, Value>, class_prompt: &Value, model: &Model, seed: i64) -> PathBuf {
+/// The folder of class images: trainings share one where the same images would be drawn. On a public server each has its own, which
+/// goes with it: a visitor's class prompt, too, is nobody else's.
+fn class_folder(
+    app: &App,
+    id: &str,
+    options: &Map<String, Value>,
+    class_prompt: &Value,
+    model: &Model,
+    seed: i64,
+) -> PathBuf {
+    if app.limits.is_some() {
+        return app.data.class_images().join(id);
+    }
     let drawn_with =
         ["resolution", "guidance_scale", "sample_batch_size", "prior_generation_precision", "mixed_precision"];
     let mut key = format!("{}\n{class_prompt}\n{seed}", model.argument);

@@ -24,6 +24,7 @@ impl Drop for Temporary {
 
 /// Writes an uploaded file to the data folder as it comes; none where it is larger than `most`, when the rest of it is passed over.
 pub async fn receive(app: &App, mut field: Field<'_>, most: u64) -> Answer<Option<Temporary>> {
+    app.data.check_room()?;
     let path = app.data.temporary().join(new_id()?);
     let mut file = File::create_new(&path).map_err(|error| Error::io("create", &path, error))?;
     let temporary = Temporary(path.clone());

@@ -9,6 +9,7 @@ use super::{drawing, language_training, library, pushing, training, writing, App
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
+use crate::plain_text::counted;
 use crate::recipes::complete::TextModel;
 use crate::recipes::generate::ImageModel;
 use crate::recipes::training::control::Control;
@@ -91,12 +92,12 @@ impl Worker {
 
     /// Tells the job `id` to stop; false where it does not have its turn.
     pub fn stop(&self, id: &str, why: Stop) -> bool {
-        self.update(id, |live| live.stop(why)).is_some()
+        self.update(id, |live| live.stop(why)).unwrap_or(false)
     }
 
     /// Asks something of the job `id`; false where it does not have its turn, or is about to end.
     pub fn ask(&self, id: &str, request: Request) -> bool {
-        self.with(id, |live| match live.filter(|live| live.told_to_stop().is_none()) {
+        self.with(id, |live| match live.filter(|live| live.goes_on()) {
             Some(live) => {
                 live.ask(request);
                 true
@@ -107,7 +108,7 @@ impl Worker {
 
     /// A job that has had its turn for longer than `most`.
     pub fn overdue(&self, most: Duration) -> Option<String> {
-        let is_overdue = |live: &&Live| live.lasts() > most && live.told_to_stop().is_none();
+        let is_overdue = |live: &&Live| live.lasts() > most && live.goes_on();
         self.live().iter().find(is_overdue).map(|live| live.id.clone())
     }
 
@@ -115,7 +116,9 @@ impl Worker {
     pub fn close(&self) {
         self.signs().is_closing = true;
         self.changed.notify_all();
-        self.live().iter_mut().for_each(|live| live.stop(Stop::Server));
+        for live in self.live().iter_mut() {
+            live.stop(Stop::Server);
+        }
     }
 
     /// Waits until the threads have ended, but not longer than `most`; whether they have.
@@ -228,6 +231,7 @@ fn turn(app: &App, models: &mut Loaded, job: Job) {
     if app.worker.is_closing() {
         app.worker.stop(&job.id, Stop::Server);
     }
+    app.data.keep_reserve();
     if is_on_the_device {
         memory::reset_host_peak();
     }
@@ -248,15 +252,40 @@ fn turn(app: &App, models: &mut Loaded, job: Job) {
             observer.log(sentence);
         }
     }
-    let written = library::register(app, &job.id).and_then(|()| jobs::finish(app, &job.id, over));
+    write_down(app, &job, &over);
     app.worker.live().retain(|live| live.id != job.id);
-    if let Err(error) = written {
-        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
-    }
     drop(jobs::tell_now(app, &job.id));
     app.events.send(&job.owner, &json!({ "kind": "adapters" }));
     if is_on_the_device {
         drop(memory::release_cached(app.device));
+    }
+}
+
+/// Writes down how a job ended. Where the disk is full that waits until there is room, and no other job begins; the job is shown as over
+/// meanwhile.
+fn write_down(app: &App, job: &Job, end: &End) {
+    let warn = |error: &Error| {
+        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
+    };
+    let registered = library::register(app, &job.id);
+    let mut is_told = false;
+    while let Err(error) = jobs::finish(app, &job.id, end.clone()) {
+        if !is_told {
+            is_told = true;
+            let sentence = end.error.as_ref().map(|(sentence, _)| sentence.clone());
+            app.worker.update(&job.id, |live| live.end(end.state, sentence));
+            drop(jobs::tell_now(app, &job.id));
+            warn(&error);
+        }
+        if app.worker.is_closing() {
+            return;
+        }
+        app.data.give_reserve();
+        thread::sleep(Duration::from_millis(500));
+    }
+    // There may be room by now.
+    if let Err(error) = registered.or_else(|_| library::register(app, &job.id)) {
+        warn(&error);
     }
 }
 
@@ -307,11 +336,8 @@ fn ended(app: &App, kind: JobKind, outcome: Result<Option<Value>>, stop: Option<
         (Ok(answer), _) => End { answer, ..end(JobState::Finished, None) },
         (Err(Error::Interrupted(_)), Some(Stop::Server)) => end(JobState::Interrupted, None),
         (Err(Error::Interrupted(_)), Some(Stop::Time)) => {
-            let most = app.limits.map_or(0, |limits| limits.max_minutes);
-            end(
-                JobState::Failed,
-                Some((format!("stopped after {most} minutes, the most that a job may take here"), None)),
-            )
+            let most = counted(app.limits.map_or(0, |limits| limits.max_minutes) as usize, "minute");
+            end(JobState::Failed, Some((format!("stopped after {most}, the most that a job may take here"), None)))
         }
         (Err(Error::Interrupted(_)), _) => end(JobState::Stopped, None),
         (Err(error), _) => {

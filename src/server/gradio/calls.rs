@@ -2,6 +2,7 @@
 //! stream.
 
 use super::super::accounts::{self, Owner};
+use super::super::embedding::is_secure;
 use super::super::failure::{Answer, Failure};
 use super::super::jobs::requests::{submit, Wanted};
 use super::super::models::ModelKind;
@@ -73,8 +74,7 @@ fn whose(app: &App, owner: Owner, headers: &HeaderMap, hash: Option<&str>) -> An
 /// How the client reaches this server: the name is one of its own, which was checked before.
 fn base(headers: &HeaderMap) -> String {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let is_secure = text("x-forwarded-proto").is_some_and(|protocol| protocol.eq_ignore_ascii_case("https"));
-    let scheme = if is_secure { "https" } else { "http" };
+    let scheme = if is_secure(headers) { "https" } else { "http" };
     text(HOST.as_str()).map_or(String::new(), |host| format!("{scheme}://{host}"))
 }
 

@@ -29,8 +29,6 @@ const KEPT: Duration = Duration::from_secs(6 * 3600);
 const MAX_BYTES: u64 = 16 << 30;
 /// Keys that are kept; the oldest go.
 const MAX_KEYS: usize = 50_000;
-/// Bytes that an upload leaves free on the disk.
-const LEAST_FREE: u64 = 256 << 20;
 /// Files of one call.
 const MAX_FILES: usize = 10_000;
 
@@ -192,10 +190,6 @@ pub async fn upload(State(app): State<App>, owner: Owner, mut form: Multipart) -
     let broken = |_| Failure::bad("the upload broke off, or is not a form with files");
     while let Some(field) = form.next_field().await.map_err(broken)? {
         let name = label(field.file_name().unwrap_or("file"));
-        if app.data.free_bytes().is_some_and(|free| free < LEAST_FREE) {
-            let sentence = "the disk of the data folder is full; make room on it and try again";
-            return Err(Failure::new(StatusCode::INSUFFICIENT_STORAGE, sentence));
-        }
         let Some(file) = receive(&app, field, MAX_FILE).await? else {
             let sentence = format!("{name} is larger than {} GB", MAX_FILE >> 30);
             return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, sentence));

@@ -12,6 +12,9 @@ use rusqlite::{params, Connection, OptionalExtension, Row};
 use serde_json::{json, Map, Value};
 use std::time::Duration;
 
+/// Tenths of a second that a job which is to be deleted has to have its end written down.
+const ENDING_TRIES: u32 = 50;
+
 /// Jobs that a server left when it was killed are interrupted; with `resume` they come first in the queue.
 pub fn after_a_start(app: &App, resume: bool) -> Result<()> {
     let cut = app.store.wait(|db| {
@@ -138,7 +141,7 @@ pub fn take_next(app: &App, lane: Lane) -> Result<Option<Job>> {
 }
 
 /// How many jobs of its lane come before a queued one, and how many seconds they will take by what jobs of their kind took lately; none where no
-/// job of a kind among them was ever finished.
+/// job of a kind among them was ever finished, or the one that has its turn takes longer than such jobs did.
 pub fn waiting_for(db: &Connection, job: &Job) -> rusqlite::Result<(i64, Option<f64>)> {
     let mut found = db.prepare_cached(&format!(
         "SELECT kind, count(*), coalesce(sum(state = 'queued'), 0),
@@ -159,7 +162,9 @@ pub fn waiting_for(db: &Connection, job: &Job) -> rusqlite::Result<(i64, Option<
             )?
             .query_row([kind], |row| row.get(0))?;
         ahead += queued;
-        seconds = seconds.zip(usual).map(|(sum, usual)| sum + (usual * count as f64 - passed).max(0.0));
+        let left =
+            usual.map(|usual| usual * count as f64 - passed).filter(|_| usual.is_some_and(|usual| passed <= usual));
+        seconds = seconds.zip(left).map(|(sum, left)| sum + left);
     }
     Ok((ahead, seconds))
 }
@@ -278,6 +283,17 @@ pub async fn stop(app: &App, id: &str, owner: &str) -> Answer<()> {
 
 /// Deletes a job that does not run, with its pictures, and where nothing else needs it what it trained.
 pub async fn delete(app: &App, job: &Job) -> Answer<()> {
+    app.data.give_reserve();
+    if app.worker.with(&job.id, |live| job.state(live)).is_over() {
+        // First of all it makes room: on a full disk the database can forget nothing, nor the worker write down how the job ended.
+        remove_files(app, &job.id)?;
+        for _ in 0..ENDING_TRIES {
+            if app.worker.with(&job.id, |live| live.is_none()) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
     let id = job.id.clone();
     let is_gone = app
         .store
@@ -298,11 +314,14 @@ pub async fn delete(app: &App, job: &Job) -> Answer<()> {
         return Err(Failure::conflict("the job is running; stop it first"));
     }
     drop(app.tokens.take(&job.id));
-    for folder in [app.data.inputs(), app.data.runs(), app.data.pictures()] {
-        app.data.remove(&folder.join(&job.id))?;
-    }
+    remove_files(app, &job.id)?;
     app.events.send(&job.owner, &json!({ "kind": "deleted", "id": job.id }));
     app.events.send(&job.owner, &json!({ "kind": "adapters" }));
     tell_the_queue(app).await;
     Ok(())
+}
+
+fn remove_files(app: &App, id: &str) -> Result<()> {
+    let folders = [app.data.inputs(), app.data.runs(), app.data.pictures(), app.data.class_images()];
+    folders.iter().try_for_each(|folder| app.data.remove(&folder.join(id)))
 }

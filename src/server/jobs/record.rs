@@ -16,6 +16,7 @@ const SHOWN_LINES: usize = 200;
 const KEPT_LINES: i64 = 1000;
 
 /// How a job ended.
+#[derive(Debug, Clone)]
 pub struct End {
     /// Where it stands.
     pub state: JobState,

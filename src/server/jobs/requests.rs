@@ -19,8 +19,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::io::{BufRead, BufReader};
 
-/// Bytes of disk that a job must find: checkpoints of an adapter, pictures, logs.
-const LEAST_FREE: u64 = 256 << 20;
 /// Steps of a loss curve in one answer.
 const MAX_METRICS: usize = 20_000;
 
@@ -55,11 +53,7 @@ pub async fn submit(app: &App, owner: &Owner, wanted: Wanted) -> Answer<Value> {
     if let Some(set) = &wanted.set {
         sets::check(app, set, owner).await?;
     }
-    if let Some(free) = app.data.free_bytes().filter(|free| *free < LEAST_FREE) {
-        let sentence =
-            format!("only {} MB are free on the disk of the data folder; delete jobs, or make room on it", free >> 20);
-        return Err(Failure::new(StatusCode::INSUFFICIENT_STORAGE, sentence));
-    }
+    app.data.check_room()?;
     let id = new_job_id()?;
     let name = wanted.name.as_deref().filter(|name| !name.trim().is_empty()).map(library::checked_name).transpose()?;
     let (shared, new, of, options, set) =

@@ -62,13 +62,14 @@ impl Stored {
         let text = live
             .map_or_else(|| answer["text"].clone(), |live| json!(Some(live.text()).filter(|text| !text.is_empty())));
         let is_waiting = state == JobState::Queued;
+        let error = live.and_then(Live::error).or_else(|| job.error.clone());
         let thumbnail = |photo: Option<String>| photo.map(|photo| format!("/api/photos/{photo}?thumbnail=1"));
         let set_summary = set.map(|(count, photo)| json!({ "photos": count, "thumbnail": thumbnail(photo) }));
         json!({
             "id": job.id, "kind": job.kind, "name": job.name, "state": state, "actions": actions(&job, state),
             "position": is_waiting.then_some(ahead + 1), "wait_seconds": wait.filter(|_| is_waiting),
             "created": job.created, "started": job.started, "ended": job.ended.filter(|_| state.is_over()),
-            "error": job.error, "field": job.field, "options": job.options, "set": job.set, "set_summary": set_summary,
+            "error": error, "field": job.field, "options": job.options, "set": job.set, "set_summary": set_summary,
             "progress": live.and_then(|live| live.progress()),
             "memory_bytes": live.and_then(|live| live.memory_bytes()).map(|bytes| bytes as i64).or(job.memory_bytes),
             "adapter_name": adapter_name,

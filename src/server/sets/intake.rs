@@ -136,6 +136,14 @@ impl Intake {
                 return Ok(());
             }
         };
+        // Before anything is written, as far as it is told.
+        if archive.decompressed_size().is_some_and(|bytes| bytes > u128::from(MAX_UNPACKED)) {
+            self.refuse(
+                name,
+                format!("unpacks to more than {} GB; split it, or make the photos smaller", MAX_UNPACKED >> 30),
+            );
+            return Ok(());
+        }
         let mut unpacked = 0;
         for index in 0..archive.len() {
             let Ok(entry) = archive.by_index(index) else {
@@ -149,6 +157,10 @@ impl Intake {
                 || whole.contains("__MACOSX")
                 || whole.rsplit(['/', '\\']).next().unwrap_or_default().starts_with('.')
             {
+                continue;
+            }
+            if entry.size() > MAX_PHOTO {
+                self.refuse(&inside, format!("is larger than {} MB", MAX_PHOTO >> 20));
                 continue;
             }
             let path = self.app.data.temporary().join(new_id()?);
