@@ -20,6 +20,11 @@ use tokio_stream::wrappers::ReceiverStream;
 const KEPT: usize = 8192;
 /// A stream that is silent for longer is taken for dead by what lies between.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long rows are gathered, to be sent with one write: for each open page, at least and at most. The writes are what costs, and many
+/// pages are not to slow down a training.
+const GATHER_FOR_EACH: Duration = Duration::from_millis(5);
+const LEAST_GATHER: Duration = Duration::from_millis(100);
+const MOST_GATHER: Duration = Duration::from_secs(1);
 /// Rows that wait for a slow page.
 const WAITING: usize = 64;
 
@@ -154,9 +159,19 @@ async fn follow(app: App, owner: Owner, from: u64, page: mpsc::Sender<Result<Eve
                 }
             }
         }
+        if *stopping.borrow() {
+            return;
+        }
         tokio::select! {
             changed = latest.wait_for(|&last| last > at) => if changed.is_err() { return },
-            _ = stopping.wait_for(|&stopping| stopping) => return,
+            _ = stopping.wait_for(|&stopping| stopping) => {}
+            () = page.closed() => return,
+        }
+        let pages = u32::try_from(app.events.latest.receiver_count()).unwrap_or(u32::MAX);
+        let gather = GATHER_FOR_EACH.saturating_mul(pages).clamp(LEAST_GATHER, MOST_GATHER);
+        tokio::select! {
+            () = tokio::time::sleep(gather) => {}
+            _ = stopping.wait_for(|&stopping| stopping) => {}
             () = page.closed() => return,
         }
     }
