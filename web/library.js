@@ -8,7 +8,7 @@ import { loadAdapters } from './events.js';
 import { bytes, counted, date } from './format.js';
 import { act, isOver, isTraining, JobActions, JobProgress, KINDS, newestFirst, State } from './jobs.js';
 import { go } from './route.js';
-import { forgetJob, notify, setJob, useStore } from './store.js';
+import { answeredJob, forgetJob, notify, useStore } from './store.js';
 
 const FORMATS = {
   stable_diffusion: [
@@ -38,8 +38,7 @@ function Push({ adapter, done }) {
     const { repo, token, isPrivate, license } = form;
     const body = { repo, private: isPrivate, license: license || null, ...(token && { token }) };
     try {
-      const job = await post(`/api/adapters/${adapter.id}/push`, body);
-      setJob(job.id, job);
+      const job = await answeredJob(post(`/api/adapters/${adapter.id}/push`, body));
       setStarted(job.id);
     } catch (refused) {
       setRefusal(refused);
@@ -130,7 +129,7 @@ function Adapter({ adapter, selected }) {
 function Run({ job }) {
   const rename = async () => {
     const name = await askText(`Rename ${job.name}`, 'Name', job.name);
-    if (name) setJob(job.id, (await patch(`/api/jobs/${job.id}`, { name })) ?? { name });
+    if (name) await answeredJob(patch(`/api/jobs/${job.id}`, { name }), job.id);
   };
   return html`<li class="run"><div class="job-head"><a href="#watch/${job.id}">${job.name}</a><${State} job=${job} /><span
     class="hint">${KINDS[job.kind]} · ${date(job.created)}</span></div>

@@ -8,7 +8,7 @@ import { shortened } from './format.js';
 import { newestFirst } from './jobs.js';
 import { Records } from './records.js';
 import { useSettings } from './settings.js';
-import { setJob, useStore } from './store.js';
+import { answeredJob, useStore } from './store.js';
 import { Answer } from './text_answer.js';
 import { EMPTY_FORM, TrainingForm } from './training_form.js';
 
@@ -25,12 +25,11 @@ function Complete({ form, change }) {
   const ready = model !== '' && form.prompt !== '';
   const start = async () => {
     const known = form.adapters.filter(({ id }) => adapters.some(adapter => adapter.id === id));
-    const job = await post('/api/jobs', {
+    await answeredJob(post('/api/jobs', {
       kind: 'complete',
       name: shortened(form.prompt, 80),
       options: { model, adapters: known, prompt: form.prompt, ...toOptions(options, form.values) },
-    });
-    setJob(job.id, job);
+    }));
     showResults();
   };
   return html`<div class="two-columns even"><div class="column">

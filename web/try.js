@@ -9,7 +9,7 @@ import { GridForm, GridTable } from './grid.js';
 import { isLive, JobActions, JobProgress, newestFirst } from './jobs.js';
 import { Gallery } from './pictures.js';
 import { useSettings } from './settings.js';
-import { setJob, useStore } from './store.js';
+import { answeredJob, useStore } from './store.js';
 
 const EMPTY = {
   model: null, adapters: [], prompt: '', negative_prompt: '', steps: null, guidance: null, seed: '0', random: true, width: null,
@@ -46,8 +46,7 @@ export function Try() {
     height: form.height ?? native, sampler: form.sampler || null, number: form.number, ...toOptions(options, form.values),
   };
   const start = async (kind, more = {}) => {
-    const job = await post('/api/jobs', { kind, name: shortened(form.prompt, 80), options: { ...wanted, ...more } });
-    setJob(job.id, job);
+    await answeredJob(post('/api/jobs', { kind, name: shortened(form.prompt, 80), options: { ...wanted, ...more } }));
     showResults();
   };
   const draw = () => start('generate');

@@ -27,7 +27,7 @@ def a_text_goes_on(page):
     page.wait_for_function("before => document.querySelector('.answer').innerText.length > before", arg=len(after), timeout=PATIENCE)
     # What was written before a stop stays.
     answer.get_by_role("button", name="Stop").click()
-    expect(answer.get_by_role("button", name="Stop")).to_have_count(0, timeout=PATIENCE)
+    expect(answer).to_have_attribute("aria-busy", "false", timeout=PATIENCE)
     stopped = answer.locator(".answer").inner_text()
     assert stopped.startswith(after), (after, stopped)
     page.reload()
@@ -37,7 +37,7 @@ def a_text_goes_on(page):
 def pictures_go_on(page):
     open_tab(page, "Try")
     page.locator("#prompt").fill("a bird")
-    for label, value in (("Sampling steps", 30), ("Pictures", 8)):
+    for label, value in (("Sampling steps", 20), ("Pictures", 5)):
         page.get_by_label(f"{label}, number").fill(str(value))
         page.get_by_label(f"{label}, number").press("Enter")
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -45,9 +45,9 @@ def pictures_go_on(page):
     expect(pictures.first).to_be_visible(timeout=PATIENCE)
     page.reload()
     expect(pictures.first).to_be_visible()
-    assert 1 <= pictures.count() < 8, pictures.count()
+    assert 1 <= pictures.count() < 5, pictures.count()
     expect(page.get_by_role("region", name="At work").get_by_role("progressbar")).to_be_visible()
-    expect(pictures).to_have_count(8, timeout=PATIENCE)
+    expect(pictures).to_have_count(5, timeout=PATIENCE)
     expect(page.get_by_role("region", name="At work")).to_have_count(0)
 
 
