@@ -18,7 +18,13 @@ pub fn has_nvidia_driver() -> bool {
 /// Returns whether the library was found; a device may still be absent.
 pub fn load_cuda() -> bool {
     // Without a driver there is nothing to load it for: save the tenth of a second.
-    has_nvidia_driver() && load_cuda_part().is_ok()
+    (has_nvidia_driver() || has_cuda_part()) && load_cuda_part().is_ok()
+}
+
+/// Whether the system's loader has brought `libtorch_cuda.so` along with the program: libtorch sees its devices then, whatever driver there is.
+fn has_cuda_part() -> bool {
+    // SAFETY: a constant NUL-terminated name; nothing is loaded, and the library stays for as long as the process lives.
+    !unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) }.is_null()
 }
 
 /// Loads `libtorch_cuda.so` and the CUDA libraries below it, with or without a driver; the loader's reason where it cannot.
