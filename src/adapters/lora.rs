@@ -3,6 +3,7 @@
 
 use super::adapter::{Adapter, Init};
 use super::config::{InitWeights, LoraConfig};
+use super::projections::LowRank;
 use super::site::Site;
 use crate::error::{Error, Result};
 use crate::libtorch::dropout::dropout;
@@ -294,6 +295,12 @@ impl Adapter for Lora {
             None => return ys + self.low_rank(site.op(), inputs, factor),
         };
         ys + change * scale
+    }
+
+    fn low_rank(&self, site: &Site) -> Option<LowRank<'_>> {
+        let drops = site.training() && self.dropout > 0.0;
+        let is_all = site.op() == Op::Linear && self.magnitude.is_none() && !drops;
+        is_all.then_some(LowRank { a: &self.a, b: &self.b, factor: self.scaling })
     }
 
     fn merged(&self, site: &Site, weight: Tensor, scale: f64) -> Tensor {

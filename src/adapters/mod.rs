@@ -20,6 +20,7 @@ mod p_tuning;
 pub mod peft_folder;
 mod prefix_tuning;
 mod probe;
+mod projections;
 mod prompt;
 mod prompt_config;
 pub mod prompt_folder;

@@ -4,6 +4,7 @@ use super::conv2d::channels_last;
 use super::loader::Loader;
 use crate::adapters::Param;
 use crate::error::Result;
+use crate::libtorch::group_norm::group_norm;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -61,6 +62,21 @@ impl GroupNorm {
 
     /// `[batch, channels, h, w] -> [batch, channels, h, w]`
     pub fn forward(&self, xs: &Tensor) -> Tensor {
+        self.on_cuda(xs, false).unwrap_or_else(|| self.by_libtorch(xs))
+    }
+
+    /// SiLU of [`GroupNorm::forward`].
+    pub fn forward_silu(&self, xs: &Tensor) -> Tensor {
+        self.on_cuda(xs, true).unwrap_or_else(|| self.by_libtorch(xs).silu())
+    }
+
+    fn on_cuda(&self, xs: &Tensor, silu: bool) -> Option<Tensor> {
+        let (weight, bias) = (self.weight.get(), self.bias.get());
+        // What comes from a layer in float32 is normed as wide.
+        (xs.kind() == weight.kind()).then(|| group_norm(xs, &weight, &bias, self.groups, self.eps, silu)).flatten()
+    }
+
+    fn by_libtorch(&self, xs: &Tensor) -> Tensor {
         in_one_kind(xs, [self.weight.get(), self.bias.get()], |xs, [weight, bias]| self.norm(xs, weight, bias))
     }
 

@@ -117,7 +117,7 @@ impl Convolution {
 
     fn way(self, device: Device) -> Way {
         match device {
-            Device::Cpu if self.is_a_projection() => Way::Projection,
+            _ if self.is_a_projection() => Way::Projection,
             Device::Cpu if self.columns_are_smaller_than_weight() => Way::Columns,
             _ => Way::Library,
         }

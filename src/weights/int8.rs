@@ -170,7 +170,7 @@ fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
 }
 
 /// `g W`: `[m, n] -> [m, k]`. The small operand takes the scales, and the codes are made dense a band at a time.
-fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
+pub(super) fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let (n, k) = (codes.size()[0], codes.size()[1]);
     let kind = grad.kind();
