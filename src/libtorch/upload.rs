@@ -14,8 +14,8 @@ extern "C" {
 /// Like every tensor operation it panics where libtorch fails; the step's boundary catches that.
 pub fn upload(xs: &Tensor, device: Device) -> Tensor {
     match (xs.device(), device) {
-        // SAFETY: a living handle and an index.
         (Device::Cpu, Device::Cuda(index)) if xs.numel() > 0 => {
+            // SAFETY: a living handle and an index.
             made_or_panic(|out| unsafe { lorabooth_upload(raw(xs), index as i64, out) }).unwrap_or_default()
         }
         _ => xs.to_device(device),

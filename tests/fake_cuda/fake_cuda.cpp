@@ -169,6 +169,7 @@ void take_settings(const std::string &text) {
 
 struct AtStart {
   AtStart() {
+    unsetenv("LD_PRELOAD"); // programs that this one starts need no card
     c10::SetAllocator(DeviceType::CUDA, &Memory::all(), 10);
     c10::CachingAllocator::AcceleratorAllocatorConfig::registerDeviceConfigParserHook(take_settings, {"per_process_memory_fraction"});
   }
@@ -178,6 +179,7 @@ struct AtStart {
 
 namespace at::native {
 REGISTER_CUDA_DISPATCH(copy_stub, &fake_cuda::copy)
+REGISTER_CUDA_DISPATCH(cudnn_convolution_backward_stub, &fake_cuda::cudnn_convolution_backward)
 REGISTER_CUDA_DISPATCH(_fused_sdp_choice_stub, &fake_cuda::attention_choice)
 } // namespace at::native
 
@@ -192,7 +194,6 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_reshape_alias", ::reshape_alias);
   library.impl("mm", fake_cuda::mm);
   library.impl("mm.dtype", fake_cuda::mm_wide);
-  library.impl("addmm.dtype", fake_cuda::addmm_wide);
   library.impl("bmm", fake_cuda::bmm);
   library.impl("addmm", fake_cuda::addmm);
   library.impl("addmm_", fake_cuda::addmm_);

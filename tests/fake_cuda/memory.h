@@ -36,6 +36,7 @@ class Memory final : public c10::DeviceAllocator {
   std::set<Block *, Smaller> pools[2]; // free blocks: large, small
   std::map<const char *, Block *> used;
   long allocated = 0, most_allocated = 0, reserved = 0, most_reserved = 0, number = 0;
+  long most_since_report = 0;
   bool has_streams = false;
   struct Pinned {
     size_t size, taken;
@@ -125,8 +126,8 @@ class Memory final : public c10::DeviceAllocator {
 
   static size_t sum_of(const Access &part) {
     size_t sum = 0;
-    for (const char *at = part.begin; at < part.end; ++at) sum = sum * 31 + static_cast<unsigned char>(*at);
-    return settings().computes ? sum : 0;
+    for (const char *at = part.begin; settings().computes && at < part.end; ++at) sum = sum * 31 + static_cast<unsigned char>(*at);
+    return sum;
   }
 
   // Copies that the host has waited for are done; until then nobody may have written what they read.
@@ -168,7 +169,7 @@ public:
     block->is_used = true;
     used[block->start] = block;
     allocated += block->size;
-    most_allocated = std::max(most_allocated, allocated);
+    most_allocated = std::max(most_allocated, allocated), most_since_report = std::max(most_since_report, allocated);
     // Whoever had it before on this stream may still use it.
     touch(block->start, block->start + block->size, true, "an allocation");
     // Read before it is written, it is no number.
@@ -264,8 +265,9 @@ public:
     const auto guard = locked();
     const auto field = [](const char *name, long value) { return std::string("\"") + name + "\": " + std::to_string(value); };
     counts().write(field("allocated", allocated) + ", " + field("peak_allocated", most_allocated) + ", " + field("reserved", reserved) + ", " +
-                   field("peak_reserved", most_reserved) + ", " + field("pinned", pinned_bytes) + ", " + field("pinned_taken", pinned_taken) +
+                   field("peak_reserved", most_reserved) + ", " + field("peak_since_last", most_since_report) + ", " + field("pinned", pinned_bytes) + ", " + field("pinned_taken", pinned_taken) +
                    ", " + field("allocations_so_far", number));
+    most_since_report = allocated;
   }
 
   // ---- pinned memory

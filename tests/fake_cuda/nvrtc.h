@@ -56,34 +56,38 @@ inline std::string read(const std::string &path) {
   return text.str();
 }
 
+// Beside the stand-in itself, under a name by which the next program finds it.
 inline bool compile(Program &program) {
-  std::string folder = "/tmp/fake-cuda-XXXXXX";
-  if (!mkdtemp(folder.data())) return false;
-  const std::string source = folder + "/kernels.cpp", expanded = folder + "/expanded.cpp", said = folder + "/said";
-  program.library = folder + "/kernels.so";
-  const auto system = [&](const std::string &arguments) {
-    // The compiler is no program that needs a card.
-    return ::system(("env -u LD_PRELOAD -u LD_LIBRARY_PATH " + setting("CXX", "g++") + " -std=c++17 -w " + arguments + " 2>> " + said).c_str()) == 0;
+  Dl_info own;
+  if (!dladdr(reinterpret_cast<void *>(&compile), &own)) return false;
+  const std::string text = kBeforeKernels + program.source, path(own.dli_fname);
+  program.library = path.substr(0, path.rfind('/')) + "/kernels-" + std::to_string(std::hash<std::string>()(text)) + ".so";
+  if (access(program.library.c_str(), R_OK) == 0) return true;
+  const std::string stem = program.library + "." + std::to_string(getpid()), source = stem + ".cpp", expanded = stem + ".expanded.cpp", said = stem + ".said";
+  const auto compiler = [&](const std::string &arguments) {
+    return system((setting("CXX", "g++") + " -std=c++17 -w " + arguments + " 2>> " + said).c_str()) == 0;
   };
-  std::ofstream(source) << kBeforeKernels << program.source;
-  bool done = system("-E -P " + source + " -o " + expanded);
-  std::string text = read(expanded), launchers;
+  std::ofstream(source) << text;
+  bool done = compiler("-E -P " + source + " -o " + expanded);
+  std::string kernels = read(expanded), launchers;
   const std::regex kernel(R"(__global__\s+void\s+(\w+)\()");
-  for (std::sregex_iterator at(text.begin(), text.end(), kernel), end; at != end; ++at)
+  for (std::sregex_iterator at(kernels.begin(), kernels.end(), kernel), end; at != end; ++at)
     launchers += "extern \"C\" void launch_" + (*at)[1].str() + "(void **a, bool runs) { call(" + (*at)[1].str() + ", a, runs); }\n";
-  std::ofstream(expanded) << text << launchers;
-  done = done && system("-O1 -ffp-contract=off -fPIC -shared -D__global__= " + expanded + " -o " + program.library);
+  std::ofstream(expanded) << kernels << launchers;
+  done = done && compiler("-O1 -ffp-contract=off -fPIC -shared -D__global__= " + expanded + " -o " + stem + ".so");
   program.log = read(said);
-  return done;
+  for (const std::string &file : {source, expanded, said}) remove(file.c_str());
+  return done && rename((stem + ".so").c_str(), program.library.c_str()) == 0;
 }
 
 // ---- the threads of one block
-// Contexts are made once; from then on a jump is quicker than a switch, which asks the kernel for the signals' mask.
+// A coroutine that runs a thread of one block after another. Its context is made once; from then on a jump is quicker than a switch, which asks
+// the system for the signals' mask.
 struct Thread {
   ucontext_t context;
   jmp_buf place;
   std::vector<char> stack = std::vector<char>(32 << 10);
-  bool started, done;
+  bool is_made = false, done;
 };
 
 struct Running {
@@ -100,12 +104,17 @@ inline Running &running() {
   return *one;
 }
 
-inline void leave() { _longjmp(running().scheduler, 1); }
+// Gives way to the scheduler, until it is this thread's turn again.
+inline void give_way() {
+  if (!_setjmp(running().now->place)) _longjmp(running().scheduler, 1);
+}
 
-inline void start_thread() {
-  running().body();
-  running().now->done = true;
-  leave();
+inline void run_threads() {
+  for (;;) {
+    running().body();
+    running().now->done = true;
+    give_way();
+  }
 }
 
 // Lets a thread of the block go on to its next barrier, or to its end.
@@ -113,12 +122,12 @@ inline void go_on(Thread &thread) {
   auto &run = running();
   run.now = &thread;
   if (_setjmp(run.scheduler)) return;
-  if (thread.started) _longjmp(thread.place, 1);
-  thread.started = true;
+  if (thread.is_made) _longjmp(thread.place, 1);
+  thread.is_made = true;
   getcontext(&thread.context);
   thread.context.uc_stack = {thread.stack.data(), 0, thread.stack.size()};
   thread.context.uc_link = nullptr;
-  makecontext(&thread.context, start_thread, 0);
+  makecontext(&thread.context, run_threads, 0);
   swapcontext(&run.beginning, &thread.context);
 }
 } // namespace fake_cuda
@@ -128,9 +137,7 @@ struct Place {
   unsigned x, y, z;
 };
 Place fake_cuda_block, fake_cuda_blocks, fake_cuda_thread, fake_cuda_block_size;
-void fake_cuda_barrier() {
-  if (!_setjmp(fake_cuda::running().now->place)) fake_cuda::leave();
-}
+void fake_cuda_barrier() { fake_cuda::give_way(); }
 float fake_cuda_wide(unsigned short bits) { return c10::Half(bits, c10::Half::from_bits()); }
 unsigned short fake_cuda_narrow(float x) { return c10::Half(x).x; }
 void fake_cuda_touch(const void *place, bool writes) {
@@ -165,10 +172,8 @@ int nvrtcDestroyProgram(void **program) {
 
 // ---- the driver
 int cuModuleLoadData(void **module, const void *image) {
-  const std::string path = static_cast<const char *>(image);
-  *module = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  *module = dlopen(static_cast<const char *>(image), RTLD_NOW | RTLD_LOCAL);
   if (!*module) fake_cuda::stop(dlerror());
-  [[maybe_unused]] const int gone = system(("rm -r " + path.substr(0, path.rfind('/'))).c_str());
   return 0;
 }
 int cuModuleGetFunction(void **function, void *module, const char *name) {
@@ -187,12 +192,13 @@ int cuLaunchKernel(void *function, unsigned blocks_x, unsigned blocks_y, unsigne
   if (!settings().computes) return 0;
   auto &run = running();
   const std::lock_guard<std::mutex> guard(run.lock);
-  run.threads.resize(x);
+  if (run.threads.empty()) run.threads.resize(x);
+  if (run.threads.size() != x) stop("blocks of two sizes are not stood in for");
   run.body = [&] { launch(arguments, true); };
   fake_cuda_block_size = {x, 1, 1}, fake_cuda_blocks = {blocks_x, blocks_y, 1};
   for (fake_cuda_block = {0, 0, 0}; fake_cuda_block.y < blocks_y; ++fake_cuda_block.y)
     for (fake_cuda_block.x = 0; fake_cuda_block.x < blocks_x; ++fake_cuda_block.x) {
-      for (Thread &thread : run.threads) thread.started = thread.done = false;
+      for (Thread &thread : run.threads) thread.done = false;
       for (bool any = true; any;) {
         any = false;
         for (unsigned i = 0; i < x; ++i) {

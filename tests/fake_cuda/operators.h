@@ -112,10 +112,10 @@ inline bool shape_alone(const std::string &name, torch::jit::Stack *stack, size_
   }
   // Element by element: the dtype is that of one argument.
   static const std::map<std::string, size_t> kind_of{{"aten::relu", 0}, {"aten::where.self", 1}, {"aten::mse_loss_backward", 1}, {"aten::abs.out", 0},
-                                                     {"aten::logical_and.out", 0}, {"aten::logical_or.out", 0}, {"aten::logical_not.out", 0}};
+                                                     {"aten::native_dropout_backward", 0}, {"aten::where.self_out", 1}, {"aten::logical_and.out", 0}, {"aten::logical_or.out", 0}, {"aten::logical_not.out", 0}};
   if (const auto found = kind_of.find(name); found != kind_of.end()) {
     std::vector<int64_t> sizes;
-    const bool is_out = name.size() > 4 && name.substr(name.size() - 4) == ".out";
+    const bool is_out = name.substr(name.size() - 3) == "out";
     for (size_t i = 0; start + i + is_out < stack->size(); ++i)
       if (argument(i).isTensor()) sizes = at::infer_size(sizes, argument(i).toTensor().sizes());
     if (is_out) return leave({stack->back().toTensor().resize_(sizes)});

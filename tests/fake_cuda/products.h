@@ -48,14 +48,6 @@ inline Tensor mm_wide(const Tensor &a, const Tensor &b, at::ScalarType kind) {
   return here(at::mm(wide(a), wide(b)).to(kind), "mm");
 }
 
-inline Tensor addmm_wide(const Tensor &c, const Tensor &a, const Tensor &b, at::ScalarType kind, const at::Scalar &beta, const at::Scalar &alpha) {
-  check_kinds(a, b);
-  TORCH_CHECK(kind == a.scalar_type() || kind == at::kFloat, "out_dtype must be the same as input dtype or fp32 for fp16/bf16 inputs");
-  TORCH_CHECK(c.scalar_type() == kind, "self dtype must match out_dtype");
-  launch("addmm", {c, a, b});
-  return here(at::addmm(wide(c), wide(a), wide(b), beta, alpha).to(kind), "addmm");
-}
-
 inline Tensor &addmm_(Tensor &c, const Tensor &a, const Tensor &b, const at::Scalar &beta, const at::Scalar &alpha) {
   check_kinds(a, b), check_kinds(c, a);
   launch("addmm_", {c, a, b});
@@ -111,6 +103,22 @@ inline Tensor cudnn_convolution_transpose(const Tensor &xs, const Tensor &weight
   return convolve("cudnn_convolution_transpose", xs, weight, padding, output_padding, stride, dilation, groups, true);
 }
 
+// Where the weight learns too.
+inline std::tuple<Tensor, Tensor> cudnn_convolution_backward(const Tensor &xs_, const Tensor &grad_, const Tensor &weight_, at::IntArrayRef padding,
+                                                             at::IntArrayRef stride, at::IntArrayRef dilation, int64_t groups, bool, bool, bool,
+                                                             std::array<bool, 2> wanted) {
+  const auto format = at::native::cudnn_conv_suggest_memory_format(xs_, weight_);
+  const Tensor xs = xs_.contiguous(format), grad = grad_.contiguous(format), weight = weight_.contiguous(format);
+  for (const bool one : wanted)
+    if (one) launch("cudnn_convolution_backward", {xs, grad, weight});
+  if (!settings().computes) return {wanted[0] ? at::empty_like(xs) : Tensor(), wanted[1] ? at::empty_like(weight) : Tensor()};
+  const std::vector<int64_t> none(padding.size(), 0);
+  const auto [of_xs, of_weight, of_bias] = at::convolution_backward(wide(grad), wide(xs), wide(weight), std::nullopt, stride, padding, dilation, false, none,
+                                                                    groups, {wanted[0], wanted[1], false});
+  const auto back = [&](const Tensor &ys) { return ys.defined() ? here(ys.to(xs.scalar_type()).contiguous(format), "cudnn_convolution_backward") : ys; };
+  return {back(of_xs), back(of_weight)};
+}
+
 // ---- attention
 // Which kernel serves, as sdp_utils.cpp chooses: flash from capability 8.0 on, for 16 bits, without a mask; the memory-efficient one, for
 // widths that its loads allow and as many heads of keys as of queries; else full score matrices. The first two are one kernel alike here.
@@ -142,7 +150,7 @@ inline Tensor by_rows(const Tensor &xs, const Tensor &like, const char *name) {
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> attention(const Tensor &q, const Tensor &k, const Tensor &v, const OptionalTensor &mask, bool sums,
                                                             double dropout, bool causal, std::optional<double> scale) {
   launch("attention", {q, k, v});
-  TORCH_CHECK(dropout == 0, "dropout inside attention is not stood in for");
+  TORCH_CHECK(dropout == 0 || !settings().computes, "dropout inside attention is not stood in for");
   if (mask && mask->defined()) {
     TORCH_CHECK(is_here(*mask) && mask->scalar_type() == q.scalar_type(), "invalid dtype for bias - should match query's dtype");
     touch(*mask, false, "attention");
