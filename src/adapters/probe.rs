@@ -1,6 +1,7 @@
 //! Finds the first layer of a forward, or of a backward, that makes an infinity or a NaN of numbers.
 
 use crate::libtorch::autograd_node;
+use crate::libtorch::failure::or_panic;
 use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
@@ -74,10 +75,8 @@ impl Probe {
             }
             Ok(vec![grad])
         };
-        match autograd_node::attach(&[&ys], &[], &[&same], Box::new(look)) {
-            Ok(()) => same,
-            Err(error) => std::panic::panic_any(error),
-        }
+        or_panic(autograd_node::attach(&[&ys], &[], &[&same], Box::new(look)));
+        same
     }
 
     fn is_done(&self) -> bool {

@@ -4,6 +4,7 @@ use super::adapter::Adapter;
 use super::probe::Probe;
 use super::projections::{self, LowRank};
 use crate::error::{Error, Result};
+use crate::libtorch::failure::or_panic;
 use crate::libtorch::low_rank::Factors;
 use crate::libtorch::upload::upload;
 use crate::weights::{BaseWeight, Op};
@@ -173,8 +174,7 @@ impl Site {
             let mut shape = xs.size();
             let width = shape.pop().unwrap_or(1);
             let together = projections::project(sites, &xs.reshape([-1, width]));
-            // As each of tch's operations fails; the step's boundary makes a sentence of it.
-            if let Some(outputs) = together.unwrap_or_else(|error| std::panic::panic_any(error)) {
+            if let Some(outputs) = or_panic(together) {
                 let shaped = |ys: Tensor| ys.view([&shape[..], &ys.size()[1..]].concat().as_slice());
                 return outputs.into_iter().map(shaped).collect();
             }

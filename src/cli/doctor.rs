@@ -3,6 +3,7 @@
 use super::Reporter;
 use crate::error::Result;
 use crate::libtorch::memory::gib;
+use crate::plain_text::counted;
 use crate::recipes::device_flag;
 use crate::recipes::doctor::{CheckedDevice, Machine};
 use serde_json::json;
@@ -13,7 +14,15 @@ pub fn run(reporter: &mut Reporter) -> Result<()> {
     let machine = Machine::look();
     let mut lines = vec![
         line("libtorch", format!("2.11 ({})", libtorch_path().unwrap_or_else(|| "linked in".into()))),
-        line("CPU", machine.processor()),
+        line(
+            "CPU",
+            format!(
+                "{}, {} used, bf16 {}",
+                counted(machine.cores, "core"),
+                counted(machine.threads.max(0) as usize, "thread"),
+                if machine.cpu_bf16 { "in hardware" } else { "slower than fp32 (auto takes fp32)" }
+            ),
+        ),
         line("memory", format!("{:.1} GiB free of {:.1} GiB", gib(machine.memory.0), gib(machine.memory.1))),
     ];
     if let Some(driver) = &machine.driver {

@@ -4,8 +4,8 @@
 #include <set>
 
 namespace {
-// T is what the model computes in.
-const char *const kConversions = R"(
+// What each source begins with. T is what the model computes in.
+const char *const kPrelude = R"(
 template <typename T> __device__ float wide(T);
 template <typename T> __device__ T narrow(float);
 struct bf16 { unsigned short bits; };
@@ -28,6 +28,8 @@ template <> __device__ fp16 narrow(float x) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
   return y;
 }
+__device__ float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
+#define IN_EACH_KIND(KERNELS) KERNELS(float, float) KERNELS(fp16, fp16) KERNELS(bf16, bf16)
 )";
 
 // What is used of NVRTC and of CUDA's driver, by their documented signatures; 0 is success.
@@ -70,7 +72,7 @@ const Api &api() {
 void CudaKernels::compile() {
   void *program = nullptr;
   const char *const options[] = {"--gpu-architecture=compute_75", "--std=c++17"};
-  const std::string text = std::string(kConversions) + source;
+  const std::string text = std::string(kPrelude) + source;
   if (!api().is_whole || api().create(&program, text.c_str(), "lorabooth.cu", 0, nullptr, nullptr)) return;
   size_t length = 0;
   is_compiled = !api().compile(program, 2, options) && !api().size(program, &length);

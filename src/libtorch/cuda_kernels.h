@@ -6,8 +6,8 @@
 #include <map>
 #include <mutex>
 
-// The kernels of one source text. What it may use: float `wide(T)` and T `narrow<T>(float)` for T float, fp16 or bf16. A kernel NAME exists as
-// NAME_float, NAME_fp16 and NAME_bf16, and is launched with 256 threads a block.
+// The kernels of one source text. What it may use: float `wide(T)` and T `narrow<T>(float)` for T float, fp16 or bf16, `sigmoid_of`, and
+// `IN_EACH_KIND` of a macro of (T, name of T). A kernel NAME exists as NAME_float, NAME_fp16 and NAME_bf16, and is launched with 256 threads a block.
 class CudaKernels {
   const char *const source;
   std::once_flag compiled;

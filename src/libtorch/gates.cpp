@@ -11,7 +11,6 @@ const char *const kSource = R"(
 // x Φ(x) and its derivative (arXiv 1606.08415).
 __device__ float normal_share(float x) { return 0.5f * (1.0f + erff(x * 0.70710678f)); }
 __device__ float gelu_slope(float x) { return normal_share(x) + x * 0.39894228f * expf(-0.5f * x * x); }
-__device__ float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // xs [rows, 2 * width] to ys [rows, width]: the first half of a row times the GELU of the second.
 template <typename T> __device__ void gated_gelu(const T *xs, int width, long long numbers, T *ys) {
@@ -53,9 +52,7 @@ template <typename T> __device__ void quick_gelu_gradient(const T *grad, const T
   extern "C" __global__ void quick_gelu_gradient_##NAME(const T *grad, const T *xs, int width, long long numbers, T *to_xs) {               \
     quick_gelu_gradient(grad, xs, width, numbers, to_xs);                                                                                   \
   }
-KERNELS(float, float)
-KERNELS(fp16, fp16)
-KERNELS(bf16, bf16)
+IN_EACH_KIND(KERNELS)
 )";
 
 CudaKernels &kernels() {

@@ -34,7 +34,6 @@ __device__ float sum_of_block(float mine) {
   return sum;
 }
 
-__device__ float sigmoid_of(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 // The places of a part of an image: a part has `size` of them, the last one the rest.
 __device__ int end_of_part(int part, int size, int places) { return min(places, (part + 1) * size); }
@@ -156,9 +155,7 @@ __device__ void norm_gradient(const T *grad, const T *xs, const T *weight, const
                                                   T *to_xs) {                                                                  \
     norm_gradient(grad, xs, weight, bias, stats, places, channels, groups, silu, to_xs);                                       \
   }
-KERNELS(float, float)
-KERNELS(fp16, fp16)
-KERNELS(bf16, bf16)
+IN_EACH_KIND(KERNELS)
 )";
 
 CudaKernels &kernels() {

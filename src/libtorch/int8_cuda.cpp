@@ -107,9 +107,7 @@ template <typename T> __device__ void scale_columns(const T *grad, const float *
   extern "C" __global__ void scale_##NAME(const T *grad, const float *scales, int n, long long numbers, T *scaled) {         \
     scale_columns(grad, scales, n, numbers, scaled);                                                                         \
   }
-KERNELS(float, float)
-KERNELS(fp16, fp16)
-KERNELS(bf16, bf16)
+IN_EACH_KIND(KERNELS)
 )";
 
 CudaKernels &kernels() {

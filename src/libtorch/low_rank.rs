@@ -1,5 +1,6 @@
 //! A low-rank product added to a linear layer's output by one autograd node, and copies of its factors in the dtype that computes.
 
+use super::failure::or_panic;
 use super::{check, handles, made, raw};
 use crate::error::Result;
 use std::cell::RefCell;
@@ -54,7 +55,7 @@ pub fn add_low_rank(ys: Tensor, xs: &Tensor, a: &Factor, b: &Factor, factor: f64
             Ok(Tensor::from_ptr(out))
         }
     });
-    added.unwrap_or_else(|error| std::panic::panic_any(error))
+    or_panic(added)
 }
 
 /// `factor · x y` in the dtype of `x`, whose numbers are finite. Without a gradient.

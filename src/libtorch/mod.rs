@@ -49,7 +49,7 @@ fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Option<T
 
 /// The same in a forward, which panics where libtorch fails as its other operations do.
 fn made_or_panic(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Option<Tensor> {
-    made(call).unwrap_or_else(|error| std::panic::panic_any(error))
+    failure::or_panic(made(call))
 }
 
 /// Turns a shim's message (null: success) into an error, and frees it.

@@ -5,7 +5,6 @@ use crate::error::Error;
 use crate::libtorch::nvidia_driver::NvidiaDriver;
 use crate::libtorch::random::Generator;
 use crate::libtorch::{memory, startup};
-use crate::plain_text::counted;
 use crate::train::precision::Precision;
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
@@ -105,14 +104,13 @@ impl Machine {
     }
 
     fn check(&mut self, device: Device) {
-        let card = match device {
-            Device::Cuda(index) => startup::cuda_bus_id(index)
-                .and_then(|place| self.driver.as_ref().and_then(|driver| driver.card_at(&place)).cloned()),
-            _ => None,
-        };
-        let capability = match device {
-            Device::Cuda(index) => startup::cuda_capability(index),
-            _ => None,
+        let (card, capability) = match device {
+            Device::Cuda(index) => {
+                let place = startup::cuda_bus_id(index);
+                let card = place.zip(self.driver.as_ref()).and_then(|(place, driver)| driver.card_at(&place).cloned());
+                (card, startup::cuda_capability(index))
+            }
+            _ => (None, None),
         };
         let memory = match memory::device_memory(device) {
             Ok((free, total)) => (free.max(0) as u64, total.max(0) as u64),
@@ -138,29 +136,19 @@ impl Machine {
         }
         let mut dtypes = Vec::new();
         for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
-            let wrong = wrong_operations(device, kind);
-            if let Some(first) = wrong.first() {
-                self.problems.push(format!("{shown} ({name}) does not compute in {}: {first}", dtype_name(kind)));
+            let wrong = wrong_operation(device, kind);
+            dtypes.push((dtype_name(kind), wrong.is_none()));
+            if let Some(wrong) = wrong {
+                self.problems.push(format!("{shown} ({name}) does not compute in {}: {wrong}", dtype_name(kind)));
             }
-            dtypes.push((dtype_name(kind), wrong.is_empty()));
         }
         self.devices.push(CheckedDevice { device, name, capability, memory, has_cudnn, dtypes });
     }
-
-    /// The first part of a line on the CPU: cores, threads, bf16.
-    pub fn processor(&self) -> String {
-        format!(
-            "{}, {} used, bf16 {}",
-            counted(self.cores, "core"),
-            counted(self.threads.max(0) as usize, "thread"),
-            if self.cpu_bf16 { "in hardware" } else { "slower than fp32 (auto takes fp32)" }
-        )
-    }
 }
 
-/// The operations of which `device` computes another value than the CPU in float64 does, with what it computed instead: those that
-/// Stable Diffusion and language models are made of, on inputs that `kind` holds exactly.
-fn wrong_operations(device: Device, kind: Kind) -> Vec<String> {
+/// The first operation, of those that Stable Diffusion and language models are made of, of which `device` computes another value than the
+/// CPU in float64 does, and what is wrong with it. The inputs are numbers that `kind` holds exactly.
+fn wrong_operation(device: Device, kind: Kind) -> Option<String> {
     // A rounding of the results and one of what is summed; TF32, in which CUDA's convolutions compute, has ten bits.
     let tolerance = match kind {
         Kind::BFloat16 => 2e-2,
@@ -184,7 +172,7 @@ fn wrong_operations(device: Device, kind: Kind) -> Vec<String> {
             Ok(error) => Some(format!("{name} is off by {error:.0e} of its largest value; update the driver")),
             Err(error) => Some(format!("{name} fails ({})", Error::from(error))),
         };
-    operations.iter().filter_map(failure_of).collect()
+    operations.iter().find_map(failure_of)
 }
 
 type Operation = fn(&Tensor, &Tensor) -> Result<Tensor, TchError>;
@@ -204,7 +192,7 @@ mod tests {
     #[test]
     fn the_cpu_computes_rightly_in_every_dtype() {
         for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
-            assert_eq!(wrong_operations(Device::Cpu, kind), Vec::<String>::new(), "{kind:?}");
+            assert_eq!(wrong_operation(Device::Cpu, kind), None, "{kind:?}");
         }
     }
 

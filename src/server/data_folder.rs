@@ -146,6 +146,11 @@ impl DataFolder {
         self.root.join("reserve")
     }
 
+    /// All folders that a job can have.
+    pub fn of_job(&self, id: &str) -> [PathBuf; 4] {
+        [self.inputs(), self.runs(), self.pictures(), self.class_images()].map(|folder| folder.join(id))
+    }
+
     /// A folder or file that is to go; only ever one that lies inside.
     pub fn remove(&self, path: &Path) -> Result<()> {
         let inside = path.strip_prefix(&self.root).ok().filter(|rest| rest.components().count() > 1);

@@ -133,9 +133,7 @@ fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
     })?;
     gone.jobs.iter().for_each(|(id, _)| drop(app.tokens.take(id)));
     let data = &app.data;
-    let of_jobs = gone.jobs.iter().flat_map(|(id, _)| {
-        [data.inputs(), data.runs(), data.pictures(), data.class_images()].map(|folder| folder.join(id))
-    });
+    let of_jobs = gone.jobs.iter().flat_map(|(id, _)| data.of_job(id));
     let of_adapters = gone.adapters.iter().flat_map(|id| [data.adapters(), data.runs()].map(|folder| folder.join(id)));
     let of_images = gone.images.iter().map(|id| data.thumbnails().join(format!("{id}.jpg")));
     let of_sets = gone.sets.iter().map(|id| data.sets().join(id));

@@ -4,7 +4,7 @@
 //! Shapes: m rows of the input, k inputs, n outputs.
 
 use super::convolution::with_gradient;
-use crate::error::Result;
+use crate::libtorch::failure::or_panic;
 use crate::libtorch::int8_cuda;
 use tch::{Device, Kind, Tensor};
 
@@ -156,11 +156,6 @@ impl Int8Weight {
     pub fn device(&self) -> Device {
         self.codes.device()
     }
-}
-
-/// As each of tch's operations fails; the step's boundary makes a sentence of it.
-fn or_panic<T>(made: Result<T>) -> T {
-    made.unwrap_or_else(|error| std::panic::panic_any(error))
 }
 
 /// The rows of a weight `[n, k]` in bands of about `numbers`: each band's first row, and how many it has.

@@ -6,6 +6,7 @@ use super::block_stream::{block_of, BlockStream, Place};
 use super::weight_set::{Placement, WeightSet};
 use crate::error::Result;
 use crate::libtorch::autograd_node;
+use crate::libtorch::failure::or_panic;
 use crate::libtorch::upload::upload;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Tensor};
@@ -109,13 +110,11 @@ impl StreamedWeight {
             Waiting::Pinned(stream, place) => stream.get(*place),
             Waiting::Table(table) => Ok(streamed.placement.of(&unlocked(table))),
         };
-        let weight = match stored {
-            Ok(arrived) => tch::no_grad(|| match (&streamed.waiting, streamed.layout) {
-                (Waiting::Pinned(..), Layout::ChannelsLast) => arrived.permute([0, 3, 1, 2]),
-                (_, layout) => layout.of(arrived),
-            }),
-            Err(error) => std::panic::panic_any(error),
-        };
+        let arrived = or_panic(stored);
+        let weight = tch::no_grad(|| match (&streamed.waiting, streamed.layout) {
+            (Waiting::Pinned(..), Layout::ChannelsLast) => arrived.permute([0, 3, 1, 2]),
+            (_, layout) => layout.of(arrived),
+        });
         let made = compute(&weight);
         if let Waiting::InFile(weights) = &streamed.waiting {
             weights.let_go(&streamed.key);
@@ -142,10 +141,8 @@ impl StreamedWeight {
             Ok(vec![to_input, wanted[1].then(|| op.bias_gradient(grad))])
         };
         let inputs: Vec<&Tensor> = std::iter::once(xs).chain(bias).collect();
-        match autograd_node::attach(&inputs, &[], &[&ys], Box::new(backward)) {
-            Ok(()) => ys,
-            Err(error) => std::panic::panic_any(error),
-        }
+        or_panic(autograd_node::attach(&inputs, &[], &[&ys], Box::new(backward)));
+        ys
     }
 
     /// Shape of the weight in its layout.

@@ -30,8 +30,8 @@ def main(out, library, sources):
         ctypes.CDLL(str(part), ctypes.RTLD_GLOBAL)
     library = ctypes.CDLL(library)
     texts = {path.name: re.findall(r'R"\((.*?)\)"', path.read_text(), re.DOTALL) for path in Path(sources).glob("*.cpp")}
-    conversions = texts.pop("cuda_kernels.cpp")[0]
-    Path(out).write_text(json.dumps({name: compiled(library, conversions + found[0]) for name, found in texts.items() if found}))
+    prelude = texts.pop("cuda_kernels.cpp")[0]
+    Path(out).write_text(json.dumps({name: compiled(library, prelude + found[0]) for name, found in texts.items() if found}))
 
 
 if __name__ == "__main__":

@@ -322,6 +322,5 @@ pub async fn delete(app: &App, job: &Job) -> Answer<()> {
 }
 
 fn remove_files(app: &App, id: &str) -> Result<()> {
-    let folders = [app.data.inputs(), app.data.runs(), app.data.pictures(), app.data.class_images()];
-    folders.iter().try_for_each(|folder| app.data.remove(&folder.join(id)))
+    app.data.of_job(id).iter().try_for_each(|folder| app.data.remove(folder))
 }
