@@ -277,12 +277,18 @@ fn repositories_that_cannot_be_used_are_refused_before_their_weights_come() {
     );
     refused(&only(&|name| !name.contains("model_index")), "it has the file v1-5-pruned.safetensors");
     refused(&[("config.json", b"{}")], "has no model_index.json");
-    let mut xl = only(&|name| name != "model_index.json");
-    xl.push((
-        "model_index.json",
-        br#"{"_class_name": "StableDiffusionXLPipeline", "unet": ["diffusers", "U"], "text_encoder_2": ["transformers", "C"]}"#,
-    ));
-    refused(&xl, "is Stable Diffusion XL; this version supports Stable Diffusion 1.x and 2.x");
+    for (index, part) in [
+        (&br#"{"_class_name": "StableDiffusion3Pipeline"}"#[..], "is Stable Diffusion 3; this version supports"),
+        (
+            br#"{"_class_name": "StableDiffusionXLImg2ImgPipeline", "unet": ["diffusers", "U"], "text_encoder": [null, null],
+                "text_encoder_2": ["transformers", "C"]}"#,
+            "is the refiner of Stable Diffusion XL",
+        ),
+    ] {
+        let mut other = only(&|name| name != "model_index.json");
+        other.push(("model_index.json", index));
+        refused(&other, part);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod support;
 
+use lorabooth::adapters::Part;
 use lorabooth::models::stable_diffusion::PipelineFiles;
 use lorabooth::weights::Placement;
 use serde_json::json;
@@ -30,7 +31,7 @@ fn check(variant: &str, options: serde_json::Value, height: i64, width: i64) {
     };
 
     tch::no_grad(|| {
-        let text_encoder = files.load_text_encoder(FLOAT32).unwrap().model;
+        let text_encoder = files.load_text_encoder(Part::TextEncoder, FLOAT32).unwrap().model;
         assert_equal("text_encoder.output", &text_encoder.forward(&expected["text_encoder.input_ids"], false));
     });
     tch::no_grad(|| {
@@ -44,7 +45,7 @@ fn check(variant: &str, options: serde_json::Value, height: i64, width: i64) {
     for checkpointing in [false, true] {
         let latents = expected["unet.latents"].copy().set_requires_grad(true);
         let text = expected["unet.context"].copy().set_requires_grad(true);
-        let output = unet.forward(&latents, &expected["unet.timesteps"], &text, checkpointing);
+        let output = unet.forward(&latents, &expected["unet.timesteps"], &text.shallow_clone().into(), checkpointing);
         assert_equal("unet.output", &output.detach());
         output.mse_loss(&expected["unet.target"], tch::Reduction::Mean).backward();
         assert_equal("unet.context_gradient", &text.grad());

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 mod support;
 
+use lorabooth::adapters::Part;
 use lorabooth::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use lorabooth::schedulers::{NoiseSchedule, SchedulerConfig, TimestepSpacing};
 use lorabooth::weights::{Placement, WeightSet};
@@ -73,10 +74,15 @@ fn a_single_file_holds_the_same_bits_as_its_folder_and_computes_the_same() {
         let kind = if dtype == "float32" { Kind::Float } else { Kind::Half };
         assert_same_weights(&single.unet_weights().unwrap(), &parts.unet_weights().unwrap(), kind);
         assert_same_weights(&single.vae_weights().unwrap(), &parts.vae_weights().unwrap(), kind);
-        assert_same_weights(&single.text_encoder_weights().unwrap(), &parts.text_encoder_weights().unwrap(), kind);
+        assert_same_weights(
+            &single.text_encoder_weights(Part::TextEncoder).unwrap(),
+            &parts.text_encoder_weights(Part::TextEncoder).unwrap(),
+            kind,
+        );
 
         let ids = Tensor::randint(49408, [2, 77], (Kind::Int64, Device::Cpu));
-        let text = |files: &PipelineFiles| files.load_text_encoder(CPU).unwrap().model.forward(&ids, false);
+        let text =
+            |files: &PipelineFiles| files.load_text_encoder(Part::TextEncoder, CPU).unwrap().model.forward(&ids, false);
         let embeds = text(&parts);
         assert_same_output(&text(&single), &embeds, kind, "the text encoder");
 
@@ -92,8 +98,9 @@ fn a_single_file_holds_the_same_bits_as_its_folder_and_computes_the_same() {
         assert_same_output(&decoded, &expected.1, kind, "the decoder");
 
         let timesteps = Tensor::from_slice(&[17i64, 801]);
-        let unet =
-            |files: &PipelineFiles| files.load_unet(CPU).unwrap().model.forward(&mean, &timesteps, &embeds, false);
+        let unet = |files: &PipelineFiles| {
+            files.load_unet(CPU).unwrap().model.forward(&mean, &timesteps, &embeds.shallow_clone().into(), false)
+        };
         assert_same_output(&unet(&single), &unet(&parts), kind, "the UNet");
         assert_eq!(single.scheduler_config_json().unwrap(), parts.scheduler_config_json().unwrap());
         assert_eq!(single.tokenizer_folder().unwrap(), parts.tokenizer_folder().unwrap());
@@ -113,7 +120,7 @@ fn keys_and_configurations_of_the_real_models_follow_from_the_shapes() {
 
         assert_eq!(format!("{:?}", single.unet_config().unwrap()), format!("{:?}", described.unet_config().unwrap()));
         assert_eq!(format!("{:?}", single.vae_config().unwrap()), format!("{:?}", described.vae_config().unwrap()));
-        let text = |files: &PipelineFiles| format!("{:?}", files.text_encoder_config().unwrap());
+        let text = |files: &PipelineFiles| format!("{:?}", files.text_encoder_config(Part::TextEncoder).unwrap());
         assert_eq!(text(&single), text(&described));
         assert_eq!(
             single.scheduler_config_json().unwrap()["_class_name"],
@@ -134,7 +141,11 @@ fn keys_and_configurations_of_the_real_models_follow_from_the_shapes() {
         same_keys("unet", single.unet_weights().unwrap(), 0);
         same_keys("vae", single.vae_weights().unwrap(), 0);
         // OpenCLIP's last layer: two norms, four projections and the fused one, each with a bias.
-        same_keys("text_encoder", single.text_encoder_weights().unwrap(), if variant == "sd21" { 16 } else { 0 });
+        same_keys(
+            "text_encoder",
+            single.text_encoder_weights(Part::TextEncoder).unwrap(),
+            if variant == "sd21" { 16 } else { 0 },
+        );
     }
 }
 
@@ -281,7 +292,7 @@ fn files_that_are_no_model_are_refused_with_what_they_are() {
         failure(&path)
     };
     let sdxl = ["conditioner.embedders.1.model.ln_final.weight", "model.diffusion_model.label_emb.0.0.weight"];
-    assert!(refused(&sdxl).contains("Stable Diffusion XL checkpoint; this version supports Stable Diffusion 1.x"));
+    assert!(refused(&sdxl).contains("a Stable Diffusion XL checkpoint holds all four networks"));
     assert!(refused(&["unet.mid_block.attentions.0.to_q.lora_A.weight"]).contains("a LoRA adapter, not a model"));
     assert!(refused(&["lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight"]).contains("LoRA adapter"));
     assert!(refused(&["x.weight"]).contains("no UNet"));

@@ -9,18 +9,18 @@ use crate::pipeline_folder::{copy_descriptions, write_network, Network};
 use crate::training::{named, Training, TrainingArgs};
 use clap::Args;
 use image::RgbImage;
-use lorabooth::data::tokenizers::ClipTokenizer;
+use lorabooth::data::tokenizers::PromptTokenizers;
 use lorabooth::error::{Error, Result};
 use lorabooth::libtorch::failure::catching;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::models::stable_diffusion::{
-    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder,
+    Conditioning, Loaded, PipelineFiles, SizeIds, TextEncoders, UNet2DConditionModel, VaeDecoder,
 };
 use lorabooth::recipes::demo::GUIDANCE;
 use lorabooth::sample::drawn_image::DrawnImage;
 use lorabooth::sample::painter::{DrawingListener, Painter, Pictures};
 use lorabooth::sample::pipeline::scheduler_config;
-use lorabooth::sample::text_to_image::{Conditioning, Sampling};
+use lorabooth::sample::text_to_image::{EncodedPrompts, Sampling};
 use lorabooth::schedulers::{NoiseSchedule, SchedulerConfig};
 use lorabooth::train::Parameters;
 use lorabooth::weights::Placement;
@@ -83,7 +83,9 @@ pub fn run(args: &DiffusionArgs) -> Result<()> {
     let networks = Networks::load(&files, options.placement())?;
     let composites = Composites::encode(&files, &concepts, &learned, args.views, options.seed)?;
     let params: Parameters = named(Network::Unet.folder(), networks.unet.sites.train_weights(|_| true))
-        .chain(named(Network::TextEncoder.folder(), networks.text_encoder.sites.train_weights(|_| true)))
+        .chain(
+            networks.text_encoders.sites().flat_map(|(part, sites)| named(part.name(), sites.train_weights(|_| true))),
+        )
         .collect();
     let noise_schedule = NoiseSchedule::new(&networks.scheduler)?;
     let watched = watched_prompts(&concepts, &learned);
@@ -194,30 +196,34 @@ impl Composites {
 /// The networks of a pipeline, of which two train.
 struct Networks {
     unet: Loaded<UNet2DConditionModel>,
-    text_encoder: Loaded<ClipTextModel>,
+    text_encoders: TextEncoders,
     vae_decoder: Loaded<VaeDecoder>,
-    tokenizer: ClipTokenizer,
+    vae: Placement,
+    files: PipelineFiles,
+    tokenizers: PromptTokenizers,
     scheduler: SchedulerConfig,
     placement: Placement,
 }
 
 impl Networks {
     fn load(files: &PipelineFiles, placement: Placement) -> Result<Self> {
+        let vae = Placement { kind: files.vae_kind(placement.kind), ..placement };
         Ok(Self {
             unet: files.load_unet(placement)?,
-            text_encoder: files.load_text_encoder(placement)?,
-            vae_decoder: files.load_vae_decoder(Placement { kind: vae_kind(placement.kind), ..placement })?,
-            tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
+            text_encoders: files.load_text_encoders(placement)?,
+            vae_decoder: files.load_vae_decoder(vae)?,
+            vae,
+            files: files.clone(),
+            tokenizers: PromptTokenizers::of(files)?,
             scheduler: scheduler_config(files)?.for_stable_diffusion(),
             placement,
         })
     }
 
-    /// Embeddings `[b, t, d]` of captions, with the graph that leads to them.
-    fn embed(&self, captions: &[String]) -> Result<Tensor> {
-        let ids = captions.iter().map(|caption| self.tokenizer.encode(caption)).collect::<Result<Vec<_>>>()?;
-        let ids = ClipTextModel::ids(&ids, self.placement.device);
-        catching(|| Ok(self.text_encoder.model.forward(&ids, false)))
+    /// Embeddings of captions, with the graph that leads to them.
+    fn embed(&self, captions: &[String]) -> Result<Conditioning> {
+        let rows = captions.iter().map(|caption| self.tokenizers.encode(caption, None)).collect::<Result<Vec<_>>>()?;
+        catching(|| Ok(self.text_encoders.forward(&rows, self.placement.device, false)))
     }
 }
 
@@ -238,21 +244,32 @@ impl DrawingListener for Images {
 /// One picture a prompt, all of them at once, the i-th from the noise of `seed` + i.
 fn images_of(networks: &Networks, prompts: &[String], seed: i64) -> Result<Vec<RgbImage>> {
     let side = cutouts::SIDE / networks.vae_decoder.model.config().scale_factor();
-    let sampling =
-        Sampling { steps: 25, guidance_scale: GUIDANCE, scheduler: None, latent_height: side, latent_width: side };
+    let sampling = Sampling {
+        steps: 25,
+        guidance_scale: GUIDANCE,
+        scheduler: None,
+        latent_height: side,
+        latent_width: side,
+        guidance_rescale: 0.0,
+        size_ids: SizeIds::of_whole(cutouts::SIDE, cutouts::SIDE),
+    };
     let pictures = Pictures {
         prompts: prompts.to_vec(),
-        negative_prompt: String::new(),
+        prompt_2: None,
+        negative_prompt: None,
         seeds: (0..prompts.len() as i64).map(|i| seed + i).collect(),
         batch_size: prompts.len(),
         sampling,
     };
-    let (tokenizer, text_encoder) = (&networks.tokenizer, &networks.text_encoder.model);
-    let on = Conditioning::encode(tokenizer, text_encoder, networks.placement.device, prompts, "")?;
+    let (tokenizers, encoders) = (&networks.tokenizers, &networks.text_encoders);
+    let on = EncodedPrompts::encode(tokenizers, encoders, networks.placement.device, (prompts, None), None)?;
+    let load_exact = || networks.files.load_vae_decoder(Placement { kind: Kind::Float, ..networks.vae });
     let painter = Painter {
         unet: &networks.unet.model,
         vae_decoder: &networks.vae_decoder.model,
-        vae_kind: vae_kind(networks.placement.kind),
+        vae_kind: networks.vae.kind,
+        load_exact: &load_exact,
+        movable: &[],
         scheduler: &networks.scheduler,
         model: "",
         adapters: &[],

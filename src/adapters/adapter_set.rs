@@ -16,18 +16,40 @@ pub enum Part {
     UNet,
     /// CLIPTextModel.
     TextEncoder,
+    /// Stable Diffusion XL's second text encoder, a CLIPTextModelWithProjection.
+    TextEncoder2,
 }
 
 impl Part {
-    /// Both, in the order of files.
-    pub const ALL: [Part; 2] = [Part::UNet, Part::TextEncoder];
+    /// All of them, in the order of files.
+    pub const ALL: [Part; 3] = [Part::UNet, Part::TextEncoder, Part::TextEncoder2];
 
     /// Name of the part's folder, and prefix of its keys in diffusers' files.
     pub fn name(self) -> &'static str {
         match self {
             Part::UNet => "unet",
             Part::TextEncoder => "text_encoder",
+            Part::TextEncoder2 => "text_encoder_2",
         }
+    }
+
+    /// The part of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|part| part.name() == name)
+    }
+
+    /// The part in words.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Part::UNet => "UNet",
+            Part::TextEncoder => "text encoder",
+            Part::TextEncoder2 => "second text encoder",
+        }
+    }
+
+    /// Whether it is a text encoder.
+    pub fn is_text_encoder(self) -> bool {
+        self != Part::UNet
     }
 }
 
@@ -164,10 +186,8 @@ pub(super) fn most_common<T: Ord + Copy + Default>(values: impl Iterator<Item = 
 /// The adapters of a pipeline.
 #[derive(Debug, Default)]
 pub struct AdapterSet {
-    /// The UNet's.
-    pub unet: Option<PartAdapter>,
-    /// The text encoder's.
-    pub text_encoder: Option<PartAdapter>,
+    /// Each network's.
+    adapters: BTreeMap<Part, PartAdapter>,
     /// The generation of models that it was made for, where its shapes or its file say it.
     pub family: Option<Family>,
     /// How the keys of its file are spelled, of files in which they can be spelled in many ways.
@@ -179,23 +199,27 @@ pub struct AdapterSet {
 impl AdapterSet {
     /// The adapter of `part`.
     pub fn part(&self, part: Part) -> Option<&PartAdapter> {
-        match part {
-            Part::UNet => self.unet.as_ref(),
-            Part::TextEncoder => self.text_encoder.as_ref(),
-        }
+        self.adapters.get(&part)
+    }
+
+    /// The same, to be changed.
+    pub fn part_mut(&mut self, part: Part) -> Option<&mut PartAdapter> {
+        self.adapters.get_mut(&part)
+    }
+
+    /// All of them, to be changed.
+    pub fn adapters_mut(&mut self) -> impl Iterator<Item = &mut PartAdapter> {
+        self.adapters.values_mut()
     }
 
     /// Puts the adapter of `part` in its place.
     pub fn set(&mut self, part: Part, adapter: PartAdapter) {
-        match part {
-            Part::UNet => self.unet = Some(adapter),
-            Part::TextEncoder => self.text_encoder = Some(adapter),
-        }
+        self.adapters.insert(part, adapter);
     }
 
     /// The parts that have an adapter.
     pub fn parts(&self) -> impl Iterator<Item = (Part, &PartAdapter)> {
-        Part::ALL.into_iter().filter_map(|part| self.part(part).map(|adapter| (part, adapter)))
+        self.adapters.iter().map(|(part, adapter)| (*part, adapter))
     }
 
     /// Whether `other` changes a model in the very same way.

@@ -50,7 +50,7 @@ impl Family {
 
     /// Whether its models can be used here.
     pub fn is_supported(self) -> bool {
-        matches!(self, Self::V1 | Self::V2)
+        matches!(self, Self::V1 | Self::V2 | Self::Xl)
     }
 
     /// The generation that only one kind of adapters has such a key of.
@@ -105,10 +105,13 @@ impl Family {
 
     /// The generation that the shapes and paths of `set` are of, where they say it.
     pub(super) fn of_set(set: &AdapterSet) -> Option<Self> {
-        let by_width = context_width(set.unet.as_ref()).and_then(Self::of_width);
-        let paths = || set.unet.iter().flat_map(|adapter| adapter.modules());
+        if set.part(Part::TextEncoder2).is_some() {
+            return Some(Self::Xl);
+        }
+        let by_width = context_width(set.part(Part::UNet)).and_then(Self::of_width);
+        let paths = || set.part(Part::UNet).into_iter().flat_map(|adapter| adapter.modules());
         by_width.or_else(|| paths().any(|path| is_deep(&path)).then_some(Self::Xl)).or_else(|| {
-            let encoder = set.text_encoder.as_ref()?;
+            let encoder = set.part(Part::TextEncoder)?;
             let is_projection =
                 |path: &&String| ["q_proj", "k_proj", "v_proj", "fc1"].iter().any(|end| path.ends_with(end));
             let modules = encoder.modules();
@@ -125,7 +128,7 @@ impl Family {
 }
 
 /// Width of the text embeddings that a UNet's adapter takes.
-fn context_width(unet: Option<&PartAdapter>) -> Option<i64> {
+pub(super) fn context_width(unet: Option<&PartAdapter>) -> Option<i64> {
     let ends = [".attn2.to_k", ".attn2.to_v"].map(|module| format!("{module}{A}"));
     let mut tensors = unet?.tensors.iter();
     let (_, a) = tensors.find(|(name, _)| ends.iter().any(|end| name.ends_with(end)))?;
@@ -141,31 +144,38 @@ fn is_deep(path: &str) -> bool {
 /// A Stable Diffusion model, as far as the headers of its files tell: the shapes of its weights by our keys.
 #[derive(Debug, Clone)]
 pub struct BaseModel {
-    unet: BTreeMap<String, Vec<i64>>,
-    text_encoder: BTreeMap<String, Vec<i64>>,
+    networks: BTreeMap<Part, BTreeMap<String, Vec<i64>>>,
 }
 
 impl BaseModel {
-    /// The model with these weights.
-    pub fn new(unet: BTreeMap<String, Vec<i64>>, text_encoder: BTreeMap<String, Vec<i64>>) -> Self {
-        Self { unet, text_encoder }
+    /// The model of these networks: of each the shapes of its weights.
+    pub fn new(networks: BTreeMap<Part, BTreeMap<String, Vec<i64>>>) -> Self {
+        Self { networks }
+    }
+
+    fn unet(&self) -> impl Iterator<Item = (&String, &Vec<i64>)> {
+        self.networks.get(&Part::UNet).into_iter().flatten()
     }
 
     /// Blocks of a level of its UNet.
     pub(super) fn layers_per_block(&self) -> usize {
-        (0..).take_while(|i| self.unet.contains_key(&format!("down_blocks.0.resnets.{i}.conv1.weight"))).count()
+        let is_there = |key: &str| self.networks.get(&Part::UNet).is_some_and(|weights| weights.contains_key(key));
+        (0..).take_while(|i| is_there(&format!("down_blocks.0.resnets.{i}.conv1.weight"))).count()
     }
 
     /// Width of the text embeddings that its UNet takes.
     fn context_width(&self) -> Option<i64> {
-        let (_, shape) = self.unet.iter().find(|(key, _)| key.ends_with(".attn2.to_k.weight"))?;
+        let (_, shape) = self.unet().find(|(key, _)| key.ends_with(".attn2.to_k.weight"))?;
         shape.get(1).copied()
     }
 
     /// Its generation; of a width that none has, by how it projects: 2.x has linear layers where 1.x has convolutions.
     pub fn family(&self) -> Family {
+        if self.networks.contains_key(&Part::TextEncoder2) {
+            return Family::Xl;
+        }
         let linear = || {
-            let projection = self.unet.iter().find(|(key, _)| key.ends_with(".proj_in.weight"));
+            let projection = self.unet().find(|(key, _)| key.ends_with(".proj_in.weight"));
             projection.is_some_and(|(_, shape)| shape.len() == 2)
         };
         let by_width = self.context_width().and_then(Family::of_width);
@@ -177,7 +187,7 @@ impl BaseModel {
         let Some(misfit) = set.parts().find_map(|(part, adapter)| self.misfit(part, adapter)) else {
             return Ok(());
         };
-        let (width, own) = (context_width(set.unet.as_ref()), self.context_width());
+        let (width, own) = (context_width(set.part(Part::UNet)), self.context_width());
         let widths = match (width, own) {
             (Some(width), Some(own)) if width != own => {
                 format!(": its text embeddings have width {width}, the model's {own}")
@@ -198,9 +208,9 @@ impl BaseModel {
 
     /// The first module that has no place here, or another shape.
     fn misfit(&self, part: Part, adapter: &PartAdapter) -> Option<String> {
-        let (network, weights) = match part {
-            Part::UNet => ("UNet", &self.unet),
-            Part::TextEncoder => ("text encoder", &self.text_encoder),
+        let network = part.in_words();
+        let Some(weights) = self.networks.get(&part) else {
+            return Some(format!("the model has no {network}"));
         };
         adapter.modules().into_iter().find_map(|module| {
             let Some(shape) = weights.get(&format!("{module}.weight")).filter(|shape| shape.len() > 1) else {
@@ -231,7 +241,7 @@ pub(super) fn of_other_family(path: &Path, family: Family, base: Option<&BaseMod
         path,
         match base {
             Some(base) => format!("is a LoRA for {family}, but the model is {}{why}", base.family()),
-            None => format!("is a LoRA for {family}, which is not supported; Stable Diffusion 1.x and 2.x are"),
+            None => format!("is a LoRA for {family}, which is not supported; Stable Diffusion 1.x, 2.x and XL are"),
         },
     )
 }

@@ -1,4 +1,4 @@
-//! `pytorch_lora_weights.safetensors`, diffusers' file for both parts of a pipeline.
+//! `pytorch_lora_weights.safetensors`, diffusers' file for all parts of a pipeline.
 //!
 //! Written with PEFT's key names and the configuration as metadata, without which diffusers takes every alpha to be the
 //! rank. Read in every spelling that diffusers has written. Reference: diffusers `loaders/lora_base.py`, `loaders/peft.py`,
@@ -6,7 +6,7 @@
 
 use super::adapter_set::{is_of_projection, AdapterSet, Part};
 use super::lora_file;
-use super::peft_folder::{check_magnitudes, check_written, config_fields};
+use super::peft_folder::{check_magnitudes, check_written, config_fields, CLIP, PROJECTION};
 use crate::error::{Error, Result};
 use crate::weights::{tensor_file, MappedFile};
 use serde_json::{json, Map, Value};
@@ -34,11 +34,13 @@ pub fn write(path: &Path, set: &AdapterSet) -> Result<()> {
         let prefix = match part {
             Part::UNet => "unet.",
             Part::TextEncoder => "text_encoder.text_model.",
+            Part::TextEncoder2 => "text_encoder_2.text_model.",
         };
         for (name, tensor) in adapter.tensors.iter().filter(|(name, _)| is_of_projection(name)) {
             // transformers 5, which loads the text encoder's, finds a magnitude only as a module's weight; PEFT takes both.
-            let is_bare = part == Part::TextEncoder && name.ends_with(".lora_magnitude_vector");
+            let is_bare = part.is_text_encoder() && name.ends_with(".lora_magnitude_vector");
             let end = if is_bare { ".weight" } else { "" };
+            let prefix = if name.starts_with(PROJECTION) { prefix.replace(CLIP, "") } else { prefix.to_owned() };
             tensors.insert(format!("{prefix}{name}{end}"), tensor.shallow_clone());
         }
         let fields = config_fields(&adapter.config)?;

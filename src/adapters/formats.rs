@@ -14,7 +14,7 @@ use tch::Kind;
 /// A format of adapter files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Folders of PEFT: `unet/` and `text_encoder/`, or one of them.
+    /// Folders of PEFT: `unet/`, `text_encoder/` and `text_encoder_2/`, or some of them.
     Peft,
     /// `pytorch_lora_weights.safetensors` of diffusers.
     Diffusers,
@@ -105,10 +105,8 @@ fn read_folder(folder: &Path, base: Option<&BaseModel>) -> Result<(AdapterSet, F
         set.family = Family::of_set(&set);
         return Ok((set, Format::Peft));
     }
-    for (name, family) in [("text_encoder_2", Family::Xl), ("transformer", Family::Transformer)] {
-        if folder.join(name).join(CONFIG_FILE).exists() {
-            return Err(of_other_family(folder, family, base, ""));
-        }
+    if folder.join("transformer").join(CONFIG_FILE).exists() {
+        return Err(of_other_family(folder, Family::Transformer, base, ""));
     }
     for part in Part::ALL {
         let below = folder.join(part.name());
@@ -184,7 +182,7 @@ fn files_with(folder: &Path, ends: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).filter(is_wanted).collect())
 }
 
-/// Writes `set` as PEFT's folders `folder/unet` and `folder/text_encoder`.
+/// Writes `set` as PEFT's folders `folder/unet`, `folder/text_encoder` and so on.
 pub fn write_peft(folder: &Path, set: &AdapterSet, spelling: TextEncoderSpelling) -> Result<()> {
     for (part, adapter) in set.parts() {
         peft_folder::write(&folder.join(part.name()), Some(part), adapter, spelling)?;

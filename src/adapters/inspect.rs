@@ -67,7 +67,7 @@ pub struct Summary {
     /// What was left out of what is summed up here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
-    /// The parts that have an adapter: `unet`, `text_encoder`; or `language_model`.
+    /// The parts that have an adapter: `unet`, `text_encoder`, `text_encoder_2`; or `language_model`.
     pub parts: BTreeMap<String, PartSummary>,
 }
 
@@ -235,7 +235,7 @@ fn block(part: Option<Part>, module: &str) -> String {
     let depth = match (part, module.starts_with("mid_block")) {
         (Some(Part::UNet), true) => 1,
         (Some(Part::UNet), false) => 2,
-        (Some(Part::TextEncoder), _) => 3,
+        (Some(Part::TextEncoder | Part::TextEncoder2), _) => 3,
         (None, _) => module.split('.').position(is_number).map_or(usize::MAX, |place| place + 1),
     };
     module.split('.').take(depth).collect::<Vec<_>>().join(".")

@@ -2,37 +2,63 @@
 //!
 //! The change is scaled by alpha/rank there, so rsLoRA's scale is written as another alpha. All modules of a part are
 //! written with one alpha, the difference multiplied into `lora_up`: diffusers 0.42 loses the alphas of projections that
-//! differ from the most common one.
+//! differ from the most common one. Modules of Stable Diffusion XL's UNet have the original code's names, as sd-scripts writes them.
 //! Reference: sd-scripts `networks/lora.py` (keys), `library/train_util.py` (metadata and hashes).
 
 use super::adapter_set::{most_common, AdapterSet, Part, PartAdapter};
+use super::base_model::{context_width, Family};
 use super::finite::is_finite;
 use super::lora_file;
-use super::peft_folder::check_written;
+use super::peft_folder::{check_written, CLIP, PROJECTION};
 use crate::error::{Error, Result};
 use crate::plain_text::hex;
-use crate::weights::{tensor_file, MappedFile};
+use crate::weights::{original_unet_module, tensor_file, MappedFile};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
-fn prefix(part: Part) -> &'static str {
-    match part {
-        Part::UNet => "lora_unet_",
-        Part::TextEncoder => "lora_te_text_model_",
+/// How modules are named.
+struct Names {
+    of_xl: bool,
+    /// The UNet's by the original code.
+    original: bool,
+}
+
+impl Names {
+    fn of(set: &AdapterSet) -> Self {
+        let of_xl = set.family.or_else(|| Family::of_set(set)) == Some(Family::Xl);
+        let modules = set.part(Part::UNet).map(PartAdapter::modules).unwrap_or_default();
+        let has_original = |path: &String| original_unet_module(path, XL_LAYERS).is_some();
+        Self { of_xl, original: of_xl && modules.iter().all(has_original) }
+    }
+
+    /// The name of the module at `path` of `part`.
+    fn module(&self, part: Part, path: &str) -> String {
+        let original = || original_unet_module(path, XL_LAYERS).filter(|_| self.original);
+        let (prefix, path) = match part {
+            Part::UNet => ("lora_unet_", original().unwrap_or_else(|| path.to_owned())),
+            Part::TextEncoder if self.of_xl => ("lora_te1_", format!("{CLIP}{path}")),
+            Part::TextEncoder => ("lora_te_", format!("{CLIP}{path}")),
+            Part::TextEncoder2 if path == PROJECTION.trim_end_matches('.') => ("lora_te2_", path.to_owned()),
+            Part::TextEncoder2 => ("lora_te2_", format!("{CLIP}{path}")),
+        };
+        format!("{prefix}{}", path.replace('.', "_"))
     }
 }
+
+/// Blocks of a level in Stable Diffusion XL.
+const XL_LAYERS: usize = 2;
 
 /// Writes `set` to the file `path` in `kind` and reads it back. `metadata` is added to the `ss_` keys that follow from
 /// the adapter and wins over them. Tensors that are no low-rank pairs ([`AdapterSet::whole_tensors`]) are left out.
 pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<String, String>) -> Result<()> {
-    let mut tensors = BTreeMap::new();
+    let (mut tensors, names) = (BTreeMap::new(), Names::of(set));
     for (part, adapter) in set.parts() {
         let alpha = common_alpha(adapter);
         for module in adapter.modules() {
-            let name = format!("{}{}", prefix(part), module.replace('.', "_"));
+            let name = names.module(part, &module);
             let of = |end: &str| adapter.tensors.get(&format!("{module}.{end}"));
             let (Some(a), Some(b)) = (of("lora_A.weight"), of("lora_B.weight")) else {
                 return Err(Error::invalid(format!("the adapter has no pair for `{module}`")));
@@ -51,8 +77,8 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
             }
         }
     }
-    if let Some(text_encoder) = &set.text_encoder {
-        tensors.extend(marker(text_encoder, kind));
+    for (part, text_encoder) in set.parts().filter(|(part, _)| part.is_text_encoder()) {
+        tensors.extend(marker(&names, part, text_encoder, kind));
     }
     if tensors.is_empty() {
         return Err(Error::invalid("the adapter has no LoRA pairs, which a kohya file is made of"));
@@ -64,6 +90,10 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
         }
     }
     let mut whole = training_metadata(set);
+    if whole.contains_key("modelspec.architecture") {
+        let title = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        whole.insert("modelspec.title".into(), title.unwrap_or_default());
+    }
     whole.extend(metadata.iter().map(|(name, value)| (name.clone(), value.clone())));
     let hashes = hashes(&tensors, &whole)?;
     whole.extend(hashes);
@@ -74,13 +104,13 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
 
 /// A pair of zeros for the first `out_proj` of a text encoder that has attention's other projections alone: diffusers 0.42
 /// knows a kohya text encoder by an `out_proj`, and fails without. Readers leave it out again.
-fn marker(adapter: &PartAdapter, kind: Kind) -> BTreeMap<String, Tensor> {
+fn marker(names: &Names, part: Part, adapter: &PartAdapter, kind: Kind) -> BTreeMap<String, Tensor> {
     let modules = adapter.modules();
     let first = modules.iter().find_map(|module| Some((module, module.rsplit_once(".self_attn.")?.0)));
     let Some((module, layer)) = first.filter(|_| !modules.iter().any(|module| module.ends_with(".out_proj"))) else {
         return BTreeMap::new();
     };
-    let name = format!("{}{}_self_attn_out_proj", prefix(Part::TextEncoder), layer.replace('.', "_"));
+    let name = names.module(part, &format!("{layer}.self_attn.out_proj"));
     let a = adapter.tensors[&format!("{module}.lora_A.weight")].zeros_like().to_kind(kind);
     let alpha = Tensor::from(common_alpha(adapter) as f32).to_kind(kind);
     BTreeMap::from([
@@ -134,23 +164,27 @@ fn training_metadata(set: &AdapterSet) -> BTreeMap<String, String> {
         metadata.insert("ss_network_args".into(), json!(conv).to_string());
     }
     // The width of the text embeddings tells the generations of Stable Diffusion apart.
-    let width = set
-        .unet
-        .iter()
-        .flat_map(|adapter| &adapter.tensors)
-        .find_map(|(name, tensor)| name.ends_with(".attn2.to_k.lora_A.weight").then(|| tensor.size()[1]));
-    let width = width.or(set
-        .unet
-        .iter()
-        .flat_map(|adapter| &adapter.tensors)
-        .find_map(|(name, tensor)| name.ends_with(".attn2.to_v.lora_A.weight").then(|| tensor.size()[1])));
-    if let Some((v2, version)) = match width {
-        Some(768) => Some(("False", "sd_v1")),
-        Some(1024) => Some(("True", "sd_v2")),
+    let family = set.family.or_else(|| Family::of_set(set));
+    // What is known of a model's kind by its text encoder alone is not said: Stable Diffusion XL has 1.x's too.
+    let family = family.filter(|family| *family == Family::Xl || context_width(set.part(Part::UNet)).is_some());
+    if let Some((v2, version, architecture)) = match family {
+        Some(Family::V1) => Some(("False", "sd_v1", None)),
+        Some(Family::V2) => Some(("True", "sd_v2", None)),
+        Some(Family::Xl) => Some(("False", "sdxl_base_v1-0", Some("stable-diffusion-xl-v1-base/lora"))),
         _ => None,
     } {
         metadata.insert("ss_v2".into(), v2.into());
         metadata.insert("ss_base_model_version".into(), version.into());
+        if let Some(architecture) = architecture {
+            for (name, value) in [
+                ("sai_model_spec", "1.0.1"),
+                ("architecture", architecture),
+                ("implementation", "https://github.com/Stability-AI/generative-models"),
+                ("resolution", "1024x1024"),
+            ] {
+                metadata.insert(format!("modelspec.{name}"), value.into());
+            }
+        }
     }
     metadata
 }

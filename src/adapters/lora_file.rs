@@ -34,9 +34,15 @@ pub(super) fn read(file: &MappedFile, base: Option<&BaseModel>) -> Result<(Adapt
     let metadata = file.metadata();
     let by_metadata = Family::of_metadata(&metadata);
     let is_adapter = names.iter().any(|name| MARKS.iter().any(|mark| name.contains(mark)));
-    let other = names.iter().filter(|_| is_adapter).filter_map(|name| Family::of_key(name)).max();
-    if let Some(family) = other.or(by_metadata.filter(|family| !family.is_supported())) {
+    let by_keys = names.iter().filter(|_| is_adapter).filter_map(|name| Family::of_key(name)).max();
+    if let Some(family) = by_keys.or(by_metadata).filter(|family| !family.is_supported()) {
         return Err(of_other_family(file.path(), family, base, ""));
+    }
+    // What fits the shapes of both generations' small models is told apart by what the file says.
+    if let (Some(base), Some(family)) = (base, by_keys.or(by_metadata)) {
+        if (family == Family::Xl) != (base.family() == Family::Xl) {
+            return Err(of_other_family(file.path(), family, Some(base), ""));
+        }
     }
     if let Some((key, kind)) = names.iter().find_map(|name| Some((name, other_kind(name)?))) {
         let message = format!("`{key}` is of {kind}, which is not supported; LoRA and DoRA are");
@@ -55,7 +61,7 @@ pub(super) fn read(file: &MappedFile, base: Option<&BaseModel>) -> Result<(Adapt
     let why = "not part of a LoRA of a UNet or text encoder";
     set.warnings.extend(left_out_warning(file.path(), &left_out, names.len(), why));
     set.spelling = Some(spelling(&keys));
-    set.family = Family::of_set(&set).or(by_metadata).or(has_blocks_of_xl(&keys).then_some(Family::Xl));
+    set.family = Family::of_set(&set).or(by_keys).or(by_metadata).or(has_blocks_of_xl(&keys).then_some(Family::Xl));
     Ok((set, format_of(&keys)))
 }
 
@@ -108,7 +114,7 @@ fn modules_of(
             // Fits no module, of which the model's check says more.
             Some(None) if has_model => key.path.clone(),
             Some(None) => {
-                let message = format!("`{name}` is of a block that no UNet of Stable Diffusion 1.x or 2.x has");
+                let message = format!("`{name}` is of a block that no UNet of Stable Diffusion has");
                 return Err(Error::file(file.path(), message));
             }
         };

@@ -48,13 +48,21 @@ const STARTS: &[(&str, Part)] = &[
     ("text_encoders.clip_l.", Part::TextEncoder),
     ("text_encoders.clip_h.", Part::TextEncoder),
     ("text_encoder.", Part::TextEncoder),
+    ("text_encoders.clip_g.transformer.", Part::TextEncoder2),
+    ("text_encoders.clip_g.", Part::TextEncoder2),
+    ("text_encoder_2.", Part::TextEncoder2),
+    ("conditioner.embedders.0.transformer.", Part::TextEncoder),
+    ("conditioner.embedders.1.transformer.", Part::TextEncoder2),
     ("cond_stage_model.transformer.", Part::TextEncoder),
     ("clip_l.transformer.", Part::TextEncoder),
     ("clip_h.transformer.", Part::TextEncoder),
     ("clip_l.", Part::TextEncoder),
     ("clip_h.", Part::TextEncoder),
+    ("clip_g.transformer.", Part::TextEncoder2),
+    ("clip_g.", Part::TextEncoder2),
     ("lora_unet.", Part::UNet),
     ("lora_te1.", Part::TextEncoder),
+    ("lora_te2.", Part::TextEncoder2),
     ("lora_te.", Part::TextEncoder),
 ];
 
@@ -64,6 +72,7 @@ const FLAT_STARTS: &[(&str, Part)] = &[
     ("lora_unet_", Part::UNet),
     ("lycoris_", Part::UNet),
     ("lora_te1_", Part::TextEncoder),
+    ("lora_te2_", Part::TextEncoder2),
     ("lora_te_", Part::TextEncoder),
 ];
 
@@ -115,7 +124,7 @@ pub(super) fn parse(key: &str) -> Option<Key> {
         if flat.contains('.') {
             return None;
         }
-        let flat = if part == Part::TextEncoder { flat.strip_prefix("text_model_").unwrap_or(flat) } else { flat };
+        let flat = if part.is_text_encoder() { flat.strip_prefix("text_model_").unwrap_or(flat) } else { flat };
         return Some(of_path(part, dotted(flat), role, start, end));
     }
     let bare = || UNET_BLOCKS.iter().any(|block| key.starts_with(block)).then_some(("", Part::UNet, key));
@@ -123,7 +132,7 @@ pub(super) fn parse(key: &str) -> Option<Key> {
     let rest = rest.strip_prefix("base_model.model.").unwrap_or(rest);
     let plain = without_adapter_name(rest);
     let (module, role, end) = ended(&plain)?;
-    let module = if part == Part::TextEncoder { module.strip_prefix("text_model.").unwrap_or(module) } else { module };
+    let module = if part.is_text_encoder() { module.strip_prefix("text_model.").unwrap_or(module) } else { module };
     Some(of_path(part, module_path(part, module, end.starts_with("_lora")), role, start, end))
 }
 
@@ -139,10 +148,12 @@ pub(super) fn other_kind(key: &str) -> Option<&'static str> {
 }
 
 /// What paths of a UNet start with in files without a network's name.
-const UNET_BLOCKS: &[&str] = &["down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding."];
+const UNET_BLOCKS: &[&str] =
+    &["down_blocks.", "mid_block.", "up_blocks.", "conv_in.", "conv_out.", "time_embedding.", "add_embedding."];
 
 fn of_path(part: Part, path: String, role: Role, start: &'static str, end: &'static str) -> Key {
-    const ORIGINAL: [&str; 5] = ["input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "out."];
+    const ORIGINAL: [&str; 6] =
+        ["input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out."];
     let is_original = part == Part::UNet && ORIGINAL.iter().any(|name| path.starts_with(name));
     Key { part, path, is_original, role, start, end }
 }
@@ -183,10 +194,11 @@ fn module_path(part: Part, module: &str, is_old: bool) -> String {
     };
     let last = match (part, last) {
         (Part::UNet, "to_out") => "to_out.0",
-        (Part::TextEncoder, "to_q") => "q_proj",
-        (Part::TextEncoder, "to_k") => "k_proj",
-        (Part::TextEncoder, "to_v") => "v_proj",
-        (Part::TextEncoder, "to_out") => "out_proj",
+        (Part::UNet, last) => last,
+        (_, "to_q") => "q_proj",
+        (_, "to_k") => "k_proj",
+        (_, "to_v") => "v_proj",
+        (_, "to_out") => "out_proj",
         (_, last) => last,
     };
     format!("{before}.{last}")
@@ -199,6 +211,9 @@ const COMPOUND: &[&str] = &[
     "token_embedding",
     "position_embedding",
     "time_embedding",
+    "add_embedding",
+    "label_emb",
+    "text_projection",
     "transformer_blocks",
     "down_blocks",
     "up_blocks",
@@ -268,6 +283,9 @@ mod tests {
             "middle_block.0.in_layers.2",
             "output_blocks.5.0.skip_connection",
             "time_embed.0",
+            "label_emb.0.2",
+            "add_embedding.linear_1",
+            "text_projection",
         ] {
             assert_eq!(dotted(&path.replace('.', "_")), path);
         }
@@ -307,11 +325,22 @@ mod tests {
             (format!("clip_l.text_model.{layer}.v_proj.lora_A.weight"), format!("{layer}.v_proj"), Role::A),
             (format!("lora_te_text_model_{flat}_q_proj.lora_down.weight"), format!("{layer}.q_proj"), Role::A),
             (format!("lora_te1_{flat}_k_proj.lora_B.weight"), format!("{layer}.k_proj"), Role::B),
+            (format!("lora_te2_text_model_{flat}_k_proj.alpha"), format!("{layer}.k_proj"), Role::Alpha),
+            (format!("lora_te2.text_model.{layer}.k_proj.lora_down.weight"), format!("{layer}.k_proj"), Role::A),
+            (format!("text_encoder_2.text_model.{layer}.q_proj.lora.up.weight"), format!("{layer}.q_proj"), Role::B),
+            (format!("text_encoder_2.{layer}.to_out_lora.up.weight"), format!("{layer}.out_proj"), Role::B),
+            (
+                format!("text_encoders.clip_g.transformer.text_model.{layer}.q_proj.lora_up.weight"),
+                format!("{layer}.q_proj"),
+                Role::B,
+            ),
         ] {
             let found = parse(&key).unwrap_or_else(|| panic!("{key} is not read"));
             assert_eq!((found.path.as_str(), found.role), (path.as_str(), role), "{key}");
             assert_eq!(found.is_original, path.starts_with("input_blocks"), "{key}");
-            assert_eq!(found.part == Part::TextEncoder, path.starts_with("encoder"), "{key}");
+            assert_eq!(found.part.is_text_encoder(), path.starts_with("encoder"), "{key}");
+            let is_second = ["te2", "text_encoder_2", "clip_g"].iter().any(|mark| key.contains(mark));
+            assert_eq!(found.part == Part::TextEncoder2, is_second, "{key}");
         }
         for key in ["unet.conv_in.weight", "bundle_emb.word.clip_l", "lora_unet_", "unet..lora_A", "x.lora_A.weight"] {
             assert_eq!(parse(key), None, "{key}");

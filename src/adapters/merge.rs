@@ -186,7 +186,9 @@ impl<'a> Folding<'a> {
     pub(crate) fn of_part(weights: &'a WeightSet, part: Option<Part>, adapters: &'a [(AdapterSet, f64)]) -> Self {
         let of_part = |(set, scale): &'a (AdapterSet, f64)| Some((set.part(part?)?, *scale));
         let spell = match part {
-            Some(Part::TextEncoder) => |key: &str| spelling::clip_text(key).unwrap_or_else(|| key.to_owned()),
+            Some(Part::TextEncoder | Part::TextEncoder2) => {
+                |key: &str| spelling::clip_text_with_projection(key).unwrap_or_else(|| key.to_owned())
+            }
             _ => str::to_owned,
         };
         let adapters = adapters.iter().filter_map(of_part).collect();
@@ -237,6 +239,12 @@ impl<'a> Folding<'a> {
                 Err(Error::invalid(format!("the adapter does not fit this model, which has no `{}`", weight_of(name))))
             }
         }
+    }
+
+    /// The weight `key` with the adapters folded in, in `kind`.
+    pub(crate) fn fold(&self, key: &str, kind: Kind) -> Result<Tensor> {
+        let shape = self.shapes.of(key, self.weights.shape(key).unwrap_or_default());
+        self.folded(&Planned { name: key.to_owned(), shape, kind })
     }
 
     fn folded(&self, planned: &Planned) -> Result<Tensor> {

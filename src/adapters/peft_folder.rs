@@ -19,7 +19,9 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the tensors' file.
 pub const MODEL_FILE: &str = "adapter_model.safetensors";
 const PREFIX: &str = "base_model.model.";
-const CLIP: &str = "text_model.";
+pub(super) const CLIP: &str = "text_model.";
+/// The projection of whole texts, which is beside CLIP's text model and not in it.
+pub(super) const PROJECTION: &str = "text_projection.";
 
 /// How the text encoder's modules are called. PEFT under the other transformers ignores a folder's keys without a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,12 +38,15 @@ pub fn write(folder: &Path, part: Option<Part>, adapter: &PartAdapter, spelling:
     check_magnitudes(adapter, "PEFT's folder")?;
     let below = match (part, spelling) {
         (Some(Part::TextEncoder), TextEncoderSpelling::BeforeTransformers5) => CLIP,
+        // transformers 5 has left it here.
+        (Some(Part::TextEncoder2), _) => CLIP,
         _ => "",
     };
+    let below = |name: &str| if name.starts_with(PROJECTION) { "" } else { below };
     let tensors: BTreeMap<String, Tensor> = adapter
         .tensors
         .iter()
-        .map(|(name, tensor)| (format!("{PREFIX}{below}{name}"), tensor.shallow_clone()))
+        .map(|(name, tensor)| (format!("{PREFIX}{}{name}", below(name)), tensor.shallow_clone()))
         .collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let path = folder.join(MODEL_FILE);
@@ -156,6 +161,7 @@ fn part<'a>(config: &LoraConfig, names: impl Iterator<Item = &'a str> + Clone) -
     match class.and_then(Value::as_str) {
         Some("UNet2DConditionModel") => Some(Part::UNet),
         Some("CLIPTextModel") => Some(Part::TextEncoder),
+        Some("CLIPTextModelWithProjection") => Some(Part::TextEncoder2),
         _ if config.task_type.is_some() => None,
         _ if has(UNET_MODULES) => Some(Part::UNet),
         _ if has(CLIP_MODULES) => Some(Part::TextEncoder),
@@ -165,7 +171,7 @@ fn part<'a>(config: &LoraConfig, names: impl Iterator<Item = &'a str> + Clone) -
 
 /// What paths of modules in a UNet start with.
 const UNET_MODULES: &[&str] =
-    &["down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "class_embedding."];
+    &["down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "class_embedding.", "add_embedding."];
 /// What those of CLIP's text encoder start with.
 const CLIP_MODULES: &[&str] =
     &["encoder.layers.", "embeddings.token_embedding.", "embeddings.position_embedding.", "final_layer_norm."];
@@ -226,6 +232,7 @@ pub fn config_json(config: &LoraConfig, part: Option<Part>) -> Result<String> {
         let (class, library) = match part {
             Some(Part::UNet) => ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
             Some(Part::TextEncoder) => ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
+            Some(Part::TextEncoder2) => ("CLIPTextModelWithProjection", "transformers.models.clip.modeling_clip"),
             None => ("", ""),
         };
         if part.is_some() {

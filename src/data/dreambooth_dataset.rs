@@ -8,6 +8,7 @@ use super::photo_transform::{crop_values, to_tensor, Crop};
 use super::photos::{Photo, PhotoFolder};
 use crate::error::{Error, Result};
 use crate::libtorch::random::Generator;
+use crate::models::stable_diffusion::SizeIds;
 use crate::plain_text::hex;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -137,6 +138,18 @@ impl DreamBoothDataset {
     /// [`DreamBoothDataset::fix_crops`].
     pub fn fixed_crop(&self, photo: usize) -> Option<Crop> {
         self.fixed_crops.get(photo).copied().flatten()
+    }
+
+    /// What a model that is conditioned on sizes is told of a photo's crop.
+    pub fn size_ids(&self, photo: usize, crop: Crop) -> SizeIds {
+        let whole = (self.size, self.size);
+        let (width, height) = self.photos.get(photo).map_or(whole, Photo::original_dimensions);
+        let size = i64::from(self.size);
+        SizeIds {
+            original: (height.into(), width.into()),
+            crop: (crop.top.into(), crop.left.into()),
+            target: (size, size),
+        }
     }
 
     /// Draws one crop for each photo that has none fixed, in the order of the photos, from the generator of `seed`.

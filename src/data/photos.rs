@@ -27,6 +27,7 @@ pub struct Photo {
     name: String,
     repeats: usize,
     caption: Option<String>,
+    original: (u32, u32),
     width: u32,
     height: u32,
     resized: Option<Arc<RgbImage>>,
@@ -53,6 +54,11 @@ impl Photo {
         self.caption.as_deref()
     }
 
+    /// `(width, height)` before resizing, in pixels, upright.
+    pub fn original_dimensions(&self) -> (u32, u32) {
+        self.original
+    }
+
     /// `(width, height)` after resizing, in pixels.
     pub fn dimensions(&self) -> (u32, u32) {
         (self.width, self.height)
@@ -68,7 +74,7 @@ impl Photo {
         if let Some(image) = &self.resized {
             return Ok(image.clone());
         }
-        let image = resized(&self.path, self.width.min(self.height))?;
+        let (_, image) = resized(&self.path, self.width.min(self.height))?;
         match image.dimensions() == self.dimensions() {
             true => Ok(Arc::new(image)),
             false => Err(Error::file(&self.path, "changed since the start of the run")),
@@ -112,14 +118,14 @@ impl PhotoFolder {
         let mut kept = 0;
         for (file, image) in files.files.into_iter().zip(decoded) {
             match image {
-                Ok((width, height, resized)) => {
+                Ok((original, (width, height), resized)) => {
                     // Threads decide in any order what still fits; here the first ones by name do.
                     let bytes = resized.as_ref().map_or(0, |image| image.as_raw().len());
                     let resized = resized.filter(|_| kept + bytes <= KEPT_BYTES).map(Arc::new);
                     kept += resized.as_ref().map_or(0, |image| image.as_raw().len());
                     let PhotoFile { path, name, repeats, caption, .. } = file;
                     let caption = caption.map(|(_, text)| text);
-                    photos.push(Photo { path, name, repeats, caption, width, height, resized });
+                    photos.push(Photo { path, name, repeats, caption, original, width, height, resized });
                 }
                 Err(message) => skipped.push((file.path, message)),
             }
@@ -178,8 +184,8 @@ pub fn count_images_but(folder: &Path, apart: &[&Path]) -> Result<usize> {
     Ok(files.iter().filter(|file| photo_decoding::looks_like_an_image(&file.path)).count())
 }
 
-/// What a decoding thread hands back: the resized dimensions and, where there is room, the pixels.
-type Decoded = std::result::Result<(u32, u32, Option<RgbImage>), String>;
+/// What a decoding thread hands back: the dimensions before and after resizing and, where there is room, the pixels.
+type Decoded = std::result::Result<((u32, u32), (u32, u32), Option<RgbImage>), String>;
 
 /// Decodes on all cores; the results are in the order of `files`.
 fn decode_all(files: &[PhotoFile], size: u32) -> Vec<Decoded> {
@@ -194,10 +200,10 @@ fn decode_all(files: &[PhotoFile], size: u32) -> Vec<Decoded> {
                 break;
             }
             let path = &file.path;
-            let decoded = resized(path, size).map_err(|error| reason(&error, path)).map(|image| {
+            let decoded = resized(path, size).map_err(|error| reason(&error, path)).map(|(original, image)| {
                 let bytes = image.as_raw().len();
                 let fits = kept.fetch_add(bytes, Ordering::Relaxed) + bytes <= KEPT_BYTES;
-                (image.width(), image.height(), fits.then_some(image))
+                (original, image.dimensions(), fits.then_some(image))
             });
             done.push((index, decoded));
         }
@@ -214,8 +220,10 @@ fn decode_all(files: &[PhotoFile], size: u32) -> Vec<Decoded> {
     results.into_iter().map(|(_, decoded)| decoded).collect()
 }
 
-fn resized(path: &Path, size: u32) -> Result<RgbImage> {
-    resize_shorter_side(photo_decoding::decode(path)?, size)
+/// The photo's dimensions and, resized, the photo.
+fn resized(path: &Path, size: u32) -> Result<((u32, u32), RgbImage)> {
+    let photo = photo_decoding::decode(path)?;
+    Ok((photo.dimensions(), resize_shorter_side(photo, size)?))
 }
 
 /// The error without the path, which its reader names itself.

@@ -1,6 +1,6 @@
 //! What is computed: architectures, built from their `config.json`. No word of adapters or training.
 
-mod config_file;
+pub(crate) mod config_file;
 pub mod language;
 mod loaded;
 pub mod stable_diffusion;

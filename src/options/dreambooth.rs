@@ -2,12 +2,13 @@
 //! Names and meanings are those of PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
 use super::given::GivenFlags;
-use super::lora::{LoraOf, LoraVariantArgs, TextEncoderPart, UNetPart};
+use super::lora::{LoraArgs, LoraOf, LoraVariantArgs, TextEncoder2Part, TextEncoderPart, UNetPart};
 use super::model::ModelArgs;
 use super::precision::MixedPrecision;
 use super::reading::configuration;
 use super::training::TrainingArgs;
 use super::values::{name_of, optional_name_of, optional_path_text, path_text};
+use crate::adapters::Part;
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
@@ -18,6 +19,11 @@ use std::path::{Path, PathBuf};
 
 /// The largest height and width to train at, in pixels.
 pub const MAX_RESOLUTION: u32 = 8192;
+
+/// The UNet's modules that get a LoRA in Stable Diffusion XL, and the text encoders', as diffusers' script has them. Fewer of a text
+/// encoder diffusers does not know again in kohya's files.
+const XL_UNET_TARGETS: &str = "to_k,to_q,to_v,to_out.0";
+const XL_TEXT_TARGETS: &str = "q_proj,k_proj,v_proj,out_proj";
 
 /// All options of a run.
 #[derive(Debug, Clone, Args, Serialize)]
@@ -79,7 +85,7 @@ pub struct DreamBoothConfig {
     #[serde(serialize_with = "name_of")]
     pub cache_latents: CacheMode,
 
-    /// Train a LoRA on the text encoder too
+    /// Train a LoRA on the text encoder too; on both, where the model has two
     #[arg(long, help_heading = "Adapter")]
     pub train_text_encoder: bool,
     /// Accepted: this trains LoRA anyway
@@ -94,7 +100,11 @@ pub struct DreamBoothConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub text_encoder: LoraOf<TextEncoderPart>,
-    /// What both have in common.
+    /// The second text encoder's, of models that have two.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub text_encoder_2: LoraOf<TextEncoder2Part>,
+    /// What all have in common.
     #[command(flatten)]
     #[serde(flatten)]
     pub lora: LoraVariantArgs,
@@ -105,6 +115,9 @@ pub struct DreamBoothConfig {
     /// Learning rate
     #[arg(long, visible_alias = "lr", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
+    /// Learning rate of the text encoders, by default that of the UNet
+    #[arg(long, help_heading = "Training")]
+    pub text_encoder_lr: Option<f64>,
     /// Weight the loss by min-SNR with this gamma; 5 is usual
     #[arg(long, alias = "min-snr-gamma", help_heading = "Training")]
     pub snr_gamma: Option<f64>,
@@ -167,6 +180,35 @@ impl DreamBoothConfig {
         self
     }
 
+    /// The options of the LoRA on `part`.
+    pub fn lora_of(&self, part: Part) -> &LoraArgs {
+        match part {
+            Part::UNet => &self.unet,
+            Part::TextEncoder => &self.text_encoder,
+            Part::TextEncoder2 => &self.text_encoder_2,
+        }
+    }
+
+    /// The option of [`LoraArgs`], or of [`LoraVariantArgs`], that `option` is for the LoRA on `part`; none: it is of another part.
+    pub fn lora_option(&self, part: Part, option: &str) -> Option<String> {
+        if ["use_rslora", "use_dora", "lora_init"].contains(&option) {
+            return Some(option.to_owned());
+        }
+        let of_first = || LoraOf::<TextEncoderPart>::own_option(option);
+        match part {
+            Part::UNet => LoraOf::<UNetPart>::own_option(option),
+            Part::TextEncoder => of_first(),
+            Part::TextEncoder2 => LoraOf::<TextEncoder2Part>::own_option(option)
+                .or_else(|| of_first().filter(|name| !self.text_encoder_2.is_own(name))),
+        }
+    }
+
+    /// The parts that train, of those that a model has.
+    pub fn trained_parts(&self) -> impl Iterator<Item = Part> {
+        let with_text = self.train_text_encoder;
+        Part::ALL.into_iter().filter(move |part| with_text || !part.is_text_encoder())
+    }
+
     /// The folder that the run writes to, once it is named.
     pub fn output(&self) -> &Path {
         self.output_dir.as_deref().unwrap_or(Path::new(""))
@@ -177,7 +219,8 @@ impl DreamBoothConfig {
         self.resolution.unwrap_or_default()
     }
 
-    /// The same options with the resolution of the model `files` where none was given; one that the model does not take is refused.
+    /// The same options with what the model `files` settles where nothing was given: the resolution, of which one that the model does
+    /// not take is refused, and for Stable Diffusion XL what diffusers' own script has: its targets, and one crop of each photo.
     pub fn for_model(&self, files: &PipelineFiles) -> Result<Self> {
         let native = u32::try_from(files.native_resolution()?).unwrap_or(MAX_RESOLUTION).min(MAX_RESOLUTION);
         let side = self.resolution.unwrap_or(native);
@@ -190,7 +233,17 @@ impl DreamBoothConfig {
                 below + multiple
             )));
         }
-        Ok(Self { resolution: Some(side), ..self.clone() })
+        let mut settled = Self { resolution: Some(side), ..self.clone() };
+        if files.is_xl() {
+            settled.unet = self.unet.with_usual_targets(XL_UNET_TARGETS);
+            settled.text_encoder = self.text_encoder.with_usual_targets(XL_TEXT_TARGETS);
+            let of_first = settled.text_encoder.lora_targets.clone().unwrap_or_default();
+            settled.text_encoder_2 = self.text_encoder_2.with_usual_targets(&of_first);
+            if self.cache_latents == CacheMode::Auto {
+                settled.cache_latents = CacheMode::Always;
+            }
+        }
+        Ok(settled)
     }
 }
 

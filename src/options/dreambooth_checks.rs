@@ -16,6 +16,7 @@ impl DreamBoothConfig {
         self.check_numbers()?;
         self.unet.check()?;
         self.text_encoder.check()?;
+        self.text_encoder_2.check()?;
         self.training.check_logging_dir(self.output())?;
         self.init_adapter
             .as_ref()
@@ -89,6 +90,7 @@ impl DreamBoothConfig {
         check_guidance_scale(self.guidance_scale)?;
         for (flag, number, most) in [
             ("⟨learning_rate⟩", self.learning_rate, 1e3),
+            ("⟨text_encoder_lr⟩", self.text_encoder_lr.unwrap_or_default(), 1e3),
             ("⟨prior_loss_weight⟩", self.prior_loss_weight, MAX_FACTOR),
             ("⟨noise_offset⟩", self.noise_offset, 100.0),
             ("⟨snr_gamma⟩", self.snr_gamma.unwrap_or(1.0), MAX_FACTOR),
@@ -112,6 +114,9 @@ impl DreamBoothConfig {
         }
         if !self.train_text_encoder && self.given.names().any(|name| name.starts_with("lora_text_encoder_")) {
             warnings.push("⟨lora_text_encoder⟩ options have no effect without ⟨train_text_encoder⟩".to_owned());
+        }
+        if !self.train_text_encoder && self.text_encoder_lr.is_some() {
+            warnings.push("⟨text_encoder_lr⟩ has no effect without ⟨train_text_encoder⟩".to_owned());
         }
         if self.validation_prompt.is_none() && self.given.names().any(|name| name.contains("validation")) {
             warnings.push("sample images are drawn only with ⟨validation_prompt⟩".to_owned());

@@ -20,9 +20,12 @@ pub struct GenerateConfig {
     /// What the image shows
     #[arg(long)]
     pub prompt: String,
+    /// What Stable Diffusion XL's second text encoder reads instead
+    #[arg(long)]
+    pub prompt_2: Option<String>,
     /// What the image must not show
-    #[arg(long, default_value = "")]
-    pub negative_prompt: String,
+    #[arg(long)]
+    pub negative_prompt: Option<String>,
     /// Adapter, optionally with a scale: PATH=0.8; can be given several times
     #[arg(long, value_name = "PATH[=SCALE]", action = clap::ArgAction::Append)]
     pub lora: Vec<String>,
@@ -32,6 +35,9 @@ pub struct GenerateConfig {
     /// Guidance scale: how closely to follow the prompt
     #[arg(long, default_value_t = GUIDANCE_SCALE)]
     pub guidance_scale: f64,
+    /// Bring back so much of the spread that guidance adds, 0 to 1; 0.7 is usual for models of zero terminal SNR
+    #[arg(long, default_value_t = 0.0)]
+    pub guidance_rescale: f64,
     /// Sampler; by default the model's own
     #[arg(long, value_parser = PossibleValuesParser::new(SCHEDULERS.iter().map(|(name, _)| *name)))]
     pub scheduler: Option<String>,
@@ -41,6 +47,15 @@ pub struct GenerateConfig {
     /// Width in pixels; by default the model's own
     #[arg(long)]
     pub width: Option<i64>,
+    /// Size that Stable Diffusion XL is told the image had before it was resized, by default its own: WIDTHxHEIGHT
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    pub original_size: Option<String>,
+    /// Size that it is told the image has, by default its own: WIDTHxHEIGHT
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    pub target_size: Option<String>,
+    /// What it is told was cut off: columns at the left and rows at the top, by default none: LEFT,TOP
+    #[arg(long, value_name = "LEFT,TOP")]
+    pub crop: Option<String>,
     /// Number of images; image i uses the seed --seed + i
     #[arg(long, default_value_t = 1)]
     pub num_images: usize,

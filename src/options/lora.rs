@@ -6,6 +6,7 @@ use super::values::name_of;
 use crate::adapters::{Bias, InitWeights, LoraConfig, TargetModules};
 use crate::error::Result;
 use crate::sentence::{flag, option};
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Serialize, Serializer};
@@ -114,6 +115,8 @@ pub trait LoraPart {
     const PREFIX: &'static str;
     /// By the names in [`LoraArgs`]: what is to be said of an option, and its default where that is another.
     const OPTIONS: &'static [(&'static str, &'static str, Option<&'static str>)];
+    /// What the names of those options begin with whose values count where the part's own are not given; none: it has its defaults.
+    const FALLBACK: Option<&'static str> = None;
 }
 
 /// The UNet.
@@ -170,15 +173,40 @@ impl LoraPart for TextEncoderPart {
     ];
 }
 
+/// The second text encoder, which Stable Diffusion XL has: as the first one where nothing else is said.
+#[derive(Debug, Clone)]
+pub struct TextEncoder2Part;
+
+impl LoraPart for TextEncoder2Part {
+    const PREFIX: &'static str = "lora_text_encoder_2_";
+    const FALLBACK: Option<&'static str> = Some(TextEncoderPart::PREFIX);
+    const OPTIONS: &'static [(&'static str, &'static str, Option<&'static str>)] = &[
+        ("lora_r", "The same for Stable Diffusion XL's second text encoder: its rank", None),
+        ("lora_alpha", "Its alpha", None),
+        ("lora_dropout", "Its dropout", None),
+        ("lora_bias", "Which of its biases to train", None),
+        ("lora_targets", "Its modules that get a LoRA", None),
+        ("lora_rank_pattern", "Other ranks for some of its modules", None),
+        ("lora_alpha_pattern", "Other alphas for some of its modules", None),
+        ("lora_exclude_modules", "Its modules to leave out of the targets", None),
+        ("lora_modules_to_save", "Its modules to train and save in full", None),
+    ];
+}
+
 /// [`LoraArgs`] of the part `P`, under names that begin as its do.
 #[derive(Debug, Clone)]
-pub struct LoraOf<P>(LoraArgs, PhantomData<P>);
+pub struct LoraOf<P> {
+    lora: LoraArgs,
+    /// The options, as [`LoraArgs`] names them, that were given under the part's own names.
+    own: Vec<String>,
+    part: PhantomData<P>,
+}
 
 impl<P> Deref for LoraOf<P> {
     type Target = LoraArgs;
 
     fn deref(&self) -> &LoraArgs {
-        &self.0
+        &self.lora
     }
 }
 
@@ -190,7 +218,29 @@ impl<P: LoraPart> LoraOf<P> {
 
     /// Refuses numbers that cannot be meant.
     pub fn check(&self) -> Result<()> {
-        self.0.check_as(|name| option(&Self::named(name)))
+        let is_own = |name: &str| P::FALLBACK.is_none() || self.own.iter().any(|own| own == name);
+        let prefix = |name: &str| if is_own(name) { P::PREFIX } else { P::FALLBACK.unwrap_or(P::PREFIX) };
+        self.lora.check_as(|name| option(&format!("{}{}", prefix(name), name.trim_start_matches("lora_"))))
+    }
+
+    /// The same with `targets` where none were given.
+    pub fn with_usual_targets(&self, targets: &str) -> Self {
+        let mut lora = self.lora.clone();
+        if !self.own.iter().any(|own| own == "lora_targets") {
+            lora.lora_targets = Some(targets.to_owned());
+        }
+        Self { lora, own: self.own.clone(), part: PhantomData }
+    }
+
+    /// Whether `option` is one of [`LoraArgs`] under the part's own name, and which.
+    pub fn own_option(option: &str) -> Option<String> {
+        let inner = format!("lora_{}", option.strip_prefix(P::PREFIX)?);
+        inner_command().get_arguments().any(|arg| arg.get_id() == inner.as_str()).then_some(inner)
+    }
+
+    /// Whether the option `name` of [`LoraArgs`] was given under the part's own name.
+    pub fn is_own(&self, name: &str) -> bool {
+        self.own.iter().any(|own| own == name)
     }
 
     /// The option `arg` of [`LoraArgs`] as the part has it.
@@ -208,6 +258,9 @@ impl<P: LoraPart> LoraOf<P> {
         if let Some((_, help, default)) = P::OPTIONS.iter().find(|(name, ..)| *name == inner) {
             own = own.help(*help);
             own = default.iter().fold(own, |own, default| own.default_value(*default));
+        }
+        if P::FALLBACK.is_some() {
+            own = own.default_value(None);
         }
         own
     }
@@ -231,9 +284,15 @@ impl<P: LoraPart> Args for LoraOf<P> {
 impl<P: LoraPart> FromArgMatches for LoraOf<P> {
     /// Reads what was matched under the part's names once more, under those of [`LoraArgs`].
     fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Self, clap::Error> {
-        let (mut words, command) = (Vec::new(), inner_command());
+        let (mut words, mut own, command) = (Vec::new(), Vec::new(), inner_command());
         for arg in command.get_arguments() {
-            let name = Self::named(arg.get_id().as_str());
+            let inner = arg.get_id().as_str();
+            let mut name = Self::named(inner);
+            if matches.value_source(&name) == Some(ValueSource::CommandLine) {
+                own.push(inner.to_owned());
+            } else if let Some(prefix) = P::FALLBACK {
+                name = format!("{prefix}{}", inner.trim_start_matches("lora_"));
+            }
             for value in matches.get_raw(&name).into_iter().flatten() {
                 let mut word = OsString::from(format!("{}=", flag(arg.get_id().as_str())));
                 word.push(value);
@@ -241,7 +300,7 @@ impl<P: LoraPart> FromArgMatches for LoraOf<P> {
             }
         }
         let lora = LoraArgs::from_arg_matches(&command.try_get_matches_from(words)?)?;
-        Ok(Self(lora, PhantomData))
+        Ok(Self { lora, own, part: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> std::result::Result<(), clap::Error> {
@@ -251,13 +310,15 @@ impl<P: LoraPart> FromArgMatches for LoraOf<P> {
 }
 
 impl<P: LoraPart> Serialize for LoraOf<P> {
+    /// Of a part with a fallback no more than what was given for itself.
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let Value::Object(options) = serde_json::to_value(&self.0).map_err(S::Error::custom)? else {
+        let Value::Object(options) = serde_json::to_value(&self.lora).map_err(S::Error::custom)? else {
             return Err(S::Error::custom("the options of LoRA are no map"));
         };
         let mut map = serializer.serialize_map(Some(options.len()))?;
         for (name, value) in &options {
-            map.serialize_entry(&Self::named(name), value)?;
+            let is_said = P::FALLBACK.is_none() || self.is_own(name);
+            map.serialize_entry(&Self::named(name), if is_said { value } else { &Value::Null })?;
         }
         map.end()
     }
@@ -291,8 +352,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_said_of_the_second_text_encoder_is_as_of_the_first() {
+        let command = LoraOf::<TextEncoderPart>::augment_args(Command::new("both").no_binary_name(true));
+        let command = LoraOf::<TextEncoder2Part>::augment_args(command);
+        let flags = ["--lora-text-encoder-r=2", "--lora-text-encoder-2-alpha=9", "--lora-text-encoder-bias=all"];
+        let matches = command.try_get_matches_from(flags).unwrap();
+        let second = LoraOf::<TextEncoder2Part>::from_arg_matches(&matches).unwrap();
+        assert_eq!((second.lora_r, second.lora_alpha, second.lora_bias), (2, 9.0, Bias::All));
+        assert_eq!(second.lora_targets.as_deref(), Some("q_proj,v_proj"));
+        let written = serde_json::to_value(&second).unwrap();
+        assert_eq!(
+            (&written["lora_text_encoder_2_alpha"], &written["lora_text_encoder_2_r"]),
+            (&json!(9.0), &Value::Null)
+        );
+        assert_eq!(LoraOf::<TextEncoderPart>::own_option("lora_text_encoder_2_r"), None);
+        assert_eq!(LoraOf::<TextEncoder2Part>::own_option("lora_text_encoder_2_r").as_deref(), Some("lora_r"));
+    }
+
+    #[test]
     fn something_is_said_of_every_option_of_a_part() {
-        for options in [UNetPart::OPTIONS, TextEncoderPart::OPTIONS] {
+        for options in [UNetPart::OPTIONS, TextEncoderPart::OPTIONS, TextEncoder2Part::OPTIONS] {
             let ids: Vec<String> = inner_command().get_arguments().map(|arg| arg.get_id().to_string()).collect();
             assert_eq!(ids, options.iter().map(|(name, ..)| (*name).to_owned()).collect::<Vec<_>>());
         }

@@ -29,6 +29,9 @@ pub struct ModelArgs {
     /// Folder in the diffusers layout with the configurations, scheduler and tokenizer for a .safetensors checkpoint
     #[arg(long)]
     pub config_folder: Option<PathBuf>,
+    /// Another VAE than the model's own: a folder, a .safetensors file, or a hub id
+    #[arg(long)]
+    pub vae: Option<String>,
     /// What the model predicts, if its scheduler configuration is wrong or missing
     #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
     pub prediction_type: Option<String>,
@@ -41,6 +44,7 @@ impl ModelArgs {
             ("⟨variant⟩", self.variant.is_some()),
             ("⟨tokenizer_name⟩", self.tokenizer_name.is_some()),
             ("⟨config_folder⟩", self.config_folder.is_some()),
+            ("⟨vae⟩", self.vae.is_some()),
             ("⟨prediction_type⟩", self.prediction_type.is_some()),
         ] {
             if given {
@@ -55,6 +59,7 @@ impl ModelArgs {
     /// Refuses paths that are not there.
     pub fn check_paths(&self) -> Result<()> {
         check_model("⟨model⟩", &self.name)?;
+        self.vae.as_deref().map_or(Ok(()), |name| check_model("⟨vae⟩", name))?;
         self.tokenizer_name.as_deref().map_or(Ok(()), |name| check_model("⟨tokenizer_name⟩", name))?;
         self.config_folder.as_deref().map_or(Ok(()), |folder| is_folder("⟨config_folder⟩", folder))
     }
@@ -66,6 +71,7 @@ impl ModelArgs {
             revision: self.revision.clone(),
             config_folder: self.config_folder.clone(),
             tokenizer: self.tokenizer_name.clone(),
+            vae: self.vae.clone(),
             prediction_type: self.prediction_type.clone(),
             configs_only: false,
         }

@@ -15,6 +15,7 @@ const OF_THAT_RUN: &[&str] =
 const PATHS: &[&str] = &[
     "model",
     "tokenizer_name",
+    "vae",
     "config_folder",
     "init_adapter",
     "instance_data_dir",

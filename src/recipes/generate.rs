@@ -8,7 +8,7 @@ use super::{report_device, report_given_adapter, report_model};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
-use crate::models::stable_diffusion::UNetConfig;
+use crate::models::stable_diffusion::{SizeIds, UNetConfig};
 use crate::options::adapter_argument::path_and_scale;
 use crate::options::dreambooth::MAX_RESOLUTION;
 use crate::options::generate::GenerateConfig;
@@ -126,13 +126,19 @@ impl ImageModel {
         self.report(config, &sampling, observer)?;
         let pictures = Pictures {
             prompts: vec![config.prompt.clone()],
+            prompt_2: config.prompt_2.clone(),
             negative_prompt: config.negative_prompt.clone(),
             seeds: (0..config.num_images).map(|i| seed.wrapping_add(i as i64)).collect(),
             batch_size: config.batch_size,
             sampling,
         };
-        let prompts = [("⟨prompt⟩", &config.prompt), ("⟨negative_prompt⟩", &config.negative_prompt)]
-            .map(|(flag, text)| NamedPrompt::option(flag, text));
+        let texts = [
+            ("⟨prompt⟩", Some(&config.prompt)),
+            ("⟨prompt_2⟩", config.prompt_2.as_ref()),
+            ("⟨negative_prompt⟩", config.negative_prompt.as_ref()),
+        ];
+        let prompts: Vec<NamedPrompt> =
+            texts.into_iter().filter_map(|(flag, text)| Some(NamedPrompt::option(flag, text?))).collect();
         warn_of_prompts(self.pipeline.tokenizer(), &prompts, observer)?;
         self.pipeline.set_adapters(adapters)?;
         self.pipeline.use_tiling(config.vae_tiling);
@@ -171,6 +177,17 @@ impl ImageModel {
             ..sampling(config, &files.unet_config()?, files.vae_config()?.scale_factor())?
         };
         crate::schedulers::scheduler(sampling.scheduler.as_deref(), scheduler, config.steps)?;
+        let only_xl = [
+            ("⟨prompt_2⟩", &config.prompt_2),
+            ("⟨original_size⟩", &config.original_size),
+            ("⟨target_size⟩", &config.target_size),
+            ("⟨crop⟩", &config.crop),
+        ];
+        if let Some((flag, _)) = only_xl.iter().find(|(_, given)| given.is_some()).filter(|_| !files.is_xl()) {
+            return Err(Error::Usage(format!(
+                "{flag} is for Stable Diffusion XL, which this model is not; leave it out"
+            )));
+        }
         Ok(sampling)
     }
 
@@ -204,6 +221,10 @@ fn sampling(config: &GenerateConfig, unet: &UNetConfig, factor: i64) -> Result<S
         }
     }
     check_guidance_scale(config.guidance_scale)?;
+    if !(0.0..=1.0).contains(&config.guidance_rescale) {
+        let strength = config.guidance_rescale;
+        return Err(Error::invalid(format!("⟨guidance_rescale⟩ is {strength}; it must be 0 to 1, 0.7 is usual")));
+    }
     let (native, multiple) = (unet.sample_size.unwrap_or(64).saturating_mul(factor), factor.max(8));
     let side = |flag: &str, value: Option<i64>| -> Result<i64> {
         let value = value.unwrap_or(native);
@@ -218,11 +239,47 @@ fn sampling(config: &GenerateConfig, unet: &UNetConfig, factor: i64) -> Result<S
             }
         }
     };
+    let (latent_height, latent_width) = (side("⟨height⟩", config.height)?, side("⟨width⟩", config.width)?);
     Ok(Sampling {
         steps: config.steps,
         guidance_scale: config.guidance_scale,
         scheduler: config.scheduler.clone(),
-        latent_height: side("⟨height⟩", config.height)?,
-        latent_width: side("⟨width⟩", config.width)?,
+        latent_height,
+        latent_width,
+        guidance_rescale: config.guidance_rescale,
+        size_ids: size_ids(config, latent_height * factor, latent_width * factor)?,
     })
 }
+
+/// What a model that is conditioned on sizes is told of an image of `height` and `width`.
+fn size_ids(config: &GenerateConfig, height: i64, width: i64) -> Result<SizeIds> {
+    let size = |flag: &str, text: &Option<String>| {
+        text.as_ref().map_or(Ok((height, width)), |text| {
+            pair(text, 'x', 1).map(|(width, height)| (height, width)).ok_or_else(|| {
+                Error::invalid(format!(
+                    "{flag} is `{text}`; it must be a width and a height in pixels, such as 1024x768"
+                ))
+            })
+        })
+    };
+    let crop = config.crop.as_ref().map_or(Ok((0, 0)), |text| {
+        pair(text, ',', 0).map(|(left, top)| (top, left)).ok_or_else(|| {
+            Error::invalid(format!("⟨crop⟩ is `{text}`; it must be columns and rows that were cut off, such as 0,256"))
+        })
+    })?;
+    Ok(SizeIds {
+        original: size("⟨original_size⟩", &config.original_size)?,
+        crop,
+        target: size("⟨target_size⟩", &config.target_size)?,
+    })
+}
+
+/// Two whole numbers of at least `least`, and no larger than sides of images are.
+fn pair(text: &str, between: char, least: i64) -> Option<(i64, i64)> {
+    let (first, second) = text.split_once(between)?;
+    let number = |text: &str| text.trim().parse::<i64>().ok().filter(|n| (least..=MAX_SIDE).contains(n));
+    Some((number(first)?, number(second)?))
+}
+
+/// The largest side that a model can be told of.
+const MAX_SIDE: i64 = 1 << 20;

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use image::RgbImage;
 use serde::Serialize;
+use serde_json::json;
 
 /// An adapter by its name, and how strongly it is used: 1 is as trained.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -18,6 +19,9 @@ pub struct NamedStrength {
 pub struct ImageParameters {
     /// What it shows.
     pub prompt: String,
+    /// What a second text encoder read instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_2: Option<String>,
     /// What it must not show; empty for nothing.
     pub negative_prompt: String,
     /// Adapters on the model.
@@ -28,6 +32,9 @@ pub struct ImageParameters {
     pub sampler: String,
     /// Strength of the guidance.
     pub guidance_scale: f64,
+    /// How much of it is brought back to the spread of a prediction without guidance.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub guidance_rescale: f64,
     /// Seed of its noise.
     pub seed: i64,
     /// Pixels.
@@ -36,6 +43,11 @@ pub struct ImageParameters {
     pub height: u32,
     /// The model's name.
     pub model: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl ImageParameters {
@@ -48,9 +60,14 @@ impl ImageParameters {
             true => String::new(),
             false => format!("Negative prompt: {}\n", self.negative_prompt),
         };
+        let rescale = match self.guidance_rescale {
+            0.0 => String::new(),
+            strength => format!(", CFG Rescale: {strength}"),
+        };
+        let second = self.prompt_2.as_ref().map_or(String::new(), |text| format!(", Prompt 2: {}", json!(text)));
         format!(
-            "{prompt}{adapters}\n{negative}Steps: {steps}, Sampler: {sampler}, CFG scale: {guidance_scale}, Seed: {seed}, \
-             Size: {width}x{height}, Model: {model}"
+            "{prompt}{adapters}\n{negative}Steps: {steps}, Sampler: {sampler}, CFG scale: {guidance_scale}{rescale}, Seed: {seed}, \
+             Size: {width}x{height}, Model: {model}{second}"
         )
     }
 }

@@ -1,7 +1,7 @@
 //! Pictures of texts, drawn by networks that are in memory: the one place where a sampler's latents become images.
 
 use super::drawn_image::{DrawnImage, ImageParameters, NamedStrength};
-use super::text_to_image::{decode, sample_latents, Conditioning, Sampling};
+use super::text_to_image::{decode, sample_latents, EncodedPrompts, Sampling};
 use crate::adapters::Sites;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
@@ -15,8 +15,10 @@ use tch::{Kind, Tensor};
 pub struct Pictures {
     /// What they show: one prompt for all of them, or one for each.
     pub prompts: Vec<String>,
-    /// What none of them must show; empty for nothing.
-    pub negative_prompt: String,
+    /// What a second text encoder reads instead, where that is something else.
+    pub prompt_2: Option<String>,
+    /// What none of them must show.
+    pub negative_prompt: Option<String>,
     /// The seed of each one's noise.
     pub seeds: Vec<i64>,
     /// So many are sampled at a time; they are decoded one by one.
@@ -63,7 +65,7 @@ pub struct Painter<'a> {
 
 impl Painter<'_> {
     /// Draws `pictures` of what their prompts were encoded to.
-    pub fn draw(&self, pictures: &Pictures, on: &Conditioning, listener: &mut dyn DrawingListener) -> Result<()> {
+    pub fn draw(&self, pictures: &Pictures, on: &EncodedPrompts, listener: &mut dyn DrawingListener) -> Result<()> {
         let Pictures { sampling, seeds, .. } = pictures;
         let (steps, batch_size) = (sampling.steps, pictures.batch_size.max(1));
         let sampler = match &sampling.scheduler {
@@ -83,11 +85,13 @@ impl Painter<'_> {
                 let prompt = pictures.prompts.get(index).or(pictures.prompts.first()).cloned().unwrap_or_default();
                 let parameters = ImageParameters {
                     prompt,
-                    negative_prompt: pictures.negative_prompt.clone(),
+                    prompt_2: pictures.prompt_2.clone(),
+                    negative_prompt: pictures.negative_prompt.clone().unwrap_or_default(),
                     adapters: self.adapters.to_vec(),
                     steps,
                     sampler: sampler.to_owned(),
                     guidance_scale: sampling.guidance_scale,
+                    guidance_rescale: sampling.guidance_rescale,
                     seed,
                     width: image.width(),
                     height: image.height(),

@@ -2,12 +2,12 @@
 
 use super::drawn_image::NamedStrength;
 use super::painter::{DrawingListener, Painter, Pictures};
-use super::text_to_image::{decode, Conditioning};
+use super::text_to_image::{decode, EncodedPrompts};
 use crate::adapters::{attach, AdapterSet, Init, Part, Sites};
-use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::data::tokenizers::{ClipTokenizer, PromptTokenizers};
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder};
+use crate::models::stable_diffusion::{Loaded, PipelineFiles, TextEncoders, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::SchedulerConfig;
 use crate::weights::Placement;
 use image::RgbImage;
@@ -21,12 +21,18 @@ pub fn scheduler_config(files: &PipelineFiles) -> Result<SchedulerConfig> {
         .map_err(|error| Error::file(files.root().join("scheduler/scheduler_config.json"), error.to_string()))
 }
 
+/// The noise schedule of a model as its pictures are sampled: what diffusers' pipelines of its kind make of the configuration.
+pub fn sampling_schedule(files: &PipelineFiles) -> Result<SchedulerConfig> {
+    let config = scheduler_config(files)?;
+    Ok(if files.is_xl() { config } else { config.for_stable_diffusion() })
+}
+
 /// Which networks of a pipeline are in memory at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residence {
     /// All of them, so that the next prompt is drawn at once.
     Together,
-    /// The text encoder goes before the UNet comes, and the other way round: the least memory.
+    /// The text encoders go before the UNet comes, and the other way round: the least memory.
     InTurn,
 }
 
@@ -46,11 +52,11 @@ pub struct Pipeline {
     residence: Residence,
     name: String,
     tiling: bool,
-    tokenizer: ClipTokenizer,
+    tokenizers: PromptTokenizers,
     scheduler: SchedulerConfig,
     adapters: Vec<AdapterSet>,
     used: Vec<NamedStrength>,
-    text_encoder: Option<Loaded<ClipTextModel>>,
+    text_encoders: Option<TextEncoders>,
     unet: Option<Loaded<UNet2DConditionModel>>,
     vae_decoder: Option<Loaded<VaeDecoder>>,
 }
@@ -60,8 +66,8 @@ impl Pipeline {
     pub fn open(files: PipelineFiles, model: &str, placement: Placement, residence: Residence) -> Result<Self> {
         let name = short_name(Path::new(model));
         Ok(Self {
-            tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
-            scheduler: scheduler_config(&files)?.for_stable_diffusion(),
+            tokenizers: PromptTokenizers::of(&files)?,
+            scheduler: sampling_schedule(&files)?,
             files,
             placement,
             residence,
@@ -69,7 +75,7 @@ impl Pipeline {
             tiling: false,
             adapters: Vec::new(),
             used: Vec::new(),
-            text_encoder: None,
+            text_encoders: None,
             unet: None,
             vae_decoder: None,
         })
@@ -90,7 +96,7 @@ impl Pipeline {
 
     /// Prompts to ids.
     pub fn tokenizer(&self) -> &ClipTokenizer {
-        &self.tokenizer
+        self.tokenizers.first()
     }
 
     /// The noise schedule, as for sampling.
@@ -128,7 +134,7 @@ impl Pipeline {
 
     fn loaded_parts(&self) -> Vec<(Part, &Sites)> {
         let unet = self.unet.iter().map(|unet| (Part::UNet, unet.sites.as_ref()));
-        unet.chain(self.text_encoder.iter().map(|encoder| (Part::TextEncoder, encoder.sites.as_ref()))).collect()
+        unet.chain(self.text_encoders.iter().flat_map(TextEncoders::sites)).collect()
     }
 
     /// Puts the adapters on a network, which has others or none.
@@ -155,23 +161,24 @@ impl Pipeline {
     }
 
     /// Encodes the prompts of `pictures`, and loads what draws them.
-    pub fn prepare(&mut self, pictures: &Pictures) -> Result<Conditioning> {
+    pub fn prepare(&mut self, pictures: &Pictures) -> Result<EncodedPrompts> {
         if self.residence == Residence::InTurn {
             (self.unet, self.vae_decoder) = (None, None);
         }
-        let text_encoder = match self.text_encoder.take() {
+        let text_encoders = match self.text_encoders.take() {
             Some(loaded) => loaded,
             None => {
-                let loaded = self.files.load_text_encoder(self.placement)?;
-                self.put_on(Part::TextEncoder, &loaded.sites)?;
+                let loaded = self.files.load_text_encoders(self.placement)?;
+                loaded.sites().try_for_each(|(part, sites)| self.put_on(part, sites))?;
                 loaded
             }
         };
-        let (prompts, negative) = (&pictures.prompts, pictures.negative_prompt.as_str());
-        let on = Conditioning::encode(&self.tokenizer, &text_encoder.model, self.placement.device, prompts, negative);
+        let (device, negative) = (self.placement.device, pictures.negative_prompt.as_deref());
+        let prompts = (&pictures.prompts[..], pictures.prompt_2.as_deref());
+        let on = EncodedPrompts::encode(&self.tokenizers, &text_encoders, device, prompts, negative);
         match self.residence {
-            Residence::Together => self.text_encoder = Some(text_encoder),
-            Residence::InTurn => drop(text_encoder),
+            Residence::Together => self.text_encoders = Some(text_encoders),
+            Residence::InTurn => drop(text_encoders),
         }
         let on = on?;
         if self.unet.is_none() {
@@ -199,7 +206,7 @@ impl Pipeline {
     }
 
     /// Draws `pictures` of what [`Pipeline::prepare`] made of their prompts.
-    pub fn draw(&self, pictures: &Pictures, on: &Conditioning, listener: &mut dyn DrawingListener) -> Result<()> {
+    pub fn draw(&self, pictures: &Pictures, on: &EncodedPrompts, listener: &mut dyn DrawingListener) -> Result<()> {
         let (Some(unet), Some(vae_decoder)) = (&self.unet, &self.vae_decoder) else {
             return Err(Error::Internal("pictures are drawn before their prompts are encoded".to_owned()));
         };

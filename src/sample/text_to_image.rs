@@ -1,13 +1,13 @@
 //! Images from text by a sampler and classifier-free guidance (arXiv 2207.12598): the same picture as diffusers'
-//! `StableDiffusionPipeline` with `torch.Generator("cpu").manual_seed(seed)`.
+//! `StableDiffusionPipeline` and `StableDiffusionXLPipeline` with `torch.Generator("cpu").manual_seed(seed)`.
 //!
 //! Shapes: n images, t text length, e text width, h and w height and width of the latents.
 
-use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::data::tokenizers::PromptTokenizers;
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::random::Generator;
-use crate::models::stable_diffusion::{ClipTextModel, UNet2DConditionModel, VaeDecoder};
+use crate::models::stable_diffusion::{Conditioning, SizeIds, TextEncoders, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::{scheduler, SchedulerConfig};
 use image::RgbImage;
 use tch::{Device, Kind, Tensor};
@@ -38,40 +38,49 @@ pub struct Sampling {
     pub latent_height: i64,
     /// Width of the latents.
     pub latent_width: i64,
+    /// How much of the guided prediction is brought back to the spread of the unguided one (arXiv 2305.08891, section 3.4): 0 to 1.
+    pub guidance_rescale: f64,
+    /// The sizes that a model is told which is conditioned on them.
+    pub size_ids: SizeIds,
 }
 
-/// What the UNet is conditioned on.
-pub struct Conditioning {
-    /// Of one prompt for all images, or of one an image: `[1 or n, t, e]`.
-    pub prompt: Tensor,
-    /// Of the negative prompt: `[1, t, e]`.
-    pub negative: Tensor,
+/// What pictures are drawn of.
+pub struct EncodedPrompts {
+    /// Of one prompt for all images, or of one an image.
+    pub prompt: Conditioning,
+    /// Of the negative prompt, one for all.
+    pub negative: Conditioning,
 }
 
-impl Conditioning {
-    /// Encodes prompts, one for all images or one an image, and the negative prompt of all (empty for none).
+impl EncodedPrompts {
+    /// Encodes prompts, one for all images or one an image, and the negative prompt of all where there is one. A second text encoder
+    /// reads `second` instead of each prompt where that is given.
     pub fn encode<S: AsRef<str>>(
-        tokenizer: &ClipTokenizer,
-        text_encoder: &ClipTextModel,
+        tokenizers: &PromptTokenizers,
+        encoders: &TextEncoders,
         device: Device,
-        prompts: &[S],
-        negative: &str,
+        (prompts, second): (&[S], Option<&str>),
+        negative: Option<&str>,
     ) -> Result<Self> {
-        let encode = |texts: &[&str]| -> Result<Tensor> {
-            let ids = texts.iter().map(|text| tokenizer.encode(text)).collect::<Result<Vec<_>>>()?;
-            ids.iter().try_for_each(|ids| text_encoder.check_ids(ids))?;
-            let ids = ClipTextModel::ids(&ids, device);
-            catching(|| Ok(tch::no_grad(|| text_encoder.forward(&ids, false))))
+        let encode = |texts: &[&str], second: Option<&str>| -> Result<Conditioning> {
+            let rows = texts.iter().map(|text| tokenizers.encode(text, second)).collect::<Result<Vec<_>>>()?;
+            rows.iter().try_for_each(|row| encoders.check_ids(row))?;
+            catching(|| Ok(tch::no_grad(|| encoders.forward(&rows, device, false))))
         };
         let prompts: Vec<&str> = prompts.iter().map(AsRef::as_ref).collect();
-        Ok(Self { prompt: encode(&prompts)?, negative: encode(&[negative])? })
+        let prompt = encode(&prompts, second)?;
+        let negative = match negative {
+            None if encoders.zeroes_absent() => prompt.narrow(0, 1).zeros_like(),
+            text => encode(&[text.unwrap_or_default()], None)?,
+        };
+        Ok(Self { prompt, negative })
     }
 
     /// That of `count` images from the number `first` on.
     pub(super) fn of_images(&self, first: usize, count: usize) -> Self {
-        match self.prompt.size()[0] {
+        match self.prompt.images() {
             1 => self.shallow_clone(),
-            _ => Self { prompt: self.prompt.narrow(0, first as i64, count as i64), ..self.shallow_clone() },
+            _ => Self { prompt: self.prompt.narrow(first as i64, count as i64), ..self.shallow_clone() },
         }
     }
 
@@ -86,7 +95,7 @@ impl Conditioning {
 pub fn sample_latents(
     unet: &UNet2DConditionModel,
     config: &SchedulerConfig,
-    on: &Conditioning,
+    on: &EncodedPrompts,
     sampling: &Sampling,
     seeds: &[i64],
     on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
@@ -94,7 +103,7 @@ pub fn sample_latents(
     let _no_grad = tch::no_grad_guard();
     let mut scheduler = scheduler(sampling.scheduler.as_deref(), config, sampling.steps)?;
     let mut generators: Vec<Generator> = seeds.iter().map(|&seed| Generator::new(seed)).collect();
-    let (device, kind) = (on.prompt.device(), on.prompt.kind());
+    let (device, kind) = on.prompt.placement();
     let shape = [1, 4, sampling.latent_height, sampling.latent_width];
     let mut draw = |_: &[i64]| {
         let rows: Vec<Tensor> = generators.iter_mut().map(|generator| generator.randn(&shape)).collect();
@@ -102,11 +111,12 @@ pub fn sample_latents(
     };
     let guided = sampling.guidance_scale > 1.0;
     let n = seeds.len() as i64;
-    let repeat = |text: &Tensor| text.expand([n, -1, -1], false);
-    let text = match guided {
-        true => Tensor::cat(&[repeat(&on.negative), repeat(&on.prompt)], 0),
-        false => repeat(&on.prompt),
+    let on = match guided {
+        true => Conditioning::cat(&[on.negative.expand(n), on.prompt.expand(n)]),
+        false => on.prompt.expand(n),
     };
+    let sizes = vec![sampling.size_ids; on.images() as usize];
+    let on = on.with_size_ids(&sizes);
     let mut latents = draw(&[]) * scheduler.init_noise_sigma();
     let timesteps = scheduler.timesteps().to_vec();
     for (index, &timestep) in timesteps.iter().enumerate() {
@@ -114,16 +124,27 @@ pub fn sample_latents(
             let input = scheduler.scale_model_input(&latents, index);
             let input = if guided { Tensor::cat(&[&input, &input], 0) } else { input };
             let times = Tensor::full([input.size()[0]], timestep, (Kind::Float, device));
-            let mut output = unet.forward(&input.to_kind(kind), &times, &text, false).to_kind(Kind::Float);
+            let mut output = unet.forward(&input.to_kind(kind), &times, &on, false).to_kind(Kind::Float);
             if guided {
                 let halves = output.chunk(2, 0);
                 output = &halves[0] + (&halves[1] - &halves[0]) * sampling.guidance_scale;
+                if sampling.guidance_rescale > 0.0 {
+                    output = rescaled(&output, &halves[1], sampling.guidance_rescale);
+                }
             }
             Ok(scheduler.step(&output.contiguous(), index, &latents, &mut draw))
         })?;
         on_step(index + 1, timesteps.len())?;
     }
     Ok(latents)
+}
+
+/// A share `strength` of the prediction `guided` with the standard deviation that each image's prediction `text` has, and the rest as
+/// it is (arXiv 2305.08891, equations 15 and 16).
+fn rescaled(guided: &Tensor, text: &Tensor, strength: f64) -> Tensor {
+    let spread = |xs: &Tensor| xs.std_dim([1, 2, 3].as_slice(), true, true);
+    let brought_back = guided * (spread(text) / spread(guided));
+    brought_back * strength + guided * (1.0 - strength)
 }
 
 /// The picture of latents `[1, 4, h, w]` in the UNet's scale.

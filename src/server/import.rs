@@ -10,7 +10,7 @@ use super::App;
 use crate::adapters::formats::{check_family, language_adapter_at};
 use crate::adapters::inspect::{inspect, Inspected};
 use crate::adapters::peft_folder::{CONFIG_FILE, MODEL_FILE};
-use crate::adapters::read_any;
+use crate::adapters::{read_any, Part};
 use crate::error::{Error, Result};
 use axum::extract::{Multipart, State};
 use axum::http::StatusCode;
@@ -99,7 +99,7 @@ fn unpacked(file: &Path, name: &str, folder: &Path) -> Answer<()> {
         let inside = entry.name().map(std::borrow::Cow::into_owned).unwrap_or_default();
         let mut parts = inside.rsplit(['/', '\\']);
         let Some(wanted) = parts.next().and_then(|last| FILES.into_iter().find(|name| *name == last)) else { continue };
-        let part = parts.next().and_then(|folder| ["unet", "text_encoder"].into_iter().find(|part| *part == folder));
+        let part = parts.next().and_then(Part::named).map(Part::name);
         let place = part.map_or_else(|| folder.to_owned(), |part| folder.join(part));
         std::fs::create_dir_all(&place).map_err(|error| Error::io("create", &place, error))?;
         let path = place.join(wanted);

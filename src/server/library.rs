@@ -9,7 +9,7 @@ use super::state::JobKind;
 use super::{App, Shared};
 use crate::adapters::formats::language_adapter_at;
 use crate::adapters::peft_folder::{CONFIG_FILE, MODEL_FILE};
-use crate::adapters::{read_any, write_diffusers, write_kohya, write_peft, TextEncoderSpelling};
+use crate::adapters::{read_any, write_diffusers, write_kohya, write_peft, Part, TextEncoderSpelling};
 use crate::error::{Error, Result};
 use crate::train::checkpoint;
 use axum::body::Body;
@@ -107,7 +107,7 @@ impl Adapter {
 /// Whether a whole adapter is in `folder`, and no run that has not come to its end.
 fn is_adapter(folder: &Path) -> bool {
     folder.join(CONFIG_FILE).exists()
-        || ["unet", "text_encoder"].iter().any(|part| folder.join(part).join(CONFIG_FILE).exists())
+        || Part::ALL.iter().any(|part| folder.join(part.name()).join(CONFIG_FILE).exists())
         || std::fs::read_dir(folder)
             .into_iter()
             .flatten()
@@ -168,7 +168,8 @@ pub fn folder_now(app: &App, id: &str, owner: &str, checkpoint: Option<i64>) -> 
 
 /// Bytes of the weights in `folder`.
 fn weights_bytes(folder: &Path) -> u64 {
-    let files = ["", "unet", "text_encoder"].map(|part| folder.join(part));
+    let parts = Part::ALL.into_iter().map(Part::name);
+    let files: Vec<PathBuf> = std::iter::once("").chain(parts).map(|part| folder.join(part)).collect();
     let entries = files.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten().flatten();
     let is_weights =
         |path: &Path| path.extension().is_some_and(|end| end == "safetensors") && !path.ends_with("state.safetensors");
@@ -399,10 +400,9 @@ fn converted(folder: &Path, temporary: &Path, format: Format) -> Result<PathBuf>
             let peft = temporary.join("peft");
             write_peft(&peft, &set, TextEncoderSpelling::Today)?;
             let mut files = Vec::new();
-            for part in ["unet", "text_encoder"] {
-                files.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{part}/{name}")));
+            for (part, _) in set.parts() {
+                files.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{}/{name}", part.name())));
             }
-            files.retain(|name| peft.join(name).exists());
             zip_files(&peft, &files, &file)?;
         }
         Format::Diffusers => return write_diffusers(temporary, &set),

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::half_precision::has_units;
 use crate::models::stable_diffusion::{ClipTextConfig, UNetConfig, VaeConfig};
 use crate::weights::Storage;
-use layers::Network;
+use layers::{At, Network};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use tape::Tape;
@@ -67,8 +67,8 @@ pub struct PlanInput<'a> {
     pub unet: &'a UNetConfig,
     /// The VAE.
     pub vae: &'a VaeConfig,
-    /// The text encoder.
-    pub text: &'a ClipTextConfig,
+    /// The text encoders.
+    pub texts: &'a [ClipTextConfig],
     /// Side of the square images in pixels.
     pub resolution: i64,
     /// Instance images a micro-step.
@@ -81,14 +81,16 @@ pub struct PlanInput<'a> {
     pub sample_images: Option<SampledImages>,
     /// The compute dtype, in which frozen weights are kept.
     pub kind: Kind,
-    /// How the weights of the UNet and the text encoder are kept.
+    /// How the weights of the UNet and the text encoders are kept.
     pub storage: Storage,
     /// The VAE's dtype.
     pub vae_kind: Kind,
+    /// It is float32 whatever the others compute in.
+    pub exact_vae: bool,
     /// The UNet's adapter.
     pub unet_lora: LoraConfig,
-    /// The text encoder's adapter, where it is trained.
-    pub text_lora: Option<LoraConfig>,
+    /// The text encoders' adapters, where they are trained.
+    pub text_loras: Vec<LoraConfig>,
     /// The 16-bit dtype of the device, which `--mixed-precision` can turn on.
     pub half: Kind,
     /// Activations are recomputed in the backward pass.
@@ -167,13 +169,14 @@ fn walked_unet(config: &UNetConfig) -> Rc<Network> {
     let side = config.size_multiple();
     let latents = tape.tensor(&[1, config.in_channels, side, side]);
     let text = tape.tensor(&[1, 1, config.cross_attention_dim]);
-    networks::unet(&tape, &network.root(), config, &latents, &text, false);
+    networks::unet(&tape, &network.root(), config, &latents, &networks::Texts::frozen(text), false);
     network
 }
 
 fn walked_text(config: &ClipTextConfig) -> Rc<Network> {
     let (network, tape) = (Rc::<Network>::default(), Tape::new(4, false));
-    networks::clip_text(&tape, &network.root(), config, 1, false);
+    // The last layer is among the weights whether it is used or not.
+    networks::clip_text(&tape, &network.root(), config, 1, (false, true));
     network
 }
 
@@ -222,8 +225,7 @@ impl Inference {
         let side = latent_side(input);
         Self::of(kind, |tape, root| {
             let latents = tape.tensor(&[batch * 2, input.unet.in_channels, side, side]);
-            let text = tape.tensor(&[batch * 2, input.text.max_position_embeddings, input.unet.cross_attention_dim]);
-            networks::unet(tape, root, input.unet, &latents, &text, false);
+            networks::unet(tape, root, input.unet, &latents, &frozen_texts(tape, input, batch * 2), false);
         })
     }
 }
@@ -240,6 +242,12 @@ fn sampling(input: &PlanInput, images: SampledImages) -> ((String, u64), Work) {
     (part, work)
 }
 
+/// Embeddings of as many texts that are known.
+fn frozen_texts(tape: &Tape, input: &PlanInput, texts: i64) -> networks::Texts {
+    let length = input.texts.iter().map(|text| text.max_position_embeddings).max().unwrap_or(1);
+    networks::Texts::frozen(tape.tensor(&[texts, length, input.unet.cross_attention_dim]))
+}
+
 fn latent_side(input: &PlanInput) -> i64 {
     input.resolution / input.vae.scale_factor().max(1)
 }
@@ -250,22 +258,23 @@ struct Step {
     kept_small: u64,
     on_top: u64,
     work: Work,
-    trained: (u64, u64),
+    trained: u64,
 }
 
 impl Step {
     fn of(input: &PlanInput) -> Result<Self> {
         let unet = Network::new(Some(&input.unet_lora), input.storage)?;
-        let text_encoder = Network::new(input.text_lora.as_ref(), input.storage)?;
+        let encoders = input.text_loras.iter().map(|lora| Network::new(Some(lora), input.storage));
+        let encoders = encoders.collect::<Result<Vec<_>>>()?;
         let tape = Tape::new(width(input.kind), true);
         let (batch, side) = (images_a_step(input), latent_side(input));
         let latents = tape.tensor(&[batch, input.unet.in_channels, side, side]);
-        let text = match input.text_lora {
-            Some(_) => {
-                let checkpointing = input.gradient_checkpointing;
-                networks::clip_text(&tape, &text_encoder.root(), input.text, batch, checkpointing)
+        let text = match encoders.is_empty() {
+            true => frozen_texts(&tape, input, batch),
+            false => {
+                let roots: Vec<At> = encoders.iter().map(|network| network.root()).collect();
+                networks::texts(&tape, &roots, input.texts, batch, input.gradient_checkpointing)
             }
-            None => tape.tensor(&[batch, input.text.max_position_embeddings, input.unet.cross_attention_dim]),
         };
         let checkpointing = input.gradient_checkpointing;
         let predicted = networks::unet(&tape, &unet.root(), input.unet, &latents, &text, checkpointing);
@@ -277,7 +286,7 @@ impl Step {
             kept_small,
             on_top: tape.meter().peak().saturating_sub(kept),
             work: tape.meter().work(),
-            trained: (unet.trained_elements(), text_encoder.trained_elements()),
+            trained: unet.trained_elements() + encoders.iter().map(|network| network.trained_elements()).sum::<u64>(),
         })
     }
 }
@@ -314,8 +323,12 @@ impl MemoryPlan {
             (format!("{name} weights"), network.kept_bytes(width(kind), storage, input.device))
         };
         let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
-        let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.storage);
-        let text_encoder = (text_weights, bytes - unread_embeddings(input));
+        let text_encoders: Vec<(String, u64)> = std::iter::zip(["text encoder", "second text encoder"], input.texts)
+            .map(|(name, text)| {
+                let (name, bytes) = weights(name, walked_text(text), input.kind, input.storage);
+                (name, bytes - unread_embeddings(input, text))
+            })
+            .collect();
         let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
         let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
         let runtime = runtime(input.device, input.kind, step.work.products.len());
@@ -332,14 +345,15 @@ impl MemoryPlan {
             let work = encode.work.times(input.photos as f64);
             phase("latents", vec![encoder.clone(), activations, runtime.clone()], work);
         }
-        if input.text_lora.is_none() {
-            phase("prompt embeddings", vec![text_encoder.clone(), runtime.clone()], Work::default());
+        if input.text_loras.is_empty() {
+            let parts = text_encoders.iter().chain([&runtime]).cloned().collect();
+            phase("prompt embeddings", parts, Work::default());
         }
         let mut resident = vec![unet(input.kind)];
-        if input.text_lora.is_some() {
-            resident.push(text_encoder);
+        if !input.text_loras.is_empty() {
+            resident.extend(text_encoders);
         }
-        let trained = step.trained.0 + step.trained.1;
+        let trained = step.trained;
         resident.extend(adapter_parts(trained, input.optimizer_8bit));
         let mut micro_step = step.work;
         if !input.cache_latents {
@@ -389,10 +403,10 @@ fn gaps(device: Device, kept_small: u64) -> Option<(String, u64)> {
 
 /// Bytes of the token table that never come to memory where it is not streamed: it is mapped from the file, and prompts read few of
 /// its rows.
-fn unread_embeddings(input: &PlanInput) -> u64 {
+fn unread_embeddings(input: &PlanInput, text: &ClipTextConfig) -> u64 {
     let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && input.storage != Storage::Streamed;
     match stays_mapped {
-        true => (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind),
+        true => (text.vocab_size * text.hidden_size) as u64 * width(input.kind),
         false => 0,
     }
 }

@@ -1,5 +1,6 @@
-//! Single-file checkpoints of Stable Diffusion 1.x and 2.x: the key names of the original code, as ours.
-//! Reference: github.com/CompVis/stable-diffusion `openaimodel.py` and `model.py`, github.com/mlfoundations/open_clip.
+//! Single-file checkpoints of Stable Diffusion 1.x, 2.x and XL: the key names of the original code, as ours.
+//! Reference: github.com/CompVis/stable-diffusion `openaimodel.py` and `model.py`, github.com/mlfoundations/open_clip,
+//! github.com/Stability-AI/generative-models `encoders/modules.py`.
 
 use super::original_unet::UNetBlocks;
 use super::other_pipelines::SUPPORTED;
@@ -13,18 +14,29 @@ use tch::{Device, Kind};
 pub(super) const UNET: &str = "model.diffusion_model.";
 const VAE: &str = "first_stage_model.";
 const TEXT_ENCODER: &str = "cond_stage_model.";
+const CLIP: &str = "cond_stage_model.transformer.";
 const OPEN_CLIP: &str = "cond_stage_model.model.";
+/// Stable Diffusion XL's text encoders.
+const CONDITIONER: &str = "conditioner.embedders.";
+const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
+const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
+/// The second by transformers' names, which some programs write.
+const XL_CLIP_2: &str = "conditioner.embedders.1.transformer.";
+/// The refiner has the second alone, in the first's place.
+const REFINER: &str = "conditioner.embedders.0.model.";
 
-/// Which text encoder a checkpoint holds.
+/// The generation of a checkpoint's model, which its text encoders tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OriginalTextEncoder {
-    /// OpenAI's CLIP, as transformers names it: Stable Diffusion 1.x.
-    Clip,
-    /// OpenCLIP with fused projections: Stable Diffusion 2.x.
-    OpenClip,
+pub enum OriginalGeneration {
+    /// Stable Diffusion 1.x: OpenAI's CLIP, as transformers names it.
+    V1,
+    /// Stable Diffusion 2.x: OpenCLIP with fused projections.
+    V2,
+    /// Stable Diffusion XL: both.
+    Xl,
 }
 
-/// A single-file checkpoint that holds the three networks of a pipeline.
+/// A single-file checkpoint that holds all networks of a pipeline.
 pub struct OriginalCheckpoint {
     weights: WeightSet,
 }
@@ -36,23 +48,35 @@ impl std::fmt::Debug for OriginalCheckpoint {
 }
 
 impl OriginalCheckpoint {
-    /// Opens the checkpoint at `path` and checks that all three networks are in it.
+    /// Opens the checkpoint at `path` and checks that all networks are in it.
     pub fn open(path: &Path) -> Result<Self> {
         let weights = WeightSet::open_file(path)?;
         if let Some(refusal) = refusal(&weights) {
             return Err(Error::file(path, refusal));
         }
-        let missing: Vec<String> =
-            [("UNet", UNET, "input_blocks.0.0.weight"), ("VAE", VAE, "decoder."), ("text encoder", TEXT_ENCODER, "")]
-                .iter()
-                .filter(|(_, prefix, key)| !has_prefix(&weights, &format!("{prefix}{key}")))
-                .map(|(part, prefix, _)| format!("no {part} ({prefix}*)"))
-                .collect();
+        let has = |prefix: &str| has_prefix(&weights, prefix);
+        let mut networks = vec![("UNet", UNET, has(&format!("{UNET}input_blocks.0.0.weight")))];
+        networks.push(("VAE", VAE, has(&format!("{VAE}decoder."))));
+        match is_xl(&weights) {
+            true => networks.extend([
+                ("first text encoder", XL_CLIP, has(XL_CLIP)),
+                ("second text encoder", XL_OPEN_CLIP, has(XL_OPEN_CLIP) || has(XL_CLIP_2)),
+            ]),
+            false => networks.push(("text encoder", TEXT_ENCODER, has(TEXT_ENCODER))),
+        }
+        let all = networks.len();
+        let missing: Vec<String> = networks
+            .into_iter()
+            .filter(|(.., is_there)| !is_there)
+            .map(|(part, prefix, _)| format!("no {part} ({prefix}*)"))
+            .collect();
         if !missing.is_empty() {
-            return Err(Error::file(
-                path,
-                format!("has {}; a Stable Diffusion checkpoint holds all three networks", missing.join(" and ")),
-            ));
+            let (kind, all) = match all {
+                4 => ("Stable Diffusion XL", "four"),
+                _ => ("Stable Diffusion", "three"),
+            };
+            let message = format!("has {}; a {kind} checkpoint holds all {all} networks", missing.join(" and "));
+            return Err(Error::file(path, message));
         }
         Ok(Self { weights })
     }
@@ -62,12 +86,18 @@ impl OriginalCheckpoint {
         self.weights.origin()
     }
 
-    /// Which text encoder is in the file.
-    pub fn text_encoder_kind(&self) -> OriginalTextEncoder {
+    /// The generation of the model.
+    pub fn generation(&self) -> OriginalGeneration {
         match has_prefix(&self.weights, OPEN_CLIP) {
-            true => OriginalTextEncoder::OpenClip,
-            false => OriginalTextEncoder::Clip,
+            _ if is_xl(&self.weights) => OriginalGeneration::Xl,
+            true => OriginalGeneration::V2,
+            false => OriginalGeneration::V1,
         }
+    }
+
+    /// Everything that the file holds, under its own keys.
+    pub fn weights(&self) -> &WeightSet {
+        &self.weights
     }
 
     /// The UNet's weights under our keys. EMA weights (`model_ema.*`) are left out.
@@ -78,15 +108,25 @@ impl OriginalCheckpoint {
 
     /// The VAE's weights under our keys.
     pub fn vae(&self) -> WeightSet {
-        let levels = 1 + numbers(&self.weights, &format!("{VAE}decoder.up.")).last().copied().unwrap_or(0);
-        self.weights.taken_apart(|key| whole(vae_key(key, levels)))
+        original_vae(&self.weights)
     }
 
-    /// The text encoder's weights under our keys; OpenCLIP's fused projections are taken apart.
+    /// The text encoder's weights under our keys, of Stable Diffusion XL the first's; OpenCLIP's fused projections are taken apart.
     pub fn text_encoder(&self) -> WeightSet {
-        match self.text_encoder_kind() {
-            OriginalTextEncoder::Clip => self.weights.taken_apart(|key| whole(clip_key(key))),
-            OriginalTextEncoder::OpenClip => self.weights.taken_apart(open_clip_keys),
+        match self.generation() {
+            OriginalGeneration::V1 => self.weights.taken_apart(|key| whole(clip_key(key, CLIP))),
+            OriginalGeneration::V2 => self.weights.taken_apart(|key| open_clip_keys(key, OPEN_CLIP, false)),
+            OriginalGeneration::Xl => self.weights.taken_apart(|key| whole(clip_key(key, XL_CLIP))),
+        }
+    }
+
+    /// The same of Stable Diffusion XL's second text encoder, with its projection of whole texts.
+    pub fn text_encoder_2(&self) -> WeightSet {
+        match has_prefix(&self.weights, XL_OPEN_CLIP) {
+            true => self.weights.taken_apart(|key| open_clip_keys(key, XL_OPEN_CLIP, true)),
+            false => self
+                .weights
+                .taken_apart(|key| whole(key.strip_prefix(XL_CLIP_2).and_then(spelling::clip_text_with_projection))),
         }
     }
 
@@ -116,6 +156,22 @@ fn has_prefix(weights: &WeightSet, prefix: &str) -> bool {
     weights.keys().any(|key| key.starts_with(prefix))
 }
 
+/// Whether a checkpoint is of Stable Diffusion XL: by its text encoders, or by a UNet that is conditioned on sizes where it has none.
+fn is_xl(weights: &WeightSet) -> bool {
+    let inputs = || weights.shape(&format!("{UNET}label_emb.0.0.weight")).and_then(|shape| shape.get(1).copied());
+    has_prefix(weights, CONDITIONER) || inputs() == Some(XL_ADDITION_WIDTH)
+}
+
+/// Width of all that Stable Diffusion XL's UNet is told beside the text: an embedding of 1280, and six numbers of 256.
+const XL_ADDITION_WIDTH: i64 = 2816;
+
+/// The VAE's weights in a file of the original key names, a checkpoint or a VAE alone, under our keys.
+pub(crate) fn original_vae(weights: &WeightSet) -> WeightSet {
+    let starts = [VAE, ""].into_iter().find(|start| has_prefix(weights, &format!("{start}decoder."))).unwrap_or(VAE);
+    let levels = 1 + numbers(weights, &format!("{starts}decoder.up.")).last().copied().unwrap_or(0);
+    weights.taken_apart(|key| whole(key.strip_prefix(starts).and_then(|key| vae_key(key, levels))))
+}
+
 /// The numbers that follow `prefix` in the keys, sorted.
 pub(super) fn numbers(weights: &WeightSet, prefix: &str) -> BTreeSet<usize> {
     weights.keys().filter_map(|key| key.strip_prefix(prefix)?.split('.').next()?.parse().ok()).collect()
@@ -132,7 +188,7 @@ fn refusal(weights: &WeightSet) -> Option<String> {
         );
     }
     let foreign = [
-        ("conditioner.embedders.", "a Stable Diffusion XL checkpoint"),
+        (REFINER, "the refiner of Stable Diffusion XL, which only finishes pictures of the base model"),
         ("control_model.", "a ControlNet"),
         ("model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"),
         ("joint_blocks.", "a Stable Diffusion 3 checkpoint"),
@@ -141,11 +197,11 @@ fn refusal(weights: &WeightSet) -> Option<String> {
         ("single_transformer_blocks.", "the transformer of Flux"),
         ("add_embedding.linear_1.", "the UNet of Stable Diffusion XL"),
         ("text_model.", "a text encoder alone"),
-        (
-            "model.diffusion_model.label_emb.",
-            "a checkpoint with class conditioning (Stable Diffusion XL, unCLIP or an upscaler)",
-        ),
     ];
+    let is_of_classes = has_prefix(weights, "model.diffusion_model.label_emb.") && !is_xl(weights);
+    if is_of_classes {
+        return Some(format!("is a checkpoint with class conditioning (unCLIP or an upscaler); {SUPPORTED}"));
+    }
     if let Some((_, what)) = foreign.iter().find(|(prefix, _)| has_prefix(weights, prefix)) {
         return Some(format!("is {what}; {SUPPORTED}"));
     }
@@ -179,7 +235,6 @@ fn vae_key(key: &str, levels: usize) -> Option<String> {
         ("mid.attn_1.", "mid_block.attentions.0.to_"),
         ("norm_out.", "conv_norm_out."),
     ];
-    let key = key.strip_prefix(VAE)?;
     let Some((side @ ("encoder" | "decoder"), rest)) = key.split_once('.') else {
         return (key.starts_with("quant_conv.") || key.starts_with("post_quant_conv.")).then(|| key.to_owned());
     };
@@ -204,12 +259,13 @@ fn vae_key(key: &str, levels: usize) -> Option<String> {
     Some(key.to_owned())
 }
 
-fn clip_key(key: &str) -> Option<String> {
-    spelling::clip_text(key.strip_prefix("cond_stage_model.transformer.")?)
+fn clip_key(key: &str, start: &str) -> Option<String> {
+    spelling::clip_text(key.strip_prefix(start)?)
 }
 
-/// OpenCLIP's text tower; its projection and temperature are no part of what conditions the UNet.
-fn open_clip_keys(key: &str) -> Vec<(String, Part)> {
+/// OpenCLIP's text tower, whose keys begin with `start`. Its projection is kept as the matrix that a text is multiplied with from the
+/// left, the transpose of a linear layer's weight, and left out where it is not used, as its temperature always is.
+fn open_clip_keys(key: &str, start: &str, with_projection: bool) -> Vec<(String, Part)> {
     const ENDS: [(&str, &str); 3] = [
         ("token_embedding.", "embeddings.token_embedding."),
         ("positional_embedding", "embeddings.position_embedding.weight"),
@@ -222,9 +278,14 @@ fn open_clip_keys(key: &str) -> Vec<(String, Part)> {
         ("mlp.c_fc.", "mlp.fc1."),
         ("mlp.c_proj.", "mlp.fc2."),
     ];
-    let Some(key) = key.strip_prefix(OPEN_CLIP) else {
+    let Some(key) = key.strip_prefix(start) else {
         return Vec::new();
     };
+    match key {
+        "text_projection" if with_projection => return vec![("text_projection.weight".to_owned(), Part::Transposed)],
+        "text_projection.weight" if with_projection => return whole(Some(key.to_owned())),
+        _ => {}
+    }
     if let Some(renamed) = renamed(key, &ENDS) {
         return whole(Some(renamed));
     }
@@ -276,23 +337,30 @@ mod tests {
             ("encoder.conv_in.weight", "encoder.conv_in.weight"),
             ("post_quant_conv.weight", "post_quant_conv.weight"),
         ] {
-            assert_eq!(vae_key(&format!("{VAE}{original}"), 4).as_deref(), Some(ours));
+            assert_eq!(vae_key(original, 4).as_deref(), Some(ours));
         }
-        assert_eq!(vae_key("first_stage_model.loss.logvar", 4), None);
+        assert_eq!(vae_key("loss.logvar", 4), None);
     }
 
     #[test]
     fn a_fused_projection_is_three_weights() {
-        let keys = open_clip_keys("cond_stage_model.model.transformer.resblocks.7.attn.in_proj_bias");
+        let keys = open_clip_keys("cond_stage_model.model.transformer.resblocks.7.attn.in_proj_bias", OPEN_CLIP, false);
         assert_eq!(keys[1], ("encoder.layers.7.self_attn.k_proj.bias".to_owned(), Part::Band { index: 1, of: 3 }));
         assert_eq!(keys.len(), 3);
-        assert!(open_clip_keys("cond_stage_model.model.text_projection").is_empty());
+        assert!(open_clip_keys("cond_stage_model.model.text_projection", OPEN_CLIP, false).is_empty());
+        let projection = open_clip_keys("conditioner.embedders.1.model.text_projection", XL_OPEN_CLIP, true);
+        assert_eq!(projection, [("text_projection.weight".to_owned(), Part::Transposed)]);
     }
 
     #[test]
     fn other_kinds_of_files_are_named() {
-        let sdxl = ["conditioner.embedders.0.transformer.x.weight", "model.diffusion_model.input_blocks.0.0.weight"];
-        assert!(refused(&sdxl).contains("Stable Diffusion XL"));
+        let xl = ["conditioner.embedders.0.transformer.x", "model.diffusion_model.input_blocks.0.0.weight"];
+        let message = refused(&xl);
+        assert!(message.contains("no VAE (first_stage_model.*) and no second text encoder"), "{message}");
+        assert!(message.contains("a Stable Diffusion XL checkpoint holds all four networks"), "{message}");
+        assert!(
+            refused(&["conditioner.embedders.0.model.ln_final.weight"]).contains("the refiner of Stable Diffusion XL")
+        );
         assert!(refused(&["lora_unet_mid_block.lora_down.weight"]).contains("LoRA adapter"));
         assert!(refused(&["base_model.model.to_q.lora_A.weight"]).contains("LoRA adapter"));
         assert!(refused(&["down_blocks.0.resnets.0.conv1.weight"]).contains("diffusers layout"));

@@ -27,6 +27,79 @@ pub fn unet_module(path: &str, layers: usize) -> Option<String> {
     blocks.key(&format!("{UNET}{path}.weight"))?.strip_suffix(".weight").map(str::to_owned)
 }
 
+/// What the original code calls the UNet module at our `path`, in a UNet of `layers` blocks a level whose resampling levels on the way
+/// up have attention; none where such a UNet has no such module. The other way round is [`unet_module`].
+pub fn original_unet_module(path: &str, layers: usize) -> Option<String> {
+    if let Some(end) = whole_name(path, &ENDS) {
+        return Some(end);
+    }
+    let mut names = path.splitn(4, '.');
+    let original = match (names.next()?, names.next()?) {
+        ("mid_block", kind) => {
+            let index: usize = names.next()?.parse().ok()?;
+            let place = if kind == "resnets" { 2 * index } else { 1 };
+            format!("middle_block.{place}.{}", inner_name(kind, names.next()?)?)
+        }
+        (side @ ("down_blocks" | "up_blocks"), level) => {
+            let level: usize = level.parse().ok()?;
+            let (kind, rest) = (names.next()?, names.next()?);
+            let (index, rest) = rest.split_once('.')?;
+            let index: usize = index.parse().ok()?;
+            let first = level * (layers + 1);
+            match (side, kind) {
+                ("down_blocks", "downsamplers") => format!("input_blocks.{}.0.op", first + layers + 1),
+                ("up_blocks", "upsamplers") => format!("output_blocks.{}.2.conv", first + layers),
+                ("down_blocks", _) => {
+                    format!("input_blocks.{}.{}.{}", first + index + 1, place_of(kind), inner_name(kind, rest)?)
+                }
+                _ => format!("output_blocks.{}.{}.{}", first + index, place_of(kind), inner_name(kind, rest)?),
+            }
+        }
+        _ => return None,
+    };
+    (unet_module(&original, layers).as_deref() == Some(path)).then_some(original)
+}
+
+/// The place of a residual block, or of the attention behind it.
+fn place_of(kind: &str) -> usize {
+    usize::from(kind == "attentions")
+}
+
+/// What is inside a residual block by the original code's name; attention's names are the same.
+fn inner_name(kind: &str, rest: &str) -> Option<String> {
+    match kind {
+        "resnets" => whole_name(rest, &RESNET),
+        _ => Some(rest.to_owned()),
+    }
+}
+
+/// The original code's name of what `names` says we call `name`.
+fn whole_name(name: &str, names: &[(&str, &str)]) -> Option<String> {
+    let found = names.iter().find(|(_, ours)| ours.trim_end_matches('.') == name);
+    found.map(|(original, _)| original.trim_end_matches('.').to_owned())
+}
+
+/// What the original code calls the layers outside blocks, and what we do.
+const ENDS: [(&str, &str); 7] = [
+    ("input_blocks.0.0.", "conv_in."),
+    ("label_emb.0.0.", "add_embedding.linear_1."),
+    ("label_emb.0.2.", "add_embedding.linear_2."),
+    ("time_embed.0.", "time_embedding.linear_1."),
+    ("time_embed.2.", "time_embedding.linear_2."),
+    ("out.0.", "conv_norm_out."),
+    ("out.2.", "conv_out."),
+];
+
+/// The same of those in a residual block.
+const RESNET: [(&str, &str); 6] = [
+    ("in_layers.0.", "norm1."),
+    ("in_layers.2.", "conv1."),
+    ("emb_layers.1.", "time_emb_proj."),
+    ("out_layers.0.", "norm2."),
+    ("out_layers.3.", "conv2."),
+    ("skip_connection.", "conv_shortcut."),
+];
+
 /// Where each block of the original's flat lists stands: (level, index in it).
 pub(super) struct UNetBlocks {
     input: BTreeMap<usize, (usize, usize)>,
@@ -69,13 +142,6 @@ impl UNetBlocks {
     }
 
     pub(super) fn key(&self, key: &str) -> Option<String> {
-        const ENDS: [(&str, &str); 5] = [
-            ("input_blocks.0.0.", "conv_in."),
-            ("time_embed.0.", "time_embedding.linear_1."),
-            ("time_embed.2.", "time_embedding.linear_2."),
-            ("out.0.", "conv_norm_out."),
-            ("out.2.", "conv_out."),
-        ];
         let key = key.strip_prefix(UNET)?;
         if let Some(renamed) = renamed(key, &ENDS) {
             return Some(renamed);
@@ -101,14 +167,6 @@ impl UNetBlocks {
 
 /// The key of what is in a place of the flat lists: told from the child's own names.
 fn unet_child(block: &str, index: usize, rest: &str) -> String {
-    const RESNET: [(&str, &str); 6] = [
-        ("in_layers.0.", "norm1."),
-        ("in_layers.2.", "conv1."),
-        ("emb_layers.1.", "time_emb_proj."),
-        ("out_layers.0.", "norm2."),
-        ("out_layers.3.", "conv2."),
-        ("skip_connection.", "conv_shortcut."),
-    ];
     const RESAMPLE: [(&str, &str); 2] = [("op.", "downsamplers.0.conv."), ("conv.", "upsamplers.0.conv.")];
     if let Some(resnet) = renamed(rest, &RESNET) {
         format!("{block}.resnets.{index}.{resnet}")
@@ -177,10 +235,34 @@ mod tests {
             (2, "output_blocks.11.0.skip_connection", Some("up_blocks.3.resnets.2.conv_shortcut")),
             (1, "output_blocks.1.1.proj_in", Some("up_blocks.0.attentions.1.proj_in")),
             (2, "time_embed.2", Some("time_embedding.linear_2")),
-            (2, "label_emb.0.0", None),
+            (2, "label_emb.0.2", Some("add_embedding.linear_2")),
+            (2, "label_emb.1.0", None),
             (2, "input_blocks.999.0.in_layers.2", None),
         ] {
             assert_eq!(unet_module(path, layers).as_deref(), ours, "{path} of {layers} blocks a level");
+        }
+    }
+
+    #[test]
+    fn our_paths_of_stable_diffusion_xl_have_their_original_names() {
+        let block = "transformer_blocks.9.attn1.to_out.0";
+        for (ours, original) in [
+            (format!("down_blocks.1.attentions.0.{block}"), format!("input_blocks.4.1.{block}")),
+            (format!("down_blocks.2.attentions.1.{block}"), format!("input_blocks.8.1.{block}")),
+            (format!("mid_block.attentions.0.{block}"), format!("middle_block.1.{block}")),
+            (format!("up_blocks.0.attentions.2.{block}"), format!("output_blocks.2.1.{block}")),
+            ("up_blocks.1.attentions.0.proj_in".into(), "output_blocks.3.1.proj_in".into()),
+            ("up_blocks.2.resnets.2.conv_shortcut".into(), "output_blocks.8.0.skip_connection".into()),
+            ("up_blocks.1.upsamplers.0.conv".into(), "output_blocks.5.2.conv".into()),
+            ("down_blocks.0.downsamplers.0.conv".into(), "input_blocks.3.0.op".into()),
+            ("mid_block.resnets.1.time_emb_proj".into(), "middle_block.2.emb_layers.1".into()),
+            ("add_embedding.linear_2".into(), "label_emb.0.2".into()),
+            ("conv_out".into(), "out.2".into()),
+        ] {
+            assert_eq!(original_unet_module(&ours, 2).as_deref(), Some(original.as_str()), "{ours}");
+        }
+        for none in ["down_blocks.0.resnets.2.conv1", "down_blocks.0", "x", "up_blocks.0.attentions.3.proj_in"] {
+            assert_eq!(original_unet_module(none, 2), None, "{none}");
         }
     }
 }

@@ -1,15 +1,16 @@
-//! The names of pipelines that are not Stable Diffusion 1.x or 2.x, told by what diffusers writes into their folders.
+//! The names of pipelines that are not Stable Diffusion 1.x, 2.x or XL, told by what diffusers writes into their folders.
 
 use crate::regular_file::{self, FileKind};
 use serde_json::Value;
 use std::path::Path;
 
 /// What every refusal of another model ends with.
-pub(crate) const SUPPORTED: &str = "this version supports Stable Diffusion 1.x and 2.x";
+pub(crate) const SUPPORTED: &str = "this version supports Stable Diffusion 1.x, 2.x and XL";
 
 /// How the names of diffusers' classes begin, and what people call the models; the first that fits.
 const FAMILIES: &[(&str, &str)] = &[
-    ("StableDiffusionXL", "Stable Diffusion XL"),
+    ("StableDiffusionXLInpaint", "Stable Diffusion XL for inpainting"),
+    ("StableDiffusionXLInstructPix2Pix", "Stable Diffusion XL for edits by instruction"),
     ("StableDiffusion3", "Stable Diffusion 3"),
     ("SD3", "Stable Diffusion 3"),
     ("StableCascade", "Stable Cascade"),
@@ -41,14 +42,20 @@ fn family(class: &str) -> Option<&'static str> {
     FAMILIES.iter().find(|(start, _)| class.starts_with(start)).map(|(_, name)| *name)
 }
 
-/// What the pipeline of a model_index.json is, in words; none where it is Stable Diffusion 1.x or 2.x.
+/// What people call the second stage of Stable Diffusion XL.
+const REFINER: &str = "the refiner of Stable Diffusion XL, which only finishes pictures of the base model";
+
+/// What the pipeline of a model_index.json is, in words; none where it is Stable Diffusion 1.x, 2.x or XL.
 pub(crate) fn of_index(index: &Value) -> Option<String> {
     let class = index.get("_class_name").and_then(Value::as_str);
     if let Some(name) = class.and_then(family) {
         return Some(name.to_owned());
     }
     let has = |part: &str| index.get(part).and_then(|value| value.get(0)).is_some_and(Value::is_string);
-    let is_other = !has("unet") || has("text_encoder_2") || has("transformer");
+    if has("unet") && has("text_encoder_2") && !has("text_encoder") {
+        return Some(REFINER.to_owned());
+    }
+    let is_other = !has("unet") || has("transformer");
     is_other.then(|| class.map_or("a pipeline of an unknown kind".to_owned(), |class| format!("a {class}")))
 }
 
@@ -65,10 +72,8 @@ pub(crate) fn of_folder(root: &Path) -> Option<String> {
     if let Some(class) = class(json("transformer/config.json")) {
         return Some(family(&class).map_or_else(|| format!("a {class}"), str::to_owned));
     }
-    // The UNet of Stable Diffusion XL is conditioned on sizes too.
-    let is_xl = root.join("text_encoder_2").is_dir()
-        || json("unet/config.json").is_some_and(|config| config["addition_embed_type"] == "text_time");
-    is_xl.then(|| "Stable Diffusion XL".to_owned())
+    let is_refiner = root.join("text_encoder_2").is_dir() && !root.join("text_encoder").is_dir();
+    is_refiner.then(|| REFINER.to_owned())
 }
 
 #[cfg(test)]
@@ -89,8 +94,8 @@ mod tests {
     #[test]
     fn other_models_are_called_by_name() {
         for (class, name) in [
-            ("StableDiffusionXLPipeline", "Stable Diffusion XL"),
-            ("StableDiffusionXLImg2ImgPipeline", "Stable Diffusion XL"),
+            ("StableDiffusionXLInpaintPipeline", "Stable Diffusion XL for inpainting"),
+            ("StableDiffusionXLInstructPix2PixPipeline", "Stable Diffusion XL for edits by instruction"),
             ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
             ("FluxPipeline", "Flux"),
             ("PixArtSigmaPipeline", "PixArt"),
@@ -101,14 +106,22 @@ mod tests {
         }
         let transformer = json!({ "_class_name": "SD3Transformer2DModel" });
         assert_eq!(folder(&[("transformer/config.json", transformer)]).as_deref(), Some("Stable Diffusion 3"));
-        let unet = json!({ "_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time" });
-        assert_eq!(folder(&[("unet/config.json", unet)]).as_deref(), Some("Stable Diffusion XL"));
+        let refiner = json!({ "_class_name": "StableDiffusionXLImg2ImgPipeline", "unet": ["diffusers", "U"],
+            "text_encoder": [null, null], "text_encoder_2": ["transformers", "C"] });
+        assert!(of_index(&refiner).unwrap().starts_with("the refiner of Stable Diffusion XL"));
+        let found = folder(&[("text_encoder_2/config.json", json!({}))]).unwrap();
+        assert!(found.starts_with("the refiner of Stable Diffusion XL"), "{found}");
     }
 
     #[test]
     fn stable_diffusion_itself_is_none_of_them() {
         let unet = ("unet/config.json", json!({ "_class_name": "UNet2DConditionModel" }));
-        for class in ["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline"] {
+        for class in [
+            "StableDiffusionXLPipeline",
+            "StableDiffusionPipeline",
+            "StableDiffusionImg2ImgPipeline",
+            "LatentConsistencyModelPipeline",
+        ] {
             let index =
                 json!({ "_class_name": class, "unet": ["diffusers", "U"], "text_encoder": ["transformers", "C"] });
             assert_eq!(of_index(&index), None);

@@ -10,6 +10,15 @@ pub fn clip_text(key: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// The same of a text model with a projection of whole texts, which is a part of it.
+pub fn clip_text_with_projection(key: &str) -> Option<String> {
+    let key = key.strip_prefix("text_model.").unwrap_or(key);
+    match key {
+        "text_projection.weight" => Some(key.to_owned()),
+        _ => clip_text(key),
+    }
+}
+
 /// The VAE's attention was `query`, `key`, `value` and `proj_attn` before diffusers 0.17.
 pub fn vae(key: &str) -> Option<String> {
     if !key.contains(".attentions.") {
@@ -39,6 +48,9 @@ mod tests {
         assert_eq!(clip_text(&format!("text_model.{new}")).as_deref(), Some(new));
         assert_eq!(clip_text(new).as_deref(), Some(new));
         assert_eq!(clip_text("text_model.embeddings.position_ids"), None);
+        assert_eq!(clip_text("text_projection.weight"), None);
+        assert_eq!(clip_text_with_projection("text_projection.weight").as_deref(), Some("text_projection.weight"));
+        assert_eq!(clip_text_with_projection(&format!("text_model.{new}")).as_deref(), Some(new));
         let new = "decoder.mid_block.attentions.0.to_out.0.bias";
         assert_eq!(vae("decoder.mid_block.attentions.0.proj_attn.bias").as_deref(), Some(new));
         assert_eq!(vae(new).as_deref(), Some(new));

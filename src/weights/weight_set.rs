@@ -42,6 +42,8 @@ pub(super) enum Part {
     RotaryPairs {
         heads: i64,
     },
+    /// Its transpose.
+    Transposed,
 }
 
 struct Entry {
@@ -192,8 +194,10 @@ impl WeightSet {
     pub fn shape(&self, key: &str) -> Option<Vec<i64>> {
         let entry = self.entries.get(key)?;
         let (mut shape, _) = entry.file.info(&entry.name)?;
-        if let (Part::Band { of, .. }, Some(rows)) = (entry.part, shape.first_mut()) {
-            *rows /= of;
+        match (entry.part, shape.first_mut()) {
+            (Part::Band { of, .. }, Some(rows)) => *rows /= of,
+            (Part::Transposed, _) => shape.reverse(),
+            _ => {}
         }
         Some(shape)
     }
@@ -260,6 +264,33 @@ impl WeightSet {
         self.entries.get(key).ok_or_else(missing)
     }
 
+    /// Where the weights are in their files: the name of each stored tensor, and the keys of the weights that it holds, from its
+    /// first row down.
+    pub fn stored(&self) -> BTreeMap<String, Vec<String>> {
+        let mut stored: BTreeMap<String, Vec<(i64, String)>> = BTreeMap::new();
+        for (key, entry) in &self.entries {
+            let place = match entry.part {
+                Part::Band { index, .. } => index,
+                Part::Whole | Part::RotaryPairs { .. } | Part::Transposed => 0,
+            };
+            stored.entry(entry.name.clone()).or_default().push((place, key.clone()));
+        }
+        let in_order = |mut keys: Vec<(i64, String)>| {
+            keys.sort();
+            keys.into_iter().map(|(_, key)| key).collect()
+        };
+        stored.into_iter().map(|(name, keys)| (name, in_order(keys))).collect()
+    }
+
+    /// The stored tensor whose weights are `parts`, in the order of [`WeightSet::stored`]; `key` is the first one's.
+    pub fn put_together(&self, key: &str, parts: &[Tensor]) -> Result<Tensor> {
+        Ok(match (self.entry(key)?.part, parts) {
+            (Part::Transposed, [whole]) => whole.f_tr()?.f_contiguous()?,
+            (_, [whole]) => whole.shallow_clone(),
+            (_, bands) => Tensor::f_cat(bands, 0)?,
+        })
+    }
+
     /// Lets the file's pages of `key` leave memory, after the weight was copied elsewhere.
     pub fn let_go(&self, key: &str) {
         if let Some(entry) = self.entries.get(key) {
@@ -285,12 +316,13 @@ impl Part {
                 let pairs = [&[heads, rows / heads / 2, 2], size.get(1..).unwrap_or_default()].concat();
                 Ok(tensor.f_view(pairs.as_slice())?.f_transpose(1, 2)?.f_reshape(&size)?)
             }
+            Self::Transposed => Ok(tensor.f_tr()?.f_contiguous()?),
         }
     }
 
     /// Whether the weight no longer lies over its file.
     fn is_copied(self) -> bool {
-        matches!(self, Self::RotaryPairs { .. })
+        matches!(self, Self::RotaryPairs { .. } | Self::Transposed)
     }
 }
 

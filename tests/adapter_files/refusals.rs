@@ -122,8 +122,7 @@ fn an_adapter_with_nan_is_refused_by_every_command_with_its_file_and_key() {
 #[test]
 fn every_command_names_both_models_and_pickles_are_not_read() {
     let dir = tempfile::tempdir().unwrap();
-    let file =
-        file_of(dir.path(), &[("lora_te2_text_model_encoder_layers_0_mlp_fc1", 1280, 5120)]).display().to_string();
+    let file = file_of(dir.path(), &[("lora_unet_double_blocks_0_img_attn_proj", 3072, 3072)]).display().to_string();
     let [out, pickles] = ["out", "pickles"].map(|name| dir.path().join(name).display().to_string());
     let (tiny, photos) = (model("tiny").display().to_string(), photos(3, 0).display().to_string());
     let mut complaints = Complaints::default();
@@ -138,7 +137,7 @@ fn every_command_names_both_models_and_pickles_are_not_read() {
         [format!("adapter inspect {adapter}"), format!("adapter convert {adapter} --to peft --output {out}")]
     };
     for line in commands(&file).into_iter().chain(without_model(&file)) {
-        let expected = ["is a LoRA for Stable Diffusion XL", "Stable Diffusion 1.x"];
+        let expected = ["is a LoRA for Flux", "Stable Diffusion 1.x"];
         complaints.refused(&line, &words(&line), 1, &expected);
     }
     std::fs::create_dir(&pickles).unwrap();

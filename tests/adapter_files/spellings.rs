@@ -44,7 +44,7 @@ struct Spelling {
 fn write_as(path: &Path, set: &AdapterSet, spelling: &Spelling) {
     let mut tensors = BTreeMap::new();
     for (part, adapter) in set.parts() {
-        let start = spelling.starts[usize::from(part == Part::TextEncoder)];
+        let start = spelling.starts[usize::from(part.is_text_encoder())];
         for module in adapter.modules() {
             let stem = format!("{start}{}", (spelling.path)(part, &module));
             let of = |which: &str| &adapter.tensors[&format!("{module}.lora_{which}.weight")];
@@ -68,15 +68,15 @@ fn every_programs_spelling_computes_what_peft_computes() {
     let as_is = |_: Part, path: &str| path.to_owned();
     let flat = |part: Part, path: &str| match part {
         Part::UNet => path.replace('.', "_"),
-        Part::TextEncoder => format!("text_model_{}", path.replace('.', "_")),
+        _ => format!("text_model_{}", path.replace('.', "_")),
     };
     let original_dots = |part: Part, path: &str| match part {
         Part::UNet => original(path),
-        Part::TextEncoder => format!("text_model.{path}"),
+        _ => format!("text_model.{path}"),
     };
     let original_flat = |part: Part, path: &str| match part {
         Part::UNet => original(path).replace('.', "_"),
-        Part::TextEncoder => format!("text_model_{}", path.replace('.', "_")),
+        _ => format!("text_model_{}", path.replace('.', "_")),
     };
     let (kohya, peft) = (["lora_down.weight", "lora_up.weight"], ["lora_A.weight", "lora_B.weight"]);
     let named = ["lora_A.default.weight", "lora_B.default.weight"];
@@ -164,7 +164,7 @@ fn alphas_in_tensors_and_in_the_metadata_must_agree() {
     };
     let error = refusal(&file(8));
     assert!(error.contains("alpha 2") && error.contains("8 in its metadata"), "{error}");
-    assert_eq!(read_any(&file(2), Some(&base())).unwrap().unet.unwrap().config.lora_alpha, 2.0);
+    assert_eq!(read_any(&file(2), Some(&base())).unwrap().part(Part::UNet).unwrap().config.lora_alpha, 2.0);
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn foreign_keys_are_left_out_with_a_warning_and_nothing_known_is_an_error() {
     let foreign: Vec<(&str, Tensor)> =
         ["bundle_emb.a.clip_l", "bundle_emb.b.clip_l", "emb_params", "noise"].map(|key| (key, randn(&[2, 4]))).into();
     let set = read_any(&file_with(dir.path(), "lora.safetensors", &foreign), Some(&base())).unwrap();
-    assert_eq!(set.unet.unwrap().modules(), ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]);
+    assert_eq!(set.part(Part::UNet).unwrap().modules(), ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]);
     let [text] = &set.warnings[..] else { panic!("{:?}", set.warnings) };
     for word in ["4 of its 6", "`bundle_emb.a.clip_l`, `bundle_emb.b.clip_l`, `emb_params`, …", "lora.safetensors"] {
         assert!(text.contains(word), "{text}");
@@ -264,7 +264,7 @@ fn lycoris_kernels_between_a_pair_become_the_convolutions_own() {
         .map(|(end, tensor)| (format!("{at}.{end}.weight"), tensor.shallow_clone()));
     let more: Vec<(&str, Tensor)> = more.iter().map(|(key, t)| (key.as_str(), t.shallow_clone())).collect();
     let set = read_any(&file_with(dir.path(), "lora.safetensors", &more), Some(&base())).unwrap();
-    let unet = set.unet.unwrap();
+    let unet = set.part(Part::UNet).unwrap();
     let [a, b] = ["A", "B"].map(|which| unet.tensors[&format!("mid_block.resnets.0.conv1.lora_{which}.weight")].copy());
     let change = b.flatten(1, -1).matmul(&a.flatten(1, -1)).view([n, n, k, k]);
     // Place by place: up · middle · down.

@@ -17,14 +17,19 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from adapters import compute
+
 
 def main(out, model, inputs, peft=None, lora=None, merged=None):
-    pipeline = StableDiffusionPipeline.from_pretrained(merged or model, safety_checker=None, torch_dtype=torch.float32)
-    networks = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    if (Path(model) / "text_encoder_2").exists():
+        pipeline = StableDiffusionXLPipeline.from_pretrained(merged or model, torch_dtype=torch.float32, add_watermarker=False)
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(merged or model, safety_checker=None, torch_dtype=torch.float32)
+    networks = {part: getattr(pipeline, part) for part in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, part)}
     if peft:
         for part in networks:
             if not (Path(peft) / part).exists():
@@ -40,12 +45,12 @@ def main(out, model, inputs, peft=None, lora=None, merged=None):
         assert count == written, (count, written)
     given = load_file(inputs)
     computed = {}
-    with torch.no_grad():
-        if "unet.latents" in given:
-            computed["unet"] = networks["unet"](given["unet.latents"], given["unet.timesteps"], given["unet.context"])[0]
-        if "text_encoder.input_ids" in given:
-            computed["text_encoder"] = networks["text_encoder"](given["text_encoder.input_ids"])[0]
-    save_file({name: tensor.contiguous() for name, tensor in computed.items()}, out)
+    for part, network in networks.items():
+        names = ["latents", "timesteps", "context", "pooled", "time_ids"] if part == "unet" else ["input_ids"]
+        own = {name: given[f"{part}.{name}"] for name in names if f"{part}.{name}" in given}
+        if own:
+            computed[part] = compute(network, own)
+    save_file(computed, out)
 
 
 if __name__ == "__main__":

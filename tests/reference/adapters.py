@@ -3,7 +3,7 @@
     adapters.py OUT_DIR '{"model": DIR, "unet": {"r": 4, "lora_alpha": 6, "target_modules": ["to_q", "to_v"]}}'
 
 model          a folder in the diffusers layout
-unet, text_encoder   LoraConfig's fields (use_rslora, use_dora, rank_pattern, alpha_pattern, bias, modules_to_save, …; target_modules a
+unet, text_encoder, text_encoder_2   LoraConfig's fields (use_rslora, use_dora, rank_pattern, alpha_pattern, bias, modules_to_save, …; target_modules a
                list, a regular expression or "all-linear"); a part left out gets no adapter
 seed           of the adapter's weights and of the inputs, 0
 formats        any of "peft", "peft-transformers4", "diffusers", "diffusers-old", "kohya"; by default ["peft"]
@@ -13,7 +13,7 @@ Writes under OUT_DIR:
   peft/{unet,text_encoder}/   as PEFT saves them; peft-transformers4/: the text encoder's keys with `text_model.`
   diffusers/pytorch_lora_weights.safetensors       PEFT's keys and the configuration as metadata
   diffusers-old/pytorch_lora_weights.safetensors   `lora.down` and `lora.up`, the scale multiplied into `up`
-  kohya/lora.safetensors      `lora_unet_…`, `lora_te_…` with `.alpha` (diffusers 0.42 reads such a text encoder
+  kohya/lora.safetensors      `lora_unet_…`, `lora_te_…` (of SDXL `lora_te1_…` and `lora_te2_…`, and the UNet's in the original names) with `.alpha` (diffusers 0.42 reads such a text encoder
                               only if some `out_proj` is among its targets)
   report.json                 {part: {trainable: the line that PEFT prints, targets: module names, scaling: {module: number}}}
   outputs.safetensors         unet.latents, unet.timesteps, unet.context, text_encoder.input_ids: the inputs; for each part
@@ -29,11 +29,13 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from single_file import unet_key
 
 PREFIX = "base_model.model."
 
@@ -41,23 +43,30 @@ PREFIX = "base_model.model."
 def load(model, part):
     if part == "unet":
         return UNet2DConditionModel.from_pretrained(model, subfolder=part, torch_dtype=torch.float32).eval()
-    return CLIPTextModel.from_pretrained(model, subfolder=part, dtype=torch.float32).eval()
+    text_class = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+    return text_class.from_pretrained(model, subfolder=part, dtype=torch.float32).eval()
 
 
 def inputs(part, network, generator):
-    if part == "text_encoder":
+    if part != "unet":
         return {"input_ids": torch.randint(0, 49406, (2, 77), generator=generator)}
     size = 2 ** len(network.config.block_out_channels)
-    return {
+    given = {
         "latents": torch.randn(2, 4, size, 2 * size, generator=generator),
         "timesteps": torch.tensor([17, 801]),
         "context": torch.randn(2, 77, network.config.cross_attention_dim, generator=generator),
     }
+    if network.config.addition_embed_type == "text_time":
+        width = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
+        given |= {"pooled": torch.randn(2, width, generator=generator), "time_ids": torch.tensor([[1024.0, 768, 0, 33, 512, 512], [64, 64, 0, 0, 64, 64]])}
+    return given
 
 
 def compute(network, given):
+    given = dict(given)
+    more = {"added_cond_kwargs": {"text_embeds": given.pop("pooled"), "time_ids": given.pop("time_ids")}} if "pooled" in given else {}
     with torch.no_grad():
-        return network(*given.values())[0].contiguous()
+        return network(*given.values(), **more)[0].contiguous()
 
 
 def train(model, generator):
@@ -99,17 +108,19 @@ def write_peft_transformers4(folder, part, model):
 
 
 def in_pipeline(part, module):
-    return f"text_encoder.text_model.{module}" if part == "text_encoder" else f"unet.{module}"
+    below = "" if part == "unet" or module.startswith("text_model.") else "text_model."
+    return f"{part}.{below}{module}"
 
 
 def write_diffusers(folder, models):
     layers, metadata = {}, {}
     for part, model in models.items():
-        below = "text_model." if part == "text_encoder" else ""
+        below = "text_model." if part == "text_encoder" else ""  # CLIPTextModelWithProjection has kept it
         layers[f"{part}_lora_layers"] = {below + key.removeprefix(PREFIX): tensor for key, tensor in get_peft_model_state_dict(model).items()}
         config = model.peft_config["default"].to_dict()
         metadata[f"{part}_lora_adapter_metadata"] = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-    StableDiffusionPipeline.save_lora_weights(folder / "diffusers", **layers, **metadata)
+    pipeline_class = StableDiffusionXLPipeline if "text_encoder_2" in models else StableDiffusionPipeline
+    pipeline_class.save_lora_weights(folder / "diffusers", **layers, **metadata)
 
 
 def scalings(model):
@@ -129,11 +140,15 @@ def write_diffusers_old(folder, models):
 
 
 def write_kohya(folder, models):
-    weights = {}
+    weights, xl = {}, "text_encoder_2" in models
+    starts = {"unet": "lora_unet", "text_encoder": "lora_te1" if xl else "lora_te", "text_encoder_2": "lora_te2"}
     for part, model in models.items():
         for key, tensor in get_peft_model_state_dict(model).items():
             module, which = path_of(key)
-            name = in_pipeline(part, module).replace("text_encoder.", "lora_te.").replace("unet.", "lora_unet.").replace(".", "_")
+            path = in_pipeline(part, module).removeprefix(f"{part}.")
+            if xl and part == "unet":
+                path = unet_key(f"{path}.weight", 2, True).removesuffix(".weight")
+            name = f"{starts[part]}_{path}".replace(".", "_")
             weights[f"{name}.{'lora_down' if which == 'lora_A.weight' else 'lora_up'}.weight"] = tensor
             if which == "lora_A.weight":
                 weights[f"{name}.alpha"] = torch.tensor(float(scalings(model)[module] * tensor.shape[0]))
@@ -148,12 +163,12 @@ def report(model):
     return {"trainable": printed.getvalue().strip(), "targets": model.base_model.targeted_module_names, "scaling": scalings(model)}
 
 
-def main(out, model, unet=None, text_encoder=None, seed=0, formats=("peft",), outputs=True):
+def main(out, model, unet=None, text_encoder=None, text_encoder_2=None, seed=0, formats=("peft",), outputs=True):
     out, source = Path(out), model
     out.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     models, reports, computed, merged, before = {}, {}, {}, {}, {}
-    for part, config in {"unet": unet, "text_encoder": text_encoder}.items():
+    for part, config in {"unet": unet, "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}.items():
         if config is None:
             continue
         torch.manual_seed(seed)

@@ -6,9 +6,17 @@
 `medium`  Stable Diffusion 1 at half its width, with a quarter of its weights
 `sd15`    Stable Diffusion 1.4 and 1.5
 `sd21`    Stable Diffusion 2.1
+`tiny-xl`    three levels (VAE scale factor 8), SDXL style: two text encoders, deeper transformers, whole texts and sizes beside the
+             timestep; heads, groups and sinusoids are as wide as the published model's, which a single file does not tell
+`tiny-xl-v`  the same with v-prediction and zero terminal SNR
+`sdxl`    Stable Diffusion XL 1.0
 """
 
-VARIANTS = ("tiny", "tiny4", "tiny-v", "medium", "sd15", "sd21")
+VARIANTS = ("tiny", "tiny4", "tiny-v", "medium", "sd15", "sd21", "tiny-xl", "tiny-xl-v", "sdxl")
+
+
+def is_xl(variant):
+    return variant in ("tiny-xl", "tiny-xl-v", "sdxl")
 
 
 def is_v2(variant):
@@ -16,6 +24,8 @@ def is_v2(variant):
 
 
 def unet(variant):
+    if is_xl(variant):
+        return xl_unet(tiny=variant != "sdxl")
     levels = 2 if variant == "tiny" else 4
     shared = dict(
         down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
@@ -31,7 +41,24 @@ def unet(variant):
     }[variant] | shared
 
 
+def xl_unet(tiny):
+    shared = dict(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+    )
+    if tiny:
+        own = dict(sample_size=16, block_out_channels=(64, 128, 128), attention_head_dim=[1, 2, 2], cross_attention_dim=192, transformer_layers_per_block=[1, 2, 3])
+        return shared | own | dict(projection_class_embeddings_input_dim=128 + 6 * 256)
+    own = dict(sample_size=128, block_out_channels=(320, 640, 1280), attention_head_dim=[5, 10, 20], cross_attention_dim=2048, transformer_layers_per_block=[1, 2, 10])
+    return shared | own | dict(projection_class_embeddings_input_dim=1280 + 6 * 256)
+
+
 def vae(variant):
+    if is_xl(variant):
+        return vae("sd15" if variant == "sdxl" else "tiny-v") | dict(sample_size=1024 if variant == "sdxl" else 128, scaling_factor=0.13025, force_upcast=True)
     channels = {"tiny": (32, 64), "tiny4": (32, 32, 64, 64), "tiny-v": (32, 32, 64, 64), "medium": (64, 128, 256, 256)}.get(variant, (128, 256, 512, 512))
     return dict(
         sample_size={"medium": 256, "sd15": 512, "sd21": 768}.get(variant, 64),
@@ -52,7 +79,9 @@ def text_encoder(variant):
         "medium": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=3, projection_dim=768),
         "sd15": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, projection_dim=768),
         "sd21": dict(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23, projection_dim=512),
-    }[variant] | dict(
+        "tiny-xl": dict(hidden_size=64, intermediate_size=96, num_attention_heads=1, num_hidden_layers=3, projection_dim=64),
+        "sdxl": dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12, projection_dim=768),
+    }[variant.removesuffix("-v") if is_xl(variant) else variant] | dict(
         vocab_size=49408,
         max_position_embeddings=77,
         hidden_act="gelu" if is_v2(variant) else "quick_gelu",
@@ -60,6 +89,14 @@ def text_encoder(variant):
         eos_token_id=2,
         pad_token_id=1,
     )
+
+
+def text_encoder_2(variant):
+    """Of SDXL alone."""
+    sizes = dict(hidden_size=128, intermediate_size=160, num_attention_heads=2, num_hidden_layers=3, projection_dim=128)
+    if variant == "sdxl":
+        sizes = dict(hidden_size=1280, intermediate_size=5120, num_attention_heads=20, num_hidden_layers=32, projection_dim=1280)
+    return text_encoder(variant) | sizes | dict(hidden_act="gelu")
 
 
 # What the repositories on the hub hold in scheduler_config.json, `skip_prk_steps` of a DDIM scheduler included.
@@ -77,6 +114,10 @@ SCHEDULER = dict(
 
 
 def scheduler(variant):
+    if is_xl(variant):
+        own = dict(_class_name="EulerDiscreteScheduler", prediction_type="epsilon", timestep_spacing="leading", interpolation_type="linear", use_karras_sigmas=False)
+        zero_snr = dict(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True)
+        return SCHEDULER | own | (zero_snr if variant == "tiny-xl-v" else {})
     if is_v2(variant):
         return SCHEDULER | dict(_class_name="DDIMScheduler", prediction_type="v_prediction")
     return SCHEDULER | dict(_class_name="PNDMScheduler")

@@ -34,7 +34,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_snr
 from peft import LoraConfig, PeftModel, get_peft_model
 from torchvision.transforms import functional
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import photos
 
@@ -53,7 +53,8 @@ class Options:
     train_text_encoder: bool = False
     init_adapter: str = None  # a folder with unet/ and text_encoder/; otherwise fresh adapters of these shapes:
     lora: dict = field(default_factory=lambda: dict(r=8, lora_alpha=32, target_modules=["to_q", "to_v"]))
-    lora_text_encoder: dict = field(default_factory=lambda: dict(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
+    lora_text_encoder: dict = field(default_factory=lambda: dict(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"]))  # of SDXL, both
+    text_encoder_lr: float = None
     max_train_steps: int = 20
     train_batch_size: int = 1
     gradient_accumulation_steps: int = 1
@@ -80,9 +81,9 @@ class Options:
 class Photos:
     """One folder's photos with their prompt, sorted by name."""
 
-    def __init__(self, folder, prompt, tokenizer, options):
+    def __init__(self, folder, prompt, tokenizers, options):
         self.paths = sorted(path for path in Path(folder).iterdir() if path.suffix != ".txt")
-        self.prompt, self.tokenizer, self.options, self.resized = prompt, tokenizer, options, {}
+        self.prompt, self.tokenizers, self.options, self.resized = prompt, tokenizers, options, {}
 
     def __len__(self):
         return len(self.paths)
@@ -92,13 +93,22 @@ class Photos:
         if path not in self.resized:
             self.resized[path] = photos.resized(path, resolution)
         photo = self.resized[path]
-        crop = functional.center_crop(photo, resolution) if self.options.center_crop else photos.random_crop(photo, resolution)
-        return photos.as_tensor(crop)
+        width, height = photo.size
+        if self.options.center_crop:
+            top, left = round((height - resolution) / 2.0), round((width - resolution) / 2.0)
+        elif width == height:
+            top = left = 0
+        else:  # RandomCrop of torchvision: top, then left, from torch's own generator
+            top, left = (int(torch.randint(0, side - resolution + 1, (1,))) for side in (height, width))
+        width, height = photos.open_photo(path).size
+        self.time_ids = [height, width, top, left, resolution, resolution]
+        return photos.as_tensor(functional.crop(photo, top, left, resolution, resolution))
 
     def input_ids(self, place):
         caption = self.paths[place % len(self.paths)].with_suffix(".txt")
         prompt = caption.read_text().strip() if caption.exists() else self.prompt
-        return self.tokenizer(prompt, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt").input_ids[0]
+        options = dict(padding="max_length", truncation=True, return_tensors="pt")
+        return torch.cat([tokenizer(prompt, max_length=tokenizer.model_max_length, **options).input_ids for tokenizer in self.tokenizers])
 
 
 def batches(folders, options):
@@ -142,25 +152,31 @@ class Trainer:
         weight_dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
         self.weight_dtype = weight_dtype
         self.scheduler = DDPMScheduler.from_pretrained(options.model, subfolder="scheduler")
-        tokenizer = CLIPTokenizer.from_pretrained(options.model, subfolder="tokenizer")
+        texts = {"text_encoder": CLIPTextModel}
+        if (Path(options.model) / "text_encoder_2").exists():
+            texts["text_encoder_2"] = CLIPTextModelWithProjection
+        tokenizers = [CLIPTokenizer.from_pretrained(options.model, subfolder=part.replace("text_encoder", "tokenizer")) for part in texts]
         self.vae = AutoencoderKL.from_pretrained(options.model, subfolder="vae", torch_dtype=torch.float32).requires_grad_(False)
-        text_encoder = CLIPTextModel.from_pretrained(options.model, subfolder="text_encoder", dtype=torch.float32)
+        encoders = {part: text_class.from_pretrained(options.model, subfolder=part, dtype=torch.float32) for part, text_class in texts.items()}
         unet = UNet2DConditionModel.from_pretrained(options.model, subfolder="unet", torch_dtype=torch.float32)
         if options.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.unet = with_adapter(unet, "unet", options.lora, options).to(options.device).train()
         self.vae.to(options.device, dtype=weight_dtype)
         if options.train_text_encoder:
-            self.text_encoder = with_adapter(text_encoder, "text_encoder", options.lora_text_encoder, options).to(options.device).train()
+            self.encoders = {part: with_adapter(model, part, options.lora_text_encoder, options).to(options.device).train() for part, model in encoders.items()}
         else:
-            self.text_encoder = text_encoder.requires_grad_(False).eval().to(options.device, dtype=weight_dtype)
-        self.folders = [Photos(options.instance_data_dir, options.instance_prompt, tokenizer, options)]
+            self.encoders = {part: model.requires_grad_(False).eval().to(options.device, dtype=weight_dtype) for part, model in encoders.items()}
+        self.folders = [Photos(options.instance_data_dir, options.instance_prompt, tokenizers, options)]
         if options.with_prior_preservation:
-            self.folders.append(Photos(options.class_data_dir, options.class_prompt, tokenizer, options))
-        self.trained = [self.unet, self.text_encoder] if options.train_text_encoder else [self.unet]
+            self.folders.append(Photos(options.class_data_dir, options.class_prompt, tokenizers, options))
+        self.trained = [self.unet, *self.encoders.values()] if options.train_text_encoder else [self.unet]
         self.parameters = [p for model in self.trained for p in model.parameters() if p.requires_grad]
+        groups = [dict(params=[p for p in model.parameters() if p.requires_grad]) for model in self.trained]
+        for group in groups[1:]:
+            group["lr"] = options.learning_rate if options.text_encoder_lr is None else options.text_encoder_lr
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            groups,
             lr=options.learning_rate,
             betas=(options.adam_beta1, options.adam_beta2),
             weight_decay=options.adam_weight_decay,
@@ -181,10 +197,22 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.options.device.split(":")[0], dtype=self.weight_dtype)
 
+    def embed(self, input_ids):
+        """The UNet's context, and the embedding of whole texts where there are two text encoders."""
+        outputs = [encoder(input_ids[:, i], output_hidden_states=True) for i, encoder in enumerate(self.encoders.values())]
+        if len(outputs) == 1:
+            return outputs[0][0], None
+        return torch.cat([output.hidden_states[-2] for output in outputs], dim=-1), outputs[1].text_embeds
+
     def micro_step(self, number, places):
         options, device = self.options, self.options.device
         torch.manual_seed(options.seed + number)
-        pixels = torch.stack([folder.pixels(place) for folder in self.folders for place in places])
+        pixels, time_ids = [], []
+        for folder in self.folders:
+            for place in places:
+                pixels.append(folder.pixels(place))
+                time_ids.append(folder.time_ids)
+        pixels, time_ids = torch.stack(pixels), torch.tensor(time_ids, dtype=torch.float32, device=device)
         input_ids = torch.stack([folder.input_ids(place) for folder in self.folders for place in places]).to(device)
 
         with torch.no_grad():
@@ -198,8 +226,9 @@ class Trainer:
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
 
         with self.autocast():
-            context = self.text_encoder(input_ids)[0]
-            prediction = self.unet(noisy_latents, timesteps, context).sample
+            context, pooled = self.embed(input_ids)
+            added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
+            prediction = self.unet(noisy_latents, timesteps, context, added_cond_kwargs=added).sample
         velocity = self.scheduler.config.prediction_type == "v_prediction"
         target = self.scheduler.get_velocity(latents, noise, timesteps) if velocity else noise
         loss, instance_loss, prior_loss = losses(prediction, target, timesteps, self.scheduler, options)
@@ -244,7 +273,8 @@ def main(out, **options):
 
     trainer.unet.save_pretrained(out / "unet")
     if options.train_text_encoder:
-        trainer.text_encoder.save_pretrained(out / "text_encoder")
+        for part, encoder in trainer.encoders.items():
+            encoder.save_pretrained(out / part)
     report = dict(
         steps=steps,
         seconds=seconds,

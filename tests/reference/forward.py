@@ -11,6 +11,8 @@ file_variant  such as "fp16"; all is computed in float32
 text_encoder.input_ids [2, 77] int64     text_encoder.output [2, 77, d]    (of the prompts in text_encoder.prompts, metadata)
 vae.pixels [2, 3, H, W]  vae.mean and vae.logvar [2, 4, h, w]   vae.latents [2, 4, h, w]  vae.decoded [2, 3, H, W]
 unet.latents [2, 4, h, w]  unet.timesteps [2] int64  unet.context [2, 77, d]  unet.output [2, 4, h, w]
+Of SDXL also text_encoder.ids_2 [2, 77], and text_encoder.output is the context of both, text_encoder.pooled [2, p];
+unet.pooled [2, p]  unet.time_ids [2, 6]  unet.pooled_gradient [2, p]
 unet.target [2, 4, h, w]  unet.context_gradient [2, 77, d]  unet.latents_gradient: of mse(output, target)
 """
 
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 PROMPTS = ["a photo of sks dog, running on the beach", "DSLR portrait — naïve café, 8k 😀 " + "very " * 90]
 
@@ -29,9 +31,17 @@ PROMPTS = ["a photo of sks dog, running on the beach", "DSLR portrait — naïve
 def text_encoder(model, files):
     tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
     network = CLIPTextModel.from_pretrained(model, subfolder="text_encoder", dtype=torch.float32, **files).eval()
-    ids = tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    encode = lambda tokenizer: tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+    ids = encode(tokenizer)
+    if not (Path(model) / "text_encoder_2").exists():
+        with torch.no_grad():
+            return {"input_ids": ids, "output": network(ids)[0]}
+    ids_2 = encode(CLIPTokenizer.from_pretrained(model, subfolder="tokenizer_2"))
+    second = CLIPTextModelWithProjection.from_pretrained(model, subfolder="text_encoder_2", dtype=torch.float32, **files).eval()
     with torch.no_grad():
-        return {"input_ids": ids, "output": network(ids)[0]}
+        outputs = [network(ids, output_hidden_states=True), second(ids_2, output_hidden_states=True)]
+    context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return {"input_ids": ids, "ids_2": ids_2, "output": context, "pooled": outputs[1].text_embeds}
 
 
 def vae(model, files, height, width, generator):
@@ -55,9 +65,15 @@ def unet(model, files, height, width, generator):
     context = torch.randn(2, 77, network.config.cross_attention_dim, generator=generator).requires_grad_()
     target = torch.randn(latents.shape, generator=generator)
     timesteps = torch.tensor([17, 801])
-    output = network(latents, timesteps, context).sample
+    added = None
+    if network.config.addition_embed_type == "text_time":
+        width = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
+        pooled = torch.randn(2, width, generator=generator).requires_grad_()
+        added = {"text_embeds": pooled, "time_ids": torch.tensor([[1024.0, 768, 0, 33, 512, 512], [1333, 1000, 7, 0, 128, 96]])}
+    output = network(latents, timesteps, context, added_cond_kwargs=added).sample
     torch.nn.functional.mse_loss(output, target).backward()
-    return {
+    more = {"pooled": added["text_embeds"], "time_ids": added["time_ids"], "pooled_gradient": added["text_embeds"].grad} if added else {}
+    return more | {
         "latents": latents, "timesteps": timesteps, "context": context, "output": output, "target": target,
         "latents_gradient": latents.grad, "context_gradient": context.grad,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import clip_vocabulary
 import configs
@@ -46,8 +46,8 @@ def write(folder, network, file):
 
 
 def pipeline(out, variant):
-    """The folder of the pipeline `tiny`, with other networks in it."""
-    models.save(out, "tiny")
+    """The folder of the pipeline `tiny` or `tiny-xl`, with other networks in it."""
+    models.save(out, "tiny-xl" if configs.is_xl(variant) else "tiny")
     for part in ("unet", "vae", "text_encoder"):
         shutil.rmtree(out / part)
     shutil.rmtree(out / "tokenizer")
@@ -59,6 +59,11 @@ def pipeline(out, variant):
     write(out / "unet", unet, "diffusion_pytorch_model.safetensors")
     write(out / "vae", vae, "diffusion_pytorch_model.safetensors")
     write(out / "text_encoder", text_encoder, "model.safetensors")
+    if configs.is_xl(variant):
+        shutil.rmtree(out / "text_encoder_2")
+        with torch.device("meta"):
+            text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**configs.text_encoder_2(variant)))
+        write(out / "text_encoder_2", text_encoder_2, "model.safetensors")
 
 
 def language(out, config, rows, words=None, **options):

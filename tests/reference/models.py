@@ -23,9 +23,9 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import clip_vocabulary
 import configs
@@ -70,7 +70,18 @@ def pipeline(variant, seed=0, prediction_type=None):
     scheduler = dict(configs.scheduler(variant))
     if prediction_type:
         scheduler["prediction_type"] = prediction_type
-    scheduler_class = {"DDIMScheduler": DDIMScheduler, "PNDMScheduler": PNDMScheduler}[scheduler["_class_name"]]
+    scheduler_class = {"DDIMScheduler": DDIMScheduler, "PNDMScheduler": PNDMScheduler, "EulerDiscreteScheduler": EulerDiscreteScheduler}[scheduler["_class_name"]]
+    if configs.is_xl(variant):
+        return StableDiffusionXLPipeline(
+            text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**configs.text_encoder(variant))), generator),
+            text_encoder_2=randomize(CLIPTextModelWithProjection(CLIPTextConfig(**configs.text_encoder_2(variant))), generator),
+            vae=randomize(empty(AutoencoderKL, **configs.vae(variant)), generator),
+            unet=randomize(empty(UNet2DConditionModel, **configs.unet(variant)), generator),
+            tokenizer=CLIPTokenizer(pad_token="<|endoftext|>"),
+            tokenizer_2=CLIPTokenizer(pad_token="!"),
+            scheduler=scheduler_class.from_config(scheduler),
+            add_watermarker=False,
+        )
     return StableDiffusionPipeline(
         text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**configs.text_encoder(variant))), generator),
         vae=randomize(empty(AutoencoderKL, **configs.vae(variant)), generator),
@@ -115,6 +126,9 @@ def save(folder, variant, seed=0, dtype="float32", max_shard_size=None, file_var
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
     shutil.rmtree(folder / "tokenizer")
     clip_vocabulary.write(folder / "tokenizer", "!" if configs.is_v2(variant) else "<|endoftext|>")
+    if configs.is_xl(variant):
+        shutil.rmtree(folder / "tokenizer_2")
+        clip_vocabulary.write(folder / "tokenizer_2", "!")
     if tokenizer == "today":
         read = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         shutil.rmtree(folder / "tokenizer")

@@ -1,10 +1,11 @@
-"""Makes images with diffusers' StableDiffusionPipeline.
+"""Makes images with diffusers' StableDiffusionPipeline, or StableDiffusionXLPipeline for models of two text encoders.
 
     pipeline_images.py OUT_DIR '[{"name": "ddim", "model": DIR, "prompt": "a photo of sks dog", "scheduler": "ddim"}, …]'
 
 Of each job are written OUT_DIR/NAME-0.png, NAME-1.png, … and NAME.safetensors with the final `latents` [n, 4, h, w].
 name, model, prompt   model: a pipeline folder, or with "config": DIR a single-file checkpoint
 negative_prompt       none
+options               more arguments of the call, of SDXL's: prompt_2, guidance_rescale, original_size, crops_coords_top_left, target_size
 seed, num_images      0 and 1: image i has the generator of seed + i
 steps, guidance_scale 30 and 7.5
 scheduler             one of SCHEDULERS; none: the model's own
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
@@ -43,6 +44,11 @@ SCHEDULERS = {
 
 
 def load(model, config=None):
+    if (Path(config or model) / "text_encoder_2").exists():
+        options = dict(torch_dtype=torch.float32, add_watermarker=False)
+        if config:
+            return StableDiffusionXLPipeline.from_single_file(model, config=config, local_files_only=True, **options)
+        return StableDiffusionXLPipeline.from_pretrained(model, **options)
     options = dict(safety_checker=None, torch_dtype=torch.float32)
     if config:
         return StableDiffusionPipeline.from_single_file(model, config=config, local_files_only=True, **options)
@@ -51,7 +57,9 @@ def load(model, config=None):
 
 def add_peft_folders(pipeline, loras):
     names = [f"adapter{i}" for i in range(len(loras))]
-    for part in ("unet", "text_encoder"):
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if not hasattr(pipeline, part):
+            continue
         model, loaded = getattr(pipeline, part), []
         for name, lora in zip(names, loras):
             folder = Path(lora["peft"]) / part
@@ -74,7 +82,8 @@ def add_peft_folders(pipeline, loras):
 
 def count_pairs(pipeline):
     """How many matrices of adapters are on the networks."""
-    names = [name for network in (pipeline.unet, pipeline.text_encoder) for name, _ in network.named_parameters()]
+    networks = [getattr(pipeline, part) for part in ("unet", "text_encoder", "text_encoder_2") if hasattr(pipeline, part)]
+    names = [name for network in networks for name, _ in network.named_parameters()]
     return sum(".lora_A." in name or ".lora_B." in name for name in names)
 
 
@@ -89,7 +98,7 @@ def add_files(pipeline, loras):
     pipeline.set_adapters(names, [lora.get("scale", 1.0) for lora in loras])
 
 
-def run(out, name, model, prompt, negative_prompt=None, seed=0, num_images=1, steps=30, guidance_scale=7.5, scheduler=None, height=None, width=None, loras=(), config=None, vae_tiling=False):
+def run(out, name, model, prompt, negative_prompt=None, seed=0, num_images=1, steps=30, guidance_scale=7.5, scheduler=None, height=None, width=None, loras=(), config=None, vae_tiling=False, options=None):
     pipeline = load(model, config)
     pipeline.set_progress_bar_config(disable=True)
     if scheduler:
@@ -108,6 +117,7 @@ def run(out, name, model, prompt, negative_prompt=None, seed=0, num_images=1, st
         guidance_scale=guidance_scale,
         height=height,
         width=width,
+        **(options or {}),
         generator=[torch.Generator("cpu").manual_seed(seed + i) for i in range(num_images)],
         callback_on_step_end=lambda _pipeline, _step, _timestep, values: latents.update(values) or {},
         callback_on_step_end_tensor_inputs=["latents"],

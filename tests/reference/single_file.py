@@ -7,7 +7,8 @@ dtype     of the file, "float32"
 
 The network is `model.diffusion_model.*`, the VAE `first_stage_model.*` (attention as 1x1 convolutions), the text encoder
 `cond_stage_model.transformer.text_model.*`, or OpenCLIP's `cond_stage_model.model.*` with fused projections where the
-UNet projects linearly (Stable Diffusion 2). What else such files hold is there too: position ids, the noise schedule.
+UNet projects linearly (Stable Diffusion 2). SDXL's text encoders are `conditioner.embedders.0.transformer.text_model.*` and
+`conditioner.embedders.1.model.*`, the latter's projection transposed. With "marks" the file has the tensors `v_pred` and `ztsnr`. What else such files hold is there too: position ids, the noise schedule.
 """
 
 import json
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
@@ -23,13 +24,15 @@ UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
 OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
 
 
-def unet_key(key, layers_per_block):
+def unet_key(key, layers_per_block, first_attends=False):
     """`down_blocks.1.resnets.0.conv1.weight` -> `input_blocks.4.0.in_layers.2.weight`."""
     module, _, leaf = key.rpartition(".")
     if module in UNET_ENDS:
@@ -46,7 +49,7 @@ def unet_key(key, layers_per_block):
             return f"input_blocks.{first + layers_per_block + 1}.0.op.{leaf}"
         if kind == "upsamplers":
             # Behind the resnet, and behind the attention where the block has one.
-            return f"output_blocks.{first + layers_per_block}.{1 if block == 0 else 2}.conv.{leaf}"
+            return f"output_blocks.{first + layers_per_block}.{2 if block or first_attends else 1}.conv.{leaf}"
         place = f"input_blocks.{first + i + 1}" if side == "down_blocks" else f"output_blocks.{first + i}"
         place += ".0" if kind == "resnets" else ".1"
     if kind == "resnets":
@@ -97,20 +100,32 @@ def open_clip(weights):
     return renamed
 
 
-def main(out, model, dtype="float32"):
-    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+def without_prefix(text):
+    return {key.removeprefix("text_model."): tensor for key, tensor in text.state_dict().items() if "position_ids" not in key}
+
+
+def main(out, model, dtype="float32", marks=False):
+    xl = (Path(model) / "text_encoder_2").exists()
+    pipeline = StableDiffusionXLPipeline.from_pretrained(model) if xl else StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     unet, vae, text = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    checkpoint = {f"model.diffusion_model.{unet_key(key, unet.config.layers_per_block)}": tensor for key, tensor in unet.state_dict().items()}
+    checkpoint = {f"model.diffusion_model.{unet_key(key, unet.config.layers_per_block, xl)}": tensor for key, tensor in unet.state_dict().items()}
     for key, tensor in vae.state_dict().items():
         convolution = ".attentions." in key and ".to_" in key and key.endswith(".weight")
         tensor = tensor[:, :, None, None] if convolution else tensor
         checkpoint[f"first_stage_model.{vae_key(key, len(vae.config.block_out_channels))}"] = tensor
-    weights = {key.removeprefix("text_model."): tensor for key, tensor in text.state_dict().items() if "position_ids" not in key}
-    if unet.config.use_linear_projection:
+    weights = without_prefix(text)
+    if xl:
+        second = without_prefix(pipeline.text_encoder_2)
+        tower = open_clip(second) | {"text_projection": second["text_projection.weight"].T, "logit_scale": torch.tensor(4.6)}
+        checkpoint |= {f"conditioner.embedders.0.transformer.text_model.{key}": tensor for key, tensor in weights.items()}
+        checkpoint |= {f"conditioner.embedders.1.model.{key}": tensor for key, tensor in tower.items()}
+    elif unet.config.use_linear_projection:
         checkpoint |= {f"cond_stage_model.model.{key}": tensor for key, tensor in open_clip(weights).items()}
     else:
         checkpoint |= {f"cond_stage_model.transformer.text_model.{key}": tensor for key, tensor in weights.items()}
     checkpoint = {key: tensor.to(getattr(torch, dtype)).contiguous() for key, tensor in checkpoint.items()}
+    if marks:
+        checkpoint |= {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
     if not unet.config.use_linear_projection:
         checkpoint["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
     checkpoint["alphas_cumprod"] = DDPMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod

@@ -84,6 +84,12 @@ impl ClipTokenizer {
         Ok(Self { tokenizer, max_length, end_id, pad_id })
     }
 
+    /// The same with texts padded with `token`, where the vocabulary has it.
+    pub fn padded_with(self, token: &str) -> Self {
+        let pad_id = self.tokenizer.token_to_id(token).map_or(self.pad_id, i64::from);
+        Self { pad_id, ..self }
+    }
+
     /// A text's ids between the start and end tokens, padded and cut to [`ClipTokenizer::max_length`].
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = self.all_ids(text)?;

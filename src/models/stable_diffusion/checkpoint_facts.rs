@@ -6,7 +6,7 @@
 
 use crate::error::Result;
 use crate::regular_file::{self, FileKind};
-use crate::weights::{OriginalCheckpoint, OriginalTextEncoder};
+use crate::weights::{OriginalCheckpoint, OriginalGeneration};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,8 @@ const SIDES: std::ops::RangeInclusive<i64> = 64..=4096;
 pub const BASE_LATENT_SIZE: i64 = 64;
 /// Of one of 768 pixels.
 const LARGE_LATENT_SIZE: i64 = 96;
+/// Of Stable Diffusion XL, of 1024.
+pub const XL_LATENT_SIZE: i64 = 128;
 
 const EPSILON: &str = "epsilon";
 const V_PREDICTION: &str = "v_prediction";
@@ -29,7 +31,7 @@ const SAMPLE: &str = "sample";
 #[derive(Debug, Clone)]
 pub struct CheckpointFacts {
     path: PathBuf,
-    text_encoder: OriginalTextEncoder,
+    generation: OriginalGeneration,
     /// What it predicts, and why that was guessed where it was.
     prediction: (&'static str, Option<&'static str>),
     zero_terminal_snr: bool,
@@ -90,10 +92,10 @@ impl CheckpointFacts {
             .and_then(|text| side_of(text))
             .or(of_architecture.map(|(_, side)| side))
             .map(Size::Pixels)
-            .or_else(|| yaml.as_ref().and_then(|yaml| size_of_yaml(yaml, checkpoint.text_encoder_kind())));
+            .or_else(|| yaml.as_ref().and_then(|yaml| size_of_yaml(yaml, checkpoint.generation())));
         Ok(Self {
             path: checkpoint.path().to_owned(),
-            text_encoder: checkpoint.text_encoder_kind(),
+            generation: checkpoint.generation(),
             prediction,
             zero_terminal_snr: checkpoint.contains("ztsnr"),
             size,
@@ -113,12 +115,13 @@ impl CheckpointFacts {
     }
 
     /// Height and width of the latents that a model that predicts `prediction` was made for; `factor` pixels are a latent's
-    /// place. Where nothing says it, 768 pixels for a Stable Diffusion 2 that predicts v, else 512.
+    /// place. Where nothing says it, 1024 pixels for a Stable Diffusion XL, 768 for a Stable Diffusion 2 that predicts v, else 512.
     pub fn latent_size(&self, prediction: &str, factor: i64) -> i64 {
-        match (self.size, self.text_encoder, prediction) {
+        match (self.size, self.generation, prediction) {
             (Some(Size::Pixels(side)), ..) => (side / factor).max(1),
             (Some(Size::Latent(side)), ..) => side,
-            (None, OriginalTextEncoder::OpenClip, V_PREDICTION) => LARGE_LATENT_SIZE,
+            (None, OriginalGeneration::Xl, _) => XL_LATENT_SIZE,
+            (None, OriginalGeneration::V2, V_PREDICTION) => LARGE_LATENT_SIZE,
             (None, ..) => BASE_LATENT_SIZE,
         }
     }
@@ -144,14 +147,15 @@ impl CheckpointFacts {
     }
 }
 
-/// Stable Diffusion 1 predicts noise; 2 predicts v, unless it was saved at the step of its base model.
+/// Stable Diffusion 1 and XL predict noise; 2 predicts v, unless it was saved at the step of its base model.
 fn guess(checkpoint: &OriginalCheckpoint) -> (&'static str, Option<&'static str>) {
-    match (checkpoint.text_encoder_kind(), checkpoint.global_step()) {
-        (OriginalTextEncoder::Clip, _) => (EPSILON, Some("it has the text encoder of Stable Diffusion 1.x")),
-        (OriginalTextEncoder::OpenClip, Some(V2_BASE_STEPS)) => {
+    match (checkpoint.generation(), checkpoint.global_step()) {
+        (OriginalGeneration::V1, _) => (EPSILON, Some("it has the text encoder of Stable Diffusion 1.x")),
+        (OriginalGeneration::Xl, _) => (EPSILON, Some("it has the text encoders of Stable Diffusion XL")),
+        (OriginalGeneration::V2, Some(V2_BASE_STEPS)) => {
             (EPSILON, Some("it was saved at the training step of Stable Diffusion 2's base model"))
         }
-        (OriginalTextEncoder::OpenClip, _) => (V_PREDICTION, Some("it has the text encoder of Stable Diffusion 2.x")),
+        (OriginalGeneration::V2, _) => (V_PREDICTION, Some("it has the text encoder of Stable Diffusion 2.x")),
     }
 }
 
@@ -190,11 +194,11 @@ fn side_of(text: &str) -> Option<i64> {
 }
 
 /// `image_size` counts latents. Stability's configuration of the 768-pixel model of v says 64 all the same.
-fn size_of_yaml(yaml: &BTreeMap<String, String>, text_encoder: OriginalTextEncoder) -> Option<Size> {
+fn size_of_yaml(yaml: &BTreeMap<String, String>, generation: OriginalGeneration) -> Option<Size> {
     let side = yaml.get("model.params.image_size")?.parse().ok()?;
     let predicts_v =
         yaml.get("model.params.parameterization").and_then(|name| prediction_named(name)) == Some(V_PREDICTION);
-    let is_template = side == BASE_LATENT_SIZE && predicts_v && text_encoder == OriginalTextEncoder::OpenClip;
+    let is_template = side == BASE_LATENT_SIZE && predicts_v && generation == OriginalGeneration::V2;
     (SIDES.contains(&(side * 8)) && !is_template).then_some(Size::Latent(side))
 }
 
@@ -350,7 +354,7 @@ mod tests {
                 ("model.params.parameterization".to_owned(), prediction.to_owned()),
             ])
         };
-        let (clip, open_clip) = (OriginalTextEncoder::Clip, OriginalTextEncoder::OpenClip);
+        let (clip, open_clip) = (OriginalGeneration::V1, OriginalGeneration::V2);
         assert_eq!(size_of_yaml(&yaml("64", "v"), open_clip), None);
         assert_eq!(size_of_yaml(&yaml("64", "v"), clip), Some(Size::Latent(64)));
         assert_eq!(size_of_yaml(&yaml("96", "v"), open_clip), Some(Size::Latent(96)));

@@ -1,7 +1,7 @@
-//! CLIP's text model: a causal transformer whose last hidden state conditions the UNet.
-//! Paper: arXiv 2103.00020. Reference: transformers `modeling_clip.py` (`CLIPTextModel`).
+//! CLIP's text model: a causal transformer whose hidden states condition the UNet.
+//! Paper: arXiv 2103.00020. Reference: transformers `modeling_clip.py` (`CLIPTextModel`, `CLIPTextModelWithProjection`).
 //!
-//! Shapes: b batch, t text length, d width.
+//! Shapes: b batch, t text length, d width, p width of the projection.
 
 use super::config_file::{self, check_sizes, MAX_LAYERS};
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::nn::{attend, Activation, Bias, Embedding, LayerNorm, Linear, Loader};
 use serde::Deserialize;
 use std::path::Path;
 use std::rc::Rc;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// `text_encoder/config.json`; absent fields are transformers' defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -33,6 +33,14 @@ pub struct ClipTextConfig {
     pub hidden_act: Activation,
     /// The norms' epsilon.
     pub layer_norm_eps: f64,
+    /// The end token, at which the whole text is read. 2 stands for the greatest id: OpenAI's configurations name a token that is
+    /// not the end.
+    pub eos_token_id: i64,
+    /// Width of the projection.
+    pub projection_dim: i64,
+    /// Whether it is a CLIPTextModelWithProjection, whose projection of a whole text is used.
+    #[serde(skip)]
+    pub with_projection: bool,
 }
 
 impl Default for ClipTextConfig {
@@ -46,9 +54,15 @@ impl Default for ClipTextConfig {
             max_position_embeddings: 77,
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
+            eos_token_id: 49407,
+            projection_dim: 512,
+            with_projection: false,
         }
     }
 }
+
+/// The `eos_token_id` of OpenAI's configurations, which is no end token.
+pub(super) const OLD_EOS: i64 = 2;
 
 impl ClipTextConfig {
     /// Reads `config.json` in `folder`.
@@ -67,6 +81,7 @@ impl ClipTextConfig {
             ("num_attention_heads", heads),
             ("vocab_size", self.vocab_size),
             ("max_position_embeddings", self.max_position_embeddings),
+            ("projection_dim", self.projection_dim),
         ])?;
         if width % heads != 0 {
             return Err(format!("a hidden_size of {width} cannot be parted into {heads} attention heads"));
@@ -86,6 +101,8 @@ pub struct ClipTextModel {
     position_embedding: Embedding,
     layers: Vec<Rc<EncoderLayer>>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
+    eos_token_id: i64,
 }
 
 impl ClipTextModel {
@@ -106,24 +123,56 @@ impl ClipTextModel {
                 .map(|i| EncoderLayer::load(&(&layers / i), config).map(Rc::new))
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::load(&(loader / "final_layer_norm"), width, config.layer_norm_eps)?,
+            text_projection: config
+                .with_projection
+                .then(|| Linear::load(&(loader / "text_projection"), width, config.projection_dim, Bias::No))
+                .transpose()?,
+            eos_token_id: config.eos_token_id,
         })
     }
 
     /// Token ids `[b, t]` (int64) to the normed last hidden state `[b, t, d]`. With `checkpointing` each layer's
     /// activations are computed again in backward.
     pub fn forward(&self, ids: &Tensor, checkpointing: bool) -> Tensor {
-        let length = ids.size()[1];
-        let mut xs = self.token_embedding.forward(ids) + self.position_embedding.first(length).unsqueeze(0);
-        for layer in &self.layers {
-            xs = match checkpointing {
-                true => {
-                    let layer = layer.clone();
-                    checkpoint(&[&xs], move |inputs| layer.forward(&inputs[0]))
-                }
-                false => layer.forward(&xs),
-            };
+        self.final_layer_norm.forward(&self.run(self.embed(ids), &self.layers, checkpointing))
+    }
+
+    /// Token ids `[b, t]` to the hidden state before the last layer, not normed, `[b, t, d]`, and of a model with a projection the
+    /// embedding of the whole text `[b, p]`, for which alone the last layer is computed.
+    pub fn penultimate_and_pooled(&self, ids: &Tensor, checkpointing: bool) -> (Tensor, Option<Tensor>) {
+        let (most, last) = self.layers.split_at(self.layers.len() - 1);
+        let hidden = self.run(self.embed(ids), most, checkpointing);
+        let pooled = self.text_projection.as_ref().map(|project| {
+            let ys = self.final_layer_norm.forward(&self.run(hidden.shallow_clone(), last, checkpointing));
+            let rows = Tensor::arange(ys.size()[0], (Kind::Int64, ys.device()));
+            project.forward(&ys.index(&[Some(rows), Some(self.ends(ids).to_device(ys.device()))]))
+            // [b, d] -> [b, p]
+        });
+        (hidden, pooled)
+    }
+
+    /// Where each text ends: `[b, t] -> [b]`.
+    fn ends(&self, ids: &Tensor) -> Tensor {
+        match self.eos_token_id {
+            OLD_EOS => ids.argmax(-1, false),
+            end => ids.eq(end).to_kind(Kind::Int64).argmax(-1, false),
         }
-        self.final_layer_norm.forward(&xs)
+    }
+
+    /// `[b, t] -> [b, t, d]`
+    fn embed(&self, ids: &Tensor) -> Tensor {
+        self.token_embedding.forward(ids) + self.position_embedding.first(ids.size()[1]).unsqueeze(0)
+    }
+
+    /// `[b, t, d] -> [b, t, d]`
+    fn run(&self, xs: Tensor, layers: &[Rc<EncoderLayer>], checkpointing: bool) -> Tensor {
+        layers.iter().fold(xs, |xs, layer| match checkpointing {
+            true => {
+                let layer = layer.clone();
+                checkpoint(&[&xs], move |inputs| layer.forward(&inputs[0]))
+            }
+            false => layer.forward(&xs),
+        })
     }
 
     /// Refuses a text's token ids for which the model has no embedding: they are of another model's tokenizer.

@@ -3,17 +3,22 @@
 //! Shapes don't tell the number of attention heads, the groups of the norms or the noise schedule: these are the
 //! original models', as diffusers takes them (`loaders/single_file_utils.py`).
 
+use super::clip_text::OLD_EOS;
 use super::unet::PerLevel;
 use super::{ClipTextConfig, UNetConfig, VaeConfig};
 use crate::error::{Error, Result};
 use crate::nn::Activation;
-use crate::weights::{OriginalTextEncoder, WeightSet};
+use crate::weights::{OriginalGeneration, WeightSet};
 use serde_json::{json, Value};
 
 /// Heads of Stable Diffusion 1.x, at every level.
 const V1_HEADS: i64 = 8;
 /// Width of a head in Stable Diffusion 2.x and in the text encoders.
 const HEAD_WIDTH: i64 = 64;
+/// Stable Diffusion XL's latents in the UNet's scale.
+const XL_SCALING_FACTOR: f64 = 0.13025;
+/// Width of each size's sinusoids in Stable Diffusion XL.
+const XL_SIZE_WIDTH: i64 = 256;
 /// OpenCLIP's ViT-H has 24 layers; Stable Diffusion 2.x is conditioned on the last but one.
 const OPEN_CLIP_LAYERS: usize = 24;
 
@@ -50,7 +55,11 @@ pub fn unet(weights: &WeightSet) -> Result<UNetConfig> {
     let kinds = |plain: &str, cross: &str| attends.iter().map(|&a| if a { cross } else { plain }.to_owned()).collect();
     let mut up_block_types: Vec<String> = kinds("UpBlock2D", "CrossAttnUpBlock2D");
     up_block_types.reverse();
+    let added = weights.shape("add_embedding.linear_1.weight").and_then(|shape| shape.get(1).copied());
     let config = UNetConfig {
+        addition_embed_type: added.map(|_| "text_time".to_owned()),
+        addition_time_embed_dim: added.map(|_| XL_SIZE_WIDTH),
+        projection_class_embeddings_input_dim: added,
         in_channels: dimension(weights, "conv_in.weight", 1)?,
         out_channels: dimension(weights, "conv_out.weight", 0)?,
         down_block_types: kinds("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -66,8 +75,8 @@ pub fn unet(weights: &WeightSet) -> Result<UNetConfig> {
     config.checked().map_err(|message| cannot_infer(weights, &message))
 }
 
-/// The VAE's configuration, from its weights under our keys.
-pub fn vae(weights: &WeightSet) -> Result<VaeConfig> {
+/// The VAE's configuration, from its weights under our keys; of Stable Diffusion XL where `of_xl`, whose latents are scaled otherwise.
+pub fn vae(weights: &WeightSet, of_xl: bool) -> Result<VaeConfig> {
     let levels = count(weights, |i| format!("encoder.down_blocks.{i}.resnets.0.conv1.weight"));
     let config = VaeConfig {
         in_channels: dimension(weights, "encoder.conv_in.weight", 1)?,
@@ -80,39 +89,55 @@ pub fn vae(weights: &WeightSet) -> Result<VaeConfig> {
         mid_block_add_attention: weights.contains("decoder.mid_block.attentions.0.to_q.weight"),
         use_quant_conv: weights.contains("quant_conv.weight"),
         use_post_quant_conv: weights.contains("post_quant_conv.weight"),
+        scaling_factor: if of_xl { XL_SCALING_FACTOR } else { VaeConfig::default().scaling_factor },
         ..VaeConfig::default()
     };
     config.checked().map_err(|message| cannot_infer(weights, &message))
 }
 
-/// The text encoder's configuration, from its weights under our keys.
-pub fn text_encoder(weights: &WeightSet, kind: OriginalTextEncoder) -> Result<ClipTextConfig> {
+/// The configuration of the only or first text encoder of a `generation`, from its weights under our keys.
+pub fn text_encoder(weights: &WeightSet, generation: OriginalGeneration) -> Result<ClipTextConfig> {
+    match generation {
+        OriginalGeneration::V1 | OriginalGeneration::Xl => {
+            let config = clip(weights, Activation::QuickGelu, usize::MAX)?;
+            Ok(ClipTextConfig { projection_dim: config.hidden_size, ..config })
+        }
+        OriginalGeneration::V2 => clip(weights, Activation::Gelu, OPEN_CLIP_LAYERS - 1),
+    }
+}
+
+/// That of Stable Diffusion XL's second text encoder.
+pub fn text_encoder_2(weights: &WeightSet) -> Result<ClipTextConfig> {
+    let projection_dim = dimension(weights, "text_projection.weight", 0)?;
+    Ok(ClipTextConfig { with_projection: true, projection_dim, ..clip(weights, Activation::Gelu, usize::MAX)? })
+}
+
+/// Of a text model with this activation, of whose layers at most `most` are used.
+fn clip(weights: &WeightSet, hidden_act: Activation, most: usize) -> Result<ClipTextConfig> {
     let width = dimension(weights, "embeddings.token_embedding.weight", 1)?;
     if width % HEAD_WIDTH != 0 {
         return Err(cannot_infer(weights, &format!("a text encoder of width {width} has no heads of {HEAD_WIDTH}")));
     }
     let layers = count(weights, |i| format!("encoder.layers.{i}.layer_norm1.weight"));
-    let (hidden_act, used) = match kind {
-        OriginalTextEncoder::Clip => (Activation::QuickGelu, layers),
-        OriginalTextEncoder::OpenClip => (Activation::Gelu, layers.min(OPEN_CLIP_LAYERS - 1)),
-    };
     Ok(ClipTextConfig {
         vocab_size: dimension(weights, "embeddings.token_embedding.weight", 0)?,
         hidden_size: width,
         intermediate_size: dimension(weights, "encoder.layers.0.mlp.fc1.weight", 0)?,
-        num_hidden_layers: used as i64,
+        num_hidden_layers: layers.min(most) as i64,
         num_attention_heads: width / HEAD_WIDTH,
         max_position_embeddings: dimension(weights, "embeddings.position_embedding.weight", 0)?,
         hidden_act,
+        eos_token_id: OLD_EOS,
         ..ClipTextConfig::default()
     })
 }
 
-/// The scheduler's configuration, as the repositories of Stable Diffusion 1.5 and 2.1 have it, for a model that predicts
+/// The scheduler's configuration, as the repositories of Stable Diffusion 1.5, 2.1 and XL have it, for a model that predicts
 /// `prediction`. One that was trained to zero terminal SNR is sampled from the very last timestep on.
-pub fn scheduler(kind: OriginalTextEncoder, prediction: &str, zero_terminal_snr: bool) -> Value {
-    let class = match kind {
-        OriginalTextEncoder::Clip if !zero_terminal_snr => "PNDMScheduler",
+pub fn scheduler(generation: OriginalGeneration, prediction: &str, zero_terminal_snr: bool) -> Value {
+    let class = match generation {
+        OriginalGeneration::Xl => "EulerDiscreteScheduler",
+        OriginalGeneration::V1 if !zero_terminal_snr => "PNDMScheduler",
         // PNDM knows no rescaled betas.
         _ => "DDIMScheduler",
     };
@@ -129,6 +154,9 @@ pub fn scheduler(kind: OriginalTextEncoder, prediction: &str, zero_terminal_snr:
         "steps_offset": 1,
         "trained_betas": null,
     });
+    if generation == OriginalGeneration::Xl {
+        config["timestep_spacing"] = json!("leading");
+    }
     if zero_terminal_snr {
         config["rescale_betas_zero_snr"] = json!(true);
         config["timestep_spacing"] = json!("trailing");

@@ -1,16 +1,18 @@
 //! A Stable Diffusion pipeline on disk: where its parts are, and each of them loaded.
 
 use super::checkpoint_facts::{CheckpointFacts, BASE_LATENT_SIZE};
+use super::vae_files::VaeFiles;
 use super::{config_file, inferred_config, written_config};
 use super::{
-    AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig, VaeDecoder, VaeEncoder,
+    AutoencoderKl, ClipTextConfig, ClipTextModel, TextEncoders, UNet2DConditionModel, UNetConfig, VaeConfig,
+    VaeDecoder, VaeEncoder,
 };
-use crate::adapters::BaseModel;
+use crate::adapters::{BaseModel, Part};
 use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Hub, Listener};
 use crate::weights::{
-    other_pipelines, spelling, Keeping, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet,
+    other_pipelines, spelling, Keeping, OriginalCheckpoint, OriginalGeneration, Placement, Storage, WeightSet,
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use tch::Kind;
 
 /// The folders of the networks.
-const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
+const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 /// How a model is looked for; the default is a plain folder's.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +34,8 @@ pub struct ModelOptions {
     pub config_folder: Option<PathBuf>,
     /// A folder or a hub id with another tokenizer than the model's own; a single file has none.
     pub tokenizer: Option<String>,
+    /// A folder, a file or a hub id with the VAE to take instead of the model's own.
+    pub vae: Option<String>,
     /// What the model predicts ("epsilon", "v_prediction"), where its own scheduler configuration is wrong or absent.
     pub prediction_type: Option<String>,
     /// Of a hub id fetch the configurations and the tokenizer, no weights.
@@ -53,6 +57,7 @@ pub struct PipelineFiles {
     root: PathBuf,
     source: Source,
     tokenizer: Option<PathBuf>,
+    vae: Option<VaeFiles>,
     prediction_type: Option<String>,
     keeping: Keeping,
 }
@@ -66,12 +71,12 @@ impl PipelineFiles {
         if let Some(other) = other_pipelines::of_folder(root) {
             return Err(Error::file(root, format!("is {other}; {}", other_pipelines::SUPPORTED)));
         }
-        for part in ["unet", "vae", "text_encoder", "scheduler"] {
+        let xl = is_xl_folder(root);
+        let kind = if xl { "Stable Diffusion XL" } else { "Stable Diffusion" };
+        for part in ["unet", "vae", "text_encoder", "scheduler"].iter().chain(xl.then_some(&"text_encoder_2")) {
             if !root.join(part).is_dir() {
-                return Err(Error::file(
-                    root,
-                    format!("has no folder `{part}`; a Stable Diffusion model in the diffusers layout has"),
-                ));
+                let message = format!("has no folder `{part}`; a {kind} model in the diffusers layout has");
+                return Err(Error::file(root, message));
             }
         }
         if let Some(variant) = variant {
@@ -118,13 +123,17 @@ impl PipelineFiles {
                 "no model `{model}` was found: give a folder in the diffusers layout, a .safetensors file or a hub id (`owner/name`)"
             )));
         };
+        let with_weights = !options.configs_only;
+        let vae = options.vae.as_deref().map(|name| VaeFiles::resolve(name, with_weights, listener));
+        files.vae = vae.transpose()?;
         files.tokenizer = options.tokenizer.as_deref().map(|name| tokenizer_at(name, listener)).transpose()?;
         files.prediction_type.clone_from(&options.prediction_type);
         Ok(files)
     }
 
     fn new(root: &Path, source: Source) -> Self {
-        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None, keeping: Keeping::default() }
+        let root = root.to_owned();
+        Self { root, source, tokenizer: None, vae: None, prediction_type: None, keeping: Keeping::default() }
     }
 
     /// The folder of the pipeline, or the single file.
@@ -132,27 +141,60 @@ impl PipelineFiles {
         &self.root
     }
 
-    /// The folder of the tokenizer.
-    pub fn tokenizer_folder(&self) -> Result<PathBuf> {
-        if let Some(folder) = &self.tokenizer {
-            return Ok(folder.clone());
-        }
+    /// Whether it is Stable Diffusion XL: two text encoders, and a UNet that is conditioned on sizes.
+    pub fn is_xl(&self) -> bool {
         match &self.source {
-            Source::Folder { .. } => Ok(self.root.join("tokenizer")),
-            Source::Single { configs, checkpoint, .. } => {
-                let folder = configs.iter().map(|folder| folder.join("tokenizer")).find(|folder| folder.is_dir());
-                folder.ok_or_else(|| {
-                    let (id, sub) = match checkpoint.text_encoder_kind() {
-                        OriginalTextEncoder::Clip => ("openai/clip-vit-large-patch14", ""),
-                        OriginalTextEncoder::OpenClip => ("stabilityai/stable-diffusion-2-1", ", whose tokenizer is used"),
-                    };
-                    Error::file(
-                        &self.root,
-                        format!("a single file has no tokenizer; give `⟨tokenizer_name⟩` a folder or a hub id such as {id}{sub}"),
-                    )
-                })
+            Source::Folder { .. } => is_xl_folder(&self.root),
+            Source::Single { checkpoint, .. } => checkpoint.generation() == OriginalGeneration::Xl,
+        }
+    }
+
+    /// Its text encoders, in the order in which the UNet takes their embeddings.
+    pub fn text_encoders(&self) -> &'static [Part] {
+        match self.is_xl() {
+            true => &[Part::TextEncoder, Part::TextEncoder2],
+            false => &[Part::TextEncoder],
+        }
+    }
+
+    /// The networks that adapters can be for.
+    pub fn parts(&self) -> Vec<Part> {
+        [&[Part::UNet], self.text_encoders()].concat()
+    }
+
+    /// The folder of the tokenizer, of several that of the first text encoder.
+    pub fn tokenizer_folder(&self) -> Result<PathBuf> {
+        self.own_tokenizer("tokenizer").map_or_else(|| Err(self.no_tokenizer()), Ok)
+    }
+
+    /// The folder of the second text encoder's own tokenizer. Where there is none, it has the first one's vocabulary.
+    pub fn second_tokenizer_folder(&self) -> Option<PathBuf> {
+        self.own_tokenizer("tokenizer_2").filter(|folder| folder.is_dir())
+    }
+
+    fn own_tokenizer(&self, name: &str) -> Option<PathBuf> {
+        match (&self.tokenizer, &self.source) {
+            (Some(folder), _) if name == "tokenizer" => Some(folder.clone()),
+            // Of another model as a whole the second is beside the first.
+            (Some(folder), _) => Some(folder.with_file_name(name)).filter(|_| folder.ends_with("tokenizer")),
+            (None, Source::Folder { .. }) => Some(self.root.join(name)),
+            (None, Source::Single { configs, .. }) => {
+                configs.iter().map(|folder| folder.join(name)).find(|folder| folder.is_dir())
             }
         }
+    }
+
+    fn no_tokenizer(&self) -> Error {
+        let (id, sub) = match &self.source {
+            Source::Single { checkpoint, .. } if checkpoint.generation() == OriginalGeneration::V2 => {
+                ("stabilityai/stable-diffusion-2-1", ", whose tokenizer is used")
+            }
+            _ => ("openai/clip-vit-large-patch14", ""),
+        };
+        Error::file(
+            &self.root,
+            format!("a single file has no tokenizer; give `⟨tokenizer_name⟩` a folder or a hub id such as {id}{sub}"),
+        )
     }
 
     /// The scheduler's configuration as JSON: `scheduler/scheduler_config.json`, or for a single file the one of the
@@ -163,7 +205,7 @@ impl PipelineFiles {
             (Source::Single { checkpoint, facts, .. }, None) => {
                 let prediction = self.prediction_of(facts);
                 let zero_snr = facts.has_zero_terminal_snr(prediction);
-                inferred_config::scheduler(checkpoint.text_encoder_kind(), prediction, zero_snr)
+                inferred_config::scheduler(checkpoint.generation(), prediction, zero_snr)
             }
             (Source::Folder { .. }, None) => config_file::read_json(&scheduler_file_in(&self.root))?,
         };
@@ -197,13 +239,28 @@ impl PipelineFiles {
 
     /// Refuses parts of different models, whose shapes do not meet.
     pub fn check_parts(&self) -> Result<()> {
-        let (unet, vae, text) = (self.unet_config()?, self.vae_config()?, self.text_encoder_config()?);
-        if text.hidden_size != unet.cross_attention_dim {
+        let (unet, vae) = (self.unet_config()?, self.vae_config()?);
+        let texts = self.text_encoder_configs()?;
+        let width: i64 = texts.iter().map(|text| text.hidden_size).sum();
+        let (encoders, give) = if texts.len() == 1 { ("text encoder", "gives") } else { ("text encoders", "give") };
+        if width != unet.cross_attention_dim {
             return Err(Error::file(
                 &self.root,
                 format!(
-                    "the text encoder gives {} numbers a token and the UNet takes {}: they are of different models",
-                    text.hidden_size, unet.cross_attention_dim
+                    "the {encoders} {give} {width} numbers a token and the UNet takes {}: they are of different models",
+                    unet.cross_attention_dim
+                ),
+            ));
+        }
+        let pooled = texts.last().filter(|text| text.with_projection).map(|text| text.projection_dim);
+        if pooled != unet.pooled_width() {
+            let numbers = |width: Option<i64>| width.map_or("none".to_owned(), |width| width.to_string());
+            return Err(Error::file(
+                &self.root,
+                format!(
+                    "the {encoders} {give} {} numbers for a whole text and the UNet takes {}: they are of different models",
+                    numbers(pooled),
+                    numbers(unet.pooled_width())
                 ),
             ));
         }
@@ -219,19 +276,33 @@ impl PipelineFiles {
         Ok(())
     }
 
+    /// The single-file checkpoint, where it is one.
+    pub fn checkpoint(&self) -> Option<&OriginalCheckpoint> {
+        match &self.source {
+            Source::Folder { .. } => None,
+            Source::Single { checkpoint, .. } => Some(checkpoint),
+        }
+    }
+
     /// Whether this is a single-file checkpoint, and no folder in the diffusers layout.
     pub fn is_single_file(&self) -> bool {
         matches!(self.source, Source::Single { .. })
     }
 
-    /// `config.json` of the network `part` ("unet", "vae" or "text_encoder"): the file, or what the shapes tell.
+    /// `config.json` of the network `part` ("unet", "vae", "text_encoder", "text_encoder_2"): the file, or what the shapes tell.
     pub fn config_json(&self, part: &str) -> Result<Value> {
+        if let (Some(vae), "vae") = (&self.vae, part) {
+            return vae.config_json()?.map_or_else(|| Ok(written_config::vae(&self.vae_config()?)), Ok);
+        }
         match self.described(part) {
             Described::ByFile(folder) => config_file::read_json(&folder.join("config.json")),
             Described::ByShapes(..) => match part {
                 "unet" => Ok(written_config::unet(&self.unet_config()?)),
                 "vae" => Ok(written_config::vae(&self.vae_config()?)),
-                _ => Ok(written_config::text_encoder(&self.text_encoder_config()?)),
+                name => {
+                    let part = Part::named(name).filter(|part| part.is_text_encoder()).unwrap_or(Part::TextEncoder);
+                    Ok(written_config::text_encoder(&self.text_encoder_config(part)?))
+                }
             },
         }
     }
@@ -242,7 +313,7 @@ impl PipelineFiles {
             Described::ByFile(folder) => UNetConfig::from_folder(&folder),
             Described::ByShapes(checkpoint, facts) => {
                 let mut config = inferred_config::unet(&checkpoint.unet())?;
-                let factor = inferred_config::vae(&checkpoint.vae())?.scale_factor();
+                let factor = inferred_config::vae(&checkpoint.vae(), self.is_xl())?.scale_factor();
                 config.sample_size = Some(self.latent_size(facts, factor)?);
                 Ok(config)
             }
@@ -251,10 +322,15 @@ impl PipelineFiles {
 
     /// The VAE's configuration.
     pub fn vae_config(&self) -> Result<VaeConfig> {
+        if let Some(vae) = &self.vae {
+            let config = vae.config(self.is_xl())?;
+            let native = self.unet_config()?.sample_size.unwrap_or(BASE_LATENT_SIZE) * config.scale_factor();
+            return Ok(VaeConfig { sample_size: native, ..config });
+        }
         match self.described("vae") {
             Described::ByFile(folder) => VaeConfig::from_folder(&folder),
             Described::ByShapes(checkpoint, facts) => {
-                let mut config = inferred_config::vae(&checkpoint.vae())?;
+                let mut config = inferred_config::vae(&checkpoint.vae(), self.is_xl())?;
                 config.sample_size = self.latent_size(facts, config.scale_factor())? * config.scale_factor();
                 Ok(config)
             }
@@ -274,12 +350,23 @@ impl PipelineFiles {
         Ok(latent * self.vae_config()?.scale_factor())
     }
 
-    /// The text encoder's configuration.
-    pub fn text_encoder_config(&self) -> Result<ClipTextConfig> {
-        match self.described("text_encoder") {
-            Described::ByFile(folder) => ClipTextConfig::from_folder(&folder),
+    /// The configurations of its text encoders.
+    pub fn text_encoder_configs(&self) -> Result<Vec<ClipTextConfig>> {
+        self.text_encoders().iter().map(|part| self.text_encoder_config(*part)).collect()
+    }
+
+    /// The configuration of the text encoder `part`.
+    pub fn text_encoder_config(&self, part: Part) -> Result<ClipTextConfig> {
+        let with_projection = part == Part::TextEncoder2;
+        match self.described(part.name()) {
+            Described::ByFile(folder) => {
+                Ok(ClipTextConfig { with_projection, ..ClipTextConfig::from_folder(&folder)? })
+            }
+            Described::ByShapes(checkpoint, _) if with_projection => {
+                inferred_config::text_encoder_2(&checkpoint.text_encoder_2())
+            }
             Described::ByShapes(checkpoint, _) => {
-                inferred_config::text_encoder(&checkpoint.text_encoder(), checkpoint.text_encoder_kind())
+                inferred_config::text_encoder(&checkpoint.text_encoder(), checkpoint.generation())
             }
         }
     }
@@ -305,19 +392,35 @@ impl PipelineFiles {
 
     /// The weights of the VAE under our keys.
     pub fn vae_weights(&self) -> Result<WeightSet> {
+        if let Some(vae) = &self.vae {
+            return vae.weights();
+        }
         match &self.source {
             Source::Folder { variant } => Ok(self.folder_weights("vae", variant.as_deref())?.respelled(spelling::vae)),
             Source::Single { checkpoint, .. } => Ok(checkpoint.vae()),
         }
     }
 
-    /// The weights of the text encoder under our keys.
-    pub fn text_encoder_weights(&self) -> Result<WeightSet> {
-        match &self.source {
-            Source::Folder { variant } => {
-                Ok(self.folder_weights("text_encoder", variant.as_deref())?.respelled(spelling::clip_text))
+    /// The weights of the text encoder `part` under our keys.
+    pub fn text_encoder_weights(&self, part: Part) -> Result<WeightSet> {
+        match (&self.source, part) {
+            (Source::Folder { variant }, _) => {
+                let weights = self.folder_weights(part.name(), variant.as_deref())?;
+                Ok(weights.respelled(match part {
+                    Part::TextEncoder2 => spelling::clip_text_with_projection,
+                    _ => spelling::clip_text,
+                }))
             }
-            Source::Single { checkpoint, .. } => Ok(checkpoint.text_encoder()),
+            (Source::Single { checkpoint, .. }, Part::TextEncoder2) => Ok(checkpoint.text_encoder_2()),
+            (Source::Single { checkpoint, .. }, _) => Ok(checkpoint.text_encoder()),
+        }
+    }
+
+    /// The weights of the network `part` under our keys.
+    pub fn part_weights(&self, part: Part) -> Result<WeightSet> {
+        match part {
+            Part::UNet => self.unet_weights(),
+            Part::TextEncoder | Part::TextEncoder2 => self.text_encoder_weights(part),
         }
     }
 
@@ -332,7 +435,8 @@ impl PipelineFiles {
             let shape = |key: &str| Some((key.to_owned(), weights.shape(key)?));
             weights.keys().filter_map(shape).collect()
         };
-        Ok(BaseModel::new(shapes(self.unet_weights()?), shapes(self.text_encoder_weights()?)))
+        let networks = self.parts().into_iter().map(|part| Ok((part, shapes(self.part_weights(part)?))));
+        Ok(BaseModel::new(networks.collect::<Result<_>>()?))
     }
 
     /// Has the weights kept so; those of the VAE always lie as they are. Paths of layers begin with the name of their network.
@@ -369,13 +473,12 @@ impl PipelineFiles {
     /// Refuses paths of layers that no network of the model has.
     pub fn check_layers(&self) -> Result<()> {
         for layer in self.keeping.fp32_layers.iter() {
-            let weights = match layer.split('.').next() {
-                Some("unet") => self.unet_weights()?,
-                Some("text_encoder") => self.text_encoder_weights()?,
-                Some("vae") => self.vae_weights()?,
-                _ => return Err(Keeping::no_layer(layer)),
-            };
             let part = layer.split('.').next().unwrap_or_default();
+            let weights = match Part::named(part).filter(|part| self.parts().contains(part)) {
+                Some(part) => self.part_weights(part)?,
+                None if part == "vae" => self.vae_weights()?,
+                None => return Err(Keeping::no_layer(layer)),
+            };
             let inside = format!("{layer}.");
             if !weights.keys().any(|key| format!("{part}.{key}").starts_with(&inside)) {
                 return Err(Keeping::no_layer(layer));
@@ -389,21 +492,45 @@ impl PipelineFiles {
         Ok(self.vae_weights()?.stored_in(keeping))
     }
 
-    /// The dtype of the VAE where the other networks compute in `kind`.
+    /// The dtype of the VAE where the other networks compute in `kind`. That of Stable Diffusion XL says itself where it needs
+    /// float32.
     pub fn vae_kind(&self, kind: Kind) -> Kind {
-        match self.keeping.is_in_fp32("vae") {
+        let is_exact = || self.is_xl() && self.vae_config().is_ok_and(|config| config.force_upcast);
+        match self.keeping.is_in_fp32("vae") || is_exact() {
             true => Kind::Float,
             false => kind,
         }
     }
 
-    /// Loads the text encoder.
-    pub fn load_text_encoder(&self, placement: Placement) -> Result<Loaded<ClipTextModel>> {
-        let config = self.text_encoder_config()?;
-        load(self.text_encoder_weights()?.stored_in(self.keeping.of_part("text_encoder")), placement, |loader| {
-            ClipTextModel::load(loader, &config)
-        })
+    /// Loads the text encoder `part`.
+    pub fn load_text_encoder(&self, part: Part, placement: Placement) -> Result<Loaded<ClipTextModel>> {
+        let config = self.text_encoder_config(part)?;
+        let weights = self.text_encoder_weights(part)?.stored_in(self.keeping.of_part(part.name()));
+        load(weights, placement, |loader| ClipTextModel::load(loader, &config))
     }
+
+    /// Loads all text encoders.
+    pub fn load_text_encoders(&self, placement: Placement) -> Result<TextEncoders> {
+        let load = |part: &Part| Ok((*part, self.load_text_encoder(*part, placement)?));
+        let networks = self.text_encoders().iter().map(load).collect::<Result<_>>()?;
+        Ok(TextEncoders::new(networks, self.zeroes_absent_text()?))
+    }
+
+    /// Whether no text at all is embedded as zeros: in Stable Diffusion XL, unless its model_index.json says otherwise.
+    fn zeroes_absent_text(&self) -> Result<bool> {
+        let path = self.root.join("model_index.json");
+        let index = match &self.source {
+            Source::Folder { .. } if path.is_file() => config_file::read_json(&path)?,
+            _ => Value::Null,
+        };
+        Ok(self.is_xl() && index["force_zeros_for_empty_prompt"].as_bool().unwrap_or(true))
+    }
+}
+
+/// Whether the pipeline in the folder `root` is Stable Diffusion XL.
+fn is_xl_folder(root: &Path) -> bool {
+    let is_sized = |config: Value| config["addition_embed_type"] == "text_time";
+    root.join("text_encoder_2").is_dir() || config_file::read_json(&root.join("unet/config.json")).is_ok_and(is_sized)
 }
 
 /// What says how a part is built.

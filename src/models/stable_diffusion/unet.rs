@@ -1,8 +1,9 @@
-//! The UNet that predicts a latent's noise, conditioned on timestep and text.
-//! Paper: arXiv 2112.10752. Reference: diffusers `unet_2d_condition.py`.
+//! The UNet that predicts a latent's noise, conditioned on timestep and text, and in Stable Diffusion XL on sizes.
+//! Papers: arXiv 2112.10752, arXiv 2307.01952. Reference: diffusers `unet_2d_condition.py`.
 //!
 //! Shapes: b batch, h and w height and width of the latent, t text length, e text width.
 
+use super::conditioning::Conditioning;
 use super::config_file::{self, check_sizes, MAX_LAYERS, MAX_LEVELS};
 use super::spatial_transformer::TransformerSizes;
 use super::time_embedding::{sinusoids, TimestepEmbedding};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::nn::{channels_last, Conv2d, GroupNorm, Loader};
 use serde::Deserialize;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// One number for all levels, or one a level.
 #[derive(Debug, Clone, Deserialize)]
@@ -73,6 +74,12 @@ pub struct UNetConfig {
     pub flip_sin_to_cos: bool,
     /// Shift in the sinusoids' frequencies.
     pub freq_shift: f64,
+    /// "text_time" where it is conditioned on the whole text and on sizes too, as Stable Diffusion XL's.
+    pub addition_embed_type: Option<String>,
+    /// Width of the sinusoids of each number of the sizes.
+    pub addition_time_embed_dim: Option<i64>,
+    /// Width of the whole text's embedding and all those sinusoids.
+    pub projection_class_embeddings_input_dim: Option<i64>,
 }
 
 impl Default for UNetConfig {
@@ -102,15 +109,21 @@ impl Default for UNetConfig {
             mid_block_scale_factor: 1.0,
             flip_sin_to_cos: true,
             freq_shift: 0.0,
+            addition_embed_type: None,
+            addition_time_embed_dim: None,
+            projection_class_embeddings_input_dim: None,
         }
     }
 }
+
+/// Numbers that a UNet which is conditioned on sizes takes of an image.
+pub(super) const SIZE_NUMBERS: i64 = 6;
 
 /// Fields of the configuration that must have these values.
 const FIXED: &[(&str, &[&str])] = &[
     ("_class_name", &["UNet2DConditionModel"]),
     ("act_fn", &["silu", "swish"]),
-    ("addition_embed_type", &[]),
+    ("addition_embed_type", &["text_time"]),
     ("attention_type", &["default"]),
     ("center_input_sample", &["false"]),
     ("class_embed_type", &[]),
@@ -192,9 +205,29 @@ impl UNetConfig {
                 "`block_out_channels` cannot be parted into that many attention heads (`attention_head_dim`)".into()
             );
         }
+        if self.addition_embed_type.is_some() {
+            let (width, inputs) = self.addition().ok_or(
+                "`addition_embed_type` is text_time, which needs `addition_time_embed_dim` and \
+                 `projection_class_embeddings_input_dim`",
+            )?;
+            check_sizes(&[
+                ("addition_time_embed_dim", width),
+                ("projection_class_embeddings_input_dim", inputs - width.saturating_mul(SIZE_NUMBERS)),
+            ])
+            .map_err(|_| {
+                format!(
+                    "`projection_class_embeddings_input_dim` is {inputs}, which has no room for a text's embedding beside \
+                     {SIZE_NUMBERS} numbers of {width} (`addition_time_embed_dim`); is it the refiner of Stable Diffusion XL?"
+                )
+            })?;
+        }
         match self.in_channels {
             4 => Ok(self),
             9 => Err("this is an inpainting model (9 input channels), which cannot be trained or sampled here".into()),
+            8 => Err(
+                "this is a model for edits by instruction (8 input channels), which cannot be trained or sampled here"
+                    .into(),
+            ),
             other => Err(format!("`in_channels` is {other}; Stable Diffusion's is 4")),
         }
     }
@@ -207,6 +240,17 @@ impl UNetConfig {
     /// Width of the time embedding.
     pub fn time_embedding_width(&self) -> i64 {
         self.block_out_channels[0] * 4
+    }
+
+    /// Of a UNet that is conditioned on whole texts and sizes: the width of a number's sinusoids, and that of all it is given.
+    pub fn addition(&self) -> Option<(i64, i64)> {
+        self.addition_embed_type.as_ref()?;
+        Some((self.addition_time_embed_dim?, self.projection_class_embeddings_input_dim?))
+    }
+
+    /// The width of a whole text's embedding, where it takes one.
+    pub fn pooled_width(&self) -> Option<i64> {
+        self.addition().map(|(width, inputs)| inputs - width * SIZE_NUMBERS)
     }
 
     /// What latent sizes must be multiples of, so that no level has an odd one.
@@ -243,6 +287,7 @@ impl UNetConfig {
 pub struct UNet2DConditionModel {
     conv_in: Conv2d,
     time_embedding: TimestepEmbedding,
+    add_embedding: Option<TimestepEmbedding>,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
@@ -263,6 +308,12 @@ impl UNet2DConditionModel {
                 channels[0],
                 config.time_embedding_width(),
             )?,
+            add_embedding: config
+                .addition()
+                .map(|(_, inputs)| {
+                    TimestepEmbedding::load(&(loader / "add_embedding"), inputs, config.time_embedding_width())
+                })
+                .transpose()?,
             down_blocks: load_down_blocks(&(loader / "down_blocks"), config)?,
             mid_block: MidBlock::load(
                 &(loader / "mid_block"),
@@ -282,15 +333,24 @@ impl UNet2DConditionModel {
         })
     }
 
-    /// The prediction `[b, out_channels, h, w]` for noisy latents `[b, in_channels, h, w]`, timesteps `[b]` and text
-    /// embeddings `[b, t, e]`, in the dtype of the latents. With `checkpointing` the activations of each residual block
-    /// and each transformer are computed again in backward.
-    pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, text: &Tensor, checkpointing: bool) -> Tensor {
+    /// Its configuration.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// The prediction `[b, out_channels, h, w]` for noisy latents `[b, in_channels, h, w]`, timesteps `[b]` and what they are
+    /// conditioned on, in the dtype of the latents. With `checkpointing` the activations of each residual block and each transformer
+    /// are computed again in backward.
+    pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, on: &Conditioning, checkpointing: bool) -> Tensor {
         let config = &self.config;
         let time = sinusoids(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift);
+        let mut time = self.time_embedding.forward(&time.to_kind(latents.kind()));
+        if let Some(added) = self.added(on, latents.kind()) {
+            time = time + added;
+        }
         // Every residual block starts with the SiLU of the embedding: it is taken once.
-        let time = self.time_embedding.forward(&time.to_kind(latents.kind())).silu();
-        let on = Conditions { time: &time, text, checkpointing };
+        let time = time.silu();
+        let on = Conditions { time: &time, text: &on.context, checkpointing };
 
         let mut xs = self.conv_in.forward(&channels_last(latents));
         let mut skips = vec![xs.shallow_clone()];
@@ -302,6 +362,17 @@ impl UNet2DConditionModel {
             xs = block.forward(xs, &mut skips, &on);
         }
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs))
+    }
+
+    /// What whole texts and sizes add to the embedding of the timestep, `[b, width]`. Sinusoids are of the sizes themselves, which
+    /// 16 bits would round to other sizes.
+    fn added(&self, on: &Conditioning, kind: Kind) -> Option<Tensor> {
+        let (embedding, width) = (self.add_embedding.as_ref()?, self.config.addition_time_embed_dim?);
+        let (pooled, ids) = (on.pooled.as_ref()?, on.time_ids.as_ref()?);
+        let (flip, shift) = (self.config.flip_sin_to_cos, self.config.freq_shift);
+        // [b, 6] -> [b · 6, width] -> [b, 6 · width]
+        let sizes = sinusoids(&ids.flatten(0, -1), width, flip, shift).view([ids.size()[0], -1]);
+        Some(embedding.forward(&Tensor::cat(&[pooled.to_kind(kind), sizes.to_kind(kind)], 1)))
     }
 }
 

@@ -38,6 +38,8 @@ pub struct VaeConfig {
     pub use_quant_conv: bool,
     /// A 1×1 convolution before the decoder.
     pub use_post_quant_conv: bool,
+    /// Its numbers are too large for float16, in Stable Diffusion XL.
+    pub force_upcast: bool,
 }
 
 impl Default for VaeConfig {
@@ -54,6 +56,7 @@ impl Default for VaeConfig {
             mid_block_add_attention: true,
             use_quant_conv: true,
             use_post_quant_conv: true,
+            force_upcast: true,
         }
     }
 }

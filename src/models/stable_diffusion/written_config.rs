@@ -12,7 +12,7 @@ pub fn unet(config: &UNetConfig) -> Value {
         PerLevel::Same(one) => json!(one),
         PerLevel::Each(list) => json!(list),
     };
-    json!({
+    let mut written = json!({
         "_class_name": "UNet2DConditionModel",
         "act_fn": "silu",
         "attention_head_dim": per_level(&config.attention_head_dim),
@@ -33,7 +33,13 @@ pub fn unet(config: &UNetConfig) -> Value {
         "transformer_layers_per_block": per_level(&config.transformer_layers_per_block),
         "up_block_types": config.up_block_types,
         "use_linear_projection": config.use_linear_projection,
-    })
+    });
+    if let (Some(kind), Some((width, inputs))) = (&config.addition_embed_type, config.addition()) {
+        written["addition_embed_type"] = json!(kind);
+        written["addition_time_embed_dim"] = json!(width);
+        written["projection_class_embeddings_input_dim"] = json!(inputs);
+    }
+    written
 }
 
 /// The VAE's.
@@ -44,6 +50,7 @@ pub fn vae(config: &VaeConfig) -> Value {
         "act_fn": "silu",
         "block_out_channels": config.block_out_channels,
         "down_block_types": vec!["DownEncoderBlock2D"; levels],
+        "force_upcast": config.force_upcast,
         "in_channels": config.in_channels,
         "latent_channels": config.latent_channels,
         "layers_per_block": config.layers_per_block,
@@ -58,7 +65,7 @@ pub fn vae(config: &VaeConfig) -> Value {
     })
 }
 
-/// The text encoder's.
+/// A text encoder's.
 pub fn text_encoder(config: &ClipTextConfig) -> Value {
     let hidden_act = match config.hidden_act {
         Activation::QuickGelu => "quick_gelu",
@@ -67,8 +74,11 @@ pub fn text_encoder(config: &ClipTextConfig) -> Value {
         Activation::GeluNew => "gelu_new",
         Activation::Relu => "relu",
     };
+    let class = if config.with_projection { "CLIPTextModelWithProjection" } else { "CLIPTextModel" };
     json!({
-        "architectures": ["CLIPTextModel"],
+        "architectures": [class],
+        "bos_token_id": 0,
+        "eos_token_id": config.eos_token_id,
         "hidden_act": hidden_act,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -77,6 +87,8 @@ pub fn text_encoder(config: &ClipTextConfig) -> Value {
         "model_type": "clip_text_model",
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": config.num_hidden_layers,
+        "pad_token_id": 1,
+        "projection_dim": config.projection_dim,
         "vocab_size": config.vocab_size,
     })
 }

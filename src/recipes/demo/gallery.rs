@@ -4,6 +4,7 @@ use super::report::ImageReport;
 use super::{stopped, GUIDANCE, SIDE};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
+use crate::models::stable_diffusion::SizeIds;
 use crate::recipes::training::observer::Observer;
 use crate::recipes::training::watched::WatchedDrawing;
 use crate::sample::drawn_image::DrawnImage;
@@ -69,10 +70,13 @@ impl Gallery {
             scheduler: None,
             latent_height: side,
             latent_width: side,
+            guidance_rescale: 0.0,
+            size_ids: SizeIds::of_whole(SIDE.into(), SIDE.into()),
         };
         let pictures = Pictures {
             prompts: self.prompts.clone(),
-            negative_prompt: String::new(),
+            prompt_2: None,
+            negative_prompt: None,
             seeds: self.seeds.clone(),
             batch_size: self.prompts.len(),
             sampling,

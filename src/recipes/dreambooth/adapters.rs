@@ -18,10 +18,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tch::Tensor;
 
-/// The adapter of each network that trains, and one of the text encoder's that stays as it is.
+/// The adapter of each network that trains, and those of text encoders that stay as they are.
 pub struct Adapters {
     trained: Vec<(Part, Attached)>,
-    carried: Option<PartAdapter>,
+    carried: Vec<(Part, PartAdapter)>,
+    /// By what the text encoders' learning rate is multiplied, where they have one of their own.
+    text_encoder_lr: Option<f64>,
 }
 
 impl Adapters {
@@ -31,17 +33,13 @@ impl Adapters {
         config: &DreamBoothConfig,
         networks: &Networks,
         files: &PipelineFiles,
-        carried: Option<PartAdapter>,
+        carried: Vec<(Part, PartAdapter)>,
         seed: i64,
     ) -> Result<Self> {
         let mut generator = Generator::new(seed);
         let base = config.init_adapter.is_some().then(|| files.base_model()).transpose()?;
-        let mut parts = vec![(Part::UNet, &networks.unet.sites)];
-        if let (true, Some(text_encoder)) = (config.train_text_encoder, &networks.text_encoder) {
-            parts.push((Part::TextEncoder, &text_encoder.sites));
-        }
         let mut trained = Vec::new();
-        for (part, sites) in parts {
+        for (part, sites) in networks.trained() {
             let given =
                 config.init_adapter.as_ref().map(|folder| read_part(folder, part, base.as_ref())).transpose()?;
             let attached = match given {
@@ -50,10 +48,11 @@ impl Adapters {
             };
             trained.push((part, attached));
         }
-        Ok(Self { trained, carried })
+        let text_encoder_lr = config.text_encoder_lr.filter(|_| config.learning_rate > 0.0);
+        Ok(Self { trained, carried, text_encoder_lr: text_encoder_lr.map(|lr| lr / config.learning_rate) })
     }
 
-    /// What they train: `unet.` and `text_encoder.` before the adapters' names.
+    /// What they train: `unet.` and so on before the adapters' names.
     pub fn trained(&self) -> Trained {
         let named = |(part, adapter): &(Part, Attached)| {
             let name = part.name();
@@ -64,12 +63,13 @@ impl Adapters {
             params: self.trained.iter().flat_map(named).collect(),
             trainable: self.trained.iter().map(|(_, adapter)| adapter.trainable()).sum(),
             frozen: self.trained.iter().map(|(_, adapter)| adapter.base_elements).sum(),
+            lr_factors: self.text_encoder_lr.map(|factor| ("text_encoder", factor)).into_iter().collect(),
         }
     }
 
-    /// The text encoder's, where it does not train.
-    pub fn carried(&self) -> Option<&PartAdapter> {
-        self.carried.as_ref()
+    /// Those of text encoders that do not train.
+    pub fn carried(&self) -> &[(Part, PartAdapter)] {
+        &self.carried
     }
 
     /// Tells of each what it is and how large.
@@ -81,9 +81,10 @@ impl Adapters {
     pub fn start(&self, config: &DreamBoothConfig) -> String {
         let Some(path) = &config.init_adapter else { return "a new adapter".to_owned() };
         let parts: Vec<String> = self.trained.iter().map(|(part, _)| part.name().replace('_', " ")).collect();
-        let carried = match self.carried {
-            Some(_) => "; its text encoder's adapter is used and written unchanged (⟨train_text_encoder⟩ trains it)",
-            None => "",
+        let carried = match self.carried.len() {
+            0 => "",
+            1 => "; its text encoder's adapter is used and written unchanged (⟨train_text_encoder⟩ trains it)",
+            _ => "; its text encoders' adapters are used and written unchanged (⟨train_text_encoder⟩ trains them)",
         };
         format!("the adapter {}: {}{carried}", path.display(), parts.join(" and "))
     }
@@ -93,9 +94,7 @@ impl Adapters {
         for (part, adapter) in &self.trained {
             set.set(*part, PartAdapter::of(adapter));
         }
-        if let Some(adapter) = &self.carried {
-            set.set(Part::TextEncoder, adapter.shallow_clone());
-        }
+        self.carried.iter().for_each(|(part, adapter)| set.set(*part, adapter.shallow_clone()));
         set
     }
 
@@ -121,31 +120,21 @@ impl Adapters {
 /// Refuses flags that ask for another adapter than `--init-adapter` names.
 pub fn check_init_adapter(config: &DreamBoothConfig) -> Result<()> {
     let Some(folder) = &config.init_adapter else { return Ok(()) };
-    let of_unet = |option: &str| lora_field(option);
-    // Options without a part's name are both parts'.
-    let of_text_encoder = |option: &str| match option.strip_prefix("lora_text_encoder_") {
-        Some(end) => lora_field(&format!("lora_{end}")),
-        None => lora_field(option).filter(|_| ["use_rslora", "use_dora", "lora_init"].contains(&option)),
-    };
-    let check = |part: Part, field: &dyn Fn(&str) -> Option<&'static str>| {
+    let set = read_any(folder, None)?;
+    for part in config.trained_parts().filter(|part| *part != Part::TextEncoder2 || set.part(*part).is_some()) {
         let found = read_part(folder, part, None)?.0;
-        config.given.check_settled(field, &lora_config(config, part), &found, folder)
-    };
-    check(Part::UNet, &of_unet)?;
-    match config.train_text_encoder {
-        true => check(Part::TextEncoder, &of_text_encoder),
-        false => Ok(()),
+        let field = |option: &str| lora_field(&config.lora_option(part, option)?);
+        config.given.check_settled(field, &lora_config(config, part), &found, folder)?;
     }
+    Ok(())
 }
 
-/// The text encoder's adapter of `--init-adapter` where it does not train: the UNet's was made to go with it.
-pub(in crate::recipes) fn carried_text_encoder(config: &DreamBoothConfig) -> Result<Option<PartAdapter>> {
-    match &config.init_adapter {
-        Some(path) if !config.train_text_encoder => {
-            Ok(read_any(path, None)?.part(Part::TextEncoder).map(PartAdapter::shallow_clone))
-        }
-        _ => Ok(None),
-    }
+/// The text encoders' adapters of `--init-adapter` where they do not train: the UNet's was made to go with them.
+pub(in crate::recipes) fn carried_text_encoders(config: &DreamBoothConfig) -> Result<Vec<(Part, PartAdapter)>> {
+    let Some(path) = config.init_adapter.as_ref().filter(|_| !config.train_text_encoder) else { return Ok(Vec::new()) };
+    let set = read_any(path, None)?;
+    let carried = set.parts().filter(|(part, _)| part.is_text_encoder());
+    Ok(carried.map(|(part, adapter)| (part, adapter.shallow_clone())).collect())
 }
 
 /// Configuration and tensors of one part of the adapter at `path`, in any format that is known.
@@ -162,11 +151,16 @@ fn read_part(path: &Path, part: Part, base: Option<&BaseModel>) -> Result<(LoraC
             let PartAdapter { config, tensors } = adapter.shallow_clone();
             Ok((config, tensors))
         }
-        None if part == Part::TextEncoder => Err(Error::file(
+        None if part.is_text_encoder() => Err(Error::file(
             path,
-            "has no adapter for the text encoder, which ⟨train_text_encoder⟩ continues; leave the flag out, or give an \
-             ⟨init_adapter⟩ that has both",
+            format!(
+                "has no adapter for the {}, which ⟨train_text_encoder⟩ continues; leave the flag out, or give an \
+                 ⟨init_adapter⟩ that has both",
+                part.in_words()
+            ),
         )),
-        None => Err(Error::file(path, format!("has no adapter for the {}, which ⟨init_adapter⟩ must have", part.name()))),
+        None => {
+            Err(Error::file(path, format!("has no adapter for the {}, which ⟨init_adapter⟩ must have", part.name())))
+        }
     }
 }

@@ -3,14 +3,12 @@
 use crate::adapters::{LoraConfig, Part};
 use crate::data::latent_cache::CacheMode;
 use crate::options::dreambooth::DreamBoothConfig;
-use crate::options::lora::LoraArgs;
 use crate::plain_text::counted;
 use crate::recipes::training::output_name;
 
 /// The adapter of `part` that the options ask for.
 pub(in crate::recipes) fn lora_config(config: &DreamBoothConfig, part: Part) -> LoraConfig {
-    let lora: &LoraArgs = if part == Part::UNet { &config.unet } else { &config.text_encoder };
-    LoraConfig { base_model_name_or_path: Some(config.model.name.clone()), ..lora.config(&config.lora) }
+    LoraConfig { base_model_name_or_path: Some(config.model.name.clone()), ..config.lora_of(part).config(&config.lora) }
 }
 
 /// The same options with an output folder: the one that was given, or one named after the prompt and the date.

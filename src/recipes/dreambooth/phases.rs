@@ -1,19 +1,22 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings.
 
-use super::adapters::carried_text_encoder;
-use crate::adapters::{attach, Init, PartAdapter, Sites};
+use super::adapters::carried_text_encoders;
+use super::samples::Texts;
+use crate::adapters::{attach, Init, Part, PartAdapter, Sites};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
 use crate::data::photo_files::{PhotoFile, PhotoFiles};
 use crate::data::photos::{count_images_but, no_image, PhotoFolder};
-use crate::data::tokenizers::clip::ClipTokenizer;
+use crate::data::tokenizers::{ClipTokenizer, PromptTokenizers};
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder};
+use crate::models::stable_diffusion::{
+    Conditioning, Loaded, PipelineFiles, SizeIds, TextEncoders, UNet2DConditionModel, VaeEncoder,
+};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::options::precision::MixedPrecision;
 use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
@@ -23,13 +26,13 @@ use crate::recipes::training::watched::WatchedDrawing;
 use crate::sample::drawn_image::DrawnImage;
 use crate::sample::painter::Pictures;
 use crate::sample::pipeline::{Pipeline, Residence};
-use crate::sample::text_to_image::{Conditioning, Sampling};
+use crate::sample::text_to_image::{EncodedPrompts, Sampling};
 use crate::train::folder_lock::FolderLock;
 use crate::weights::Placement;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 /// Steps of the sampler for a class image.
 pub const CLASS_IMAGE_STEPS: usize = 50;
@@ -48,11 +51,11 @@ pub fn class_image_kind(config: &DreamBoothConfig, kind: Kind) -> Kind {
 pub struct Networks {
     /// With its adapter.
     pub unet: Loaded<UNet2DConditionModel>,
-    /// Where it trains, with its adapter.
-    pub text_encoder: Option<Loaded<ClipTextModel>>,
+    /// Where they train, with their adapters.
+    pub text_encoders: Option<TextEncoders>,
     /// Where photos are encoded at each step.
     pub vae_encoder: Option<Loaded<VaeEncoder>>,
-    /// The dtype of UNet and text encoder.
+    /// The dtype of UNet and text encoders.
     pub kind: Kind,
     /// The VAE's dtype.
     pub vae_kind: Kind,
@@ -63,67 +66,72 @@ pub struct Networks {
 impl Networks {
     /// The layers of all of them.
     pub fn all(&self) -> Vec<&Sites> {
-        let Self { unet, text_encoder, vae_encoder, .. } = self;
-        let text_encoder = text_encoder.as_ref().map(|network| network.sites.as_ref());
-        let vae_encoder = vae_encoder.as_ref().map(|network| network.sites.as_ref());
-        [Some(unet.sites.as_ref()), text_encoder, vae_encoder].into_iter().flatten().collect()
+        self.named().into_iter().map(|(_, sites)| sites).collect()
+    }
+
+    /// The same with the names of the networks.
+    pub fn named(&self) -> Vec<(&'static str, &Sites)> {
+        let trained = self.trained().into_iter().map(|(part, sites)| (part.name(), sites));
+        trained.chain(self.vae_encoder.iter().map(|network| ("vae", network.sites.as_ref()))).collect()
+    }
+
+    /// The layers of those that train.
+    pub fn trained(&self) -> Vec<(Part, &Sites)> {
+        let unet = (Part::UNet, self.unet.sites.as_ref());
+        std::iter::once(unet).chain(self.text_encoders.iter().flat_map(TextEncoders::sites)).collect()
     }
 
     /// Turns dropout on or off.
     pub fn set_training(&self, training: bool) {
-        self.unet.sites.set_training(training);
-        if let Some(text_encoder) = &self.text_encoder {
-            text_encoder.sites.set_training(training);
-        }
+        self.trained().into_iter().for_each(|(_, sites)| sites.set_training(training));
     }
 }
 
-/// Text embeddings of the photos' prompts: known where the text encoder is frozen, token ids where it trains.
+/// Text embeddings of the photos' prompts: known where the text encoders are frozen, token ids where they train.
 pub struct Embeddings {
-    tokenizer: ClipTokenizer,
-    ids: BTreeMap<String, Vec<i64>>,
-    known: BTreeMap<String, Tensor>,
+    tokenizers: PromptTokenizers,
+    ids: BTreeMap<String, Vec<Vec<i64>>>,
+    known: BTreeMap<String, Conditioning>,
     prompts: Vec<String>,
-    validation: Option<(String, Conditioning)>,
+    validation: Option<(String, EncodedPrompts)>,
 }
 
 impl Embeddings {
-    /// Encodes a prompt of a sample image, and what must not be on it, with the text encoder that trains or with the frozen one,
-    /// which is in memory only meanwhile, and with it the adapter that is `carried`. The validation prompt's are known.
+    /// Encodes a prompt of a sample image, and what must not be on it, with the text encoders that train or with the frozen ones,
+    /// which are in memory only meanwhile, and with them the adapters that are `carried`. The validation prompt's are known.
     pub fn encode(
         &self,
-        (prompt, negative): (&str, &str),
+        (prompt, negative): Texts,
         networks: &Networks,
         files: &PipelineFiles,
-        carried: Option<&PartAdapter>,
-    ) -> Result<Conditioning> {
-        let encode = |text_encoder: &Loaded<ClipTextModel>| {
-            Conditioning::encode(&self.tokenizer, &text_encoder.model, networks.device, &[prompt], negative)
+        carried: &[(Part, PartAdapter)],
+    ) -> Result<EncodedPrompts> {
+        let encode = |encoders: &TextEncoders| {
+            EncodedPrompts::encode(&self.tokenizers, encoders, networks.device, (&[prompt], None), negative)
         };
-        let known = self.validation.as_ref().filter(|(known, _)| known == prompt && negative.is_empty());
-        match (&networks.text_encoder, known) {
-            (Some(text_encoder), _) => encode(text_encoder),
+        let known = self.validation.as_ref().filter(|(known, _)| known == prompt && negative.is_none());
+        match (&networks.text_encoders, known) {
+            (Some(encoders), _) => encode(encoders),
             (None, Some((_, on))) => Ok(on.shallow_clone()),
             (None, None) => {
-                let place = Placement { device: networks.device, kind: networks.kind };
-                let text_encoder = files.load_text_encoder(place)?;
-                put_on_carried(&text_encoder, carried)?;
-                encode(&text_encoder)
+                let encoders = files.load_text_encoders(Placement { device: networks.device, kind: networks.kind })?;
+                put_on_carried(&encoders, carried)?;
+                encode(&encoders)
             }
         }
     }
 
-    /// Embeddings for a batch of photos: `[photos, t, e]`.
-    pub fn of(&self, photos: &[usize], networks: &Networks, checkpointing: bool) -> Tensor {
+    /// What the UNet is given for a batch of photos, whose crops have the sizes `ids`.
+    pub fn of(&self, photos: &[usize], ids: &[SizeIds], networks: &Networks, checkpointing: bool) -> Conditioning {
         let prompts = photos.iter().map(|&photo| &self.prompts[photo]);
-        match &networks.text_encoder {
-            None => Tensor::cat(&prompts.map(|prompt| self.known[prompt].shallow_clone()).collect::<Vec<_>>(), 0),
-            Some(text_encoder) => {
-                let ids: Vec<Vec<i64>> = prompts.map(|prompt| self.ids[prompt].clone()).collect();
-                let ids = ClipTextModel::ids(&ids, Device::Cpu);
-                text_encoder.model.forward(&ids, checkpointing)
+        let texts = match &networks.text_encoders {
+            None => Conditioning::cat(&prompts.map(|prompt| self.known[prompt].shallow_clone()).collect::<Vec<_>>()),
+            Some(encoders) => {
+                let rows: Vec<Vec<Vec<i64>>> = prompts.map(|prompt| self.ids[prompt].clone()).collect();
+                encoders.forward(&rows, Device::Cpu, checkpointing)
             }
-        }
+        };
+        texts.with_size_ids(ids)
     }
 }
 
@@ -169,7 +177,8 @@ pub fn make_class_images(
     let drawn: Vec<usize> = groups.flat_map(|first| first..end.min(first + size)).collect();
     let pictures = Pictures {
         prompts: vec![prompt.clone()],
-        negative_prompt: String::new(),
+        prompt_2: None,
+        negative_prompt: None,
         seeds: drawn.iter().map(|&number| run.seed.wrapping_add(number as i64)).collect(),
         batch_size: size,
         sampling: sampling(config, files, CLASS_IMAGE_STEPS, None)?,
@@ -216,6 +225,8 @@ pub fn sampling(
         scheduler: scheduler.map(str::to_owned),
         latent_height: side,
         latent_width: side,
+        guidance_rescale: 0.0,
+        size_ids: SizeIds::of_whole(config.side().into(), config.side().into()),
     })
 }
 
@@ -316,52 +327,63 @@ pub fn encode_photos(
     Ok((cache, vae))
 }
 
-/// Puts the adapter of a text encoder that does not train on it, where there is one.
-fn put_on_carried(text_encoder: &Loaded<ClipTextModel>, carried: Option<&PartAdapter>) -> Result<()> {
-    if let Some(adapter) = carried {
-        attach(&text_encoder.sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
-        text_encoder.sites.set_training(false);
+/// Puts the adapters of text encoders that do not train on them, where there are any.
+fn put_on_carried(encoders: &TextEncoders, carried: &[(Part, PartAdapter)]) -> Result<()> {
+    for (part, sites) in encoders.sites() {
+        if let Some((_, adapter)) = carried.iter().find(|(of, _)| *of == part) {
+            attach(sites, "carried", adapter.config.clone(), Init::Tensors(&adapter.tensors))?;
+            sites.set_training(false);
+        }
     }
     Ok(())
 }
 
-/// Tokenizes every prompt, and encodes them where the text encoder does not train. Gives it back where it does; else its adapter,
-/// where `--init-adapter` has one, which stays as it is.
+/// What of the text encoders stays for the training: themselves where they train; else their adapters, where `--init-adapter` has
+/// any, which stay as they are.
+pub struct KeptEncoders {
+    /// Where they train.
+    pub trained: Option<TextEncoders>,
+    /// Of those that do not.
+    pub carried: Vec<(Part, PartAdapter)>,
+}
+
+/// Tokenizes every prompt, and encodes them where the text encoders do not train.
 pub fn encode_prompts(
     config: &DreamBoothConfig,
     files: &PipelineFiles,
     run: &mut Run,
     dataset: &DreamBoothDataset,
-) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>, Option<PartAdapter>)> {
+) -> Result<(Embeddings, KeptEncoders)> {
     run.phase = "prompt embeddings";
-    let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
-    let text_encoder = files.load_text_encoder(placement(run, run.kind))?;
+    let tokenizers = PromptTokenizers::of(files)?;
+    let encoders = files.load_text_encoders(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
         if !ids.contains_key(prompt) {
-            let encoded = tokenizer.encode(prompt)?;
-            text_encoder.model.check_ids(&encoded)?;
+            let encoded = tokenizers.encode(prompt, None)?;
+            encoders.check_ids(&encoded)?;
             ids.insert(prompt.clone(), encoded);
         }
     }
-    let mut embeddings = Embeddings { tokenizer, ids, known: BTreeMap::new(), prompts, validation: None };
+    let mut embeddings = Embeddings { tokenizers, ids, known: BTreeMap::new(), prompts, validation: None };
     if config.train_text_encoder {
-        return Ok((embeddings, Some(text_encoder), None));
+        return Ok((embeddings, KeptEncoders { trained: Some(encoders), carried: Vec::new() }));
     }
-    let carried = carried_text_encoder(config)?;
-    put_on_carried(&text_encoder, carried.as_ref())?;
+    let carried = carried_text_encoders(config)?;
+    put_on_carried(&encoders, &carried)?;
     for (prompt, ids) in &embeddings.ids {
         interrupt::check()?;
-        let ids = ClipTextModel::ids(std::slice::from_ref(ids), run.device);
-        let encoded = catching(|| Ok(tch::no_grad(|| text_encoder.model.forward(&ids, false))))?;
+        let rows = std::slice::from_ref(ids);
+        let encoded = catching(|| Ok(tch::no_grad(|| encoders.forward(rows, run.device, false))))?;
         embeddings.known.insert(prompt.clone(), encoded);
     }
     if let Some(prompt) = &config.validation_prompt {
-        let on = Conditioning::encode(&embeddings.tokenizer, &text_encoder.model, run.device, &[prompt], "")?;
+        let prompts = (std::slice::from_ref(prompt), None);
+        let on = EncodedPrompts::encode(&embeddings.tokenizers, &encoders, run.device, prompts, None)?;
         embeddings.validation = Some((prompt.clone(), on));
     }
-    drop(text_encoder);
+    drop(encoders);
     memory::release_cached(run.device)?;
-    Ok((embeddings, None, carried))
+    Ok((embeddings, KeptEncoders { trained: None, carried }))
 }

@@ -17,18 +17,27 @@ use crate::train::precision::half_kind;
 use std::path::Path;
 use tch::{Device, Kind};
 
-/// The three networks' configurations.
+/// The networks' configurations.
 pub struct NetworkConfigs {
     unet: UNetConfig,
     vae: VaeConfig,
-    text_encoder: ClipTextConfig,
+    text_encoders: Vec<ClipTextConfig>,
+    parts: Vec<Part>,
+    /// The VAE computes in float32 whatever the others compute in.
+    exact_vae: bool,
 }
 
 impl NetworkConfigs {
     /// Those of a model, of which nothing else is read.
     pub fn of(files: &PipelineFiles) -> Result<Self> {
         let (unet, vae) = (files.unet_config()?, files.vae_config()?);
-        Ok(Self { unet, vae, text_encoder: files.text_encoder_config()? })
+        Ok(Self {
+            unet,
+            vae,
+            text_encoders: files.text_encoder_configs()?,
+            parts: files.parts(),
+            exact_vae: files.vae_kind(Kind::BFloat16) == Kind::Float,
+        })
     }
 }
 
@@ -152,7 +161,7 @@ pub fn plan_input<'a>(
     Ok(PlanInput {
         unet: &networks.unet,
         vae: &networks.vae,
-        text: &networks.text_encoder,
+        texts: &networks.text_encoders,
         resolution: config.side().into(),
         batch: config.train_batch_size as i64,
         prior_preservation: config.with_prior_preservation,
@@ -170,16 +179,18 @@ pub fn plan_input<'a>(
         }),
         kind,
         storage: config.training.weights.storage(),
-        vae_kind: match config.training.fp32_layers.iter().any(|layer| layer == "vae") {
+        exact_vae: networks.exact_vae,
+        vae_kind: match networks.exact_vae || config.training.fp32_layers.iter().any(|layer| layer == "vae") {
             true => Kind::Float,
             false => kind,
         },
         slicing: config.slicing,
         unet_lora: lora_config(config, Part::UNet).checked()?,
-        text_lora: match config.train_text_encoder {
-            true => Some(lora_config(config, Part::TextEncoder).checked()?),
-            false => None,
-        },
+        text_loras: config
+            .trained_parts()
+            .filter(|part| part.is_text_encoder() && networks.parts.contains(part))
+            .map(|part| lora_config(config, part).checked())
+            .collect::<Result<_>>()?,
         half: half_kind(device),
         gradient_checkpointing: config.training.gradient_checkpointing,
         optimizer_8bit: config.training.use_8bit_adam,

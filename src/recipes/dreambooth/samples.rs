@@ -13,8 +13,8 @@ use crate::recipes::training::watched::WatchedDrawing;
 use crate::sample::drawn_image::DrawnImage;
 use crate::sample::grid::grid;
 use crate::sample::painter::{Painter, Pictures};
-use crate::sample::pipeline::{scheduler_config, short_name};
-use crate::sample::text_to_image::Conditioning;
+use crate::sample::pipeline::{sampling_schedule, short_name};
+use crate::sample::text_to_image::EncodedPrompts;
 use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use image::RgbImage;
@@ -38,12 +38,16 @@ pub struct Samples<'a> {
     pub networks: &'a Networks,
 }
 
+/// A prompt, and what must not be on its pictures.
+pub type Texts<'a> = (&'a str, Option<&'a str>);
+
 impl Samples<'_> {
     /// `count` images of `prompt` and of what must not be on them, from the noise of `seed` and the numbers behind it.
-    pub fn pictures(&self, (prompt, negative): (&str, &str), seed: i64, count: usize) -> Result<Pictures> {
+    pub fn pictures(&self, (prompt, negative): Texts, seed: i64, count: usize) -> Result<Pictures> {
         Ok(Pictures {
             prompts: vec![prompt.to_owned()],
-            negative_prompt: negative.to_owned(),
+            prompt_2: None,
+            negative_prompt: negative.map(str::to_owned),
             seeds: (0..count).map(|i| seed.wrapping_add(i as i64)).collect(),
             batch_size: 1,
             sampling: sampling(self.config, self.files, SAMPLE_STEPS, Some(SAMPLER))?,
@@ -56,7 +60,7 @@ impl Samples<'_> {
         if !(1..=MOST_IMAGES).contains(&count) {
             return Err(Error::invalid(format!("{count} sample images were asked for; it must be 1 to {MOST_IMAGES}")));
         }
-        let negative = request.negative_prompt.as_deref().unwrap_or_default();
+        let negative = request.negative_prompt.as_deref().filter(|text| !text.is_empty());
         self.pictures((request.prompt.as_deref().unwrap_or(prompt), negative), request.seed.unwrap_or(seed), count)
     }
 
@@ -64,7 +68,7 @@ impl Samples<'_> {
     pub fn draw(
         &self,
         pictures: &Pictures,
-        on: &Conditioning,
+        on: &EncodedPrompts,
         series: Series,
         run: &mut Run,
         interrupt: &Interrupt,
@@ -78,7 +82,7 @@ impl Samples<'_> {
         vae.model.use_tiling(self.config.slicing);
         let load_exact = || self.files.load_vae_decoder(Placement { kind: Kind::Float, ..place });
         let movable = self.networks.all();
-        let scheduler = scheduler_config(self.files)?.for_stable_diffusion();
+        let scheduler = sampling_schedule(self.files)?;
         let painter = Painter {
             unet: &self.networks.unet.model,
             vae_decoder: &vae.model,

@@ -5,7 +5,7 @@ use super::adapters::{check_init_adapter, Adapters};
 use super::options::{free_options, usual_steps, why_so_long, with_output};
 use super::phases::{self as phases, Embeddings, Networks};
 use super::plan::{peak_and_advice, plan_input, NetworkConfigs};
-use super::samples::{Samples, Series};
+use super::samples::{Samples, Series, Texts};
 use crate::adapters::Sites;
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
@@ -18,7 +18,7 @@ use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::libtorch::upload::upload;
-use crate::models::stable_diffusion::{LatentDistribution, PipelineFiles};
+use crate::models::stable_diffusion::{LatentDistribution, PipelineFiles, SizeIds};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::plain_text;
 use crate::recipes::prompt_checks::shown;
@@ -29,7 +29,7 @@ use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, TrainingData, TRAINING};
 use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::sample::pipeline::scheduler_config;
-use crate::sample::text_to_image::Conditioning;
+use crate::sample::text_to_image::EncodedPrompts;
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::losses::dreambooth_loss;
 use crate::weights::{Keeping, Placement};
@@ -162,18 +162,24 @@ fn prepare<'a>(
     let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
     let scheduler = scheduler_config(files)?;
     observer.begin("loading the model", 2, "networks");
-    let (embeddings, text_encoder, carried) = phases::encode_prompts(config, files, run, &dataset)?;
+    let (embeddings, encoders) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
     run.phase = TRAINING;
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
-    let networks =
-        Networks { unet, text_encoder, vae_encoder, kind: run.kind, vae_kind: files.vae_kind(run.kind), device };
+    let networks = Networks {
+        unet,
+        text_encoders: encoders.trained,
+        vae_encoder,
+        kind: run.kind,
+        vae_kind: files.vae_kind(run.kind),
+        device,
+    };
     Ok(DreamBoothJob {
         config,
         files,
-        adapters: Adapters::attach(config, &networks, files, carried, seed)?,
+        adapters: Adapters::attach(config, &networks, files, encoders.carried, seed)?,
         networks,
         cache,
         order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
@@ -258,8 +264,8 @@ impl DreamBoothJob<'_> {
         Samples { config: self.config, files: self.files, networks: &self.networks }
     }
 
-    /// Encodes a prompt, and what must not be on an image, with the text encoder as it is.
-    fn encode(&self, texts: (&str, &str)) -> Result<Conditioning> {
+    /// Encodes a prompt, and what must not be on an image, with the text encoders as they are.
+    fn encode(&self, texts: Texts) -> Result<EncodedPrompts> {
         self.embeddings.encode(texts, &self.networks, self.files, self.adapters.carried())
     }
 
@@ -342,10 +348,12 @@ impl Job for DreamBoothJob<'_> {
         }
 
         let noisy = self.noise.add_noise(&latents, &noise, &timesteps);
-        let text = self.embeddings.of(photos, networks, config.training.gradient_checkpointing);
+        let sizes: Vec<SizeIds> =
+            std::iter::zip(photos, &batch.crops).map(|(&photo, &crop)| self.dataset.size_ids(photo, crop)).collect();
+        let on = self.embeddings.of(photos, &sizes, networks, config.training.gradient_checkpointing);
         let unet = &networks.unet.model;
         let prediction =
-            unet.forward(&noisy.to_kind(run.kind), &timesteps, &text, config.training.gradient_checkpointing);
+            unet.forward(&noisy.to_kind(run.kind), &timesteps, &on, config.training.gradient_checkpointing);
         let target = self.noise.target(self.prediction, &latents, &noise, &timesteps);
         let weights = config.snr_gamma.map(|gamma| self.noise.min_snr_weights(self.prediction, gamma, &timesteps));
         let prior_weight = config.with_prior_preservation.then_some(config.prior_loss_weight);
@@ -360,11 +368,7 @@ impl Job for DreamBoothJob<'_> {
     }
 
     fn networks(&self) -> Vec<(&'static str, &Sites)> {
-        let Networks { unet, text_encoder, vae_encoder, .. } = &self.networks;
-        let unet = Some(("unet", unet.sites.as_ref()));
-        let text_encoder = text_encoder.as_ref().map(|network| ("text_encoder", network.sites.as_ref()));
-        let vae = vae_encoder.as_ref().map(|network| ("vae", network.sites.as_ref()));
-        [unet, text_encoder, vae].into_iter().flatten().collect()
+        self.networks.named()
     }
 
     fn evaluation_phase(&self) -> &'static str {
@@ -374,8 +378,8 @@ impl Job for DreamBoothJob<'_> {
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(prompt) = &self.config.validation_prompt else { return Ok(()) };
         let samples = self.samples();
-        let pictures = samples.pictures((prompt, ""), run.seed, self.config.num_validation_images)?;
-        samples.draw(&pictures, &self.encode((prompt, ""))?, Series::Validation, run, interrupt, observer)
+        let pictures = samples.pictures((prompt, None), run.seed, self.config.num_validation_images)?;
+        samples.draw(&pictures, &self.encode((prompt, None))?, Series::Validation, run, interrupt, observer)
     }
 
     fn sample(
@@ -388,7 +392,7 @@ impl Job for DreamBoothJob<'_> {
         let samples = self.samples();
         let usual = self.config.validation_prompt.as_deref().unwrap_or(self.dataset.trained_prompt());
         let pictures = samples.requested(request, usual, run.seed)?;
-        let on = self.encode((&pictures.prompts[0], &pictures.negative_prompt))?;
+        let on = self.encode((&pictures.prompts[0], pictures.negative_prompt.as_deref()))?;
         samples.draw(&pictures, &on, Series::Asked, run, interrupt, observer)
     }
 

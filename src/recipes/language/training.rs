@@ -226,6 +226,7 @@ impl LanguageJob<'_> {
             params: self.adapter.params().iter().map(|(name, param)| (name.clone(), param.shallow_clone())).collect(),
             trainable: self.adapter.trainable(),
             frozen: self.adapter.base_elements(),
+            lr_factors: Vec::new(),
         }
     }
 

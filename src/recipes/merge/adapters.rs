@@ -1,6 +1,6 @@
 //! Adapters folded into a model, which is then one of its own.
 
-use super::{language_model, pipeline};
+use super::{language_model, pipeline, single_file};
 use crate::adapters::formats::language_adapter_at;
 use crate::adapters::model_folder::{self, Existing};
 use crate::error::{Error, Result};
@@ -12,6 +12,7 @@ use crate::recipes::language::given_adapters::GivenAdapters;
 use crate::recipes::training::observer::Observer;
 use crate::recipes::{open_model, read_adapter};
 use crate::train::folder_lock::FolderLock;
+use crate::weights::gguf::is_gguf;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
@@ -20,17 +21,27 @@ pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Obs
     let kind = config.dtype.map(Kind::from);
     let _watch = interrupt.watch();
     let given = config.lora.iter().map(|text| path_and_scale("⟨lora⟩", text)).collect::<Result<Vec<_>>>()?;
-    if config.output_dir.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
-        && !config.output_dir.is_dir()
-    {
+    let as_file = config.output_dir.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
+        && !config.output_dir.is_dir();
+    let is_checkpoint = Path::new(&config.model.name).is_file() && !is_gguf(Path::new(&config.model.name));
+    if as_file && !is_checkpoint {
         let path = config.output_dir.display();
         return Err(Error::Usage(format!(
-            "{path}: the merged model is written as a folder, in the layout of ⟨model⟩; give a folder's name, without .safetensors"
+            "{path}: the merged model is written as a folder, in the layout of ⟨model⟩, unless that is a .safetensors checkpoint; give a \
+             folder's name, without .safetensors"
         )));
     }
     let existing = Existing::of(config.overwrite);
-    model_folder::check(&config.output_dir, existing)?;
-    FolderLock::check_free(&config.output_dir)?;
+    match as_file {
+        true if !config.overwrite && std::fs::symlink_metadata(&config.output_dir).is_ok() => {
+            return Err(Error::is_there(config.output_dir.clone(), "⟨output_dir⟩"));
+        }
+        true => {}
+        false => model_folder::check(&config.output_dir, existing)?,
+    }
+    if !as_file {
+        FolderLock::check_free(&config.output_dir)?;
+    }
     config.output_dir.parent().map_or(Ok(()), FolderLock::check_free)?;
     let out = (config.output_dir.as_path(), existing);
     let mut of_language_model = false;
@@ -54,7 +65,12 @@ pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Obs
             for (path, scale) in given {
                 adapters.push((read_adapter(&path, &files, observer)?, scale));
             }
-            pipeline::write(&files, &config.model, &adapters, kind, out, interrupt, observer)
+            match files.checkpoint().filter(|_| as_file) {
+                Some(checkpoint) => {
+                    single_file::write(&files, checkpoint, &adapters, kind, &config.output_dir, interrupt, observer)
+                }
+                None => pipeline::write(&files, &config.model, &adapters, kind, out, interrupt, observer),
+            }
         }
     }
     .map_err(|error| match error {

@@ -3,3 +3,4 @@
 pub mod adapters;
 pub mod language_model;
 pub mod pipeline;
+pub mod single_file;

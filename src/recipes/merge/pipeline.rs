@@ -6,6 +6,7 @@ use crate::adapters::model_folder::{into_folder, Existing};
 use crate::adapters::{AdapterSet, Part};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::models::config_file;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::options::model::ModelArgs;
 use crate::recipes::training::observer::{Event, Observer};
@@ -42,7 +43,15 @@ pub fn write(
         if single || model.prediction_type.is_some() {
             write_json(&partial.join("scheduler/scheduler_config.json"), &files.scheduler_config_json()?)?;
         }
-        tokenizer.iter().try_for_each(|folder| merge::copy_files(folder, &partial.join("tokenizer"), |_| true))
+        tokenizer.iter().try_for_each(|folder| merge::copy_files(folder, &partial.join("tokenizer"), |_| true))?;
+        let second = files.second_tokenizer_folder().filter(|_| single && files.is_xl());
+        match (second, &tokenizer) {
+            (Some(folder), _) => merge::copy_files(&folder, &partial.join("tokenizer_2"), |_| true),
+            (None, Some(first)) if single && files.is_xl() => {
+                write_second_tokenizer(first, &partial.join("tokenizer_2"))
+            }
+            (None, _) => Ok(()),
+        }
     });
     observer.on(Event::End);
     written
@@ -55,18 +64,29 @@ fn write_single_file(
     out: &Path,
     progress: merge::Progress,
 ) -> Result<()> {
-    let layers = files.text_encoder_config()?.num_hidden_layers;
+    let layers = files.text_encoder_config(Part::TextEncoder)?.num_hidden_layers;
     // Stable Diffusion 2 is conditioned on a layer before the last ones of its file.
     let is_used = |key: &str| {
         let layer = key.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next());
         layer.and_then(|layer| layer.parse().ok()).is_none_or(|layer: i64| layer < layers)
     };
-    let text_encoder = files.text_encoder_weights()?.respelled(|key| is_used(key).then(|| key.to_owned()));
-    let parts: [(&str, Option<Part>, &str, WeightSet); 3] = [
+    let text_encoder =
+        files.text_encoder_weights(Part::TextEncoder)?.respelled(|key| is_used(key).then(|| key.to_owned()));
+    let mut parts: Vec<(&str, Option<Part>, &str, WeightSet)> = vec![
         ("unet", Some(Part::UNet), "diffusion_pytorch_model", files.unet_weights()?),
         ("vae", None, "diffusion_pytorch_model", files.vae_weights()?),
         ("text_encoder", Some(Part::TextEncoder), "model", text_encoder),
     ];
+    if files.is_xl() {
+        let second = Part::TextEncoder2;
+        // As transformers 5 calls them, which has left `text_model.` in models with a projection.
+        let spelled = |key: &str| match key.starts_with("text_projection.") {
+            true => key.to_owned(),
+            false => format!("text_model.{key}"),
+        };
+        let weights = files.text_encoder_weights(second)?.respelled(|key| Some(spelled(key)));
+        parts.push((second.name(), Some(second), "model", weights));
+    }
     for (name, part, stem, weights) in parts {
         let folder = out.join(name);
         write_json(&folder.join("config.json"), &files.config_json(name)?)?;
@@ -77,16 +97,43 @@ fn write_single_file(
     let scheduler = files.scheduler_config_json()?;
     let class = scheduler.get("_class_name").and_then(|name| name.as_str());
     let class = class.ok_or_else(|| Error::file(files.root(), "its scheduler's configuration has no `_class_name`"))?;
-    let index = json!({
+    let mut index = json!({
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [null, null],
-        "requires_safety_checker": false,
-        "safety_checker": [null, null],
         "scheduler": ["diffusers", class],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     });
+    let more = match files.is_xl() {
+        true => json!({
+            "_class_name": "StableDiffusionXLPipeline",
+            "force_zeros_for_empty_prompt": true,
+            "image_encoder": [null, null],
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        }),
+        false => json!({ "requires_safety_checker": false, "safety_checker": [null, null] }),
+    };
+    more.as_object().into_iter().flatten().for_each(|(name, value)| index[name] = value.clone());
     write_json(&out.join("model_index.json"), &index)
+}
+
+/// Writes Stable Diffusion XL's second tokenizer to the folder `to`: the first one, in the folder `from`, with other padding.
+fn write_second_tokenizer(from: &Path, to: &Path) -> Result<()> {
+    let files = |path: &Path| path.file_name().is_none_or(|name| name != "tokenizer.json");
+    let has_vocabulary = from.join("vocab.json").is_file() && from.join("merges.txt").is_file();
+    merge::copy_files(from, to, |path| !has_vocabulary || files(path))?;
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let path = to.join(name);
+        let mut config = match path.is_file() {
+            true => config_file::read_json(&path)?,
+            false if name == "tokenizer_config.json" => json!({ "tokenizer_class": "CLIPTokenizer" }),
+            false => continue,
+        };
+        config["pad_token"] = json!("!");
+        write_json(&path, &config)?;
+    }
+    Ok(())
 }

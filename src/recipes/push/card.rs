@@ -7,7 +7,10 @@ use std::fmt::Write;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Stable Diffusion.
-    StableDiffusion,
+    StableDiffusion {
+        /// Of the generation XL.
+        xl: bool,
+    },
     /// A language model; PEFT's names of task and method.
     Language { task: String, method: String },
 }
@@ -37,7 +40,8 @@ impl Card<'_> {
         let base = self.base_model.unwrap_or("its base model");
         let linked = self.base_model.map_or("a model of the author's".to_owned(), |base| format!("`{base}`"));
         match self.kind {
-            Kind::StableDiffusion => {
+            Kind::StableDiffusion { xl } => {
+                let class = if *xl { "StableDiffusionXLPipeline" } else { "StableDiffusionPipeline" };
                 write_line(
                     &mut text,
                     &format!("\n# {name}\n\nA DreamBooth LoRA for {linked}, trained with lorabooth."),
@@ -49,8 +53,8 @@ impl Card<'_> {
                     write_line(&mut text, &format!("\n![{}]({})", in_brackets(&sample.prompt), sample.path));
                 }
                 let prompt = json!(self.trigger.unwrap_or("a prompt")).to_string();
-                write_line(&mut text, "\n## Use\n\n```python\nfrom diffusers import StableDiffusionPipeline\n");
-                write_line(&mut text, &format!("pipeline = StableDiffusionPipeline.from_pretrained({})", json!(base)));
+                write_line(&mut text, &format!("\n## Use\n\n```python\nfrom diffusers import {class}\n"));
+                write_line(&mut text, &format!("pipeline = {class}.from_pretrained({})", json!(base)));
                 write_line(&mut text, &format!("pipeline.load_lora_weights({})", json!(self.repo)));
                 write_line(&mut text, &format!("pipeline({prompt}).images[0].save(\"picture.png\")\n```"));
             }
@@ -84,20 +88,14 @@ impl Card<'_> {
         };
         field("base_model", self.base_model);
         field("license", self.license);
+        let generation = match self.kind {
+            Kind::StableDiffusion { xl: true } => "stable-diffusion-xl",
+            _ => "stable-diffusion",
+        };
+        let of_pictures =
+            [generation, "text-to-image", "diffusers", "lora", "template:sd-lora", "dreambooth", "lorabooth"];
         let (library, pipeline, tags): (_, _, &[&str]) = match self.kind {
-            Kind::StableDiffusion => (
-                "diffusers",
-                "text-to-image",
-                &[
-                    "stable-diffusion",
-                    "text-to-image",
-                    "diffusers",
-                    "lora",
-                    "template:sd-lora",
-                    "dreambooth",
-                    "lorabooth",
-                ],
-            ),
+            Kind::StableDiffusion { .. } => ("diffusers", "text-to-image", &of_pictures),
             Kind::Language { task, .. } => {
                 let pipeline = if task == "SEQ_CLS" { "text-classification" } else { "text-generation" };
                 ("peft", pipeline, &["peft", "lorabooth"])
@@ -105,7 +103,7 @@ impl Card<'_> {
         };
         field("library_name", Some(library));
         field("pipeline_tag", Some(pipeline));
-        if *self.kind == Kind::StableDiffusion {
+        if matches!(self.kind, Kind::StableDiffusion { .. }) {
             field("instance_prompt", self.trigger);
         }
         write_line(&mut text, &format!("tags: {}", json!(tags)));
@@ -152,7 +150,7 @@ mod tests {
         let samples = [Sample { path: "samples/step-000001-0.png".into(), prompt: prompt.into() }];
         let card = Card {
             repo: "me/dog",
-            kind: &Kind::StableDiffusion,
+            kind: &Kind::StableDiffusion { xl: false },
             base_model: Some("o/m"),
             trigger: Some(prompt),
             license: None,

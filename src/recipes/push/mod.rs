@@ -6,7 +6,7 @@ use super::training::observer::{Event, Observer};
 use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::{check_family, language_adapter_at};
 use crate::adapters::peft_folder::{CONFIG_FILE, MODEL_FILE};
-use crate::adapters::{read_any, write_diffusers, write_peft, AdapterSet, TextEncoderSpelling};
+use crate::adapters::{read_any, write_diffusers, write_peft, AdapterSet, Family, TextEncoderSpelling};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::options::push::PushConfig;
@@ -65,7 +65,7 @@ pub fn push(config: &PushConfig, hub: &Hub, interrupt: &Interrupt, observer: &mu
         }
     };
     let samples: Vec<(Sample, UploadedFile)> = match kind {
-        Kind::StableDiffusion => run.samples(),
+        Kind::StableDiffusion { .. } => run.samples(),
         Kind::Language { .. } => Vec::new(),
     };
     let trigger = run.option("instance_prompt");
@@ -104,7 +104,7 @@ type Found = (Kind, Vec<UploadedFile>, Option<String>);
 
 fn stable_diffusion_files(set: &mut AdapterSet, folder: &Path, observer: &mut dyn Observer) -> Result<Found> {
     let mut told = None;
-    for part in [set.unet.as_mut(), set.text_encoder.as_mut()].into_iter().flatten() {
+    for part in set.adapters_mut() {
         // Where a model lies on this machine helps nobody elsewhere.
         let name = part.config.base_model_name_or_path.take().filter(|name| is_public_name(name, is_id));
         part.config.base_model_name_or_path.clone_from(&name);
@@ -112,8 +112,8 @@ fn stable_diffusion_files(set: &mut AdapterSet, folder: &Path, observer: &mut dy
     }
     write_peft(folder, set, TextEncoderSpelling::Today)?;
     let mut names = Vec::new();
-    for part in ["unet", "text_encoder"] {
-        names.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{part}/{name}")));
+    for (part, _) in set.parts() {
+        names.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{}/{name}", part.name())));
     }
     match write_diffusers(folder, set) {
         Ok(_) => names.push(FILE_NAME.to_owned()),
@@ -124,7 +124,8 @@ fn stable_diffusion_files(set: &mut AdapterSet, folder: &Path, observer: &mut dy
         observer.warning(text);
     }
     names.retain(|name| folder.join(name).exists());
-    Ok((Kind::StableDiffusion, names.into_iter().map(|name| from_folder(folder, name)).collect(), told))
+    let xl = set.family == Some(Family::Xl);
+    Ok((Kind::StableDiffusion { xl }, names.into_iter().map(|name| from_folder(folder, name)).collect(), told))
 }
 
 fn language_files(folder: &Path) -> Result<Found> {

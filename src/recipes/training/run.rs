@@ -100,6 +100,32 @@ pub struct Trained {
     pub trainable: i64,
     /// Elements of the frozen model.
     pub frozen: i64,
+    /// By what the learning rate is multiplied for those whose names begin so; 1 for all others.
+    pub lr_factors: Vec<(&'static str, f64)>,
+}
+
+impl Trained {
+    /// What has one learning rate, and the factor of that.
+    pub(super) fn groups(&self) -> Vec<(Parameters, f64)> {
+        let of = |name: &String| {
+            let found = self.lr_factors.iter().find(|(start, _)| name.starts_with(start));
+            found.map_or(1.0, |(_, factor)| *factor)
+        };
+        let mut groups: Vec<(Parameters, f64)> = Vec::new();
+        for (name, param) in &self.params {
+            let factor = of(name);
+            let group = match groups.iter_mut().position(|(_, known)| *known == factor) {
+                Some(index) => &mut groups[index],
+                None => {
+                    groups.push((Parameters::new(), factor));
+                    let last = groups.len() - 1;
+                    &mut groups[last]
+                }
+            };
+            group.0.insert(name.clone(), param.shallow_clone());
+        }
+        groups
+    }
 }
 
 /// A run.
@@ -194,7 +220,7 @@ impl Run {
             micro_step: 0,
             total_steps: 0,
             evaluation_is_owed: false,
-            trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0 },
+            trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0, lr_factors: Vec::new() },
             optimizer,
             schedule,
             scaler: precision.needs_loss_scale().then(LossScaler::default),

@@ -289,7 +289,12 @@ fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Insta
     if finite && !diverged {
         gradients::clip(&grads, numbers[1], run.training.max_grad_norm)?;
         run.is_torn = true;
-        run.optimizer.step(&run.trained.params, lr)?;
+        match run.trained.lr_factors.is_empty() {
+            true => run.optimizer.step(&run.trained.params, lr)?,
+            false => {
+                run.trained.groups().iter().try_for_each(|(params, factor)| run.optimizer.step(params, lr * factor))?
+            }
+        }
         run.is_torn = false;
     }
     run.optimizer.zero_grad(&run.trained.params)?;

@@ -145,7 +145,12 @@ impl PlanInput<'_> {
         };
         let class_images = self.class_images.map(follows);
         (self.kind == Kind::Float).then(|| Changed {
-            input: Self { kind: self.half, vae_kind: self.half, class_images, ..self.clone() },
+            input: Self {
+                kind: self.half,
+                vae_kind: if self.exact_vae { self.vae_kind } else { self.half },
+                class_images,
+                ..self.clone()
+            },
             what: half_precision_flag(self.half),
             costs: HALF_PRECISION_COSTS,
             measure: None,
@@ -204,8 +209,8 @@ impl PlanInput<'_> {
     }
 
     fn only_unet(&self) -> Option<Changed<Self>> {
-        self.text_lora.as_ref().map(|_| Changed {
-            input: Self { text_lora: None, ..self.clone() },
+        (!self.text_loras.is_empty()).then(|| Changed {
+            input: Self { text_loras: Vec::new(), ..self.clone() },
             what: "no ⟨train_text_encoder⟩".into(),
             costs: "the prompt's new word is learned less well",
             measure: None,

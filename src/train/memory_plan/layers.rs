@@ -483,6 +483,16 @@ impl Tape {
         self.record_one(&[xs, ys], joined, Record { pass_on: true, ..Record::default() })
     }
 
+    /// Two tensors joined along the last dimension.
+    pub(super) fn cat_widths(&self, xs: &Shadow, ys: &Shadow) -> Shadow {
+        let mut shape = xs.shape.clone();
+        let last = shape.len() - 1;
+        shape[last] += ys.shape[last];
+        let joined = self.tensor(&shape);
+        self.count(self.moved(joined.elements(), 2.0));
+        self.record_one(&[xs, ys], joined, Record { pass_on: true, ..Record::default() })
+    }
+
     /// A copy of another size that keeps nothing: upsampling, padding.
     pub(super) fn resized(&self, xs: &Shadow, height: i64, width: i64) -> Shadow {
         let ys = self.tensor(&[xs.shape[0], xs.shape[1], height, width]);

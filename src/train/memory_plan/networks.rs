@@ -127,13 +127,43 @@ impl Level {
     }
 }
 
-/// The UNet on latents `[b, 4, h, w]` and text `[b, t, e]`.
+/// What the UNet is told of texts.
+pub(super) struct Texts {
+    /// `[b, t, e]`
+    context: Shadow,
+    /// Of whole texts, `[b, p]`, where a text encoder that trains makes them.
+    pooled: Option<Shadow>,
+}
+
+impl Texts {
+    /// Embeddings that are known.
+    pub(super) fn frozen(context: Shadow) -> Self {
+        Self { context, pooled: None }
+    }
+}
+
+/// The text encoders on `batch` texts: of several, the last hidden states but one side by side.
+pub(super) fn texts(tape: &Tape, at: &[At], configs: &[ClipTextConfig], batch: i64, checkpointing: bool) -> Texts {
+    let with_last = at.len() == 1;
+    let mut outputs = std::iter::zip(at, configs)
+        .map(|(at, config)| clip_text(tape, at, config, batch, (checkpointing, with_last || config.with_projection)));
+    let Some((mut context, mut pooled)) = outputs.next().map(|outputs| outputs.of(with_last)) else {
+        return Texts::frozen(tape.tensor(&[batch, 1, 1]));
+    };
+    for (hidden, whole) in outputs.map(|outputs| outputs.of(with_last)) {
+        context = tape.cat_widths(&context, &hidden);
+        pooled = whole.or(pooled);
+    }
+    Texts { context, pooled }
+}
+
+/// The UNet on latents `[b, 4, h, w]` and texts.
 pub(super) fn unet(
     tape: &Tape,
     at: &At,
     config: &UNetConfig,
     latents: &Shadow,
-    text: &Shadow,
+    texts: &Texts,
     checkpointing: bool,
 ) -> Shadow {
     let channels = &config.block_out_channels;
@@ -141,9 +171,19 @@ pub(super) fn unet(
     let width = config.time_embedding_width();
     let time_at = at / "time_embedding";
     let time = tape.tensor(&[latents.shape[0], channels[0]]);
-    let time =
-        tape.linear(&(&time_at / "linear_2"), &tape.linear(&(&time_at / "linear_1"), &time, width, true), width, true);
-    let on = Conditions { time: &time, text, checkpointing };
+    let embed = |at: &At, xs: &Shadow| {
+        tape.linear(&(at / "linear_2"), &tape.linear(&(at / "linear_1"), xs, width, true), width, true)
+    };
+    let mut time = embed(&time_at, &time);
+    if let Some((_, inputs)) = config.addition() {
+        let sizes = |width: i64| tape.tensor(&[latents.shape[0], width]);
+        let given = match &texts.pooled {
+            Some(pooled) => tape.cat_widths(pooled, &sizes(inputs - pooled.shape[1])),
+            None => sizes(inputs),
+        };
+        time = tape.add(&time, &embed(&(at / "add_embedding"), &given));
+    }
+    let on = Conditions { time: &time, text: &texts.context, checkpointing };
     let laid_out = tape.tensor(&latents.shape);
     let mut xs = tape.conv(&(at / "conv_in"), &laid_out, channels[0], 3, 1);
     drop(laid_out);
@@ -199,21 +239,57 @@ fn up_block(
     }
 }
 
-/// CLIP's text model on `batch` rows of the longest text: `[b, t, d]`.
-pub(super) fn clip_text(tape: &Tape, at: &At, config: &ClipTextConfig, batch: i64, checkpointing: bool) -> Shadow {
+/// What CLIP's text model gives.
+pub(super) struct TextOutputs {
+    penultimate: Shadow,
+    last: Option<Shadow>,
+    pooled: Option<Shadow>,
+}
+
+impl TextOutputs {
+    /// The hidden state that the UNet is given, the last or the one before, and the whole text.
+    fn of(self, last: bool) -> (Shadow, Option<Shadow>) {
+        let Self { penultimate, last: normed, pooled } = self;
+        (normed.filter(|_| last).unwrap_or(penultimate), pooled)
+    }
+}
+
+/// CLIP's text model on `batch` rows of the longest text; its last layer only `with_last`.
+pub(super) fn clip_text(
+    tape: &Tape,
+    at: &At,
+    config: &ClipTextConfig,
+    batch: i64,
+    (checkpointing, with_last): (bool, bool),
+) -> TextOutputs {
     let (length, width) = (config.max_position_embeddings, config.hidden_size);
     (at / "embeddings.token_embedding").table([config.vocab_size, width]);
     (at / "embeddings.position_embedding").table([length, width]);
     let mut xs = tape.tensor(&[batch, length, width]);
     let sizes = (config.num_attention_heads, config.intermediate_size, config.hidden_act);
-    for i in 0..config.num_hidden_layers {
+    let run = |tape: &Tape, i: i64, xs: &Shadow| {
         let layer = &(at / "encoder.layers") / i;
-        xs = match checkpointing {
-            false => clip_layer(tape, &layer, &xs, sizes),
-            true => tape.checkpoint(&[&xs], Rc::new(move |tape, xs| clip_layer(tape, &layer, &xs[0], sizes))),
-        };
+        match checkpointing {
+            false => clip_layer(tape, &layer, xs, sizes),
+            true => tape.checkpoint(&[xs], Rc::new(move |tape, xs| clip_layer(tape, &layer, &xs[0], sizes))),
+        }
+    };
+    for i in 0..config.num_hidden_layers - 1 {
+        xs = run(tape, i, &xs);
     }
-    tape.norm(&(at / "final_layer_norm"), &xs, width)
+    if !with_last {
+        // Its weights and adapters are there.
+        let aside = Tape::new(tape.width(), false);
+        run(&aside, config.num_hidden_layers - 1, &aside.tensor(&xs.shape));
+        return TextOutputs { penultimate: xs, last: None, pooled: None };
+    }
+    let last = tape.norm(&(at / "final_layer_norm"), &run(tape, config.num_hidden_layers - 1, &xs), width);
+    let pooled = config.with_projection.then(|| {
+        let ends =
+            tape.record_one(&[&last], tape.tensor(&[batch, width]), Record { pass_on: true, ..Record::default() });
+        tape.linear(&(at / "text_projection"), &ends, config.projection_dim, false)
+    });
+    TextOutputs { penultimate: xs, last: Some(last), pooled }
 }
 
 fn clip_layer(tape: &Tape, at: &At, xs: &Shadow, (heads, inner, activation): (i64, i64, Activation)) -> Shadow {

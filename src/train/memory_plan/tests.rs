@@ -13,6 +13,20 @@ fn sd21_unet() -> UNetConfig {
     unet(r#"{"cross_attention_dim":1024,"attention_head_dim":[5,10,20,20],"use_linear_projection":true}"#)
 }
 
+fn sdxl_unet() -> UNetConfig {
+    unet(
+        r#"{"cross_attention_dim":2048,"attention_head_dim":[5,10,20],"use_linear_projection":true,"block_out_channels":[320,640,1280],
+        "down_block_types":["DownBlock2D","CrossAttnDownBlock2D","CrossAttnDownBlock2D"],"transformer_layers_per_block":[1,2,10],
+        "up_block_types":["CrossAttnUpBlock2D","CrossAttnUpBlock2D","UpBlock2D"],"addition_embed_type":"text_time",
+        "addition_time_embed_dim":256,"projection_class_embeddings_input_dim":2816}"#,
+    )
+}
+
+fn big_g() -> ClipTextConfig {
+    let sizes = r#"{"hidden_size":1280,"intermediate_size":5120,"num_hidden_layers":32,"num_attention_heads":20,"projection_dim":1280}"#;
+    ClipTextConfig { with_projection: true, ..serde_json::from_str(sizes).unwrap() }
+}
+
 fn vae() -> VaeConfig {
     serde_json::from_str(r#"{"block_out_channels":[128,256,512,512],"layers_per_block":2}"#).unwrap()
 }
@@ -30,7 +44,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
     check(PlanInput {
         unet: &unet,
         vae: &vae,
-        text: &text,
+        texts: std::slice::from_ref(&text),
         resolution: 512,
         batch: 1,
         prior_preservation: false,
@@ -39,8 +53,9 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         kind: Kind::Float,
         storage: Storage::Dense,
         vae_kind: Kind::Float,
+        exact_vae: false,
         unet_lora: lora("to_q,to_v"),
-        text_lora: Some(lora("q_proj,v_proj")),
+        text_loras: vec![lora("q_proj,v_proj")],
         half: Kind::BFloat16,
         gradient_checkpointing: false,
         slicing: false,
@@ -58,7 +73,27 @@ fn the_published_networks_have_their_published_sizes() {
     assert_eq!(walked_unet(&sd15_unet()).elements(), 859_520_964);
     assert_eq!(walked_unet(&sd21_unet()).elements(), 865_910_724);
     assert_eq!(walked_text(&clip_l()).elements(), 123_060_480);
+    assert_eq!(walked_unet(&sdxl_unet()).elements(), 2_567_463_684);
+    assert_eq!(walked_text(&big_g()).elements(), 694_659_840);
     assert_eq!(walked_encoder(&vae()).elements() + walked_decoder(&vae()).elements(), 83_653_863);
+}
+
+/// What peft counts on the published shapes.
+#[test]
+fn loras_of_stable_diffusion_xl_have_their_sizes() {
+    let (unet, vae, texts) = (sdxl_unet(), vae(), [clip_l(), big_g()]);
+    let text = "q_proj,k_proj,v_proj,out_proj";
+    with_input(|input| {
+        let trained = |text_loras: Vec<LoraConfig>| {
+            let unet_lora = lora("to_k,to_q,to_v,to_out.0");
+            let input = PlanInput { unet: &unet, vae: &vae, texts: &texts, unet_lora, text_loras, ..input.clone() };
+            MemoryPlan::new(&PlanInput { resolution: 256, ..input }).unwrap().trained_parameters
+        };
+        let of_unet = trained(Vec::new());
+        assert_eq!(of_unet, 23_224_320);
+        // The last layer of the first encoder, which the UNet is not given, has adapters too, which learn nothing.
+        assert_eq!(trained(vec![lora(text), lora(text)]) - of_unet, 1_179_648 + 5_242_880);
+    });
 }
 
 #[test]
@@ -76,7 +111,7 @@ fn each_option_saves_memory() {
         assert!(unet.0 == "UNet weights" && (200_000_000..600_000_000).contains(&unet.1), "{unet:?}");
         assert!(peak(&PlanInput { gradient_checkpointing: true, ..input.clone() }) < full);
         assert!(peak(&PlanInput { optimizer_8bit: true, ..input.clone() }) < full);
-        assert!(peak(&PlanInput { text_lora: None, ..input.clone() }) < full);
+        assert!(peak(&PlanInput { text_loras: Vec::new(), ..input.clone() }) < full);
         assert!(peak(&PlanInput { resolution: 256, ..input.clone() }) < full);
         assert!(peak(&PlanInput { batch: 2, ..input.clone() }) > full);
         assert_eq!(
@@ -148,7 +183,7 @@ fn impossible_inputs_are_refused() {
 fn only_what_follows_the_first_adapter_is_kept() {
     with_input(|input| {
         let kept = |targets: &str| {
-            let input = PlanInput { text_lora: None, unet_lora: lora(targets), ..input.clone() };
+            let input = PlanInput { text_loras: Vec::new(), unet_lora: lora(targets), ..input.clone() };
             Step::of(&input).unwrap().kept
         };
         assert!(kept("up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q") < kept("to_q") / 8);

@@ -75,8 +75,8 @@ pub struct Request<'a> {
     pub revision: Option<&'a str>,
     /// Weights of this variant ("fp16") where the repository has them.
     pub variant: Option<&'a str>,
-    /// The parts whose weights come ("unet", "vae", "text_encoder"); none: configurations and tokenizer alone. A
-    /// language model is one part, "".
+    /// The parts whose weights come ("unet", "vae", "text_encoder", and "text_encoder_2" where the model has one); none:
+    /// configurations and tokenizer alone. A language model, or a VAE alone, is one part, "".
     pub weights_of: &'a [&'a str],
 }
 
@@ -168,6 +168,11 @@ impl Hub {
     /// Fetches a language model in the transformers layout and returns its folder in the cache.
     pub fn fetch_language_model(&self, request: &Request, listener: &mut dyn Listener) -> Result<PathBuf> {
         self.fetch(request, &selection::language_model(request), listener)
+    }
+
+    /// Fetches a VAE and returns its folder in the cache.
+    pub fn fetch_vae(&self, request: &Request, listener: &mut dyn Listener) -> Result<PathBuf> {
+        self.fetch(request, &selection::vae(request), listener)
     }
 
     /// Fetches a tokenizer's files and returns their folder in the cache.

@@ -22,6 +22,9 @@ const TOKENIZER: [&str; 9] = [
     "tokenizer.model",
 ];
 
+/// What says that a pipeline has a second text encoder.
+const SECOND_ENCODER: &str = "text_encoder_2/config.json";
+
 /// What is fetched of a repository.
 pub(super) struct Selection {
     /// Files without which it is another kind of repository.
@@ -43,11 +46,18 @@ pub(super) fn pipeline(request: &Request) -> Selection {
         "text_encoder/config.json",
         "scheduler/scheduler_config.json",
     ];
+    let tokenizers =
+        ["tokenizer", "tokenizer_2"].iter().flat_map(|folder| TOKENIZER.map(|name| format!("{folder}/{name}")));
     Selection {
         required: required.map(str::to_owned).to_vec(),
-        optional: TOKENIZER.map(|name| format!("tokenizer/{name}")).to_vec(),
+        optional: tokenizers.chain([SECOND_ENCODER.to_owned()]).collect(),
         ..of_weights(request, "a Stable Diffusion pipeline in the diffusers layout")
     }
+}
+
+/// A VAE alone.
+pub(super) fn vae(request: &Request) -> Selection {
+    Selection { required: vec!["config.json".to_owned()], ..of_weights(request, "a VAE in the diffusers layout") }
 }
 
 /// A language model in the transformers layout.
@@ -85,7 +95,7 @@ impl Selection {
         self.required.first().map(String::as_str).filter(|name| *name == "model_index.json")
     }
 
-    /// Refuses what is not Stable Diffusion 1.x or 2.x, by the model_index.json in `folder`.
+    /// Refuses what is not Stable Diffusion 1.x, 2.x or XL, by the model_index.json in `folder`.
     pub(super) fn check_index_file(&self, id: &str, folder: &Path) -> Result<()> {
         let Some(name) = self.index_file() else {
             return Ok(());
@@ -133,7 +143,9 @@ impl Selection {
 
     /// The weights of each part: of the variant where the part has it, else what it has.
     fn chosen<'a>(&'a self, names: &'a BTreeSet<String>) -> impl Iterator<Item = (String, Option<WeightFile>)> + 'a {
-        self.weights_of.iter().map(move |part| {
+        let is_there =
+            |part: &&String| !SECOND_ENCODER.starts_with(&format!("{part}/")) || names.contains(SECOND_ENCODER);
+        self.weights_of.iter().filter(is_there).map(move |part| {
             let prefix = if part.is_empty() { String::new() } else { format!("{part}/") };
             let exists = |name: &str| names.contains(&format!("{prefix}{name}"));
             let file = weight_files::choose(exists, self.variant.as_deref()).or(weight_files::choose(exists, None));

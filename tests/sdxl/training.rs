@@ -1,0 +1,199 @@
+//! Losses and adapters of a training run equal those of the reference loop with the same draws.
+
+use crate::support::{lorabooth, lorabooth_ok, model, photos, python, read, read_json, relative_norm_error};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tch::Tensor;
+
+/// Flags that name the same things for both sides.
+fn flags(options: &Value) -> Vec<String> {
+    let mut flags = Vec::new();
+    for (name, value) in options.as_object().unwrap() {
+        match value {
+            Value::Bool(true) => flags.push(format!("--{name}")),
+            Value::Bool(false) => {}
+            Value::String(text) => flags.extend([format!("--{name}"), text.clone()]),
+            other => flags.extend([format!("--{name}"), other.to_string()]),
+        }
+    }
+    flags
+}
+
+fn command(out: &Path, options: &Value, more: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> = ["train", "dreambooth", "--mixed-precision", "no", "--threads", "1", "--device", "cpu"]
+        .map(str::to_owned)
+        .to_vec();
+    args.extend(flags(options));
+    args.extend(["--output-dir".to_owned(), out.to_str().unwrap().to_owned()]);
+    args.extend(more.iter().map(|&arg| arg.to_owned()));
+    args
+}
+
+/// Trains with lorabooth in `out`, and returns the lines of metrics.jsonl.
+fn train(out: &Path, options: &Value, more: &[&str]) -> Vec<Value> {
+    lorabooth_ok(&command(out, options, more));
+    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn options(variant: &str, change: Value) -> Value {
+    let mut options = json!({
+        "pretrained_model_name_or_path": model(variant), "instance_data_dir": photos(5, 0),
+        "instance_prompt": "a photo of sks dog", "resolution": 128, "center_crop": true, "learning_rate": 1e-4,
+        "max_train_steps": 20,
+    });
+    options.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    options
+}
+
+fn parts(options: &Value) -> &'static [&'static str] {
+    match options["train_text_encoder"] {
+        Value::Bool(true) => &["unet", "text_encoder", "text_encoder_2"],
+        _ => &["unet"],
+    }
+}
+
+/// 20 steps on both sides from one initial adapter; `change` are the options beside the usual ones.
+fn check(variant: &str, change: Value) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(variant, change);
+    let start = folder.path().join("start");
+    train(&start, &options, &["--max-train-steps", "0"]);
+
+    let mut reference = options.clone();
+    let names = reference.as_object_mut().unwrap();
+    let model = names.remove("pretrained_model_name_or_path").unwrap();
+    names.insert("model".into(), model);
+    names.insert("init_adapter".into(), json!(start));
+    names.remove("num_class_images");
+    names.remove("cache_latents");
+    let theirs = folder.path().join("theirs");
+    python("dreambooth_loop.py", &[theirs.to_str().unwrap(), &reference.to_string()]);
+    let expected = read_json(theirs.join("losses.json"));
+
+    let ours = folder.path().join("ours");
+    let steps = train(&ours, &options, &["--init-adapter", start.to_str().unwrap()]);
+    let expected_steps = expected["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), expected_steps.len());
+    let mut worst = 0f64;
+    for (i, (actual, wanted)) in steps.iter().zip(expected_steps).enumerate() {
+        for (name, bound) in [("loss", 1e-4), ("instance_loss", 1e-4), ("grad_norm", 1e-3)] {
+            let (actual, wanted) = (actual[name].as_f64().unwrap(), wanted[name].as_f64().unwrap());
+            let error = (actual - wanted).abs() / wanted.abs();
+            assert!(error < bound, "{variant} step {i}: {name} {actual} is not {wanted} ({error:.1e})");
+            worst = if name == "loss" { worst.max(error) } else { worst };
+        }
+    }
+    for part in parts(&options) {
+        let [actual, wanted] = [&ours, &theirs].map(|run| read(run.join(part).join("adapter_model.safetensors")));
+        assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
+        let whole = |tensors: &BTreeMap<String, Tensor>| {
+            Tensor::cat(&tensors.values().map(|tensor| tensor.flatten(0, -1)).collect::<Vec<_>>(), 0)
+        };
+        let error = relative_norm_error(&whole(&actual), &whole(&wanted));
+        println!("{variant}: {part} within {error:.1e} of its norm");
+        assert!(error < 1e-2, "{part} differs by {error:.1e} of its norm");
+    }
+    println!("{variant}: losses within {worst:.1e}");
+}
+
+#[test]
+fn twenty_steps_of_the_unet_equal_the_reference_loop() {
+    check("tiny-xl", json!({}));
+}
+
+#[test]
+fn twenty_steps_of_all_three_networks_equal_the_reference_loop() {
+    check("tiny-xl", json!({ "train_text_encoder": true, "text_encoder_lr": 3e-4 }));
+}
+
+#[test]
+fn prior_preservation_at_batch_two_pairs_each_image_with_its_text() {
+    check(
+        "tiny-xl",
+        json!({
+            "with_prior_preservation": true, "class_data_dir": photos(4, 9), "class_prompt": "a photo of dog",
+            "prior_loss_weight": 0.7, "num_class_images": 4, "train_batch_size": 2,
+        }),
+    );
+}
+
+#[test]
+fn v_prediction_to_zero_terminal_snr_equals_the_reference_loop() {
+    check("tiny-xl-v", json!({}));
+}
+
+#[test]
+fn crops_that_are_drawn_at_each_step_are_told_to_the_unet() {
+    check("tiny-xl", json!({ "center_crop": false, "cache_latents": "false" }));
+}
+
+/// Each photo is cropped once, and everything comes again: the bits of a run that was stopped and went on.
+#[test]
+fn a_resumed_run_ends_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(
+        "tiny-xl",
+        json!({ "train_text_encoder": true, "center_crop": false, "max_train_steps": 6, "learning_rate": 1e-3 }),
+    );
+    let [whole, parted] = ["whole", "parted"].map(|name| folder.path().join(name));
+    train(&whole, &options, &[]);
+    train(&parted, &options, &["--max-train-steps", "4", "--checkpointing-steps", "2"]);
+    train(&parted, &options, &["--resume-from-checkpoint", "latest", "--checkpointing-steps", "2"]);
+    for part in parts(&options) {
+        let [a, b] =
+            [&whole, &parted].map(|run| std::fs::read(run.join(part).join("adapter_model.safetensors")).unwrap());
+        assert!(a == b, "the {part}'s adapter has other bits");
+    }
+    let checkpointed = folder.path().join("checkpointed");
+    let steps = train(&checkpointed, &options, &["--gradient-checkpointing"]);
+    let text = std::fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+    for (line, actual) in text.lines().zip(&steps) {
+        let wanted: Value = serde_json::from_str(line).unwrap();
+        let (actual, wanted) = (actual["loss"].as_f64().unwrap(), wanted["loss"].as_f64().unwrap());
+        assert!((actual / wanted - 1.0).abs() < 1e-5, "{actual} is not {wanted}");
+    }
+}
+
+/// The options of one encoder are the other's where nothing else is said.
+#[test]
+fn the_second_text_encoder_has_options_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options("tiny-xl", json!({ "train_text_encoder": true, "max_train_steps": 0 }));
+    let more = ["--lora-text-encoder-r", "3", "--lora-text-encoder-2-alpha", "9", "--validation-prompt", "a dog"];
+    train(folder.path(), &options, &[&more[..], &["--overwrite"]].concat());
+    let config = |part: &str| read_json(folder.path().join(part).join("adapter_config.json"));
+    let (unet, first, second) = (config("unet"), config("text_encoder"), config("text_encoder_2"));
+    assert_eq!((&unet["r"], &first["r"], &second["r"]), (&json!(8), &json!(3), &json!(3)));
+    assert_eq!((&first["lora_alpha"], &second["lora_alpha"]), (&json!(32), &json!(9)));
+    assert_eq!(unet["target_modules"], json!(["to_k", "to_out.0", "to_q", "to_v"]));
+    assert_eq!(second["target_modules"], json!(["k_proj", "out_proj", "q_proj", "v_proj"]));
+    let class = |config: &Value| config["auto_mapping"]["base_model_class"].clone();
+    assert_eq!((class(&first), class(&second)), (json!("CLIPTextModel"), json!("CLIPTextModelWithProjection")));
+}
+
+/// Class images and sample images are drawn by the model, the adapters of frozen encoders are carried along.
+#[test]
+fn class_images_and_samples_are_drawn_and_frozen_encoders_adapters_are_carried() {
+    let folder = tempfile::tempdir().unwrap();
+    let both = options("tiny-xl", json!({ "train_text_encoder": true, "max_train_steps": 1 }));
+    let start = folder.path().join("start");
+    train(&start, &both, &[]);
+    let class = folder.path().join("class");
+    let unet = options(
+        "tiny-xl",
+        json!({ "max_train_steps": 1, "with_prior_preservation": true, "class_data_dir": class, "class_prompt": "a dog",
+            "num_class_images": 1, "validation_prompt": "a cat", "num_validation_images": 1, "init_adapter": start }),
+    );
+    let out = folder.path().join("out");
+    train(&out, &unet, &[]);
+    assert_eq!(std::fs::read_dir(&class).unwrap().count(), 1);
+    assert!(out.join("samples/step-000001-0.png").is_file());
+    for part in ["text_encoder", "text_encoder_2"] {
+        let [before, after] = [&start, &out].map(|run| read(run.join(part).join("adapter_model.safetensors")));
+        assert!(before.iter().all(|(name, tensor)| tensor.equal(&after[name])), "{part}");
+    }
+    let refused = lorabooth(&command(&out, &unet, &["--lora-r", "4", "--overwrite"]));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--lora-r is 4"), "{refused:?}");
+}
