@@ -137,7 +137,8 @@ fn memory_that_is_full_anywhere_else_is_a_sentence_too() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let gpt2 = gpt2(true);
-    let pictures = "--validation-prompt sks --num-validation-images 1 --validation-steps 1 --overwrite";
+    let pictures =
+        "--max-train-steps 1 --validation-prompt sks --num-validation-images 1 --validation-steps 9 --overwrite";
     let validation =
         format!("--validation-file {} --eval-steps 1 --overwrite", gpt2.folder.join("validation.jsonl").display());
     let generate = format!(

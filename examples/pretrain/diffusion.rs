@@ -13,9 +13,7 @@ use lorabooth::data::tokenizers::ClipTokenizer;
 use lorabooth::error::{Error, Result};
 use lorabooth::libtorch::failure::catching;
 use lorabooth::libtorch::random::Generator;
-use lorabooth::models::stable_diffusion::{
-    ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder,
-};
+use lorabooth::models::stable_diffusion::{ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder};
 use lorabooth::recipes::demo::GUIDANCE;
 use lorabooth::sample::drawn_image::DrawnImage;
 use lorabooth::sample::painter::{DrawingListener, Painter, Pictures};
