@@ -329,6 +329,7 @@ impl MemoryPlan {
                 (name, bytes - unread_embeddings(input, text))
             })
             .collect();
+        let text_weights: Vec<String> = text_encoders.iter().map(|(name, _)| name.clone()).collect();
         let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
         let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
         let runtime = runtime(input.device, input.kind, step.work.products.len());
@@ -371,6 +372,9 @@ impl MemoryPlan {
         if let Some(images) = input.sample_images {
             let (activations, work) = sampling(input, images);
             let mut parts = resident.clone();
+            // What encoded the prompts goes to host memory meanwhile.
+            let is_parked = input.device != Device::Cpu && matches!(input.storage, Storage::Dense);
+            parts.retain(|(name, _)| !is_parked || !text_weights.contains(name));
             parts.extend([decoder, activations, runtime.clone()]);
             phase("sample images", parts, work);
         }
