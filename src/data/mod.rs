@@ -3,6 +3,7 @@
 pub mod captions;
 pub mod class_images;
 pub mod dreambooth_dataset;
+pub mod encodings;
 pub mod epoch_order;
 pub mod language_batch;
 pub mod language_dataset;

@@ -85,6 +85,11 @@ pub struct DreamBoothConfig {
     #[serde(serialize_with = "name_of")]
     pub cache_latents: CacheMode,
 
+    /// Folder in which latents and text embeddings are kept for other runs, by what they were made of; it can be deleted at any time
+    #[arg(long, help_heading = "Data")]
+    #[serde(serialize_with = "optional_path_text")]
+    pub cache_dir: Option<PathBuf>,
+
     /// Train a LoRA on the text encoder too; on both, where the model has two
     #[arg(long, help_heading = "Adapter")]
     pub train_text_encoder: bool,

@@ -30,6 +30,7 @@ const FILLED_IN: &[&str] = &[
     "model",
     "config_folder",
     "tokenizer_name",
+    "vae",
     "output",
     "overwrite",
     "lora",
@@ -119,6 +120,8 @@ impl Drawing {
                 wanted.insert(there.to_owned(), value);
             }
         }
+        // An empty field is no text, which Stable Diffusion XL takes for something else than an empty one.
+        wanted.retain(|name, value| name != "negative_prompt" || value.as_str().is_none_or(|text| !text.is_empty()));
         let mut asked = Asked::new(&wanted);
         let model = asked.model(app, ModelKind::StableDiffusion)?;
         let seed = asked.integer("seed")?;

@@ -36,6 +36,8 @@ pub const FILLED_IN: &[&str] = &[
     "resume_from_checkpoint",
     "config_folder",
     "tokenizer_name",
+    "vae",
+    "cache_dir",
     "init_adapter",
     "push_to_hub",
     "hub_model_id",

@@ -213,11 +213,20 @@ impl Inference {
         })
     }
 
+    /// The work of a whole picture, and the memory of what is decoded at once.
     fn decode(input: &PlanInput) -> Self {
-        let side = latent_side(input);
-        Self::of(input.vae_kind, |tape, root| {
-            networks::vae_decode(tape, root, input.vae, &tape.tensor(&[1, input.vae.latent_channels, side, side]));
-        })
+        let whole = latent_side(input);
+        let of = |side: i64| {
+            Self::of(input.vae_kind, |tape, root| {
+                networks::vae_decode(tape, root, input.vae, &tape.tensor(&[1, input.vae.latent_channels, side, side]));
+            })
+        };
+        let tile = input.vae.tile_side().filter(|side| input.slicing && *side < whole);
+        let decoded = of(whole);
+        match tile {
+            Some(side) => Self { peak: of(side).peak, ..decoded },
+            None => decoded,
+        }
     }
 
     /// The UNet on both halves of the guidance.

@@ -5,8 +5,10 @@ use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
 use crate::error::{Error, Result};
+use crate::plain_text::hex;
 use crate::regular_file::{self, FileKind};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -289,6 +291,20 @@ impl WeightSet {
             (_, [whole]) => whole.shallow_clone(),
             (_, bands) => Tensor::f_cat(bands, 0)?,
         })
+    }
+
+    /// A number of all the weights and their keys: the same for the same numbers in the same dtypes, wherever they lie.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut digest = Sha256::new();
+        for (key, entry) in &self.entries {
+            let tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?.contiguous();
+            digest.update(format!("{key} {:?} {:?}\0", tensor.kind(), tensor.size()));
+            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+            tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
+            digest.update(&bytes);
+            entry.file.let_go(&entry.name);
+        }
+        Ok(hex(&digest.finalize()))
     }
 
     /// Lets the file's pages of `key` leave memory, after the weight was copied elsewhere.

@@ -156,6 +156,38 @@ fn a_resumed_run_ends_with_the_same_bits() {
     }
 }
 
+/// What frozen networks make is the same from the disk, is read by other runs, and made again where it is broken or of something else.
+#[test]
+fn a_cache_on_disk_changes_no_bit_and_is_shared() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let options =
+        options("tiny-xl", json!({ "max_train_steps": 2, "validation_prompt": "a cat", "num_validation_images": 1 }));
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        train(&out, &options, more);
+        std::fs::read(out.join("unet/adapter_model.safetensors")).unwrap()
+    };
+    let kept = || {
+        let files = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path());
+        let mut kept: Vec<_> = files.map(|path| (path.clone(), path.metadata().unwrap().modified().unwrap())).collect();
+        kept.sort();
+        kept
+    };
+    let flag = ["--cache-dir", cache.to_str().unwrap()];
+    let plain = run("plain", &[]);
+    assert!(run("first", &flag) == plain, "writing the cache changes the adapter");
+    let first = kept();
+    // Five photos, one prompt, one sample's prompt with what is not on it.
+    assert_eq!(first.len(), 7);
+    assert!(run("second", &flag) == plain, "reading the cache changes the adapter");
+    assert_eq!(kept(), first, "the second run made something anew");
+    first.iter().for_each(|(path, _)| std::fs::write(path, b"broken").unwrap());
+    assert!(run("third", &flag) == plain, "a broken cache changes the adapter");
+    run("other", &[&flag[..], &["--instance-prompt", "another"]].concat());
+    assert_eq!(kept().len(), 8);
+}
+
 /// The options of one encoder are the other's where nothing else is said.
 #[test]
 fn the_second_text_encoder_has_options_of_its_own() {

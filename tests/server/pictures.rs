@@ -198,3 +198,28 @@ fn the_photos_inside_the_binary_are_a_set_for_those_who_have_none() {
     assert_eq!((status, &plan["steps"]), (200, &json!(400)), "{plan}");
     assert_eq!(server.send("POST", "/api/sets", &json!({ "example": "../x" })).0, 422);
 }
+
+/// An empty field for what must not be on a picture is none.
+#[test]
+fn the_page_trains_a_stable_diffusion_xl_and_draws_with_what_it_learned() {
+    let folder = tempfile::tempdir().unwrap();
+    let xl = super::support::model("tiny-xl");
+    let server = Server::start_with(folder.path(), &["--model", xl.to_str().unwrap()]);
+    let model = &server.get("/api/state")["models"][0];
+    assert_eq!((&model["kind"], &model["native_size"]), (&json!("stable_diffusion"), &json!(128)), "{model}");
+    let more = json!({ "model": model["id"], "resolution": 64, "train_text_encoder": true });
+    let trained = finished(&server, text(&server.post("/api/jobs", &training(&subject(&server, 2), 1, &more)), "/id"));
+    let drawn = |more: Value| {
+        let mut options =
+            json!({ "model": model["id"], "prompt": "a bird", "steps": 2, "seed": 5, "width": 64, "height": 64 });
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let job = finished(&server, &add(&server, "generate", options));
+        server.bytes(text(&images(&job)[0], "/url")).0
+    };
+    let plain = drawn(json!({}));
+    assert_eq!(plain, drawn(json!({ "negative_prompt": "" })));
+    assert_ne!(plain, drawn(json!({ "adapters": [{ "id": trained["id"], "strength": 40 }] })));
+    let path = json!({ "kind": "generate", "options": { "prompt": "p", "vae": "/tmp" } });
+    let (status, refused) = server.send("POST", "/api/jobs", &path);
+    assert_eq!((status, refused["error"]["field"].as_str()), (422, Some("vae")), "{refused}");
+}

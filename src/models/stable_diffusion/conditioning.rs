@@ -2,6 +2,8 @@
 //!
 //! Shapes: b batch, t text length, e text width, p width of a whole text's embedding.
 
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 /// Of a batch of images, what they are to show.
@@ -95,6 +97,19 @@ impl Conditioning {
     /// Zeros of the same shapes: what Stable Diffusion XL is given where there is no text.
     pub fn zeros_like(&self) -> Self {
         self.map(Tensor::zeros_like)
+    }
+
+    /// Its tensors by name, behind `start`.
+    pub fn into_named(self, start: &str) -> BTreeMap<String, Tensor> {
+        let tensors = [("context", Some(self.context)), ("pooled", self.pooled), ("time_ids", self.time_ids)];
+        tensors.into_iter().filter_map(|(name, tensor)| Some((format!("{start}{name}"), tensor?))).collect()
+    }
+
+    /// That of the tensors that [`Conditioning::into_named`] names, on `device`.
+    pub fn from_named(named: &BTreeMap<String, Tensor>, start: &str, device: Device) -> Result<Self> {
+        let tensor = |name: &str| named.get(&format!("{start}{name}")).map(|tensor| tensor.to_device(device));
+        let context = tensor("context").ok_or_else(|| Error::invalid("text embeddings have no `context`"))?;
+        Ok(Self { context, pooled: tensor("pooled"), time_ids: tensor("time_ids") })
     }
 
     /// How many images it is of.

@@ -101,6 +101,11 @@ impl VaeConfig {
         }
     }
 
+    /// The side of a tile in latents' places, where pictures can be decoded in tiles.
+    pub fn tile_side(&self) -> Option<i64> {
+        Tiles::of(self).map(|tiles| tiles.side())
+    }
+
     /// Pixels along one side of a latent's place: 8 for Stable Diffusion.
     pub fn scale_factor(&self) -> i64 {
         1 << (self.block_out_channels.len() - 1)

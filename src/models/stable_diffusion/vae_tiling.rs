@@ -9,6 +9,9 @@
 use super::vae::VaeConfig;
 use tch::{Kind, Tensor};
 
+/// The largest side of a tile, in latents' places.
+const LARGEST_TILE: i64 = 64;
+
 /// How an image is cut. All but `factor` count in latents' places.
 #[derive(Debug, Clone, Copy)]
 pub struct Tiles {
@@ -18,12 +21,18 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// Tiles of the size that the VAE was trained at; none where that is too small to be cut.
+    /// Tiles of the size that the VAE was trained at, but no larger than those of Stable Diffusion 1.x: XL's 1024 pixels would save
+    /// nothing. None where they are too small to be cut.
     pub fn of(config: &VaeConfig) -> Option<Self> {
         let factor = config.scale_factor();
-        let side = config.sample_size / factor;
+        let side = (config.sample_size / factor).min(LARGEST_TILE);
         let stride = side * 3 / 4;
         (stride > 0).then_some(Self { side, stride, factor })
+    }
+
+    /// The side of a tile, in latents' places.
+    pub fn side(&self) -> i64 {
+        self.side
     }
 
     /// Whether `latents` `[b, c, h, w]` are larger than a tile.

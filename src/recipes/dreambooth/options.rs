@@ -51,6 +51,7 @@ pub(in crate::recipes) fn why_so_long(config: &DreamBoothConfig, photos: u64) ->
 pub(in crate::recipes) fn free_options(config: &DreamBoothConfig) -> Vec<&'static str> {
     let mut free = vec![
         "instance_data_dir",
+        "cache_dir",
         "class_data_dir",
         "num_class_images",
         "guidance_scale",

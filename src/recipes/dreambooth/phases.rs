@@ -5,6 +5,7 @@ use super::samples::Texts;
 use crate::adapters::{attach, Init, Part, PartAdapter, Sites};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
+use crate::data::encodings::{Contents, Encodings};
 use crate::data::latent_cache::LatentCache;
 use crate::data::photo_files::{PhotoFile, PhotoFiles};
 use crate::data::photos::{count_images_but, no_image, PhotoFolder};
@@ -308,23 +309,66 @@ pub fn encode_photos(
 ) -> Result<(LatentCache, Option<Loaded<VaeEncoder>>)> {
     run.phase = "latents";
     let kind = files.vae_kind(run.kind);
-    let vae = files.load_vae_encoder(placement(run, kind))?;
+    let encodings = Encodings::in_folder(config.cache_dir.as_deref())?;
+    let contents = match encodings.are_kept() {
+        true => network_contents("latents", config, run, kind)
+            .and_text(&files.vae_weights()?.fingerprint()?)
+            .and_text(&files.config_json("vae")?.to_string()),
+        false => Contents::of(""),
+    };
+    // Where all are known, it is not loaded.
+    let mut vae: Option<Loaded<VaeEncoder>> = None;
     let total = dataset.photos().len() as u64;
     observer.begin("encoding", total, "photos");
     let mut done = 0;
     let cache = LatentCache::fill(dataset, config.cache_latents, run.seed, |pixels| {
-        let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
-        if kind == Kind::Half && !posterior.is_finite() {
-            return Err(run.numbers_are_lost_in("the VAE's output is", "vae.encoder"));
-        }
+        let bytes: Vec<u8> = match encodings.are_kept() {
+            true => Vec::<f32>::try_from(pixels.flatten(0, -1))?.into_iter().flat_map(f32::to_le_bytes).collect(),
+            false => Vec::new(),
+        };
+        let known = encodings.get_or_make(contents.clone().and(&bytes), || {
+            let vae = loaded_encoder(&mut vae, files, placement(run, kind))?;
+            let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
+            if kind == Kind::Half && !posterior.is_finite() {
+                return Err(run.numbers_are_lost_in("the VAE's output is", "vae.encoder"));
+            }
+            let named = [("mean", posterior.mean), ("log_variance", posterior.log_variance)];
+            Ok(named.map(|(name, tensor)| (name.to_owned(), tensor)).into())
+        })?;
         done += 1;
         observer.on(Event::Progress { done });
-        Ok((posterior.mean, posterior.log_variance))
+        let on_device = |name: &str| known[name].to_device(run.device);
+        Ok((on_device("mean"), on_device("log_variance")))
     })?;
     observer.on(Event::End);
-    let vae = (!cache.is_complete()).then_some(vae);
+    let vae = match cache.is_complete() {
+        true => None,
+        false => {
+            loaded_encoder(&mut vae, files, placement(run, kind))?;
+            vae
+        }
+    };
     memory::release_cached(run.device)?;
     Ok((cache, vae))
+}
+
+/// The VAE's encoder, loaded where it is not yet.
+fn loaded_encoder<'a>(
+    vae: &'a mut Option<Loaded<VaeEncoder>>,
+    files: &PipelineFiles,
+    placement: Placement,
+) -> Result<&'a Loaded<VaeEncoder>> {
+    Ok(match vae {
+        Some(vae) => vae,
+        none => none.insert(files.load_vae_encoder(placement)?),
+    })
+}
+
+/// What everything depends on that a frozen network computes, beside its weights and what it is given.
+fn network_contents(what: &str, config: &DreamBoothConfig, run: &Run, kind: Kind) -> Contents {
+    let device = if run.device == Device::Cpu { "cpu" } else { "cuda" };
+    let kept = format!("{:?} {:?}", config.training.weights.storage(), config.training.fp32_layers);
+    Contents::of(what).and_text(device).and_text(&format!("{kind:?} {}", config.slicing)).and_text(&kept)
 }
 
 /// Puts the adapters of text encoders that do not train on them, where there are any.
@@ -356,34 +400,86 @@ pub fn encode_prompts(
 ) -> Result<(Embeddings, KeptEncoders)> {
     run.phase = "prompt embeddings";
     let tokenizers = PromptTokenizers::of(files)?;
-    let encoders = files.load_text_encoders(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();
     let mut ids = BTreeMap::new();
     for prompt in &prompts {
         if !ids.contains_key(prompt) {
-            let encoded = tokenizers.encode(prompt, None)?;
-            encoders.check_ids(&encoded)?;
-            ids.insert(prompt.clone(), encoded);
+            ids.insert(prompt.clone(), tokenizers.encode(prompt, None)?);
         }
     }
     let mut embeddings = Embeddings { tokenizers, ids, known: BTreeMap::new(), prompts, validation: None };
     if config.train_text_encoder {
+        let encoders = files.load_text_encoders(placement(run, run.kind))?;
+        embeddings.ids.values().try_for_each(|ids| encoders.check_ids(ids))?;
         return Ok((embeddings, KeptEncoders { trained: Some(encoders), carried: Vec::new() }));
     }
     let carried = carried_text_encoders(config)?;
-    put_on_carried(&encoders, &carried)?;
+    // Adapters that are carried make other embeddings.
+    let encodings = Encodings::in_folder(config.cache_dir.as_deref().filter(|_| carried.is_empty()))?;
+    let contents = encoders_contents(config, files, run, &encodings)?;
+    let mut frozen = Frozen { files, carried: &carried, place: placement(run, run.kind), encoders: None };
     for (prompt, ids) in &embeddings.ids {
         interrupt::check()?;
-        let rows = std::slice::from_ref(ids);
-        let encoded = catching(|| Ok(tch::no_grad(|| encoders.forward(rows, run.device, false))))?;
-        embeddings.known.insert(prompt.clone(), encoded);
+        let known = encodings.get_or_make(contents.clone().and_text(&format!("{ids:?}")), || {
+            let encoders = frozen.encoders()?;
+            encoders.check_ids(ids)?;
+            let rows = std::slice::from_ref(ids);
+            let encoded = catching(|| Ok(tch::no_grad(|| encoders.forward(rows, run.device, false))))?;
+            Ok(encoded.into_named(""))
+        })?;
+        embeddings.known.insert(prompt.clone(), Conditioning::from_named(&known, "", run.device)?);
     }
     if let Some(prompt) = &config.validation_prompt {
-        let prompts = (std::slice::from_ref(prompt), None);
-        let on = EncodedPrompts::encode(&embeddings.tokenizers, &encoders, run.device, prompts, None)?;
-        embeddings.validation = Some((prompt.clone(), on));
+        let (first, none) = (embeddings.tokenizers.encode(prompt, None)?, embeddings.tokenizers.encode("", None)?);
+        let contents = contents.and_text(&format!("{first:?} without {none:?}"));
+        let known = encodings.get_or_make(contents, || {
+            let prompts = (std::slice::from_ref(prompt), None);
+            let on = EncodedPrompts::encode(&embeddings.tokenizers, frozen.encoders()?, run.device, prompts, None)?;
+            let mut named = on.prompt.into_named("prompt.");
+            named.extend(on.negative.into_named("negative."));
+            Ok(named)
+        })?;
+        let [prompt_on, negative] =
+            ["prompt.", "negative."].map(|start| Conditioning::from_named(&known, start, run.device));
+        embeddings.validation = Some((prompt.clone(), EncodedPrompts { prompt: prompt_on?, negative: negative? }));
     }
-    drop(encoders);
+    drop(frozen);
     memory::release_cached(run.device)?;
     Ok((embeddings, KeptEncoders { trained: None, carried }))
+}
+
+/// The text encoders that do not train, loaded when the first text is encoded that is not known.
+struct Frozen<'a> {
+    files: &'a PipelineFiles,
+    carried: &'a [(Part, PartAdapter)],
+    place: Placement,
+    encoders: Option<TextEncoders>,
+}
+
+impl Frozen<'_> {
+    fn encoders(&mut self) -> Result<&TextEncoders> {
+        Ok(match &mut self.encoders {
+            Some(encoders) => encoders,
+            none => {
+                let encoders = self.files.load_text_encoders(self.place)?;
+                put_on_carried(&encoders, self.carried)?;
+                none.insert(encoders)
+            }
+        })
+    }
+}
+
+/// What embeddings of texts depend on beside the texts.
+fn encoders_contents(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    run: &Run,
+    encodings: &Encodings,
+) -> Result<Contents> {
+    let mut contents = network_contents("texts", config, run, run.kind);
+    for part in files.text_encoders().iter().filter(|_| encodings.are_kept()) {
+        let described = files.config_json(part.name())?.to_string();
+        contents = contents.and_text(&files.text_encoder_weights(*part)?.fingerprint()?).and_text(&described);
+    }
+    Ok(contents)
 }

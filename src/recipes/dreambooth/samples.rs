@@ -1,11 +1,12 @@
 //! Sample images of a DreamBooth run, drawn with the weights as they are.
 
 use super::phases::{sampling, Networks};
+use crate::adapters::Sites;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::PipelineFiles;
+use crate::models::stable_diffusion::{PipelineFiles, TextEncoders};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::control::SampleRequest;
 use crate::recipes::training::observer::{Event, Observer};
@@ -110,11 +111,12 @@ impl Samples<'_> {
         };
         let mut listener = WatchedDrawing::begin("sampling", pictures, interrupt, observer, &mut write);
         // The prompts are encoded: what encoded them makes room for the decoder.
-        let encoder = self.networks.text_encoder.as_ref();
-        encoder.map_or(Ok(()), |encoder| encoder.sites.park())?;
+        let encoders: Vec<&Sites> =
+            self.networks.text_encoders.iter().flat_map(TextEncoders::sites).map(|(_, sites)| sites).collect();
+        encoders.iter().try_for_each(|sites| sites.park())?;
         let outcome = catching(|| painter.draw(pictures, on, &mut listener));
         drop(listener);
-        encoder.map_or(Ok(()), |encoder| encoder.sites.unpark(device))?;
+        encoders.iter().try_for_each(|sites| sites.unpark(device))?;
         outcome?;
         let grid = match (images.len(), series) {
             (2.., Series::Validation) => {
