@@ -291,6 +291,29 @@ fn repositories_that_cannot_be_used_are_refused_before_their_weights_come() {
     }
 }
 
+/// Those that a model of one text encoder lacks are not asked for.
+#[test]
+fn a_second_text_encoder_comes_with_its_tokenizer_and_a_vae_alone() {
+    let four = ["unet", "vae", "text_encoder", "text_encoder_2"];
+    let one = Mirror::of(&pipeline());
+    assert!(!files_in(&one.fetch(&request(None, &four)).unwrap()).iter().any(|name| name.contains("_2/")));
+    let mut files = pipeline();
+    files.extend([
+        ("text_encoder_2/config.json", &b"{}"[..]),
+        ("text_encoder_2/model.safetensors", b"second"),
+        ("tokenizer_2/merges.txt", b"m"),
+        ("tokenizer_2/vocab.json", b"{}"),
+    ]);
+    let found = files_in(&Mirror::of(&files).fetch(&request(None, &four)).unwrap());
+    for name in ["text_encoder_2/config.json", "text_encoder_2/model.safetensors", "tokenizer_2/vocab.json"] {
+        assert!(found.contains(name), "{name} of {found:?}");
+    }
+    let alone = Mirror::of(&[("config.json", b"{}"), ("diffusion_pytorch_model.safetensors", b"vae"), ("x.bin", b"")]);
+    let folder = alone.hub.fetch_vae(&request(None, &[""]), &mut ()).unwrap();
+    let expected = ["config.json", "diffusion_pytorch_model.safetensors"].map(str::to_owned);
+    assert_eq!(files_in(&folder), BTreeSet::from(expected));
+}
+
 #[test]
 fn a_language_model_and_a_tokenizer_come_from_flat_repositories() {
     let mirror = Mirror::of(&[

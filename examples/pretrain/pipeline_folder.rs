@@ -51,7 +51,7 @@ impl Network {
         match self {
             Network::Unet => files.unet_weights(),
             Network::Vae => files.vae_weights(),
-            Network::TextEncoder => files.text_encoder_weights(),
+            Network::TextEncoder => files.text_encoder_weights(lorabooth::adapters::Part::TextEncoder),
         }
     }
 

@@ -54,7 +54,7 @@ enum Command {
     Train(train::TrainCommand),
     /// Generate images from a prompt, with any number of adapters
     #[command(args_override_self = true)]
-    Generate(crate::options::generate::GenerateConfig),
+    Generate(Box<crate::options::generate::GenerateConfig>),
     /// Continue, answer or classify a text with a language model, with any number of adapters
     #[command(args_override_self = true)]
     Complete(crate::options::complete::CompleteConfig),

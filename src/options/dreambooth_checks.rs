@@ -97,6 +97,9 @@ impl DreamBoothConfig {
         ] {
             in_range(flag, number, most)?;
         }
+        if self.learning_rate == 0.0 && self.text_encoder_lr.is_some_and(|lr| lr > 0.0) {
+            return refuse("⟨text_encoder_lr⟩ needs a ⟨learning_rate⟩ above 0, of which it is a multiple".into());
+        }
         if self.snr_gamma == Some(0.0) {
             return refuse("⟨snr_gamma⟩ is 0, which makes every loss 0; 5 is usual".into());
         }

@@ -80,6 +80,17 @@ fn six_samplers_draw_the_pictures_of_diffusers_with_and_without_an_adapter() {
         let theirs = json!({ "scheduler": sampler, "loras": [{ "peft": peft, "scale": 0.6 }] });
         jobs.push(job(with, &xl, theirs, &["--scheduler", sampler, "--lora", &lora]));
     }
+    let second = made(
+        "adapters.py",
+        "adapter",
+        &json!({ "model": xl, "seed": 2, "outputs": false, "unet": { "r": 3, "lora_alpha": 4, "target_modules": ["to_k", "conv1"] } }),
+    );
+    let second = second.join("peft");
+    let (negative, both) = (
+        format!("{}=-0.4", second.display()),
+        json!([{ "peft": peft, "scale": 0.6 }, { "peft": second, "scale": -0.4 }]),
+    );
+    jobs.push(job("two", &xl, json!({ "loras": both }), &["--lora", &lora, "--lora", &negative]));
     compare(folder.path(), &jobs);
     let [plain, with] = ["euler", "euler+"].map(|name| picture(folder.path(), name));
     assert!(psnr(plain, with) < FAR, "the adapter does something");

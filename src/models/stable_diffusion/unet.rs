@@ -344,10 +344,11 @@ impl UNet2DConditionModel {
     pub fn forward(&self, latents: &Tensor, timesteps: &Tensor, on: &Conditioning, checkpointing: bool) -> Tensor {
         let config = &self.config;
         let time = sinusoids(timesteps, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift);
-        let mut time = self.time_embedding.forward(&time.to_kind(latents.kind()));
-        if let Some(added) = self.added(on, latents.kind()) {
-            time = time + added;
-        }
+        let time = self.time_embedding.forward(&time.to_kind(latents.kind()));
+        let time = match self.added(on, latents.kind()) {
+            Some(added) => time + added,
+            None => time,
+        };
         // Every residual block starts with the SiLU of the embedding: it is taken once.
         let time = time.silu();
         let on = Conditions { time: &time, text: &on.context, checkpointing };
