@@ -14,7 +14,10 @@ fn main() {
         .into_iter()
         .filter(|path| path.extension().is_some_and(|ext| ext == "cpp"))
         .collect();
-    println!("cargo:rerun-if-changed=src/libtorch");
+    // Not the folder: a change of Rust alone compiles no C++ again. A new shim has a new module in mod.rs.
+    for file in shims.iter().map(|path| path.display().to_string()).chain(["shim.h", "mod.rs"].map(in_libtorch)) {
+        println!("cargo:rerun-if-changed={file}");
+    }
     cc::Build::new()
         .cpp(true)
         .pic(true)
@@ -30,6 +33,10 @@ fn main() {
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/libtorch/lib");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     run_on_older_systems();
+}
+
+fn in_libtorch(name: &str) -> String {
+    format!("src/libtorch/{name}")
 }
 
 /// Links the program, but no test, so that it runs on every system of manylinux_2_28, whatever this one is.

@@ -98,6 +98,7 @@ OLD(BASE, int, pthread_setspecific, pthread_key_t, const void *);
 OLD(BASE, void *, pthread_getspecific, pthread_key_t);
 OLD(BASE, int, pthread_kill, pthread_t, int);
 OLD(BASE, int, pthread_sigmask, int, const sigset_t *, sigset_t *);
+OLD(BASE, int, pthread_once, pthread_once_t *, void (*)(void));
 OLD(BASE, int, pthread_mutex_trylock, pthread_mutex_t *);
 OLD(BASE, int, pthread_mutexattr_init, pthread_mutexattr_t *);
 OLD(BASE, int, pthread_mutexattr_settype, pthread_mutexattr_t *, int);
@@ -122,6 +123,7 @@ int __wrap_pthread_setspecific(pthread_key_t key, const void *value) { return ol
 void *__wrap_pthread_getspecific(pthread_key_t key) { return old_pthread_getspecific(key); }
 int __wrap_pthread_kill(pthread_t thread, int signal) { return old_pthread_kill(thread, signal); }
 int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *before) { return old_pthread_sigmask(how, set, before); }
+int __wrap_pthread_once(pthread_once_t *once, void (*run)(void)) { return old_pthread_once(once, run); }
 int __wrap_pthread_mutex_trylock(pthread_mutex_t *mutex) { return old_pthread_mutex_trylock(mutex); }
 int __wrap_pthread_mutexattr_init(pthread_mutexattr_t *attributes) { return old_pthread_mutexattr_init(attributes); }
 int __wrap_pthread_mutexattr_settype(pthread_mutexattr_t *attributes, int type) { return old_pthread_mutexattr_settype(attributes, type); }

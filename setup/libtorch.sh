@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts libtorch 2.11 at .libtorch/torch, from the PyPI wheel torch==2.11.0.
-# With an NVIDIA driver: torch with its CUDA libraries (4.7 GB). Without: only what a CPU needs (0.5 GB);
+# With an NVIDIA card that can use them: torch with its CUDA libraries (4.7 GB). Without a card: only what a CPU needs (0.5 GB).
 # LORABOOTH_CUDA=1 or 0 decides it instead. A libtorch named by LIBTORCH is taken as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +16,11 @@ if [ -n "${LIBTORCH:-}" ]; then
   exit 0
 fi
 
-cuda=${LORABOOTH_CUDA:-$( [ -e /proc/driver/nvidia/version ] && echo 1 || echo 0 )}
+cuda=${LORABOOTH_CUDA:-}
+if [ -z "$cuda" ]; then
+  card=$(setup/cuda.sh $version)
+  cuda=$([ "$card" = cuda ] && echo 1 || echo 0)
+fi
 here=.libtorch
 if [ "$(version_of $here/torch || true)" = "$version" ] && [ "$(cat $here/kind 2>/dev/null)" = "$cuda" ]; then exit 0; fi
 python3 -m pip --version >/dev/null 2>&1 || { echo "python3 with pip is needed once, to fetch libtorch; or set LIBTORCH to a libtorch $version you have" >&2; exit 1; }

@@ -160,7 +160,7 @@ fn each_refusal_is_one_sentence_that_says_what_to_do() {
     let leak = format!("no, {TOKEN} may not");
     let leak = json!({ "error": leak }).to_string();
     for (end, status, body, parts) in [
-        ("create", "401 Unauthorized", "{}", &["does not take this token", "set HF_TOKEN"][..]),
+        ("create", "401 Unauthorized", "{}", &["does not take this token", "give it in place of this one"][..]),
         ("me/dog", "403 Forbidden", "{}", &["may not write to `me/dog`"]),
         (
             "preupload/main",

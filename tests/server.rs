@@ -3,14 +3,27 @@
 
 mod support;
 
+#[path = "server/answers.rs"]
+mod answers;
 #[path = "server/client.rs"]
 mod client;
+#[path = "server/embedding.rs"]
+mod embedding;
+#[path = "server/hostile.rs"]
+mod hostile;
 #[path = "push/hub.rs"]
 mod hub;
+#[path = "server/hub_models.rs"]
+mod hub_models;
+#[path = "hub/server.rs"]
+#[allow(dead_code, reason = "other tests ask more of the mirror")]
+mod hub_of_files;
 #[path = "server/jobs.rs"]
 mod jobs;
 #[path = "support/jobs.rs"]
 mod language_jobs;
+#[path = "server/limits.rs"]
+mod limits;
 #[path = "server/pictures.rs"]
 mod pictures;
 #[path = "server/pushes.rs"]

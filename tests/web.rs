@@ -6,11 +6,14 @@
 #[allow(dead_code, reason = "other tests ask the server without a browser")]
 #[path = "server/client.rs"]
 mod client;
+#[path = "push/hub.rs"]
+mod hub;
 #[path = "support/jobs.rs"]
 mod jobs;
 mod support;
 
 use client::Server;
+use hub::{HubServer, TOKEN};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use support::interpreter;
@@ -28,18 +31,28 @@ fn has_browser() -> bool {
     std::env::split_paths(&path).any(|folder| names.iter().any(|name| folder.join(name).exists()))
 }
 
-/// Runs `tests/web/SCRIPT` on the page of a new server with `flags`, and panics with what it printed if it fails.
+/// Runs `tests/web/SCRIPT` on the page of a new server with `flags`.
 fn browse(script: &str, flags: &[&str], args: &[&str]) {
+    browse_in(script, flags, &[], args);
+}
+
+/// The same on a server with more in its environment.
+fn browse_in(script: &str, flags: &[&str], environment: &[(&str, &str)], args: &[&str]) {
+    let data = TempDir::new().unwrap();
+    let server = Server::start_in(data.path(), flags, environment);
+    let url = format!("{}/", server.url);
+    run(script, &[&[url.as_str()], args].concat());
+}
+
+/// Runs `tests/web/SCRIPT`, and panics with what it printed if it fails.
+fn run(script: &str, args: &[&str]) {
     if !has_browser() {
         eprintln!("skipped: {script} needs Chromium; `make browser` installs it");
         return;
     }
     let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let data = TempDir::new().unwrap();
-    let server = Server::start_with(data.path(), flags);
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/web");
-    let output =
-        interpreter().current_dir(scripts).arg(script).arg(format!("{}/", server.url)).args(args).output().unwrap();
+    let output = interpreter().current_dir(scripts).arg(script).args(args).output().unwrap();
     assert!(
         output.status.success(),
         "{script} failed:\n{}{}",
@@ -50,13 +63,43 @@ fn browse(script: &str, flags: &[&str], args: &[&str]) {
 
 #[test]
 fn a_person_drops_photos_trains_watches_tries_and_takes_the_file_home() {
-    let temporary = TempDir::new().unwrap();
-    browse("train_and_try.py", &[], &[PHOTOS, temporary.path().to_str().unwrap()]);
+    let (temporary, data) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let server = Server::start(data.path());
+    let model = data.path().join("models/demo");
+    let [temporary, model] = [temporary.path(), &model].map(|path| path.to_str().unwrap());
+    run("train_and_try.py", &[&format!("{}/", server.url), PHOTOS, temporary, model]);
 }
 
 #[test]
 fn two_browsers_see_what_the_other_one_does() {
     browse("two_browsers.py", &[], &[PHOTOS]);
+}
+
+#[test]
+fn adapters_of_other_programs_come_in_and_draw() {
+    let temporary = TempDir::new().unwrap();
+    browse("imports.py", &[], &[temporary.path().to_str().unwrap()]);
+}
+
+#[test]
+fn an_adapter_is_pushed_from_the_form() {
+    let hub = HubServer::start();
+    let environment = [("HF_ENDPOINT", hub.address.as_str()), ("HF_HUB_OFFLINE", "0"), ("HF_HOME", "/none")];
+    browse_in("push.py", &[], &environment, &[&hub.address, TOKEN]);
+    let kept = hub.kept();
+    assert!(kept.is_private && String::from_utf8_lossy(&kept.files["README.md"]).contains("license: \"mit\""));
+}
+
+#[test]
+fn a_reload_in_the_middle_loses_nothing() {
+    let model = jobs::slow_llama().folder.join("model").display().to_string();
+    browse("reloads.py", &["--model", &model], &[]);
+}
+
+#[test]
+fn a_server_that_is_killed_goes_on_to_the_same_bits() {
+    let data = TempDir::new().unwrap();
+    run("killed.py", &[env!("CARGO_BIN_EXE_lorabooth"), data.path().to_str().unwrap()]);
 }
 
 #[test]
@@ -86,6 +129,11 @@ fn a_language_model_answers_and_learns() {
 #[test]
 fn two_visitors_of_a_public_server_see_nothing_of_each_other() {
     browse("two_visitors.py", &["--public"], &[PHOTOS]);
+}
+
+#[test]
+fn another_site_shows_the_page_in_a_frame_where_it_may() {
+    browse("in_a_frame.py", &["--public", "--embed-in", "http://localhost:*"], &[]);
 }
 
 #[test]

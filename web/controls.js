@@ -179,4 +179,10 @@ export const Warnings = ({ warnings, title = 'Warnings' }) => (warnings?.length 
 export const Wide = ({ label, children }) => html`<div class="scroll" tabindex="0" role="region"
   aria-label=${label}>${children}</div>`;
 
+/// Shows what was asked for where it comes, on a screen that is too narrow for it to stand beside the button.
+export const showResults = () => requestAnimationFrame(() => {
+  const place = document.querySelector('.results');
+  if (place && getComputedStyle(place).position === 'static') place.scrollIntoView({ block: 'start' });
+});
+
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;

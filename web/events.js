@@ -1,7 +1,7 @@
 // The stream of events: everything that changes on the server comes through here, once.
 import { get } from './api.js';
 import { addMetrics, dropMetrics } from './metrics.js';
-import { attempt, change, current, forgetJob, setJob } from './store.js';
+import { attempt, change, current, forgetJob, setJob, tellJob } from './store.js';
 
 const LOG_LINES = 200;
 const RETRY_MS = 2000;
@@ -94,7 +94,7 @@ const withFact = (facts = [], fact) => [...facts.filter(({ name }) => name !== f
 function apply(event) {
   switch (event.kind) {
     case 'reset': connect(); break;
-    case 'job': setJob(event.job.id, event.job); break;
+    case 'job': tellJob(event.job); break;
     case 'deleted': forgetJob(event.id); break;
     case 'progress': setJob(event.id, { progress: event.progress, memory_bytes: event.memory_bytes }); break;
     case 'step': addMetrics(event.id, [event.metrics]); break;

@@ -6,7 +6,7 @@ import { ask } from './dialogs.js';
 import { between, bytes, duration, number, ordinal, words } from './format.js';
 import { go } from './route.js';
 import { amend } from './settings.js';
-import { forgetJob, setJob, useStore } from './store.js';
+import { answeredJob, forgetJob, useStore } from './store.js';
 import { formOf } from './training_form.js';
 
 export const KINDS = {
@@ -14,6 +14,8 @@ export const KINDS = {
   push: 'Upload to the hub',
 };
 
+/// Uploads wait for one another alone; all else shares the device.
+export const isUpload = job => job.kind === 'push';
 export const isTraining = job => job.kind.startsWith('train_');
 export const isLive = job => ['running', 'paused', 'stopping'].includes(job.state);
 export const isOver = job => !isLive(job) && job.state !== 'queued';
@@ -38,7 +40,7 @@ export function useJob(id) {
   useEffect(() => {
     setMissing(false);
     if (!id || !epoch) return;
-    get(`/api/jobs/${id}`).then(whole => setJob(id, whole), error => { if (error.status === 404) setMissing(true); });
+    answeredJob(get(`/api/jobs/${id}`), id).catch(error => { if (error.status === 404) setMissing(true); });
   }, [id, epoch]);
   return [job?.log || job?.created ? job : null, missing];
 }
@@ -48,8 +50,8 @@ export function JobProgress({ job }) {
   const { progress } = job;
   if (job.state === 'queued') {
     const wait = Number.isFinite(job.wait_seconds) ? `, about ${duration(job.wait_seconds)} to wait` : '';
-    return html`<p
-      class="plan-line">${job.position > 0 ? `${ordinal(job.position)} in the queue${wait}` : 'Waits for the device'}</p>`;
+    const place = isUpload(job) ? 'of the uploads that wait' : 'in the queue';
+    return html`<p class="plan-line">${job.position > 0 ? `${ordinal(job.position)} ${place}${wait}` : 'Waits'}</p>`;
   }
   if (!isLive(job)) {
     const took = job.started && job.ended ? ` after ${duration(between(job.started, job.ended))}` : '';
@@ -82,11 +84,7 @@ const OTHER = { running: ['stop'], interrupted: ['resume'] };
 /// The verbs that are possible now.
 export const actionsOf = job => job.actions ?? (isTraining(job) ? TRAINING[job.state] : OTHER[job.state]) ?? [];
 
-export const act = async (job, verb, body) => {
-  const after = await post(`/api/jobs/${job.id}/${verb}`, body);
-  if (after?.id === job.id) setJob(job.id, after);
-  return after;
-};
+export const act = (job, verb, body) => answeredJob(post(`/api/jobs/${job.id}/${verb}`, body), job.id);
 
 /// Pause and Continue are one button, which keeps the focus.
 export function JobActions({ job }) {
@@ -119,5 +117,5 @@ export function JobActions({ job }) {
 }
 
 /// Moves a waiting job up or down.
-export const move = (job, by) => patch(`/api/jobs/${job.id}`, { position: Math.max(1, (job.position ?? 1) + by) })
-  .then(after => after?.id && setJob(after.id, after));
+export const move = (job, by) =>
+  answeredJob(patch(`/api/jobs/${job.id}`, { position: Math.max(1, (job.position ?? 1) + by) }), job.id);

@@ -6,13 +6,13 @@ import { Accordion, Block, Button, Check, Choice, Copy, DropZone, Empty, Text } 
 import { ask, askForm, askText, Dialog } from './dialogs.js';
 import { loadAdapters } from './events.js';
 import { bytes, counted, date } from './format.js';
-import { isOver, isTraining, JobActions, KINDS, newestFirst, State } from './jobs.js';
+import { act, isOver, isTraining, JobActions, JobProgress, KINDS, newestFirst, State } from './jobs.js';
 import { go } from './route.js';
-import { notify, setJob, useStore } from './store.js';
+import { answeredJob, forgetJob, notify, useStore } from './store.js';
 
 const FORMATS = {
   stable_diffusion: [
-    ['kohya', 'kohya file', 'for ComfyUI and AUTOMATIC1111: put it in models/loras'],
+    ['kohya', 'kohya file', 'for ComfyUI (models/loras) and AUTOMATIC1111 (models/Lora)'],
     ['diffusers', 'diffusers file', 'for load_lora_weights'],
     ['peft', 'PEFT folder', 'a zip, for PeftModel.from_pretrained'],
   ],
@@ -21,43 +21,58 @@ const FORMATS = {
 
 const LICENCES = ['', 'creativeml-openrail-m', 'openrail++', 'apache-2.0', 'mit', 'cc-by-4.0', 'cc-by-nc-4.0', 'other'];
 
+/// Asks where to, and stays open until the upload is over: a token that was wrong is given anew in its place.
 function Push({ adapter, done }) {
   const repo = adapter.name.replace(/[^\w.-]+/g, '-');
   const [form, setForm] = useState({ repo, token: '', isPrivate: true, license: adapter.license ?? '' });
   const [refusal, setRefusal] = useState(null);
+  const [started, setStarted] = useState(null);
+  const isPublic = useStore(state => state.server?.public);
+  const job = useStore(state => state.jobs)[started];
+  const isAtWork = job !== undefined && !isOver(job);
+  const problem = refusal?.message ?? (job && isOver(job) ? job.error : null);
+  useEffect(() => { if (job?.state === 'finished') done(job); }, [job?.state]);
   const set = changes => setForm(before => ({ ...before, ...changes }));
   const start = async () => {
+    setRefusal(null);
     const { repo, token, isPrivate, license } = form;
     const body = { repo, private: isPrivate, license: license || null, ...(token && { token }) };
     try {
-      const job = await post(`/api/adapters/${adapter.id}/push`, body);
-      setJob(job.id, job);
-      done(job);
+      const job = await answeredJob(post(`/api/adapters/${adapter.id}/push`, body));
+      setStarted(job.id);
     } catch (refused) {
       setRefusal(refused);
     }
   };
+  const stop = async () => {
+    if (job.state !== 'queued') return act(job, 'stop');
+    await remove(`/api/jobs/${job.id}`);
+    return forgetJob(job.id);
+  };
   return html`<${Dialog} title="Upload ${adapter.name} to the hub" onClose=${() => done(null)}>
     <${Text} id="push-repo" label="Repository" value=${form.repo} onChange=${repo => set({ repo })}
-      hint="NAME or OWNER/NAME; made if there is none." />
+      hint="NAME, which is then yours, or OWNER/NAME; made if there is none." />
     <div class="field"><label for="push-token">Token</label><input id="push-token" class="input" type="password" autocomplete="off"
       value=${form.token}
       aria-describedby="push-token-hint" onInput=${event => set({ token: event.target.value })} />
       <p class="hint"
-        id="push-token-hint">With the right to write. It is used once and never stored; empty uses the server's HF_TOKEN.</p></div>
+        id="push-token-hint">One that may write, from huggingface.co/settings/tokens. It is used once and never stored.${isPublic ? '' : ' Empty uses the server\'s HF_TOKEN.'}</p></div>
     <${Choice} id="push-license" label="Licence" value=${form.license} onChange=${license => set({ license })}
       choices=${LICENCES.map(value => ({ value, label: value || 'none said' }))} />
     <${Check} id="push-private" label="Private" checked=${form.isPrivate} onChange=${isPrivate => set({ isPrivate })}
       hint="Only you see it." />
-    ${refusal && html`<p class="notice error" role="alert">${refusal.message}</p>`}
-    <div class="buttons"><${Button} onPress=${() => done(null)}>Cancel<//><${Button} kind="primary" disabled=${!form.repo.trim()}
-      onPress=${start}>Upload<//></div><//>`;
+    ${problem && html`<p class="notice error" role="alert">${problem}</p>`}
+    ${isAtWork && html`<div role="status"><${JobProgress} job=${job} /></div>`}
+    <div class="buttons">${isAtWork ? html`<${Button} onPress=${stop}>Stop<//>
+      <${Button} onPress=${() => done(job)}>Close, it goes on<//>`
+      : html`<${Button} onPress=${() => done(null)}>Cancel<//><${Button} kind="primary" disabled=${!form.repo.trim()}
+        onPress=${start}>Upload<//>`}</div><//>`;
 }
 
-function Downloads({ adapter }) {
+function Downloads({ adapter, open }) {
   const [step, setStep] = useState('');
   const more = step === '' ? '' : `&checkpoint=${step}`;
-  return html`<${Accordion} title="Download">
+  return html`<${Accordion} title="Download" open=${open}>
     ${adapter.checkpoints?.length > 1 && html`<${Choice} id="download-${adapter.id}" label="Checkpoint" value=${step}
       onChange=${setStep}
       choices=${checkpointChoices(adapter)} />`}
@@ -103,7 +118,7 @@ function Adapter({ adapter, selected }) {
       <${Button} onPress=${push}>Upload to the hub<//>
       ${adapter.job && html`<a class="button secondary" href="#watch/${adapter.job}">Its run</a>`}<${Button}
         onPress=${drop}>Delete<//></div>
-    <${Downloads} adapter=${adapter} />
+    <${Downloads} adapter=${adapter} open=${selected} />
     ${adapter.checkpoints?.length > 1 && html`<${Accordion} title=${counted(adapter.checkpoints.length, 'checkpoint')}><ul
       class="downloads">${adapter.checkpoints.map(({ step, chosen }) =>
       html`<li key=${step}>step ${step} ${chosen ? html`<span class="hint">the run's adapter</span>`
@@ -114,7 +129,7 @@ function Adapter({ adapter, selected }) {
 function Run({ job }) {
   const rename = async () => {
     const name = await askText(`Rename ${job.name}`, 'Name', job.name);
-    if (name) setJob(job.id, (await patch(`/api/jobs/${job.id}`, { name })) ?? { name });
+    if (name) await answeredJob(patch(`/api/jobs/${job.id}`, { name }), job.id);
   };
   return html`<li class="run"><div class="job-head"><a href="#watch/${job.id}">${job.name}</a><${State} job=${job} /><span
     class="hint">${KINDS[job.kind]} · ${date(job.created)}</span></div>

@@ -60,7 +60,7 @@ export function PlanPanel({ answer, missing, action, onStart, onSuggestion, chil
   const { plan, refusal, waiting } = answer;
   return html`<section class="block plan" aria-labelledby="plan-title" aria-busy=${waiting ? 'true' : 'false'}>
     <h3 class="tag" id="plan-title">Plan</h3>
-    ${!plan && !refusal && html`<p class="hint">Memory and time stand here once there is something to count.</p>`}
+    ${!plan && !refusal && html`<p class="hint">Working out memory and time …</p>`}
     ${plan && html`<div class="plan-numbers ${waiting ? 'old' : ''}">
       <p class="plan-line"><strong>${duration(plan.total_seconds)}</strong> for ${counted(plan.steps, 'step')}
         ${Number.isFinite(plan.step_seconds) ? html`, about ${duration(plan.step_seconds)} each` : ''}</p>

@@ -3,10 +3,12 @@ import { useCallback, useEffect, useState } from './html.js';
 
 const PREFIX = 'lorabooth.';
 const listeners = new Set();
+// What the browser does not store, as in a frame of another site: it stays until the page is left.
+const unstored = new Map();
 
 export function recall(key, otherwise) {
   try {
-    const text = localStorage.getItem(PREFIX + key);
+    const text = unstored.get(key) ?? localStorage.getItem(PREFIX + key);
     return text === null ? otherwise : { ...otherwise, ...JSON.parse(text) };
   } catch {
     return otherwise;
@@ -17,9 +19,13 @@ export function recall(key, otherwise) {
 export function amend(key, changes) {
   const before = recall(key, {});
   const after = { ...before, ...(typeof changes === 'function' ? changes(before) : changes) };
+  const text = JSON.stringify(after);
   try {
-    localStorage.setItem(PREFIX + key, JSON.stringify(after));
-  } catch { /* A browser that stores nothing still trains, but for what was typed before a reload. */ }
+    localStorage.setItem(PREFIX + key, text);
+    unstored.delete(key);
+  } catch {
+    unstored.set(key, text);
+  }
   listeners.forEach(listener => listener(key, after));
 }
 

@@ -54,6 +54,26 @@ export function useStore(select) {
 export const setJob = (id, update) =>
   change(({ jobs }) => ({ jobs: { ...jobs, [id]: { ...jobs[id], ...(typeof update === 'function' ? update(jobs[id] ?? {}) : update) } } }));
 
+/// How often the stream told of each job.
+const told = new Map();
+
+/// Takes in a job as the stream tells of it.
+export const tellJob = job => {
+  told.set(job.id, (told.get(job.id) ?? 0) + 1);
+  setJob(job.id, job);
+};
+
+/// Waits for a request that answers with a job, the one called `id` if it was there before; what the stream told of it meanwhile is
+/// newer than the answer.
+export async function answeredJob(request, id = null) {
+  const before = told.get(id) ?? 0;
+  const job = await request;
+  if (!job?.id) return job;
+  const isNewer = (told.get(job.id) ?? 0) > (job.id === id ? before : 0);
+  setJob(job.id, known => (isNewer ? { ...job, ...known } : job));
+  return job;
+}
+
 export const forgetJob = id => change(({ jobs: { [id]: _, ...jobs } }) => ({ jobs }));
 
 export const setPhotos = set => change(({ sets }) => ({ sets: { ...sets, [set.id]: set } }));

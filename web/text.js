@@ -2,13 +2,13 @@
 import { html, useMemo } from './html.js';
 import { post } from './api.js';
 import { AdapterList } from './adapters.js';
-import { Button, Empty, Form, Prose, Tabs } from './controls.js';
+import { Button, Empty, Form, Prose, showResults, Tabs } from './controls.js';
 import { ModelChoice, modelOf, OptionGroups, toOptions, useOptions } from './fields.js';
 import { shortened } from './format.js';
 import { newestFirst } from './jobs.js';
 import { Records } from './records.js';
 import { useSettings } from './settings.js';
-import { setJob, useStore } from './store.js';
+import { answeredJob, useStore } from './store.js';
 import { Answer } from './text_answer.js';
 import { EMPTY_FORM, TrainingForm } from './training_form.js';
 
@@ -25,12 +25,12 @@ function Complete({ form, change }) {
   const ready = model !== '' && form.prompt !== '';
   const start = async () => {
     const known = form.adapters.filter(({ id }) => adapters.some(adapter => adapter.id === id));
-    const job = await post('/api/jobs', {
+    await answeredJob(post('/api/jobs', {
       kind: 'complete',
       name: shortened(form.prompt, 80),
       options: { model, adapters: known, prompt: form.prompt, ...toOptions(options, form.values) },
-    });
-    setJob(job.id, job);
+    }));
+    showResults();
   };
   return html`<div class="two-columns even"><div class="column">
     <${Form}><${ModelChoice} kind="language" id="text-model" value=${form.model} onChange=${next => change({ model: next })}
@@ -42,7 +42,8 @@ function Complete({ form, change }) {
     <${OptionGroups} prefix="complete" options=${options} values=${form.values} without=${['prompt', 'adapter', 'model']}
       onChange=${changes => change(before => ({ values: { ...before.values, ...changes } }))} />
     <${Button} kind="primary wide" disabled=${!ready} onPress=${start}>Complete<//>
-  </div><div class="column">${answers.length ? answers.map(job => html`<${Answer} key=${job.id}
+    ${!ready && html`<p class="hint">${model === '' ? 'Choose a language model first.' : 'Write a text first.'}</p>`}
+  </div><div class="column side results">${answers.length ? answers.map(job => html`<${Answer} key=${job.id}
     job=${job} />`) : html`<${Empty}>Answers show here, word by word.<//>`}</div></div>`;
 }
 

@@ -6,7 +6,7 @@ import { allFields, isChanged, ModelChoice, modelOf, OptionField, OptionGroups, 
 import { newestFirst } from './jobs.js';
 import { PlanPanel, usePlan } from './plan.js';
 import { go } from './route.js';
-import { current, notify, setJob, useStore } from './store.js';
+import { answeredJob, current, notify, useStore } from './store.js';
 
 /// What a training form holds before anybody typed.
 export const EMPTY_FORM = { model: null, name: '', set: null, preset: null, values: {}, samples: true, editing: null };
@@ -98,12 +98,11 @@ export function TrainingForm({ kind, jobKind, modelKind, form, change, sections,
   };
   const submit = async () => {
     if (form.editing && editing) {
-      setJob(form.editing, await patch(`/api/jobs/${form.editing}`, { options: sent, name: form.name || undefined }) ?? {});
+      await answeredJob(patch(`/api/jobs/${form.editing}`, { options: sent, name: form.name || undefined }), form.editing);
       change({ editing: null, name: '' });
       return go('watch', editing.id);
     }
-    const job = await post('/api/jobs', { kind: jobKind, name: form.name || undefined, set: form.set, options: sent });
-    setJob(job.id, job);
+    const job = await answeredJob(post('/api/jobs', { kind: jobKind, name: form.name || undefined, set: form.set, options: sent }));
     change({ name: '' });
     return go('watch', job.id);
   };

@@ -2,14 +2,14 @@
 import { html, useMemo } from './html.js';
 import { post } from './api.js';
 import { AdapterList } from './adapters.js';
-import { Accordion, Block, Button, Check, Choice, Form, Prose, Slider, Text } from './controls.js';
+import { Accordion, Block, Button, Check, Choice, Form, Prose, showResults, Slider, Text } from './controls.js';
 import { allFields, ModelChoice, modelOf, OptionGroups, toOptions, useOptions } from './fields.js';
 import { shortened } from './format.js';
 import { GridForm, GridTable } from './grid.js';
 import { isLive, JobActions, JobProgress, newestFirst } from './jobs.js';
 import { Gallery } from './pictures.js';
 import { useSettings } from './settings.js';
-import { setJob, useStore } from './store.js';
+import { answeredJob, useStore } from './store.js';
 
 const EMPTY = {
   model: null, adapters: [], prompt: '', negative_prompt: '', steps: null, guidance: null, seed: '0', random: true, width: null,
@@ -46,8 +46,8 @@ export function Try() {
     height: form.height ?? native, sampler: form.sampler || null, number: form.number, ...toOptions(options, form.values),
   };
   const start = async (kind, more = {}) => {
-    const job = await post('/api/jobs', { kind, name: shortened(form.prompt, 80), options: { ...wanted, ...more } });
-    setJob(job.id, job);
+    await answeredJob(post('/api/jobs', { kind, name: shortened(form.prompt, 80), options: { ...wanted, ...more } }));
+    showResults();
   };
   const draw = () => start('generate');
   const now = drawn.filter(job => isLive(job) || job.state === 'queued').reverse();
@@ -88,9 +88,10 @@ export function Try() {
     <${OptionGroups} prefix="try" options=${options} values=${form.values} without=${SHOWN}
       onChange=${changes => change(before => ({ values: { ...before.values, ...changes } }))} />
     <${Button} kind="primary wide" disabled=${!ready || wrongSeed} onPress=${draw}>Draw<//>
+    ${!ready && html`<p class="hint">${model === '' ? 'Choose a base model first.' : 'Write a prompt first.'}</p>`}
     <${GridForm} adapter=${adapters.find(({ id }) => id === known[0]?.id)} ready=${ready && !wrongSeed}
       onDraw=${more => start('grid', more)} />
-  </div><div class="column">
+  </div><div class="column side results">
     ${now.map(job => html`<section key=${job.id} class="block" aria-label="At work"><p
       class="job-name">${job.name}</p><${JobProgress} job=${job} /><${JobActions} job=${job} /></section>`)}
     ${failed && html`<p class="notice error" role="alert">${failed.error}</p>`}

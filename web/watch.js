@@ -3,7 +3,7 @@ import { html, useEffect, useMemo, useRef, useState } from './html.js';
 import { Accordion, Block, Button, Code, Empty, Prose, Text, Warnings } from './controls.js';
 import { LossChart } from './chart.js';
 import { date, shortened, words } from './format.js';
-import { act, actionsOf, inOrder, isLive, isTraining, JobActions, JobProgress, KINDS, move, State, useJob } from './jobs.js';
+import { act, actionsOf, inOrder, isLive, isTraining, isUpload, JobActions, JobProgress, KINDS, move, State, useJob } from './jobs.js';
 import { loadMetrics } from './metrics.js';
 import { Gallery, LIKENESS, likenessOf, likenessText } from './pictures.js';
 import { go } from './route.js';
@@ -32,11 +32,12 @@ function Row({ job, selected, waiting }) {
 function Queue({ jobs, selected }) {
   const now = jobs.filter(job => isLive(job) || job.state === 'queued');
   const ended = jobs.filter(job => !now.includes(job));
-  const waiting = now.filter(job => job.state === 'queued').length;
+  const waiting = now.filter(job => job.state === 'queued');
+  const behind = job => waiting.filter(other => isUpload(other) === isUpload(job)).length;
   const rows = list => list.map(job => html`<${Row} key=${job.id} job=${job} selected=${job.id === selected}
-    waiting=${waiting} />`);
+    waiting=${behind(job)} />`);
   return html`<nav class="queue" aria-label="Jobs">
-    <h3 class="form-title">Now${waiting > 0 && ` (${waiting} waiting)`}</h3>
+    <h3 class="form-title">Now${waiting.length > 0 && ` (${waiting.length} waiting)`}</h3>
     ${now.length ? html`<ul class="job-list">${rows(now)}</ul>` : html`<p class="hint">Nothing is at work.</p>`}
     ${ended.length > 0 && html`<h3 class="form-title">Ended</h3><ul class="job-list">${rows(ended.slice(0, RECENT))}</ul>`}</nav>`;
 }
@@ -89,7 +90,7 @@ function Done({ job }) {
   const tryIt = useAdapterInTry();
   if (!adapter) return null;
   return html`<div class="buttons"><${Button} kind="primary" onPress=${() => tryIt(adapter)}>Try the adapter<//>
-    <a class="button secondary" href="#library/${adapter.id}">Show it in the library</a></div>`;
+    <a class="button secondary" href="#library/${adapter.id}">Download it</a></div>`;
 }
 
 function Detail({ id }) {
@@ -112,6 +113,7 @@ function Detail({ id }) {
     ${job.kind === 'grid' && html`<${Block} tag="Grid"><${GridTable} job=${job} /><//>`}
     ${job.kind === 'generate' && images.length > 0 && html`<${Block} tag="Pictures"><${Gallery} images=${images}
       label="Pictures" /><//>`}
+    ${job.kind === 'push' && job.results?.text && html`<p class="notice">It is at <a href=${job.results.text}>${job.results.text}</a>.</p>`}
     ${job.kind === 'complete' && html`<${Answer} job=${job} />`}
     ${job.log?.length > 0 && html`<${Accordion} title="Log" open=${true}><${Log} lines=${job.log} /><//>`}
     ${job.facts?.length > 0 && html`<${Accordion} title="About this run"><${Facts} facts=${job.facts} /><//>`}

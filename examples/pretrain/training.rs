@@ -7,7 +7,7 @@ use lorabooth::libtorch::memory;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::train::adamw::AdamWConfig;
 use lorabooth::train::checkpoint::{self, TrainingState};
-use lorabooth::train::gradients::{clip_grad_norm, gradients};
+use lorabooth::train::gradients::{clip, grad_norm, gradients};
 use lorabooth::train::lr_schedule::{LrSchedule, ScheduleKind};
 use lorabooth::train::metrics::{MetricsLog, StepMetrics};
 use lorabooth::train::optimizer::Optimizer;
@@ -132,14 +132,16 @@ impl<'a> Training<'a> {
     pub fn learn(&mut self, loss: &Tensor) -> Result<()> {
         self.optimizer.zero_grad(&self.params)?;
         loss.backward();
-        let norm = clip_grad_norm(&gradients(&self.params), 1.0)?;
+        let grads = gradients(&self.params);
+        let norm = f32::try_from(grad_norm(&grads)?)?;
+        clip(&grads, norm, 1.0)?;
         let lr = self.schedule.lr(self.step);
         self.optimizer.step(&self.params, lr)?;
         self.step += 1;
         self.update_average();
         self.since_log.1 += loss.double_value(&[]);
         match self.step.is_multiple_of(LOG_EVERY) {
-            true => self.write_log(lr, norm.double_value(&[])),
+            true => self.write_log(lr, norm.into()),
             false => Ok(()),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::config::LoraConfig;
 use super::lora;
+use super::projections::LowRank;
 use super::site::Site;
 use crate::error::Result;
 use crate::libtorch::random::Generator;
@@ -13,6 +14,11 @@ pub trait Adapter {
     /// The projection's output with this change. `ys` is the output of the base and of the adapters before this one
     /// for `xs`, and may be changed in place; `scale` multiplies the change. Linear inputs are `[rows, in]`.
     fn forward(&self, site: &Site, xs: &Tensor, ys: Tensor, scale: f64) -> Tensor;
+
+    /// The low-rank product that is all it adds to the present forward of a linear projection, where it is one.
+    fn low_rank(&self, _site: &Site) -> Option<LowRank<'_>> {
+        None
+    }
 
     /// `weight` (float32, of the site's shape) with this change folded in.
     fn merged(&self, site: &Site, weight: Tensor, scale: f64) -> Tensor;

@@ -208,12 +208,12 @@ mod tests {
     use crate::libtorch::random::Generator;
     use crate::weights::{BaseWeight, Op, Stride};
     use std::rc::Rc;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     /// A linear site and a convolution with biases, and an input for each.
     fn model() -> (Rc<Sites>, Tensor, Tensor) {
-        tch::manual_seed(5);
-        let randn = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let mut generator = Generator::new(5);
+        let mut randn = |shape: &[i64]| generator.randn(shape);
         let sites = Sites::new();
         let bias = sites.register_param("block.proj.bias", randn(&[6]));
         sites.register("block.proj", Op::Linear, BaseWeight::Dense(randn(&[6, 4])), Some(bias));

@@ -3,6 +3,7 @@
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
 use super::lora::{fits_up_to_ones, A, B, COLUMN_MAGNITUDE, MAGNITUDE};
 use crate::error::{Error, Result};
+use crate::plain_text;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -183,9 +184,15 @@ impl BaseModel {
             }
             _ => format!(": {misfit}"),
         };
+        let named = set.parts().find_map(|(_, adapter)| adapter.config.base_model_name_or_path.as_deref());
+        let wanted = match (named, width.and_then(Family::of_width)) {
+            (Some(name), _) => format!("; it was made for {}", plain_text::value(name)),
+            (None, Some(family)) => format!("; it was made for {family}"),
+            (None, None) => String::new(),
+        };
         Err(match set.family.filter(|family| *family != self.family()) {
-            Some(family) => of_other_family(path, family, Some(self), &widths),
-            None => Error::file(path, format!("the adapter does not fit this model{widths}")),
+            Some(family) => of_other_family(path, family, Some(self), &format!("{widths}{wanted}")),
+            None => Error::file(path, format!("the adapter does not fit this model{widths}{wanted}")),
         })
     }
 

@@ -3,6 +3,7 @@
 
 use super::adapter::{Adapter, Init};
 use super::config::{InitWeights, LoraConfig};
+use super::projections::LowRank;
 use super::site::Site;
 use crate::error::{Error, Result};
 use crate::libtorch::dropout::dropout;
@@ -296,6 +297,12 @@ impl Adapter for Lora {
         ys + change * scale
     }
 
+    fn low_rank(&self, site: &Site) -> Option<LowRank<'_>> {
+        let drops = site.training() && self.dropout > 0.0;
+        let is_all = site.op() == Op::Linear && self.magnitude.is_none() && !drops;
+        is_all.then_some(LowRank { a: &self.a, b: &self.b, factor: self.scaling })
+    }
+
     fn merged(&self, site: &Site, weight: Tensor, scale: f64) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let gain = match &self.magnitude {
@@ -350,6 +357,7 @@ mod tests {
 
     #[test]
     fn magnitudes_scale_rows_or_columns() {
+        let _turn = crate::libtorch::random::turn();
         let conv = Op::Conv2d(Stride { stride: 1, padding: 1 });
         let cases: [(Op, &[i64], &[i64]); 4] = [
             (Op::Linear, &[6, 6], &[5, 6]),
@@ -392,6 +400,7 @@ mod tests {
 
     #[test]
     fn a_tensor_of_another_shape_is_not_reshaped_into_place() {
+        let _turn = crate::libtorch::random::turn();
         let sites = one_site(Op::Linear, &randn(&[6, 4]));
         let (a, b, ones) = (randn(&[2, 4]), randn(&[6, 2]), randn(&[6]));
         put(&sites, &a.view([2, 4, 1, 1]), &b.view([6, 2, 1]), (MAGNITUDE, &ones.view([6, 1]))).unwrap();

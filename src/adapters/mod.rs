@@ -19,6 +19,7 @@ pub mod model_folder;
 mod p_tuning;
 pub mod peft_folder;
 mod prefix_tuning;
+mod projections;
 mod prompt;
 mod prompt_config;
 pub mod prompt_folder;

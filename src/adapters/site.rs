@@ -1,13 +1,16 @@
 //! The places of a model where adapters attach, and the registry of all that a model loaded.
 
 use super::adapter::Adapter;
+use super::projections::{self, LowRank};
 use crate::error::{Error, Result};
+use crate::libtorch::failure::or_panic;
 use crate::libtorch::low_rank::Factors;
+use crate::libtorch::upload::upload;
 use crate::weights::{BaseWeight, Op};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A tensor of the model that is frozen unless an adapter's configuration has it trained whole (`bias`,
 /// `modules_to_save`).
@@ -142,6 +145,9 @@ impl Site {
     /// The projection of `xs` with every enabled adapter.
     /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`; embedding: `[..] -> [.., width]`.
     pub fn forward(&self, xs: &Tensor) -> Tensor {
+        if self.is_low_rank_on_cuda(xs) {
+            return Self::forward_all(&[self], xs).remove(0);
+        }
         if self.op != Op::Linear || xs.dim() == 2 {
             return self.forward_flat(xs);
         }
@@ -153,19 +159,74 @@ impl Site {
         ys.view(shape.as_slice())
     }
 
+    /// The projections of `xs` `[.., in]` by each of `sites`, which are linear: `[.., out]`.
+    pub fn forward_all(sites: &[&Site], xs: &Tensor) -> Vec<Tensor> {
+        if matches!(xs.device(), Device::Cuda(_)) && xs.is_floating_point() {
+            let mut shape = xs.size();
+            let width = shape.pop().unwrap_or(1);
+            let together = projections::project(sites, &xs.reshape([-1, width]));
+            if let Some(outputs) = or_panic(together) {
+                let shaped = |ys: Tensor| ys.view([&shape[..], &ys.size()[1..]].concat().as_slice());
+                return outputs.into_iter().map(shaped).collect();
+            }
+        }
+        sites.iter().map(|site| site.forward(xs)).collect()
+    }
+
+    /// Reads the frozen weight and bias of a linear projection, with the low-rank product that is all that is added to it. `None` where it is
+    /// no such projection, or is more than that.
+    pub(super) fn with_low_rank<T>(
+        &self,
+        read: impl FnOnce(&BaseWeight, Option<&Tensor>, Option<LowRank>) -> T,
+    ) -> Option<T> {
+        let bias = self.bias.as_ref().map(|bias| bias.get());
+        let learns = self.trained_weight.borrow().is_some() || bias.as_ref().is_some_and(Tensor::requires_grad);
+        if self.op != Op::Linear || learns {
+            return None;
+        }
+        let adapters = self.adapters.borrow();
+        let mut active = adapters.iter().filter(|on_site| on_site.enabled && on_site.scale != 0.0);
+        let low_rank = match (active.next(), active.next()) {
+            (None, _) => None,
+            (Some(only), None) => {
+                let low_rank = only.adapter.low_rank(self)?;
+                Some(LowRank { factor: low_rank.factor * only.scale, ..low_rank })
+            }
+            _ => return None,
+        };
+        Some(read(&self.weight.borrow(), bias.as_ref(), low_rank))
+    }
+
+    /// `xs`, or ids where the table computes; one that waits on the host takes them there.
+    fn placed(&self, xs: &Tensor, for_base: bool) -> Tensor {
+        let weight = self.weight.borrow();
+        let waits_on_host =
+            for_base && matches!(*weight, BaseWeight::Streamed(_)) && self.trained_weight.borrow().is_none();
+        match self.op == Op::Embedding && !waits_on_host {
+            true => upload(xs, weight.device()),
+            false => xs.shallow_clone(),
+        }
+    }
+
     fn forward_flat(&self, xs: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|bias| bias.get());
         let mut ys = match &*self.trained_weight.borrow() {
             Some(trained) => {
                 let kind = if self.op == Op::Embedding { self.weight.borrow().kind() } else { xs.kind() };
-                self.op.run(xs, &self.stored(trained).to_kind(kind), bias.as_ref())
+                self.op.run(&self.placed(xs, true), &self.stored(trained).to_kind(kind), bias.as_ref())
             }
-            None => self.weight.borrow().run(self.op, xs, bias.as_ref()),
+            None => self.weight.borrow().run(self.op, &self.placed(xs, true), bias.as_ref()),
         };
         for on_site in self.adapters.borrow().iter().filter(|on_site| on_site.enabled && on_site.scale != 0.0) {
-            ys = on_site.adapter.forward(self, xs, ys, on_site.scale);
+            ys = on_site.adapter.forward(self, &self.placed(xs, false), ys, on_site.scale);
         }
         ys
+    }
+
+    /// Where one node of the graph does for the projection and its adapter.
+    fn is_low_rank_on_cuda(&self, xs: &Tensor) -> bool {
+        let on_cuda = matches!(xs.device(), Device::Cuda(_));
+        on_cuda && self.with_low_rank(|_, _, low_rank| low_rank.is_some()).unwrap_or(false)
     }
 
     pub(crate) fn put(&self, name: &str, adapter: Box<dyn Adapter>) {

@@ -15,7 +15,7 @@ const MAX_PROMPT_BYTES: u64 = 64 << 20;
 /// Runs the command.
 pub fn run(mut config: CompleteConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
     // What is written is on the screen already, so that Ctrl-C may end the process at once.
-    let (device, interrupt) = (common.device()?, Interrupt::new());
+    let (device, interrupt) = (common.device(reporter)?, Interrupt::new());
     reporter.result_is_for_programs();
     let mut model = TextModel::open(&config, device, common.seed, &interrupt, reporter)?;
     if config.prompt == "-" {

@@ -5,15 +5,16 @@ use super::{Common, Reporter};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
+use crate::options::demo::DemoConfig;
 use crate::options::shell_word;
-use crate::recipes::demo::{self, DemoConfig, GUIDANCE};
+use crate::recipes::demo::{self, GUIDANCE};
 use crate::recipes::training::observer::{Event, Observer};
 use serde_json::json;
 
 /// Runs the command.
 pub fn run(config: &DemoConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
     let interrupt = Interrupt::on_signals()?;
-    let device = common.device()?;
+    let device = common.device(reporter)?;
     let finished = demo::run(config, device, common.seed, &interrupt, reporter)?;
     let report = &finished.report;
     reporter.on(Event::Wrote { path: finished.contact_sheet.clone() });

@@ -9,7 +9,8 @@ use serde_json::json;
 
 /// Runs the command.
 pub fn run(config: &EvaluateConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let evaluated = evaluate::evaluate(config, common.device()?, common.seed, &Interrupt::on_signals()?, reporter)?;
+    let evaluated =
+        evaluate::evaluate(config, common.device(reporter)?, common.seed, &Interrupt::on_signals()?, reporter)?;
     let mut object = json!({ "event": "evaluation", "records": evaluated.records });
     let mut lines = vec![line("records", evaluated.records.to_string())];
     if let Some(numbers) = &evaluated.evaluation {

@@ -8,6 +8,6 @@ use crate::recipes::generate;
 
 /// Runs the command.
 pub fn run(config: &GenerateConfig, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    let (device, interrupt) = (common.device()?, Interrupt::on_signals()?);
+    let (device, interrupt) = (common.device(reporter)?, Interrupt::on_signals()?);
     generate::generate(config, device, common.seed, &interrupt, reporter).map(drop)
 }

@@ -22,6 +22,7 @@ use crate::interrupt::{self, Interrupt};
 use crate::libtorch::failure::{self, catching};
 use crate::libtorch::{file_map, host_allocator, memory, openmp_waiting, startup, threads};
 use crate::plain_text;
+use crate::recipes::training::observer::Observer;
 use crate::sentence::{flag, with_options};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use command_text::shell_line;
@@ -68,7 +69,7 @@ enum Command {
     Plan(plan::PlanCommand),
     /// Run DreamBooth from start to end on a small built-in model, in minutes and without a download
     #[command(args_override_self = true)]
-    Demo(crate::recipes::demo::DemoConfig),
+    Demo(crate::options::demo::DemoConfig),
     /// Serve a page and an API: train on photos, watch, try, take the adapter home
     #[command(args_override_self = true)]
     Serve(serve::ServeArgs),
@@ -129,9 +130,15 @@ impl Common {
         }))
     }
 
-    /// The device asked for, or the best there is.
-    fn device(&self) -> Result<Device> {
-        let device = self.named_device()?.unwrap_or_else(startup::best_device);
+    /// The device asked for, or the best there is. A card that cannot be used is not passed over in silence.
+    fn device(&self, observer: &mut dyn Observer) -> Result<Device> {
+        let named = self.named_device()?;
+        if let (None, Some(reason)) = (named, startup::why_no_cuda()) {
+            observer.warning(format!(
+                "the CPU is used, since {reason} (`lorabooth doctor` says what to do; --device cpu if that is meant)"
+            ));
+        }
+        let device = named.unwrap_or_else(startup::best_device);
         match is_present(device) {
             true => Ok(device),
             false => Err(Error::invalid(format!(

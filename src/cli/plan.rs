@@ -88,7 +88,7 @@ struct Place {
 
 impl Place {
     /// What the flags say. A card that is asked about need not be here.
-    fn of(common: &Common, flags: &FitFlag) -> Result<Self> {
+    fn of(common: &Common, flags: &FitFlag, reporter: &mut Reporter) -> Result<Self> {
         let named = common.named_device()?;
         if let Some(name) = &flags.card {
             let card = Card::named(name)?;
@@ -101,7 +101,7 @@ impl Place {
         }
         match named.filter(|device| !is_present(*device)) {
             Some(device) => Ok(Self { device, card: None, assumed_precision: Some(Precision::Bf16) }),
-            None => Ok(Self { device: common.device()?, card: None, assumed_precision: None }),
+            None => Ok(Self { device: common.device(reporter)?, card: None, assumed_precision: None }),
         }
     }
 
@@ -188,7 +188,7 @@ pub fn run(command: PlanCommand, common: &Common, reporter: &mut Reporter) -> Re
 }
 
 fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) -> Result<bool> {
-    let (mut config, place) = (args.config, Place::of(common, &args.fit)?);
+    let (mut config, place) = (args.config, Place::of(common, &args.fit, reporter)?);
     place.set_precision(&mut config.training);
     let budget = place.budget(&args.fit)?;
     config.check()?;
@@ -214,7 +214,7 @@ fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) ->
 }
 
 fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> {
-    let (mut config, place) = (args.config, Place::of(common, &args.fit)?);
+    let (mut config, place) = (args.config, Place::of(common, &args.fit, reporter)?);
     place.set_precision(&mut config.training);
     let budget = place.budget(&args.fit)?;
     config.check()?;

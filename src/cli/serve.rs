@@ -4,7 +4,7 @@ use super::{Common, Reporter};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::regular_file::{self, FileKind};
-use crate::server::{self, Account, Address, App, DataFolder, Limits, Settings};
+use crate::server::{self, Account, Address, App, DataFolder, Embedding, Limits, Settings};
 use clap::Args;
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,6 +38,9 @@ pub struct ServeArgs {
     /// Name that the server is reached by, beside its addresses and localhost, such as demo.example.org; can be given several times
     #[arg(long, value_name = "NAME", action = clap::ArgAction::Append, help_heading = "Server")]
     host_name: Vec<String>,
+    /// Site whose pages may show this one in a frame, such as https://huggingface.co; can be given several times
+    #[arg(long, value_name = "SITE", action = clap::ArgAction::Append, help_heading = "Server")]
+    embed_in: Vec<String>,
     /// Continue jobs that were interrupted when the server last ended
     #[arg(long, help_heading = "Server")]
     resume_jobs: bool,
@@ -70,7 +73,8 @@ pub fn run(args: &ServeArgs, common: &Common, reporter: &mut Reporter) -> Result
             args.host
         )));
     }
-    let device = common.device()?;
+    let embedding = Embedding::of(&args.embed_in)?;
+    let device = common.device(reporter)?;
     let data = DataFolder::open(&args.data_dir()?)?;
     let listener = Address { host: args.host, port: args.port }.listen()?;
     let url = listener.url();
@@ -83,6 +87,7 @@ pub fn run(args: &ServeArgs, common: &Common, reporter: &mut Reporter) -> Result
         device,
         account,
         host_names: args.host_name.clone(),
+        embedding,
         resume_jobs: args.resume_jobs,
         limits: args.public.then_some(Limits {
             max_photos: args.max_photos,

@@ -47,7 +47,7 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
         TrainCommand::Llm(config) => &config.training.hub,
     };
     let destination = Destination::of(hub, control.interrupt(), reporter)?;
-    let device = common.device()?;
+    let device = common.device(reporter)?;
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
             let finished = dreambooth::training::train(config, device, common.seed, &control, reporter)?;

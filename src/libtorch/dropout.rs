@@ -58,7 +58,7 @@ fn applied(xs: &Tensor, mask: &Tensor, keep: f64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libtorch::random::{global_state, seed_globally};
+    use crate::libtorch::random::{global_state, seed_globally, turn};
     use tch::{Device, Kind};
 
     /// Output, gradient and the generator's next draws.
@@ -74,6 +74,7 @@ mod tests {
 
     #[test]
     fn it_is_libtorchs_dropout_to_the_bit() {
+        let _turn = turn();
         for kind in [Kind::Float, Kind::BFloat16, Kind::Double] {
             let xs = Tensor::arange(3000, (Kind::Float, Device::Cpu)).view([2, 30, 50]).to_kind(kind) + 1.0;
             for (xs, ahead, rate) in [(xs.shallow_clone(), 0, 0.1), (xs.transpose(1, 2), 1, 0.5), (xs, 623, 0.999)] {

@@ -34,6 +34,11 @@ pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
+/// What was `made` in a forward, which panics where libtorch fails as each of tch's operations does; [`catching`] makes an error of it.
+pub fn or_panic<T>(made: Result<T>) -> T {
+    made.unwrap_or_else(|error| std::panic::panic_any(error))
+}
+
 /// Lets `error` go through libtorch: the text to fail with, from which [`error_of`] makes it again.
 pub(super) fn set_aside(error: Error) -> &'static str {
     *WAITING.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

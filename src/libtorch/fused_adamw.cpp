@@ -31,11 +31,23 @@ char *lorabooth_total_norm(at::Tensor *const *tensors, int64_t n, at::Tensor **o
   });
 }
 
-char *lorabooth_scale(at::Tensor *const *tensors, int64_t n, at::Tensor *factor) {
+char *lorabooth_scale(at::Tensor *const *tensors, int64_t n, double factor) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto list = list_of(tensors, n);
-    at::_foreach_mul_(list, *factor);
+    at::_foreach_mul_(list, factor);
+  });
+}
+
+// Multiplies each of the float32 tensors by `factor`; out: 1 where one of them holds a number that is not finite, else 0.
+char *lorabooth_check_and_scale(at::Tensor *const *tensors, int64_t n, double factor, at::Tensor **out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto list = list_of(tensors, n);
+    const auto options = list.at(0).options().dtype(at::kFloat);
+    auto found = at::zeros({1}, options);
+    at::_amp_foreach_non_finite_check_and_unscale_(list, found, at::full({1}, factor, options));
+    *out = new at::Tensor(found);
   });
 }
 

@@ -1,6 +1,6 @@
 //! Operations on whole lists of tensors: one AdamW step, the joint norm, scaling. Each is one kernel launch or a few.
 
-use super::{check, handles};
+use super::{check, handles, made};
 use crate::error::Result;
 use std::ffi::c_char;
 use tch::Tensor;
@@ -21,7 +21,13 @@ extern "C" {
         eps: f64,
     ) -> *mut c_char;
     fn lorabooth_total_norm(tensors: *const *mut C_tensor, n: i64, out: *mut *mut C_tensor) -> *mut c_char;
-    fn lorabooth_scale(tensors: *const *mut C_tensor, n: i64, factor: *mut C_tensor) -> *mut c_char;
+    fn lorabooth_scale(tensors: *const *mut C_tensor, n: i64, factor: f64) -> *mut c_char;
+    fn lorabooth_check_and_scale(
+        tensors: *const *mut C_tensor,
+        n: i64,
+        factor: f64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn lorabooth_decay_and_add(
         params: *const *mut C_tensor,
         factor: f64,
@@ -85,11 +91,20 @@ pub fn total_norm(tensors: &[Tensor]) -> Result<Tensor> {
     }
 }
 
-/// Multiplies each of `tensors` by the scalar tensor `factor`, in place.
-pub fn scale(tensors: &[Tensor], factor: &Tensor) -> Result<()> {
+/// Multiplies each of `tensors`, which are float32 and of which there is one, by `factor` in place, as `torch.amp.GradScaler` does. Returns a
+/// number on their device: 0 where all numbers were finite, else 1.
+pub fn check_and_scale(tensors: &[Tensor], factor: f64) -> Result<Tensor> {
+    let list = handles(tensors);
+    // SAFETY: a list of living handles.
+    let found = made(|out| unsafe { lorabooth_check_and_scale(list.as_ptr(), list.len() as i64, factor, out) })?;
+    Ok(found.unwrap_or_default())
+}
+
+/// Multiplies each of `tensors` by `factor`, in place.
+pub fn scale(tensors: &[Tensor], factor: f64) -> Result<()> {
     let list = handles(tensors);
     // SAFETY: living handles.
-    check(unsafe { lorabooth_scale(list.as_ptr(), list.len() as i64, factor.as_ptr().cast_mut()) })
+    check(unsafe { lorabooth_scale(list.as_ptr(), list.len() as i64, factor) })
 }
 
 /// Multiplies each of `params` by `factor` and adds its one of `changes`, in place. Both lists have one length.

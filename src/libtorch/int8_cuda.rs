@@ -1,6 +1,6 @@
 //! LLM.int8()'s product on a CUDA device without a wait for the device, by kernels of our own.
 
-use super::check;
+use super::{made, raw};
 use crate::error::Result;
 use std::ffi::c_char;
 use tch::Tensor;
@@ -28,7 +28,6 @@ pub fn product(
     bias: Option<&Tensor>,
     threshold: f64,
 ) -> Result<Option<Tensor>> {
-    let raw = |tensor: &Tensor| tensor.as_ptr().cast_mut();
     let bias = bias.map_or(std::ptr::null_mut(), raw);
     // SAFETY: the handles live through the call; the bias may be null.
     made(|out| unsafe { lorabooth_int8_product(raw(xs), raw(codes), raw(scales), bias, threshold, out) })
@@ -37,13 +36,5 @@ pub fn product(
 /// `grad` `[m, n]` with each column times its number of `scales` (float32 `[n]`), in the dtype of `grad`; `None` as for [`product`].
 pub fn scaled(grad: &Tensor, scales: &Tensor) -> Result<Option<Tensor>> {
     // SAFETY: the handles live through the call.
-    made(|out| unsafe { lorabooth_int8_scaled(grad.as_ptr().cast_mut(), scales.as_ptr().cast_mut(), out) })
-}
-
-/// The tensor that `call` puts into its argument, if any.
-fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Option<Tensor>> {
-    let mut out = std::ptr::null_mut();
-    check(call(&mut out))?;
-    // SAFETY: not null, so a new handle that is ours.
-    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+    made(|out| unsafe { lorabooth_int8_scaled(raw(grad), raw(scales), out) })
 }

@@ -49,6 +49,31 @@ char *lorabooth_add_low_rank(at::Tensor *ys, at::Tensor *xs, at::Tensor *a, at::
   return guarded([&] { *out = new at::Tensor(AddLowRank::apply(*ys, *xs, *a, *b, *a_copy, *b_copy, factor)); });
 }
 
+// factor * (x y) in the dtype of x.
+char *lorabooth_scaled_product(at::Tensor *x, at::Tensor *y, double factor, at::Tensor **out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    // Its first number stands in for the sum.
+    *out = new at::Tensor(at::addmm(x->as_strided({1}, {1}), *x, *y, /*beta=*/0, /*alpha=*/factor));
+  });
+}
+
+// x y in float32: CUDA sums products of 16 bits in it, and gives them so in one kernel.
+char *lorabooth_wide_product(at::Tensor *x, at::Tensor *y, at::Tensor **out) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    const bool is_wide = x->scalar_type() == at::kFloat;
+    *out = new at::Tensor(is_wide ? at::mm(*x, *y) : x->is_cuda() ? at::mm(*x, *y, at::kFloat) : at::mm(*x, *y).to(at::kFloat));
+  });
+}
+
+char *lorabooth_add_product(at::Tensor *sum, at::Tensor *x, at::Tensor *y) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    sum->addmm_(*x, *y);
+  });
+}
+
 // The number that counts up with each change in place.
 char *lorabooth_version(at::Tensor *tensor, int64_t *out) {
   return guarded([&] { *out = tensor->_version(); });

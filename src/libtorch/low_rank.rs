@@ -1,6 +1,7 @@
 //! A low-rank product added to a linear layer's output by one autograd node, and copies of its factors in the dtype that computes.
 
-use super::{check, handles};
+use super::failure::or_panic;
+use super::{check, handles, made, raw};
 use crate::error::Result;
 use std::cell::RefCell;
 use std::ffi::c_char;
@@ -19,6 +20,14 @@ extern "C" {
         factor: f64,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn lorabooth_scaled_product(
+        x: *mut C_tensor,
+        y: *mut C_tensor,
+        factor: f64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn lorabooth_wide_product(x: *mut C_tensor, y: *mut C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+    fn lorabooth_add_product(sum: *mut C_tensor, x: *mut C_tensor, y: *mut C_tensor) -> *mut c_char;
     fn lorabooth_version(tensor: *mut C_tensor, out: *mut i64) -> *mut c_char;
     fn lorabooth_copy_all(to: *const *mut C_tensor, from: *const *mut C_tensor, n: i64) -> *mut c_char;
 }
@@ -30,7 +39,6 @@ pub fn add_low_rank(ys: Tensor, xs: &Tensor, a: &Factor, b: &Factor, factor: f64
     let kind = xs.kind();
     let added = a.in_kind(kind).and_then(|a_copy| {
         let b_copy = b.in_kind(kind)?;
-        let raw = |tensor: &Tensor| tensor.as_ptr().cast_mut();
         let mut out = std::ptr::null_mut();
         // SAFETY: the handles live through the call; on success `out` is a new handle that is ours.
         unsafe {
@@ -47,13 +55,33 @@ pub fn add_low_rank(ys: Tensor, xs: &Tensor, a: &Factor, b: &Factor, factor: f64
             Ok(Tensor::from_ptr(out))
         }
     });
-    added.unwrap_or_else(|error| std::panic::panic_any(error))
+    or_panic(added)
+}
+
+/// `factor · x y` in the dtype of `x`, whose numbers are finite. Without a gradient.
+pub fn scaled_product(x: &Tensor, y: &Tensor, factor: f64) -> Result<Tensor> {
+    // SAFETY: living handles.
+    let product = made(|out| unsafe { lorabooth_scaled_product(raw(x), raw(y), factor, out) })?;
+    Ok(product.unwrap_or_default())
+}
+
+/// `x y` in float32. Without a gradient.
+pub fn wide_product(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    // SAFETY: living handles.
+    let product = made(|out| unsafe { lorabooth_wide_product(raw(x), raw(y), out) })?;
+    Ok(product.unwrap_or_default())
+}
+
+/// Adds `x y` to `sum`, in place and without a gradient.
+pub fn add_product(sum: &mut Tensor, x: &Tensor, y: &Tensor) -> Result<()> {
+    // SAFETY: living handles.
+    check(unsafe { lorabooth_add_product(raw(sum), raw(x), raw(y)) })
 }
 
 fn version(tensor: &Tensor) -> Result<i64> {
     let mut out = 0;
     // SAFETY: a living handle, and a place for the number.
-    check(unsafe { lorabooth_version(tensor.as_ptr().cast_mut(), &mut out) })?;
+    check(unsafe { lorabooth_version(raw(tensor), &mut out) })?;
     Ok(out)
 }
 
@@ -101,7 +129,7 @@ impl Factor {
     }
 
     /// Its present numbers in `kind`, without a gradient: the leaf's own in float32.
-    fn in_kind(&self, kind: Kind) -> Result<Tensor> {
+    pub fn in_kind(&self, kind: Kind) -> Result<Tensor> {
         let Kept { leaf, copy, group } = &*self.0;
         if kind == leaf.kind() {
             return Ok(leaf.detach());

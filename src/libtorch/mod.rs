@@ -8,17 +8,21 @@ pub mod dropout;
 pub mod failure;
 pub mod file_map;
 pub mod fused_adamw;
+pub mod gates;
+pub mod group_norm;
 pub mod half_precision;
 pub mod host_allocator;
 pub mod int8_cuda;
 pub mod low_rank;
 pub mod mapped_tensor;
 pub mod memory;
+pub mod nvidia_driver;
 pub mod openmp_waiting;
 pub mod random;
 pub mod side_stream;
 pub mod startup;
 pub mod threads;
+pub mod upload;
 
 use crate::error::Result;
 use std::ffi::{c_char, CStr};
@@ -28,6 +32,24 @@ use torch_sys::C_tensor;
 /// The handles of `tensors`, for a shim that takes a list of them; they live as long as the tensors do.
 fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*mut C_tensor> {
     tensors.into_iter().map(|tensor| tensor.as_ptr().cast_mut()).collect()
+}
+
+/// The handle of `tensor`, which lives as long as it does.
+fn raw(tensor: &Tensor) -> *mut C_tensor {
+    tensor.as_ptr().cast_mut()
+}
+
+/// The tensor that `call` puts into its argument, if any.
+fn made(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Result<Option<Tensor>> {
+    let mut out = std::ptr::null_mut();
+    check(call(&mut out))?;
+    // SAFETY: not null, so a new handle that is ours.
+    Ok((!out.is_null()).then(|| unsafe { Tensor::from_ptr(out) }))
+}
+
+/// The same in a forward, which panics where libtorch fails as its other operations do.
+fn made_or_panic(call: impl FnOnce(*mut *mut C_tensor) -> *mut c_char) -> Option<Tensor> {
+    failure::or_panic(made(call))
 }
 
 /// Turns a shim's message (null: success) into an error, and frees it.

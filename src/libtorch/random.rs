@@ -128,12 +128,20 @@ pub fn seed_globally(device: Device, seed: i64) -> Result<()> {
     Ok(())
 }
 
+/// Tests that seed the global generator or draw from it take turns: it is one for the process.
+#[cfg(test)]
+pub fn turn() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_generator_draws_what_the_seeded_global_one_draws() {
+        let _turn = turn();
         let _guard = tch::no_grad_guard();
         let mut generator = Generator::new(7);
         let ours = (generator.randn(&[3, 17]), generator.randint(0, 1000, &[5]), generator.randperm(9));
@@ -151,6 +159,7 @@ mod tests {
 
     #[test]
     fn the_global_generator_can_go_on_where_one_stands() {
+        let _turn = turn();
         let mut generator = Generator::new(11);
         let _before = generator.randn(&[5]);
         generator.becomes_global().unwrap();
@@ -160,6 +169,7 @@ mod tests {
 
     #[test]
     fn a_restored_state_draws_the_same_again() {
+        let _turn = turn();
         let state = global_state(Device::Cpu).unwrap();
         let first = Tensor::rand([16], (tch::Kind::Float, Device::Cpu));
         set_global_state(Device::Cpu, &state).unwrap();

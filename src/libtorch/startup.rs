@@ -18,7 +18,13 @@ pub fn has_nvidia_driver() -> bool {
 /// Returns whether the library was found; a device may still be absent.
 pub fn load_cuda() -> bool {
     // Without a driver there is nothing to load it for: save the tenth of a second.
-    has_nvidia_driver() && load_cuda_part().is_ok()
+    (has_nvidia_driver() || has_cuda_part()) && load_cuda_part().is_ok()
+}
+
+/// Whether the system's loader has brought `libtorch_cuda.so` along with the program: libtorch sees its devices then, whatever driver there is.
+fn has_cuda_part() -> bool {
+    // SAFETY: a constant NUL-terminated name; nothing is loaded, and the library stays for as long as the process lives.
+    !unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) }.is_null()
 }
 
 /// Loads `libtorch_cuda.so` and the CUDA libraries below it, with or without a driver; the loader's reason where it cannot.
@@ -49,26 +55,91 @@ pub fn cuda_devices() -> i64 {
     }
 }
 
-/// Compute capability of a CUDA device, such as (7, 5) for a T4; `None` where the CUDA runtime does not tell.
-pub fn cuda_capability(index: usize) -> Option<(i64, i64)> {
-    /// `cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)` of the CUDA runtime API; 0 is success.
-    type GetAttribute = unsafe extern "C" fn(*mut libc::c_int, libc::c_int, libc::c_int) -> libc::c_int;
-    const MAJOR: libc::c_int = 75;
-    const MINOR: libc::c_int = 76;
-    let device = libc::c_int::try_from(index).ok().filter(|&device| i64::from(device) < cuda_devices())?;
-    // SAFETY: a constant NUL-terminated name; libtorch's CUDA part was loaded with RTLD_GLOBAL, and its runtime with it.
-    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cudaDeviceGetAttribute".as_ptr()) };
-    if found.is_null() {
+/// Why no CUDA device can be used although this machine has NVIDIA's driver, as the loader or CUDA says it; `None` where there is a
+/// device, or no driver.
+pub fn why_no_cuda() -> Option<String> {
+    if !has_nvidia_driver() || cuda_devices() > 0 {
         return None;
     }
-    // SAFETY: the function of that name has had this signature since CUDA 5.
-    let get = unsafe { std::mem::transmute::<*mut libc::c_void, GetAttribute>(found) };
-    let attribute = |which| {
-        let mut value = 0;
+    Some(match load_cuda_part() {
+        Err(reason) => format!("libtorch's CUDA part could not be loaded: {reason}"),
+        Ok(()) => {
+            format!("CUDA shows no device: {}", runtime::failure().unwrap_or_else(|| "it gives no reason".into()))
+        }
+    })
+}
+
+/// Compute capability of a CUDA device, such as (7, 5) for a T4; `None` where the CUDA runtime does not tell.
+pub fn cuda_capability(index: usize) -> Option<(i64, i64)> {
+    runtime::capability(device_index(index)?)
+}
+
+/// A CUDA device's place on the PCI bus, such as `0000:01:00.0`, by which other libraries know it.
+pub fn cuda_bus_id(index: usize) -> Option<String> {
+    runtime::bus_id(device_index(index)?)
+}
+
+fn device_index(index: usize) -> Option<libc::c_int> {
+    libc::c_int::try_from(index).ok().filter(|&device| i64::from(device) < cuda_devices())
+}
+
+/// The CUDA runtime, which libtorch's CUDA part brings into the process: asked by name, as nothing here is linked with it.
+/// The functions are the CUDA Runtime API's; their signatures are the same since CUDA 5.
+mod runtime {
+    use std::ffi::{c_char, CStr};
+
+    type GetAttribute = unsafe extern "C" fn(*mut libc::c_int, libc::c_int, libc::c_int) -> libc::c_int;
+    type GetBusId = unsafe extern "C" fn(*mut c_char, libc::c_int, libc::c_int) -> libc::c_int;
+    type GetCount = unsafe extern "C" fn(*mut libc::c_int) -> libc::c_int;
+    type ErrorText = unsafe extern "C" fn(libc::c_int) -> *const c_char;
+
+    /// The address of the function `name`, where the process has one.
+    fn function(name: &CStr) -> Option<*mut libc::c_void> {
+        // SAFETY: a NUL-terminated name; libtorch's CUDA part is loaded with RTLD_GLOBAL, and its runtime with it.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        (!found.is_null()).then_some(found)
+    }
+
+    pub fn capability(device: libc::c_int) -> Option<(i64, i64)> {
+        const MAJOR: libc::c_int = 75;
+        const MINOR: libc::c_int = 76;
+        // SAFETY: this type is that function's.
+        let get =
+            unsafe { std::mem::transmute::<*mut libc::c_void, GetAttribute>(function(c"cudaDeviceGetAttribute")?) };
+        let attribute = |which| {
+            let mut value = 0;
+            // SAFETY: a valid place for one int.
+            (unsafe { get(&mut value, which, device) } == 0).then_some(i64::from(value))
+        };
+        Some((attribute(MAJOR)?, attribute(MINOR)?))
+    }
+
+    pub fn bus_id(device: libc::c_int) -> Option<String> {
+        // SAFETY: this type is that function's.
+        let get = unsafe { std::mem::transmute::<*mut libc::c_void, GetBusId>(function(c"cudaDeviceGetPCIBusId")?) };
+        let mut text = [0u8; 32];
+        // SAFETY: a valid place of that length, which the function ends with NUL.
+        let status = unsafe { get(text.as_mut_ptr().cast(), text.len() as libc::c_int, device) };
+        let text = CStr::from_bytes_until_nul(&text).ok().filter(|_| status == 0)?;
+        Some(text.to_string_lossy().into_owned())
+    }
+
+    /// Why no device can be counted, in CUDA's words.
+    pub fn failure() -> Option<String> {
+        let (count, text) = (function(c"cudaGetDeviceCount")?, function(c"cudaGetErrorString")?);
+        // SAFETY: these types are those functions'.
+        let (count, text) = unsafe {
+            (
+                std::mem::transmute::<*mut libc::c_void, GetCount>(count),
+                std::mem::transmute::<*mut libc::c_void, ErrorText>(text),
+            )
+        };
+        let mut devices = 0;
         // SAFETY: a valid place for one int.
-        (unsafe { get(&mut value, which, device) } == 0).then_some(i64::from(value))
-    };
-    Some((attribute(MAJOR)?, attribute(MINOR)?))
+        let status = unsafe { count(&mut devices) };
+        // SAFETY: the texts are constants of the runtime.
+        (status != 0).then(|| unsafe { CStr::from_ptr(text(status)) }.to_string_lossy().into_owned())
+    }
 }
 
 /// The first CUDA device where there is one, else the CPU.

@@ -1,5 +1,6 @@
 //! The activations that `config.json` names.
 
+use crate::libtorch::gates;
 use serde::Deserialize;
 use tch::Tensor;
 
@@ -26,7 +27,7 @@ impl Activation {
     /// Applied to each element.
     pub fn forward(self, xs: &Tensor) -> Tensor {
         match self {
-            Self::QuickGelu => xs * (xs * 1.702).sigmoid(),
+            Self::QuickGelu => gates::quick_gelu(xs),
             Self::Gelu => xs.gelu("none"),
             Self::GeluNew => xs.gelu("tanh"),
             Self::Relu => xs.relu(),

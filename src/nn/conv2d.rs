@@ -5,7 +5,7 @@ use crate::adapters::{Site, SiteTraits};
 use crate::error::Result;
 use crate::weights::{Op, Stride};
 use std::rc::Rc;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// A convolution with the adapters of its site.
 pub struct Conv2d(Rc<Site>);
@@ -34,10 +34,7 @@ impl Conv2d {
     }
 }
 
-/// `xs` `[batch, c, h, w]` laid out channels-last on the CPU, where that makes convolutions a quarter faster.
+/// `xs` `[batch, c, h, w]` laid out channels-last: convolutions are a quarter faster on the CPU, and the layout of a GPU's tensor cores.
 pub fn channels_last(xs: &Tensor) -> Tensor {
-    match xs.device() {
-        Device::Cpu => xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]),
-        _ => xs.shallow_clone(),
-    }
+    xs.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2])
 }

@@ -5,7 +5,7 @@ use crate::adapters::{Site, SiteTraits};
 use crate::error::Result;
 use crate::weights::Op;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Rows of a table, with the adapters of its site.
 pub struct Embedding(Rc<Site>);
@@ -26,15 +26,14 @@ impl Embedding {
         Ok(Self(loader.tied(Op::Embedding, &shared.0, SiteTraits::default())?))
     }
 
-    /// `[..] -> [.., width]`, from int64 ids.
+    /// `[..] -> [.., width]`, from int64 ids, which may be on the host: a table that waits there needs them there.
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         self.0.forward(ids)
     }
 
     /// The first `n` rows: `[n, width]`.
     pub fn first(&self, n: i64) -> Tensor {
-        let device = self.0.with_weight(|weight| weight.device());
-        self.forward(&Tensor::arange(n, (Kind::Int64, device)))
+        self.forward(&Tensor::arange(n, (Kind::Int64, Device::Cpu)))
     }
 
     /// The site of the table `[rows, width]`, which may be the weight of another layer too.

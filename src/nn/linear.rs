@@ -45,6 +45,13 @@ impl Linear {
         Self(loader.put(Op::Linear, weight, bias))
     }
 
+    /// The projections of one input by several layers: `[.., inputs] -> [.., outputs]` each.
+    pub fn forward_all<const N: usize>(layers: [&Self; N], xs: &Tensor) -> [Tensor; N] {
+        let sites = layers.map(|layer| &*layer.0);
+        let mut outputs = Site::forward_all(&sites, xs).into_iter();
+        std::array::from_fn(|_| outputs.next().unwrap_or_default())
+    }
+
     /// `[.., inputs] -> [.., outputs]`
     pub fn forward(&self, xs: &Tensor) -> Tensor {
         self.0.forward(xs)

@@ -128,9 +128,8 @@ impl Loader {
 
     /// The projection at this path: `weight` of `shape`, as the checkpoint has it, and a bias of as many numbers as it has outputs.
     pub(super) fn site(&self, op: Op, shape: &[i64], bias: Bias, traits: SiteTraits) -> Result<Rc<Site>> {
-        let on_cpu = self.placement.device == Device::Cpu;
         let layout = match op {
-            Op::Conv2d(_) if on_cpu && shape[2] > 1 => Layout::ChannelsLast,
+            Op::Conv2d(_) if shape[2] > 1 => Layout::ChannelsLast,
             _ if traits.transposed => Layout::Transposed,
             _ => Layout::AsStored,
         };

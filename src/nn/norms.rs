@@ -4,6 +4,7 @@ use super::conv2d::channels_last;
 use super::loader::Loader;
 use crate::adapters::Param;
 use crate::error::Result;
+use crate::libtorch::group_norm::group_norm;
 use std::rc::Rc;
 use tch::{Device, Tensor};
 
@@ -49,6 +50,19 @@ impl GroupNorm {
 
     /// `[batch, channels, h, w] -> [batch, channels, h, w]`
     pub fn forward(&self, xs: &Tensor) -> Tensor {
+        self.on_cuda(xs, false).unwrap_or_else(|| self.by_libtorch(xs))
+    }
+
+    /// SiLU of [`GroupNorm::forward`].
+    pub fn forward_silu(&self, xs: &Tensor) -> Tensor {
+        self.on_cuda(xs, true).unwrap_or_else(|| self.by_libtorch(xs).silu())
+    }
+
+    fn on_cuda(&self, xs: &Tensor, silu: bool) -> Option<Tensor> {
+        group_norm(xs, &self.weight.get(), &self.bias.get(), self.groups, self.eps, silu)
+    }
+
+    fn by_libtorch(&self, xs: &Tensor) -> Tensor {
         let (weight, bias) = (self.weight.get(), self.bias.get());
         // libtorch 2.11 crashes in the backward of a channels-last norm that learns from an input that does not.
         let learns_alone = (weight.requires_grad() || bias.requires_grad()) && !xs.requires_grad();

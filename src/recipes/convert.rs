@@ -8,62 +8,11 @@ use crate::adapters::peft_folder::{self, peft_type, CONFIG_FILE, MODEL_FILE};
 use crate::adapters::{read_any, write_diffusers, write_kohya, write_peft, AdapterSet, Part, TextEncoderSpelling};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::options::convert::{ConvertConfig, OutputFormat};
 use crate::train::folder_lock::FolderLock;
-use clap::{Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Kind;
-
-/// A file format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum OutputFormat {
-    /// PEFT's folders.
-    Peft,
-    /// diffusers' pytorch_lora_weights.safetensors.
-    Diffusers,
-    /// One .safetensors for kohya's scripts, AUTOMATIC1111 and ComfyUI.
-    Kohya,
-}
-
-/// All options.
-#[derive(Debug, Clone, Args)]
-pub struct ConvertConfig {
-    /// Adapter folder or file, in any format
-    pub adapter: PathBuf,
-    /// Format to write
-    #[arg(long, value_enum)]
-    pub to: OutputFormat,
-    /// Folder (peft, diffusers) or file (kohya) to write
-    #[arg(long, visible_alias = "output-dir")]
-    pub output: PathBuf,
-    /// Replace an adapter that is already there
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Write tensors in float16 (kohya)
-    #[arg(long)]
-    pub half: bool,
-    /// Use the text encoder module names of transformers before version 5 (peft)
-    #[arg(long)]
-    pub old_text_encoder_names: bool,
-}
-
-/// Refuses a name that says something else than what is written, and `--half` where it is not heeded.
-fn check_name(config: &ConvertConfig) -> Result<()> {
-    let is_file = config.output.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"));
-    let name = config.output.display();
-    match config.to {
-        OutputFormat::Kohya if !is_file && !config.output.is_dir() => Err(Error::Usage(format!(
-            "⟨output⟩ {name}: a kohya file ends in .safetensors, without which web UIs do not list it; give {name}.safetensors"
-        ))),
-        OutputFormat::Peft | OutputFormat::Diffusers if is_file && !config.output.is_dir() => {
-            Err(Error::Usage(format!("⟨output⟩ {name}: this format is a folder; leave out .safetensors")))
-        }
-        OutputFormat::Peft | OutputFormat::Diffusers if config.half => {
-            Err(Error::Usage("⟨half⟩ is for ⟨to⟩ kohya; the other formats keep the dtype of the adapter".into()))
-        }
-        _ => Ok(()),
-    }
-}
 
 /// Files of PEFT's in `folder` for parts that `set` has no adapter for.
 fn parts_of_another(folder: &Path, set: &AdapterSet) -> impl Iterator<Item = PathBuf> {
@@ -93,7 +42,7 @@ pub fn convert(config: &ConvertConfig, interrupt: &Interrupt, observer: &mut dyn
     let set = read_any(&config.adapter, None)?;
     check_family(&set, &config.adapter)?;
     set.warnings.iter().for_each(|text| observer.warning(text.clone()));
-    check_name(config)?;
+    config.check()?;
     let path = match config.to {
         OutputFormat::Diffusers => config.output.join(FILE_NAME),
         OutputFormat::Peft | OutputFormat::Kohya => config.output.clone(),

@@ -3,6 +3,7 @@
 pub mod complete;
 pub mod convert;
 pub mod demo;
+pub mod doctor;
 pub mod dreambooth;
 pub mod evaluate;
 pub mod generate;

@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::libtorch::failure::catching;
+use crate::libtorch::upload::upload;
 use crate::models::language::{CausalLm, DecoderInputs, Encoded, EncoderDecoder, LanguageModel, Tokens};
 use crate::nn::KeyValueCache;
 use tch::{Device, Kind, Tensor};
@@ -266,9 +267,9 @@ impl<'a> TextWriter<'a> {
             let rows: Vec<i64> = going.iter().map(|&row| row as i64).collect();
             logits = catching(|| {
                 if rows.len() < present.len() {
-                    texts.select(&Tensor::from_slice(&rows).to_device(texts.device()));
+                    texts.select(&upload(&Tensor::from_slice(&rows), texts.device()));
                 }
-                Ok(texts.add(&Tensor::from_slice(&next).view([-1, 1]).to_device(texts.device())))
+                Ok(texts.add(&upload(&Tensor::from_slice(&next).view([-1, 1]), texts.device())))
             })?;
             present = going.iter().map(|&row| present[row]).collect();
         }
@@ -296,7 +297,7 @@ impl<'a> TextWriter<'a> {
 }
 
 fn one_token(id: i64, device: Device) -> Tensor {
-    Tensor::from(id).view([1, 1]).to_device(device)
+    upload(&Tensor::from(id).view([1, 1]), device)
 }
 
 /// `logits` `[1, v]` are those after the prompt.
@@ -346,7 +347,7 @@ fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -
         let length = running[0].tokens.len() + 1;
         let is_last = length == sampling.max_new_tokens;
         let (mut next, mut parents) = (Vec::new(), Vec::new());
-        for (rank, (parent, token, score)) in best_continuations(&logits, &running, candidates).into_iter().enumerate()
+        for (rank, (parent, token, score)) in best_continuations(&logits, &running, candidates)?.into_iter().enumerate()
         {
             let tokens = [running[parent].tokens.as_slice(), &[token]].concat();
             let ends = is_last || sampling.ends.contains(&token);
@@ -364,23 +365,26 @@ fn beam_search(texts: &mut dyn Texts, logits: Tensor, sampling: &TextSampling) -
         if is_last || !can_improve {
             return Ok(finished.into_iter().next().map(|beam| beam.tokens).unwrap_or_default());
         }
-        texts.select(&Tensor::from_slice(&parents).to_device(texts.device()));
+        texts.select(&upload(&Tensor::from_slice(&parents), texts.device()));
         let last: Vec<i64> = next.iter().filter_map(|beam| beam.tokens.last().copied()).collect();
-        logits = texts.add(&Tensor::from_slice(&last).view([-1, 1]).to_device(texts.device()));
+        logits = texts.add(&upload(&Tensor::from_slice(&last).view([-1, 1]), texts.device()));
         running = next;
     }
 }
 
 /// The best `count` of all texts with one more token: whose, which token, and the logarithm of its probability.
-fn best_continuations(logits: &Tensor, running: &[Beam], count: usize) -> Vec<(usize, i64, f64)> {
+fn best_continuations(logits: &Tensor, running: &[Beam], count: usize) -> Result<Vec<(usize, i64, f64)>> {
     let vocabulary = logits.size()[1];
     let so_far: Vec<f32> = running.iter().map(|beam| beam.score as f32).collect();
-    let so_far = Tensor::from_slice(&so_far).to_device(logits.device()).unsqueeze(1);
+    let so_far = upload(&Tensor::from_slice(&so_far), logits.device()).unsqueeze(1);
     let all = (logits.to_kind(Kind::Float).log_softmax(-1, Kind::Float) + so_far).flatten(0, -1);
     let (scores, places) = all.topk((count as i64).min(all.size()[0]), 0, true, true);
-    let at = |i: i64| {
-        let place = places.int64_value(&[i]);
-        ((place / vocabulary) as usize, place % vocabulary, scores.double_value(&[i]))
+    // To the host in one go: a place is exact in float64.
+    let both = Tensor::stack(&[scores.to_kind(Kind::Double), places.to_kind(Kind::Double)], 1);
+    let both = Vec::<Vec<f64>>::try_from(both)?;
+    let at = |pair: &Vec<f64>| {
+        let place = pair[1] as i64;
+        ((place / vocabulary) as usize, place % vocabulary, pair[0])
     };
-    (0..places.size()[0]).map(at).collect()
+    Ok(both.iter().map(at).collect())
 }

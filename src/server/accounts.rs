@@ -188,7 +188,7 @@ pub async fn admit(State(app): State<App>, mut request: Request, next: Next) -> 
     if !signed_in && !is_open(request.uri().path()) {
         return Failure::new(StatusCode::UNAUTHORIZED, "sign in first").into_response();
     }
-    let mut new_visitor = None;
+    let (mut new_visitor, attributes) = (None, app.embedding.cookie_attributes(request.headers()));
     let owner = match (app.limits.is_some(), cookie(request.headers(), VISITOR)) {
         (false, _) => String::new(),
         (true, Some(cookie)) if is_cookie(cookie) => digest(cookie)[..32].to_owned(),
@@ -200,7 +200,8 @@ pub async fn admit(State(app): State<App>, mut request: Request, next: Next) -> 
     request.extensions_mut().insert(Owner(owner));
     request.extensions_mut().insert(SignedIn(signed_in));
     let mut response = next.run(request).await;
-    if let Some(value) = new_visitor.and_then(|cookie| set_cookie(VISITOR, &cookie, Some(365 * 24 * 3600))) {
+    if let Some(value) = new_visitor.and_then(|cookie| set_cookie(VISITOR, &cookie, Some(365 * 24 * 3600), attributes))
+    {
         response.headers_mut().append(SET_COOKIE, value);
     }
     response
@@ -216,9 +217,9 @@ fn is_cookie(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn set_cookie(name: &str, value: &str, max_age: Option<u64>) -> Option<HeaderValue> {
+fn set_cookie(name: &str, value: &str, max_age: Option<u64>, attributes: &str) -> Option<HeaderValue> {
     let age = max_age.map_or(String::new(), |seconds| format!("; Max-Age={seconds}"));
-    HeaderValue::from_str(&format!("{name}={value}; HttpOnly; Path=/; SameSite=Lax{age}")).ok()
+    HeaderValue::from_str(&format!("{name}={value}; HttpOnly; Path=/{attributes}{age}")).ok()
 }
 
 #[derive(Deserialize)]
@@ -243,7 +244,7 @@ pub async fn login(State(app): State<App>, headers: HeaderMap, body: Bytes) -> A
     let Some(account) = &app.account else { return Ok(done.into_response()) };
     let session = account.clone().sign_in(credentials.username, credentials.password).await?;
     let mut response = done.into_response();
-    if let Some(value) = set_cookie(SESSION, &session, None) {
+    if let Some(value) = set_cookie(SESSION, &session, None, app.embedding.cookie_attributes(&headers)) {
         response.headers_mut().append(SET_COOKIE, value);
     }
     Ok(response)
@@ -281,7 +282,7 @@ pub async fn logout(State(app): State<App>, headers: HeaderMap) -> Response {
         account.end_session(value);
     }
     let mut response = Json(json!({ "success": true })).into_response();
-    if let Some(value) = set_cookie(SESSION, "", Some(0)) {
+    if let Some(value) = set_cookie(SESSION, "", Some(0), app.embedding.cookie_attributes(&headers)) {
         response.headers_mut().append(SET_COOKIE, value);
     }
     response

@@ -1,13 +1,19 @@
 //! The folder that a server keeps everything in, and that no second server may use.
 
+use super::failure::{Answer, Failure};
 use crate::error::{Error, Result};
 use crate::train::folder_lock::FolderLock;
 use crate::whole_file::write_json;
+use axum::http::StatusCode;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
 /// Says which server has the folder.
 const SERVER: &str = "server.json";
+/// Bytes of disk that a job or an upload must find: checkpoints of an adapter, pictures, logs.
+const LEAST_FREE: u64 = 256 << 20;
+/// Bytes of a file that is given up where the disk is full, so that the database can write down what ended and what is deleted.
+const RESERVE: u64 = 1 << 20;
 
 /// The folder, locked for this process.
 pub struct DataFolder {
@@ -38,6 +44,7 @@ impl DataFolder {
         {
             std::fs::create_dir_all(&inside).map_err(|error| Error::io("create", &inside, error))?;
         }
+        folder.keep_reserve();
         Ok(folder)
     }
 
@@ -104,6 +111,44 @@ impl DataFolder {
     /// Bytes that are free on its disk; none where the system does not tell.
     pub fn free_bytes(&self) -> Option<u64> {
         rustix::fs::statvfs(&self.root).ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    /// Refuses what would take the last of the disk.
+    pub fn check_room(&self) -> Answer<()> {
+        match self.free_bytes().filter(|free| *free < LEAST_FREE) {
+            None => Ok(()),
+            Some(free) => Err(Failure::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                format!(
+                    "only {} MB are free on the disk of the data folder; delete jobs, or make room on it",
+                    free >> 20
+                ),
+            )),
+        }
+    }
+
+    /// Sets room aside, where there is enough of it.
+    pub fn keep_reserve(&self) {
+        let reserve = self.reserve();
+        if !reserve.exists() && self.free_bytes().is_none_or(|free| free > LEAST_FREE) {
+            drop(std::fs::write(reserve, vec![0; RESERVE as usize]));
+        }
+    }
+
+    /// Gives up the room that was set aside, if there is no other.
+    pub fn give_reserve(&self) {
+        if self.free_bytes().is_some_and(|free| free < RESERVE) {
+            drop(std::fs::remove_file(self.reserve()));
+        }
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
+    /// All folders that a job can have.
+    pub fn of_job(&self, id: &str) -> [PathBuf; 4] {
+        [self.inputs(), self.runs(), self.pictures(), self.class_images()].map(|folder| folder.join(id))
     }
 
     /// A folder or file that is to go; only ever one that lies inside.

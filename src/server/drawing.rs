@@ -12,10 +12,10 @@ use super::worker::Loaded;
 use super::{library, App};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::options::command_line::command_line;
 use crate::options::form::label;
 use crate::options::generate::GenerateConfig;
 use crate::options::reading::Configuration;
-use crate::options::shell_word;
 use crate::recipes::generate::ImageModel;
 use crate::sample::pipeline::Residence;
 use crate::sample::text_to_image::check_guidance_scale;
@@ -23,7 +23,7 @@ use crate::schedulers::SCHEDULERS;
 use clap::Command;
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of the recipe that the server fills in, or that have other names here.
 const FILLED_IN: &[&str] = &[
@@ -96,7 +96,7 @@ fn as_trained() -> f64 {
 /// A job that is asked for, with every name resolved.
 struct Drawing {
     /// The recipe's options without adapters and place.
-    flags: Vec<String>,
+    options: Map<String, Value>,
     adapters: Vec<Given>,
     /// How they are called.
     names: Vec<String>,
@@ -120,19 +120,12 @@ impl Drawing {
             }
         }
         let mut asked = Asked::new(&wanted);
-        let model = asked.text("model")?.unwrap_or_else(|| super::models::DEMO.to_owned());
-        let model = app.models.find(&model, app.limits.is_some())?;
-        if model.kind != ModelKind::StableDiffusion {
-            return Err(Failure::field(
-                "model",
-                format!("{} draws no pictures; choose a Stable Diffusion model", model.name),
-            ));
-        }
+        let model = asked.model(app, ModelKind::StableDiffusion)?;
         let seed = asked.integer("seed")?;
         let filled_in: Vec<&str> =
             FILLED_IN.iter().copied().filter(|name| RENAMED.iter().all(|(_, there)| there != name)).collect();
-        let mut flags = asked.flags(&command(), &filled_in)?;
-        flags.push(format!("--model={}", model.argument));
+        let mut options = asked.rest(&command(), &filled_in)?;
+        options.insert("model".to_owned(), json!(model.argument));
         let cells = cells(kind, &adapters, &checkpoints, &strengths)?;
         let (mut names, mut job) = (Vec::new(), None);
         for given in &adapters {
@@ -141,7 +134,7 @@ impl Drawing {
             let photos = app.data.inputs().join(&given.id);
             job = job.or_else(|| photos.is_dir().then_some(photos));
         }
-        Ok(Self { flags, adapters, names, job, seed, cells })
+        Ok(Self { options, adapters, names, job, seed, cells })
     }
 
     /// Checkpoint and strength of each adapter for one picture.
@@ -162,15 +155,29 @@ impl Drawing {
         self.used(cell).zip(&self.names).map(name).collect::<Vec<_>>().join(", ")
     }
 
-    /// The flags of one picture.
-    fn flags_of(&self, app: &App, owner: &str, cell: Cell, output: &str) -> Answer<Vec<String>> {
-        let mut flags = self.flags.clone();
+    /// `error` with the name of an adapter in place of where the server keeps it.
+    fn by_name(&self, app: &App, error: Error) -> Error {
+        let Error::File { path, message } = error else { return error };
+        let folders = [app.data.adapters(), app.data.runs()];
+        let is_of = |given: &Given| folders.iter().any(|folder| path.starts_with(folder.join(&given.id)));
+        let name = self.adapters.iter().zip(&self.names).find(|(given, _)| is_of(given)).map(|(_, name)| name);
+        Error::File { path: name.map_or(path, PathBuf::from), message }
+    }
+
+    /// The configuration of one picture, which is written to `output`.
+    fn config(&self, app: &App, owner: &str, cell: Cell, output: &Path) -> Answer<GenerateConfig> {
+        let mut options = self.options.clone();
+        let mut adapters = Vec::new();
         for (given, step, strength) in self.used(cell) {
             let (_, folder) = library::folder_now(app, &given.id, owner, step)?;
-            flags.push(format!("--lora={}={strength}", folder.display()));
+            adapters.push(format!("{}={strength}", folder.display()));
         }
-        flags.extend([format!("--output={output}"), "--overwrite".to_owned()]);
-        Ok(flags)
+        for (name, value) in
+            [("lora", json!(adapters)), ("output", json!(output.display().to_string())), ("overwrite", json!(true))]
+        {
+            options.insert(name.to_owned(), value);
+        }
+        Ok(GenerateConfig::from_map(&options)?)
     }
 }
 
@@ -230,12 +237,10 @@ pub fn prepare(
 
 fn prepared(app: &App, id: &str, owner: &str, kind: JobKind, options: &Map<String, Value>) -> Answer<(String, String)> {
     let drawing = Drawing::of_options(app, owner, kind, options)?;
-    let folder = app.data.pictures().join(id).display().to_string();
-    let mut config = None;
-    for cell in &drawing.cells {
-        config = Some(options::parsed::<GenerateConfig>(&drawing.flags_of(app, owner, *cell, &folder)?)?);
-    }
-    let Some(config) = config else { return Err(Failure::bad("no picture is asked for")) };
+    let folder = app.data.pictures().join(id);
+    let configs: Vec<GenerateConfig> =
+        drawing.cells.iter().map(|cell| drawing.config(app, owner, *cell, &folder)).collect::<Answer<_>>()?;
+    let Some(config) = configs.first() else { return Err(Failure::bad("no picture is asked for")) };
     check_guidance_scale(config.guidance_scale)?;
     if config.prompt.trim().is_empty() {
         return Err(Failure::field("prompt", "say what the picture shows"));
@@ -246,11 +251,8 @@ fn prepared(app: &App, id: &str, owner: &str, kind: JobKind, options: &Map<Strin
             format!("{} pictures were asked for; one job draws 1 to {MAX_PICTURES}", config.num_images),
         ));
     }
-    let flags = drawing.flags_of(app, owner, drawing.cells[0], &folder)?;
-    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
-    let seed = drawing.seed.map_or(String::new(), |seed| format!(" --seed={seed}"));
     let name: String = config.prompt.chars().filter(|c| !c.is_control()).take(60).collect();
-    Ok((format!("lorabooth generate {}{seed}", words.join(" ")), name))
+    Ok((command_line(config, drawing.seed.unwrap_or(0))?, name))
 }
 
 /// Draws the pictures of `job`, with the model of before where it is the same; a grid's for each checkpoint at each strength, from the
@@ -280,14 +282,12 @@ pub fn draw(
             JobKind::Grid => folder.join(format!("{index:04}.png")),
             _ => folder.clone(),
         };
-        let flags = drawing
-            .flags_of(app, &job.owner, (checkpoint, strength), &output.display().to_string())
-            .map_err(of_failure)?;
-        let mut config: GenerateConfig = options::parsed(&flags).map_err(of_failure)?;
+        let cell = (checkpoint, strength);
+        let mut config = drawing.config(app, &job.owner, cell, &output).map_err(of_failure)?;
         if job.kind == JobKind::Grid {
             config.num_images = 1;
         }
-        observer.name_adapters(drawing.names_of((checkpoint, strength)));
+        observer.name_adapters(drawing.names_of(cell));
         observer.begin_cell(index, count, checkpoint, strength);
         let model = match models.images.take().filter(|model| model.is_for(&config, app.device)) {
             Some(model) => model,
@@ -296,7 +296,8 @@ pub fn draw(
                 ImageModel::open(&config, app.device, Residence::Together, interrupt, observer)?
             }
         };
-        models.images.insert(model).generate(&config, seed, interrupt, observer)?;
+        let drawn = models.images.insert(model).generate(&config, seed, interrupt, observer);
+        drawn.map_err(|error| drawing.by_name(app, error))?;
     }
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! The event stream of a page: numbered rows, of which the last ones are kept, so that a page that was away goes on without a gap.
 
 use super::accounts::Owner;
+use super::schema::{integer, named, object, one_of, or_null, text};
 use super::App;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,11 @@ use tokio_stream::wrappers::ReceiverStream;
 const KEPT: usize = 8192;
 /// A stream that is silent for longer is taken for dead by what lies between.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long rows are gathered, to be sent with one write: for each open page, at least and at most. The writes are what costs, and many
+/// pages are not to slow down a training.
+const GATHER_FOR_EACH: Duration = Duration::from_millis(5);
+const LEAST_GATHER: Duration = Duration::from_millis(100);
+const MOST_GATHER: Duration = Duration::from_secs(1);
 /// Rows that wait for a slow page.
 const WAITING: usize = 64;
 
@@ -108,6 +114,29 @@ pub async fn stream(State(app): State<App>, owner: Owner, uri: axum::http::Uri, 
     response
 }
 
+/// A row of the stream.
+pub fn schema() -> Value {
+    let of = |kind: &str| ("kind", json!({ "const": kind }));
+    let fact = object([("name", text()), ("text", text())]);
+    let progress = or_null(named("Progress"));
+    let piece = [of("text"), ("id", text()), ("piece", text()), ("at", or_null(integer()))];
+    one_of([
+        object([of("reset")]),
+        object([of("adapters")]),
+        object([of("job"), ("job", named("Job"))]),
+        object([of("deleted"), ("id", text())]),
+        object([of("progress"), ("id", text()), ("progress", progress), ("memory_bytes", or_null(integer()))]),
+        object([of("step"), ("id", text()), ("metrics", named("Step"))]),
+        object([of("image"), ("id", text()), ("image", named("Picture"))]),
+        object(piece),
+        object([of("log"), ("id", text()), ("line", text())]),
+        object([of("warning"), ("id", text()), ("sentence", text())]),
+        // Of the server itself.
+        object([of("warning"), ("sentence", text())]),
+        object([of("fact"), ("id", text()), ("fact", fact)]),
+    ])
+}
+
 /// Sends rows until the page goes away or the server ends.
 async fn follow(app: App, owner: Owner, from: u64, page: mpsc::Sender<Result<Event, Infallible>>) {
     let (mut latest, mut stopping) = (app.events.latest.subscribe(), app.stopping.subscribe());
@@ -130,9 +159,19 @@ async fn follow(app: App, owner: Owner, from: u64, page: mpsc::Sender<Result<Eve
                 }
             }
         }
+        if *stopping.borrow() {
+            return;
+        }
         tokio::select! {
             changed = latest.wait_for(|&last| last > at) => if changed.is_err() { return },
-            _ = stopping.wait_for(|&stopping| stopping) => return,
+            _ = stopping.wait_for(|&stopping| stopping) => {}
+            () = page.closed() => return,
+        }
+        let pages = u32::try_from(app.events.latest.receiver_count()).unwrap_or(u32::MAX);
+        let gather = GATHER_FOR_EACH.saturating_mul(pages).clamp(LEAST_GATHER, MOST_GATHER);
+        tokio::select! {
+            () = tokio::time::sleep(gather) => {}
+            _ = stopping.wait_for(|&stopping| stopping) => {}
             () = page.closed() => return,
         }
     }

@@ -1,11 +1,12 @@
 //! What a request is answered with that cannot be done: a status, one sentence, and the field at fault.
 
+use super::schema::{object, or_null, text};
 use crate::error::Error;
 use crate::sentence::with_options;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::Json;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::cell::RefCell;
 
 /// The answer of a handler.
@@ -65,6 +66,11 @@ impl From<Error> for Failure {
         };
         Self { status, sentence, field }
     }
+}
+
+/// A refusal's body.
+pub fn schema() -> Value {
+    object([("error", object([("sentence", text()), ("field", or_null(text()))]))])
 }
 
 /// A sentence with the options in it as the page's form has them (`lora_r`), and the option that it is about: the one that it begins

@@ -10,10 +10,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::{IpAddr, Ipv6Addr};
 
-const POLICY: &str =
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; \
-    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
-
 /// Refuses requests to a name that is not this server's: a page elsewhere whose name leads here (DNS rebinding) sends such ones.
 pub async fn check_host(State(app): State<App>, request: Request, next: Next) -> Response {
     let host = match (request.headers().get(header::HOST), request.uri().host()) {
@@ -55,20 +51,42 @@ fn is_own(host: &str, names: &[String]) -> bool {
         || names.iter().any(|own| own.eq_ignore_ascii_case(name))
 }
 
+/// Refuses a body that says that it has more than `most` bytes before any of it is read, so that a client that asks first
+/// (`Expect: 100-continue`) sends nothing.
+pub async fn check_length(State(most): State<u64>, request: Request, next: Next) -> Response {
+    let length =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    match length.filter(|&length| length > most) {
+        Some(length) => {
+            let gigabytes = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+            let sentence = format!(
+                "this is {:.1} GB, and the server takes at most {:.0} GB at a time; send it in parts",
+                gigabytes(length),
+                gigabytes(most)
+            );
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, sentence).into_response()
+        }
+        None => next.run(request).await,
+    }
+}
+
 /// Adds the headers of every answer.
-pub async fn add_headers(request: Request, next: Next) -> Response {
+pub async fn add_headers(State(app): State<App>, request: Request, next: Next) -> Response {
     let is_data = ["/api/", "/gradio_api/"].iter().any(|begin| request.uri().path().starts_with(begin));
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (header::X_FRAME_OPTIONS, "DENY"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(header::CONTENT_SECURITY_POLICY, app.embedding.policy());
+    if !app.embedding.is_allowed() {
+        // For browsers that do not know the policy's frame-ancestors, which it would overrule.
+        headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     }
     if is_data && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

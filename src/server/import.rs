@@ -5,7 +5,7 @@ use super::failure::{Answer, Failure};
 use super::ids::new_id;
 use super::jobs::now;
 use super::library;
-use super::sets::{label, readable, receive, stem, Temporary};
+use super::uploaded_file::{label, readable, receive, stem, Temporary};
 use super::App;
 use crate::adapters::formats::{check_family, language_adapter_at};
 use crate::adapters::inspect::{inspect, Inspected};

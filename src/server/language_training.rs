@@ -4,12 +4,13 @@ use super::failure::{Answer, Failure};
 use super::jobs::Job;
 use super::models::ModelKind;
 use super::observer::JobObserver;
-use super::options::{self, Asked};
+use super::options::Asked;
 use super::plan::{self, Warnings};
-use super::training::{init_adapter, keep_within_limits, of_failure, Training};
+use super::training::{go_on, init_adapter, keep_within_limits, of_failure, Training};
 use super::{sets, App};
 use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
+use crate::options::command_line::command_line;
 use crate::options::language::LanguageConfig;
 use crate::options::reading::Configuration;
 use crate::recipes::language;
@@ -17,7 +18,6 @@ use crate::recipes::language::adapter::WantedAdapter;
 use crate::recipes::language::base::WantedModel;
 use crate::recipes::language::plan::{PlannedModel, RecordLengths};
 use crate::recipes::training::control::Control;
-use crate::train::checkpoint;
 use clap::Command;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -48,27 +48,23 @@ fn records_in(folder: &Path) -> Option<PathBuf> {
     entries.next().map(|entry| entry.path())
 }
 
-fn of_options(
-    app: &App,
-    id: &str,
-    owner: &str,
-    wanted: &Map<String, Value>,
-    records: Option<&Path>,
-) -> Answer<Training> {
+/// The records that are kept for the job `id`.
+fn kept_records(app: &App, id: &str) -> PathBuf {
+    records_in(&app.data.inputs().join(id)).unwrap_or_default()
+}
+
+fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>, records: &Path) -> Answer<Training> {
     let mut asked = Asked::new(wanted);
-    let Some(model) = asked.text("model")? else { return Err(Failure::field("model", "choose a language model")) };
-    let model = app.models.find(&model, app.limits.is_some())?;
-    if model.kind != ModelKind::Language && model.is_here() {
-        return Err(Failure::field("model", format!("{} writes no texts; choose a language model", model.name)));
-    }
+    let model = asked.model(app, ModelKind::Language)?;
     let seed = asked.integer("seed")?.unwrap_or(0);
     let init = asked.text("init_adapter")?;
     let validation = asked.text("validation_set")?;
-    let mut flags = asked.flags(&command(), FILLED_IN)?;
-    keep_within_limits(app, &mut flags)?;
-    flags.push(format!("--model={}", model.argument));
-    flags.extend(records.map(|records| format!("--train-file={}", records.display())));
-    flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));
+    let mut options = asked.rest(&command(), FILLED_IN)?;
+    keep_within_limits(app, &mut options)?;
+    let mut fill_in = |name: &str, value: String| options.insert(name.to_owned(), Value::String(value));
+    fill_in("model", model.argument.clone());
+    fill_in("train_file", records.display().to_string());
+    fill_in("output_dir", app.data.runs().join(id).display().to_string());
     if let Some(set) = validation {
         let is_own = app.store.wait({
             let (set, owner) = (set.clone(), owner.to_owned());
@@ -77,14 +73,12 @@ fn of_options(
         let file = is_own.then(|| records_in(&sets::records_folder(app, &set))).flatten();
         let file =
             file.ok_or_else(|| Failure::field("validation_set", "there are no such records; upload them first"))?;
-        flags.push(format!("--validation-file={}", file.display()));
+        fill_in("validation_file", file.display().to_string());
     }
-    flags.extend(init_adapter(app, owner, init)?);
-    Ok(Training::new("llm", flags, seed, model))
-}
-
-fn config(flags: &[String]) -> Answer<LanguageConfig> {
-    options::parsed(flags)
+    if let Some(folder) = init_adapter(app, owner, init)? {
+        fill_in("init_adapter", folder);
+    }
+    Ok(Training { options, seed, model })
 }
 
 /// Keeps the records of `set` for the training `id` and refuses what cannot be meant; its command line and its usual name.
@@ -113,42 +107,35 @@ pub fn prepare(
 
 /// The command line of the training `id`, whose records are kept, once its `options` are checked.
 pub fn command_of(app: &App, id: &str, owner: &str, options: &Map<String, Value>) -> Answer<String> {
-    let records = records_in(&app.data.inputs().join(id));
-    let training = of_options(app, id, owner, options, records.as_deref())?;
-    config(&training.flags)?.check()?;
-    Ok(training.command)
+    let records = kept_records(app, id);
+    let training = of_options(app, id, owner, options, &records)?;
+    let config = LanguageConfig::from_map(&training.options)?;
+    config.check()?;
+    Ok(command_line(&config, training.seed)?)
 }
 
 /// Runs the training of `job`, from its last checkpoint where it has one.
 pub fn train(app: &App, job: &Job, control: &Control, observer: &mut JobObserver) -> Result<()> {
-    let records = records_in(&app.data.inputs().join(&job.id));
-    let training = of_options(app, &job.id, &job.owner, &job.options, records.as_deref()).map_err(of_failure)?;
-    let mut flags = training.flags;
-    let folder = app.data.runs().join(&job.id);
-    if checkpoint::latest(&folder).ok().flatten().is_some() {
-        flags.push("--resume-from-checkpoint=latest".to_owned());
-    } else if folder.exists() {
-        flags.push("--overwrite".to_owned());
-    }
-    let mut config = config(&flags).map_err(of_failure)?;
-    config.training.command = Some(training.command);
+    let records = kept_records(app, &job.id);
+    let mut training = of_options(app, &job.id, &job.owner, &job.options, &records).map_err(of_failure)?;
+    go_on(&mut training.options, &app.data.runs().join(&job.id));
+    let mut config = LanguageConfig::from_map(&training.options)?;
+    config.training.command = Some(job.command.clone());
     language::training::train(&config, app.device, training.seed, control, observer).map(drop)
 }
 
 /// What the training would take.
 pub fn planned(app: &App, owner: &str, wanted: &Map<String, Value>, set: Option<&str>) -> Answer<Value> {
     let records = set.and_then(|set| records_in(&sets::records_folder(app, set)));
-    let training = of_options(app, "RUN", owner, wanted, records.as_deref())?;
+    let named = records.as_deref().unwrap_or(Path::new("RECORDS"));
+    let training = of_options(app, "RUN", owner, wanted, named)?;
     if !training.model.is_here() {
         let sentence =
             format!("{} is not on this machine yet; the plan is known once a job has fetched it", training.model.name);
         return Err(Failure::field("model", sentence));
     }
-    let mut flags = training.flags.clone();
-    if records.is_none() {
-        flags.push("--train-file=none".to_owned());
-    }
-    let mut config = config(&flags)?;
+    let mut config = LanguageConfig::from_map(&training.options)?;
+    let command = command_line(&config, training.seed)?;
     config.train_file = records.clone().unwrap_or_default();
     config.check()?;
     let mut warnings = Warnings::default();
@@ -165,6 +152,6 @@ pub fn planned(app: &App, owner: &str, wanted: &Map<String, Value>, set: Option<
     let model = PlannedModel::of(&base.files, &WantedAdapter::new(&config, base.files.architecture())?, labels)?;
     let lengths = lengths.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().longest));
     let input = model.input(&config, lengths, app.device);
-    let asked = plan::Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command: training.command };
+    let asked = plan::Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command };
     plan::shown(app, &input, asked)
 }

@@ -4,6 +4,7 @@ use super::accounts::Owner;
 use super::failure::{Answer, Failure};
 use super::jobs::{self, now};
 use super::request::{Id, Json, Query};
+use super::schema::{integer, list_of, object, or_null, text, truth, word};
 use super::state::JobKind;
 use super::{App, Shared};
 use crate::adapters::formats::language_adapter_at;
@@ -224,6 +225,25 @@ fn shown(app: &Shared, adapter: &Adapter, samples: &[String]) -> Value {
     })
 }
 
+/// An adapter as it is shown.
+pub fn schema() -> Value {
+    object([
+        ("id", text()),
+        ("name", text()),
+        ("kind", word(&["stable_diffusion", "language"])),
+        ("base_model", text()),
+        ("trigger", text()),
+        ("steps", or_null(integer())),
+        ("rank", or_null(integer())),
+        ("bytes", integer()),
+        ("created", text()),
+        ("job", or_null(text())),
+        ("samples", list_of(text())),
+        ("checkpoints", list_of(object([("step", integer()), ("chosen", truth())]))),
+        ("license", or_null(text())),
+    ])
+}
+
 /// The adapter `id` as the page sees it.
 pub async fn shown_one(app: &App, id: &str, owner: &str) -> Answer {
     let adapter = find(app, id, owner).await?;
@@ -287,6 +307,7 @@ pub async fn delete(State(app): State<App>, owner: Owner, Id(id): Id<String>) ->
     if app.worker.with(&id, |live| live.is_some()) {
         return Err(Failure::conflict("its training is running; stop it first"));
     }
+    app.data.give_reserve();
     app.store.ask(move |db| db.execute("DELETE FROM adapters WHERE id = ?1", [id])).await?;
     app.data.remove(&adapter.root(&app))?;
     app.events.send(owner.name(), &json!({ "kind": "adapters" }));

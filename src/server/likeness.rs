@@ -1,5 +1,6 @@
 //! How like a training's pictures are to its photos, by colour and shape: the loss alone misleads.
 
+use super::schema::{integer, number, object, or_null, text};
 use crate::data::photo_decoding::decode;
 use crate::data::photo_files::PhotoFiles;
 use crate::sample::likeness::PhotoLikeness;
@@ -43,6 +44,18 @@ impl Subject {
         ));
         shown
     }
+}
+
+/// What is measured of a picture.
+pub fn schema() -> Value {
+    object([
+        ("colour_distance", number()),
+        ("shape_overlap", number()),
+        ("photos_colour_distance", or_null(number())),
+        ("photos_shape_overlap", or_null(number())),
+        ("photos", integer()),
+        ("sentence", text()),
+    ])
 }
 
 fn small(image: &RgbImage) -> RgbImage {

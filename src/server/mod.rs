@@ -1,12 +1,13 @@
 //! The server of `lorabooth serve`: a queue of jobs behind a JSON API, with the page in `web/` in front of it.
 //!
-//! Requests are answered by one thread; one other thread owns all tensors and works the queue off ([`worker`]); a third owns the
-//! database ([`store`]).
+//! Requests are answered by one thread; another owns the device and works the queue off, and one beside it uploads to the hub
+//! ([`worker`]); a last one owns the database ([`store`]).
 
 mod accounts;
 mod assets;
 mod data_folder;
 mod drawing;
+mod embedding;
 mod events;
 mod failure;
 mod gradio;
@@ -17,26 +18,31 @@ mod jobs;
 mod language_training;
 mod library;
 mod likeness;
+mod live;
 mod models;
 mod observer;
 mod openapi;
 mod options;
+mod pictures;
 mod plan;
 mod presets;
 mod pushing;
 mod request;
 mod routes;
+mod schema;
 mod serve;
 mod sets;
 mod state;
 mod store;
 mod training;
+mod uploaded_file;
 mod visitors;
 mod worker;
 mod writing;
 
 pub use accounts::Account;
 pub use data_folder::DataFolder;
+pub use embedding::Embedding;
 pub use serve::{serve, Address};
 
 use crate::error::Result;
@@ -65,6 +71,8 @@ pub struct Settings {
     pub account: Option<Account>,
     /// Names that the server goes by, beside addresses and localhost.
     pub host_names: Vec<String>,
+    /// Sites that may show the page in a frame.
+    pub embedding: Embedding,
     /// Jobs that an earlier server did not finish go on by themselves.
     pub resume_jobs: bool,
     /// Of a public server.
@@ -109,6 +117,7 @@ pub struct Shared {
     device: Device,
     account: Option<Arc<Account>>,
     host_names: Vec<String>,
+    embedding: Embedding,
     limits: Option<Limits>,
     /// The server is about to end: streams end too.
     stopping: watch::Sender<bool>,
@@ -119,7 +128,7 @@ pub struct Shared {
 }
 
 impl App {
-    /// Opens the data folder, and starts the thread that works the queue off.
+    /// Opens the data folder, and starts the threads that work the queue off.
     pub fn start(settings: Settings) -> Result<Self> {
         let store = Store::open(&settings.data.database())?;
         let models = Models::new(&settings.data, &settings.models)?;
@@ -132,6 +141,7 @@ impl App {
             device: settings.device,
             account: settings.account.map(Arc::new),
             host_names: settings.host_names,
+            embedding: settings.embedding,
             limits: settings.limits,
             stopping: watch::Sender::new(false),
             gradio: Gradio::new()?,

@@ -4,6 +4,7 @@ use super::data_folder::DataFolder;
 use super::failure::{Answer, Failure};
 use super::ids::hex;
 use super::request::Query;
+use super::schema::{integer, list_of, object, or_null, text, word};
 use super::App;
 use crate::error::{Error, Result};
 use crate::models::language::LanguageModelFiles;
@@ -14,6 +15,7 @@ use crate::weights::hub::{self, Hub};
 use axum::extract::State;
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -131,6 +133,19 @@ impl Models {
         }
         Ok(cached().into_iter().find(|model| model.id == id).unwrap_or_else(|| of_hub(id)))
     }
+}
+
+/// A model as it is shown; tasks are those of a language model.
+pub fn schema() -> Value {
+    let mut model = object([
+        ("id", text()),
+        ("name", text()),
+        ("source", word(&["demo", "folder", "cache"])),
+        ("kind", word(&["stable_diffusion", "language"])),
+        ("native_size", or_null(integer())),
+    ]);
+    model["properties"]["tasks"] = list_of(text());
+    model
 }
 
 /// What is asked of the hub.

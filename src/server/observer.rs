@@ -3,6 +3,7 @@
 use super::failure::of_option;
 use super::jobs::{self, Job, Picture};
 use super::likeness::Subject;
+use super::schema::{integer, number, object, or_null, text};
 use super::state::Phase;
 use super::{library, App};
 use crate::libtorch::memory;
@@ -26,8 +27,6 @@ pub struct JobObserver<'a> {
     cell: Cell,
     /// Units of the pictures before.
     units_before: u64,
-    /// Characters of a text that were told.
-    written: usize,
     /// The step that samples are of.
     step: u64,
 }
@@ -35,17 +34,7 @@ pub struct JobObserver<'a> {
 impl<'a> JobObserver<'a> {
     /// Listens to `job`.
     pub fn new(app: &'a App, job: &'a Job) -> Self {
-        Self {
-            app,
-            job,
-            told: None,
-            subject: None,
-            adapters: None,
-            cell: Cell::default(),
-            units_before: 0,
-            written: 0,
-            step: 0,
-        }
+        Self { app, job, told: None, subject: None, adapters: None, cell: Cell::default(), units_before: 0, step: 0 }
     }
 
     /// Has pictures compared with the photos of `subject`.
@@ -82,12 +71,12 @@ impl<'a> JobObserver<'a> {
 
     fn begin(&mut self, phase: &str, done: u64, total: u64, unit: &str) {
         let phase = Phase::begin(phase.to_owned(), done, total, unit);
-        self.app.worker.update(|live| live.set_phase(Some(phase)));
+        self.app.worker.update(&self.job.id, |live| live.set_phase(Some(phase)));
         self.tell_progress(true);
     }
 
     fn advance(&mut self, done: u64, total: Option<u64>) {
-        self.app.worker.update(|live| {
+        self.app.worker.update(&self.job.id, |live| {
             if let Some(phase) = live.phase() {
                 phase.advance(done, total);
             }
@@ -123,6 +112,22 @@ impl<'a> JobObserver<'a> {
         };
         drop(jobs::add_picture(self.app, self.job, &file, picture));
     }
+}
+
+/// What is told of how a picture was drawn.
+pub fn parameters_schema() -> Value {
+    object([
+        ("prompt", text()),
+        ("negative_prompt", text()),
+        ("seed", integer()),
+        ("steps", integer()),
+        ("guidance", number()),
+        ("sampler", text()),
+        ("width", integer()),
+        ("height", integer()),
+        ("model", text()),
+        ("adapters", or_null(text())),
+    ])
 }
 
 /// Which of several pictures is drawn.
@@ -174,14 +179,14 @@ impl Observer for JobObserver<'_> {
             Event::Step { metrics, total } => {
                 self.step = metrics.step;
                 let bytes = (metrics.peak_mib * f64::from(1 << 20)) as u64;
-                self.app.worker.update(|live| live.note_memory(bytes));
+                self.app.worker.update(&self.job.id, |live| live.note_memory(bytes));
                 self.app
                     .events
                     .send(&self.job.owner, &json!({ "kind": "step", "id": self.job.id, "metrics": metrics }));
                 self.advance(metrics.step, Some(total));
             }
             Event::End => {
-                self.app.worker.update(|live| live.note_memory(memory::host_now()));
+                self.app.worker.update(&self.job.id, |live| live.note_memory(memory::host_now()));
                 self.tell_progress(true);
             }
             Event::Wrote { path } => self.log(&format!("wrote {}", path.display())),
@@ -194,10 +199,10 @@ impl Observer for JobObserver<'_> {
                 }
             }
             Event::Text { text } => {
-                let event = json!({ "kind": "text", "id": self.job.id, "piece": text, "at": self.written });
-                self.app.events.send(&self.job.owner, &event);
                 // As JavaScript counts.
-                self.written += text.encode_utf16().count();
+                let at = self.app.worker.update(&self.job.id, |live| live.write(&text));
+                let event = json!({ "kind": "text", "id": self.job.id, "piece": text, "at": at });
+                self.app.events.send(&self.job.owner, &event);
             }
             Event::Completed { step, prompt, text } => {
                 self.log(&format!("at step {step}, \"{prompt}\" is answered with \"{text}\""))
@@ -215,7 +220,7 @@ impl Observer for JobObserver<'_> {
 
 impl JobObserver<'_> {
     fn wait(&mut self, is_paused: bool, line: &str) {
-        self.app.worker.update(|live| live.set_paused(is_paused));
+        self.app.worker.update(&self.job.id, |live| live.set_paused(is_paused));
         self.log(line);
         drop(jobs::tell_now(self.app, &self.job.id));
     }

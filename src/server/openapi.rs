@@ -1,9 +1,20 @@
 //! The description of the API at `/openapi.json`, made from the table that makes the router.
 
-use super::state::{JobKind, JobState};
-use super::App;
+use super::schema::named;
+use super::state::{JobKind, Progress};
+use super::{events, failure, jobs, library, models, options, plan, routes, sets, App};
 use axum::routing::MethodRouter;
 use serde_json::{json, Map, Value};
+
+/// What an address answers with.
+enum Sent {
+    /// No body.
+    Nothing,
+    /// JSON that fits a schema.
+    Json(Value),
+    /// One of these media types.
+    Bytes(&'static [&'static str]),
+}
 
 /// One address with one method.
 pub struct Endpoint {
@@ -15,7 +26,7 @@ pub struct Endpoint {
     needs_body: bool,
     files: Option<&'static str>,
     query: Vec<(&'static str, &'static str)>,
-    answers_with_a_job: bool,
+    answer: Sent,
     /// What answers.
     pub handler: MethodRouter<App>,
 }
@@ -31,7 +42,7 @@ impl Endpoint {
             needs_body: true,
             files: None,
             query: Vec::new(),
-            answers_with_a_job: false,
+            answer: Sent::Nothing,
             handler,
         }
     }
@@ -51,9 +62,19 @@ impl Endpoint {
         Self { files: Some(name), ..self }
     }
 
-    /// It answers with a job.
-    pub fn job(self) -> Self {
-        Self { answers_with_a_job: true, ..self }
+    /// It answers with JSON that fits `schema`.
+    pub fn answers(self, schema: Value) -> Self {
+        Self { answer: Sent::Json(schema), ..self }
+    }
+
+    /// It answers with what the schema `name` of the document says.
+    pub fn answers_with(self, name: &str) -> Self {
+        self.answers(named(name))
+    }
+
+    /// It answers with bytes of one of these media types.
+    pub fn sends(self, kinds: &'static [&'static str]) -> Self {
+        Self { answer: Sent::Bytes(kinds), ..self }
     }
 
     /// It heeds a parameter behind `?`.
@@ -81,9 +102,15 @@ impl Endpoint {
                 "2XX": { "description": "Done" },
             },
         });
-        if self.answers_with_a_job {
-            let schema = json!({ "$ref": "#/components/schemas/Job" });
-            description["responses"]["2XX"]["content"] = json!({ "application/json": { "schema": schema } });
+        match &self.answer {
+            Sent::Nothing => {}
+            Sent::Json(schema) => {
+                description["responses"]["2XX"]["content"] = json!({ "application/json": { "schema": schema } });
+            }
+            Sent::Bytes(kinds) => {
+                let kinds: Map<_, _> = kinds.iter().map(|kind| ((*kind).to_owned(), json!({}))).collect();
+                description["responses"]["2XX"]["content"] = Value::Object(kinds);
+            }
         }
         let file = |name: &str| {
             json!({
@@ -129,29 +156,26 @@ pub fn document(endpoints: &[Endpoint]) -> Value {
                 that comes back goes with every request.",
         },
         "paths": paths,
-        "components": { "schemas": { "Failure": {
-            "type": "object", "required": ["error"], "properties": { "error": {
-                "type": "object", "required": ["sentence"], "properties": {
-                    "sentence": { "type": "string" }, "field": { "type": ["string", "null"] },
-                },
-            } },
-        }, "Job": job() } },
+        "components": { "schemas": schemas() },
     })
 }
 
-/// A job as it is shown.
-fn job() -> Value {
-    let text = || json!({ "type": ["string", "null"] });
-    json!({
-        "type": "object", "required": ["id", "kind", "name", "state", "actions", "options", "results", "command"], "properties": {
-            "id": { "type": "string" }, "kind": { "type": "string", "enum": JobKind::NAMES }, "name": { "type": "string" },
-            "state": { "type": "string", "enum": JobState::NAMES },
-            "actions": { "type": "array", "items": { "type": "string" }, "description": "What /api/jobs/{id}/{action} takes now" },
-            "position": { "type": ["integer", "null"] }, "wait_seconds": { "type": ["number", "null"] },
-            "created": { "type": "string" }, "started": text(), "ended": text(), "error": text(), "field": text(),
-            "options": { "type": "object" }, "set": text(), "command": { "type": "string" },
-            "progress": { "type": ["object", "null"] }, "memory_bytes": { "type": ["integer", "null"] },
-            "results": { "type": "object" },
-        },
-    })
+/// What answers are made of, each as it is written beside what makes it.
+fn schemas() -> Value {
+    let schemas = [
+        ("Failure", failure::schema()),
+        ("Job", jobs::shown::schema()),
+        ("JobWithLines", jobs::record::with_lines_schema(jobs::shown::schema())),
+        ("Progress", Progress::schema()),
+        ("Picture", jobs::record::picture_schema()),
+        ("Step", jobs::record::step_schema()),
+        ("Set", sets::schema()),
+        ("Adapter", library::schema()),
+        ("Model", models::schema()),
+        ("Plan", plan::schema()),
+        ("Options", options::schema()),
+        ("State", routes::state_schema()),
+        ("Event", events::schema()),
+    ];
+    Value::Object(schemas.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect())
 }

@@ -1,9 +1,11 @@
-//! What can be said of a job: the options of the recipes as JSON, both ways, from the same definitions as the command line's.
+//! What can be said of a job: the options of the recipes as JSON, in requests and in forms.
 
 use super::failure::{of_option, Answer, Failure};
+use super::models::{Model, ModelKind, DEMO};
+use super::schema::{list_of, map, object, or_null, text, word};
+use super::App;
 use crate::options::form::{form, Choice, Field, Group};
-use crate::options::reading::Configuration;
-use clap::{Arg, ArgAction, Command};
+use clap::Command;
 use serde_json::{json, Map, Value};
 
 /// Bytes of one value: a prompt is shorter, and a list of patterns too.
@@ -42,57 +44,54 @@ impl Asked {
         }
     }
 
-    /// What is left as flags of `command`, of which those `filled_in` are nobody's to say.
-    pub fn flags(self, command: &Command, filled_in: &[&str]) -> Answer<Vec<String>> {
-        let mut flags = Vec::new();
-        for (name, value) in self.left {
-            let arg = command.get_arguments().find(|arg| arg.get_id() == name.as_str());
-            let Some(arg) = arg.filter(|arg| !arg.is_hide_set() && !filled_in.contains(&name.as_str())) else {
-                return Err(Failure::field(&name, format!("there is no option `{}`", crate::plain_text::value(&name))));
-            };
-            flags.extend(flag(arg, &name, value)?);
+    /// Takes the model, which must be of `kind`; the one inside the binary where none is named and it is.
+    pub fn model(&mut self, app: &App, kind: ModelKind) -> Answer<Model> {
+        let named = self.text("model")?;
+        let wanted = match (named, kind) {
+            (Some(named), _) => named,
+            (None, ModelKind::StableDiffusion) => DEMO.to_owned(),
+            (None, ModelKind::Language) => return Err(Failure::field("model", "choose a language model")),
+        };
+        let model = app.models.find(&wanted, app.limits.is_some())?;
+        let refusal = match kind {
+            // Of one that is not here yet, nothing but the name is known.
+            _ if model.kind == kind || !model.is_here() => return Ok(model),
+            ModelKind::StableDiffusion => "draws no pictures; choose a Stable Diffusion model",
+            ModelKind::Language => "writes no texts; choose a language model",
+        };
+        Err(Failure::field("model", format!("{} {refusal}", model.name)))
+    }
+
+    /// What is left: options of `command`, of which those `filled_in` are nobody's to say. Those that say nothing are left out.
+    pub fn rest(self, command: &Command, filled_in: &[&str]) -> Answer<Map<String, Value>> {
+        let is_free = |name: &str| {
+            let arg = command.get_arguments().find(|arg| arg.get_id() == name);
+            arg.is_some_and(|arg| !arg.is_hide_set()) && !filled_in.contains(&name)
+        };
+        let mut rest = self.left;
+        rest.retain(|_, value| match value {
+            Value::Null => false,
+            Value::String(text) => !text.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            Value::Object(map) => !map.is_empty(),
+            Value::Bool(_) | Value::Number(_) => true,
+        });
+        for (name, value) in &rest {
+            if !is_free(name) {
+                return Err(Failure::field(name, format!("there is no option `{}`", crate::plain_text::value(name))));
+            }
+            let bytes = value.as_str().map_or_else(|| value.to_string().len(), str::len);
+            if bytes > MAX_VALUE {
+                return Err(too_long(name));
+            }
         }
-        Ok(flags)
+        Ok(rest)
     }
 }
 
 /// The refusal of a longer text.
 pub fn too_long(name: &str) -> Failure {
     Failure::field(name, format!("{name} has more than {MAX_VALUE} bytes; shorten it"))
-}
-
-/// One option as a flag; none where it says nothing.
-fn flag(arg: &Arg, name: &str, value: Value) -> Answer<Option<String>> {
-    let long = arg.get_long().unwrap_or(name);
-    let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
-    let text = match value {
-        Value::Null => return Ok(None),
-        Value::Bool(on) if is_switch => return Ok(on.then(|| format!("--{long}"))),
-        _ if is_switch => return Err(Failure::field(name, format!("{name} must be true or false"))),
-        Value::Bool(on) => on.to_string(),
-        Value::Number(number) => number.to_string(),
-        Value::String(text) if text.is_empty() => return Ok(None),
-        Value::String(text) => text,
-        Value::Array(list) => {
-            let words: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
-            let words = words.ok_or_else(|| Failure::field(name, format!("{name} must be a list of texts")))?;
-            match words.is_empty() {
-                true => return Ok(None),
-                false => words.join(","),
-            }
-        }
-        Value::Object(map) if map.is_empty() => return Ok(None),
-        Value::Object(map) => Value::Object(map).to_string(),
-    };
-    match text.len() <= MAX_VALUE {
-        true => Ok(Some(format!("--{long}={text}"))),
-        false => Err(too_long(name)),
-    }
-}
-
-/// The number that `flags` give for the flag `name`.
-pub fn number_of(flags: &[String], name: &str) -> Option<f64> {
-    flags.iter().rev().find_map(|flag| flag.split_once('=').filter(|(found, _)| *found == name)?.1.parse().ok())
 }
 
 /// The seed of a training, as a form needs it: on the command line it is a flag of every command.
@@ -107,11 +106,6 @@ pub fn with_seed(mut groups: Value) -> Value {
         fields.push(seed);
     }
     groups
-}
-
-/// The configuration that `flags` stand for.
-pub fn parsed<T: Configuration>(flags: &[String]) -> Answer<T> {
-    T::from_flags(flags).map_err(Failure::from)
 }
 
 /// The options of `command` in the groups of its help, as a form needs them, without those `filled_in`.
@@ -137,32 +131,50 @@ pub fn described(command: &Command, filled_in: &[&str]) -> Value {
     json!(groups.filter(|group| !group.fields.is_empty()).collect::<Vec<_>>())
 }
 
+/// Options as a form needs them, with settings to start from.
+pub fn schema() -> Value {
+    let choice = object([("value", text()), ("help", or_null(text()))]);
+    let field = object([
+        ("name", text()),
+        ("label", text()),
+        ("kind", word(&["text", "number", "integer", "flag", "choice", "list", "map"])),
+        ("default", json!({})),
+        ("choices", list_of(choice)),
+        ("help", or_null(text())),
+    ]);
+    let preset = object([
+        ("name", text()),
+        ("title", text()),
+        ("model", or_null(text())),
+        ("values", map()),
+        ("sentence", text()),
+    ]);
+    object([("groups", list_of(object([("title", text()), ("fields", list_of(field))]))), ("presets", list_of(preset))])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::options::dreambooth::DreamBoothConfig;
+    use crate::options::reading::Configuration;
     use crate::server::training::{dreambooth_command, FILLED_IN};
 
-    fn flags(options: Value) -> Answer<Vec<String>> {
-        Asked::new(options.as_object().unwrap()).flags(&dreambooth_command(), FILLED_IN)
+    fn read(options: Value) -> Answer<DreamBoothConfig> {
+        let mut rest = Asked::new(options.as_object().unwrap()).rest(&dreambooth_command(), FILLED_IN)?;
+        rest.insert("model".to_owned(), json!("m"));
+        rest.insert("instance_data_dir".to_owned(), json!("d"));
+        Ok(DreamBoothConfig::from_map(&rest)?)
     }
 
     #[test]
-    fn json_becomes_the_configuration_that_flags_would() {
-        let mut flags = flags(json!({
-            "instance_prompt": "-x a, b", "lora_r": 4, "train_text_encoder": true, "use_dora": false, "cache_latents": "true",
-            "lora_rank_pattern": { "to_q": 3 }, "lora_modules_to_save": ["conv_in", "conv_out"], "learning_rate": 1e-3, "class_prompt": null,
+    fn what_says_nothing_is_as_if_it_was_not_there() {
+        let config = read(json!({
+            "instance_prompt": "p", "class_prompt": "", "lora_rank_pattern": {}, "lora_modules_to_save": [], "lora_r": null,
         }))
         .unwrap();
-        flags.extend(["--model=m".to_owned(), "--instance-data-dir=d".to_owned()]);
-        let config: DreamBoothConfig = parsed(&flags).unwrap();
-        assert_eq!(
-            (config.instance_prompt.as_str(), config.unet.lora_r, config.train_text_encoder),
-            ("-x a, b", 4, true)
-        );
-        assert_eq!(config.unet.lora_modules_to_save, ["conv_in", "conv_out"]);
-        assert!(!config.lora.use_dora && config.class_prompt.is_none() && config.learning_rate == 1e-3);
-        assert_eq!(config.unet.lora_rank_pattern.as_ref().unwrap().0["to_q"], 3);
+        assert!(config.class_prompt.is_none() && config.unet.lora_rank_pattern.is_none() && config.unet.lora_r == 8);
+        let unsaid = ["class_prompt", "lora_rank_pattern", "lora_modules_to_save", "lora_r"];
+        assert!(config.given.names().all(|name| !unsaid.contains(&name)));
     }
 
     #[test]
@@ -170,14 +182,16 @@ mod tests {
         for (options, field) in [
             (json!({ "output_dir": "/etc" }), "output_dir"),
             (json!({ "no_such": 1 }), "no_such"),
-            (json!({ "train_text_encoder": "yes" }), "train_text_encoder"),
+            // Another name of an option would slip past what is checked of it.
+            (json!({ "steps": 1 }), "steps"),
+            (json!({ "train_text_encoder": "yes", "instance_prompt": "p" }), "train_text_encoder"),
             (json!({ "push_to_hub": true }), "push_to_hub"),
             (json!({ "instance_prompt": "x".repeat(30_000) }), "instance_prompt"),
+            (json!({ "lora_modules_to_save": ["x".repeat(30_000)] }), "lora_modules_to_save"),
         ] {
-            assert_eq!(flags(options).unwrap_err().field.as_deref(), Some(field));
+            assert_eq!(read(options).unwrap_err().field.as_deref(), Some(field));
         }
-        let flags = flags(json!({ "lora_r": "many", "instance_prompt": "p" })).unwrap();
-        let failure = parsed::<DreamBoothConfig>(&flags).unwrap_err();
+        let failure = read(json!({ "lora_r": "many", "instance_prompt": "p" })).unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("lora_r"));
         assert!(failure.sentence.contains("many") && !failure.sentence.contains("--"), "{}", failure.sentence);
     }

@@ -4,12 +4,15 @@ use super::accounts::Owner;
 use super::failure::{Answer, Failure};
 use super::models::Model;
 use super::request::Json;
+use super::schema::{integer, list_of, map, number, object, or_null, text, truth, with};
 use super::state::JobKind;
-use super::{language_training, options, sets, training, App};
+use super::{language_training, sets, training, App};
 use crate::error::Result;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
+use crate::options::command_line::command_line;
 use crate::options::dreambooth::DreamBoothConfig;
+use crate::options::reading::Configuration;
 use crate::recipes::dreambooth::plan::{plan_input, NetworkConfigs, Photos};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::train::memory_plan::{fit, Planned, Rates, Suggestion};
@@ -17,7 +20,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{json, Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tch::{Device, Kind};
 
@@ -83,17 +86,21 @@ fn dreambooth(
     let mut options = options.clone();
     // A plan needs neither a prompt nor photos.
     let has_prompt = options.get("instance_prompt").and_then(Value::as_str).is_some_and(|prompt| !prompt.is_empty());
-    if !has_prompt {
-        options.insert("instance_prompt".to_owned(), json!("a photo of sks thing"));
+    let has_class = options.get("with_prior_preservation") == Some(&json!(true));
+    for (name, usual, is_needed) in
+        [("instance_prompt", "a photo of sks thing", true), ("class_prompt", "a photo of a thing", has_class)]
+    {
+        let is_given = options.get(name).and_then(Value::as_str).is_some_and(|prompt| !prompt.is_empty());
+        if is_needed && !is_given {
+            options.insert(name.to_owned(), json!(usual));
+        }
     }
-    let photos = set.map_or_else(PathBuf::new, |set| sets::photo_folder(app, set));
-    let training = training::of_options(app, "RUN", owner, &options, &photos)?;
-    let mut flags = training.flags.clone();
-    if photos == Path::new("") {
-        flags.push("--instance-data-dir=none".to_owned());
-    }
-    let mut config: DreamBoothConfig = options::parsed(&flags)?;
-    config.instance_data_dir = photos;
+    let photos = set.map(|set| sets::photo_folder(app, set));
+    let named = photos.as_deref().unwrap_or(Path::new("PHOTOS"));
+    let training = training::of_options(app, "RUN", owner, &options, named)?;
+    let mut config = DreamBoothConfig::from_map(&training.options)?;
+    let command = command_line(&config, training.seed)?;
+    config.instance_data_dir = photos.unwrap_or_default();
     config.check()?;
     let mut warnings = Warnings(config.warnings());
     let wanted = ModelOptions { configs_only: true, ..config.model.options() };
@@ -103,7 +110,7 @@ fn dreambooth(
     let sizes = if sizes.is_empty() { &[(1, 1)][..] } else { sizes };
     let photos = Photos::known(&config, &files, sizes, has_prompt.then_some(&mut warnings as &mut dyn Observer))?;
     let input = plan_input(&config, &networks, Some(&photos), app.device)?;
-    shown(app, &input, Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command: training.command })
+    shown(app, &input, Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command })
 }
 
 /// Opens a model for a plan; one of the hub that is not here yet is not fetched for it.
@@ -167,6 +174,24 @@ pub fn shown(app: &App, input: &impl Planned, asked: Asked) -> Answer<Value> {
         "steps": asked.steps, "parts": parts, "phases": phases, "warnings": asked.warnings,
         "suggestion": suggestion(&fitted.suggestions, fitted.fits, fitted.peak_bytes), "command": asked.command,
     }))
+}
+
+/// A plan as it is shown.
+pub fn schema() -> Value {
+    let part = || object([("name", text()), ("bytes", integer())]);
+    object([
+        ("fits", truth()),
+        ("peak_bytes", integer()),
+        ("device_bytes", integer()),
+        ("step_seconds", or_null(number())),
+        ("total_seconds", or_null(number())),
+        ("steps", integer()),
+        ("parts", list_of(part())),
+        ("phases", list_of(with(part(), [("seconds", or_null(number()))]))),
+        ("warnings", list_of(text())),
+        ("suggestion", or_null(object([("options", map()), ("sentence", text())]))),
+        ("command", text()),
+    ])
 }
 
 fn gib(bytes: u64) -> String {

@@ -18,9 +18,14 @@ pub fn dreambooth() -> Value {
             "lora_text_encoder_r": 4, "lora_text_encoder_alpha": 4,
         })
     };
+    // What the photos show is for whose photos they are to say.
+    let mut demo = demo::usual_options();
+    for prompt in ["instance_prompt", "class_prompt"] {
+        demo.as_object_mut().and_then(|options| options.remove(prompt));
+    }
     json!([
         {
-            "name": "demo", "title": "Demo model", "model": super::models::DEMO, "values": demo::usual_options(),
+            "name": "demo", "title": "Demo model", "model": super::models::DEMO, "values": demo,
             "sentence": "For the small model inside lorabooth: 400 steps with class images, a few minutes on a laptop.",
         },
         {

@@ -78,7 +78,9 @@ pub async fn add(State(app): State<App>, owner: Owner, Id(id): Id<String>, Json(
     config.check()?;
     let hub = push::hub(token.as_ref())?;
     let of = if hub.token.is_none() { "token" } else { "repo" };
-    hub.check_push(&config.repo).map_err(|error| Failure::field(of, error.to_string()))?;
+    // A name alone is a repository of whose token it is.
+    let whole = if config.repo.contains('/') { config.repo.clone() } else { format!("owner/{}", config.repo) };
+    hub.check_push(&whole).map_err(|error| Failure::field(of, error.to_string()))?;
     let mut command =
         format!("lorabooth adapter push {} --repo {}", shell_word(&adapter.name), shell_word(&config.repo));
     if config.public {
@@ -134,13 +136,18 @@ pub fn push(app: &App, job: &Job, interrupt: &Interrupt, observer: &mut JobObser
     let adapter = text("adapter").unwrap_or_default();
     let checkpoint = job.options["checkpoint"].as_i64();
     let (_, folder) = library::folder_now(app, &adapter, &job.owner, checkpoint).map_err(of_failure)?;
+    let hub = push::hub(token.as_ref())?;
+    let mut repo = text("repo").unwrap_or_default();
+    if !repo.contains('/') {
+        repo = format!("{}/{repo}", push::user(&hub, interrupt, observer)?);
+    }
     let config = PushConfig {
         adapter: folder,
-        repo: text("repo").unwrap_or_default(),
+        repo,
         token: None,
         public: job.options["private"] == false,
         license: text("license"),
     };
-    let pushed = push::push(&config, &push::hub(token.as_ref())?, interrupt, observer)?;
+    let pushed = push::push(&config, &hub, interrupt, observer)?;
     Ok(json!({ "text": pushed.address }))
 }

@@ -1,21 +1,30 @@
 //! The server's life: it listens, answers, and ends with the running job saved.
 
-use super::worker::Stop;
+use super::live::Stop;
 use super::{router, visitors, App};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+use tokio::io::AsyncWrite;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 /// Connections at a time; more wait.
 const MAX_CONNECTIONS: usize = 1024;
 /// A request's head must be here by then, and a connection is idle for no longer.
 const HEAD: Duration = Duration::from_secs(5);
+/// How long and how much a client may go on sending what was refused, and how long it may be silent meanwhile.
+const LINGER: Duration = Duration::from_secs(30);
+const LINGER_BYTES: usize = 16 << 30;
+const LINGER_SILENT: Duration = Duration::from_secs(5);
 /// How long the running job has to come to the end of its step and be saved.
 const SAVING: Duration = Duration::from_secs(30);
 /// How long streams have to end.
@@ -129,10 +138,40 @@ async fn accept(app: App, listener: TcpListener) {
         drop(socket.set_nodelay(true));
         let service = service.clone();
         tokio::spawn(async move {
-            let mut builder = hyper::server::conn::http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
-            drop(builder.serve_connection(TokioIo::new(socket), service).await);
+            answer(socket, service).await;
             drop(place);
         });
+    }
+}
+
+/// Answers what comes over a connection, until either side has had enough.
+async fn answer(socket: TcpStream, service: TowerToHyperService<Router>) {
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    // hyper ends a connection whose last request was answered before all of it had come.
+    if let Ok(ended) = builder.serve_connection(TokioIo::new(socket), service).without_shutdown().await {
+        drop(timeout(LINGER, linger(ended.io.into_inner())).await);
+    }
+}
+
+/// Says that nothing more is sent, and throws away what still comes. A socket that is closed with bytes unread resets the connection,
+/// and most clients then lose the answer that they have not read yet: browsers send the whole of a body before they read.
+async fn linger(mut socket: TcpStream) {
+    if poll_fn(|context| Pin::new(&mut socket).poll_shutdown(context)).await.is_err() {
+        return;
+    }
+    let (mut thrown_away, mut count) = (vec![0; 64 << 10], 0);
+    while let Ok(Ok(())) = timeout(LINGER_SILENT, socket.readable()).await {
+        match socket.try_read(&mut thrown_away) {
+            Ok(0) => return,
+            Ok(read) => count += read,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+        if count > LINGER_BYTES {
+            return;
+        }
+        // One client that sends fast does not keep the others from their turn.
+        tokio::task::yield_now().await;
     }
 }

@@ -1,6 +1,8 @@
 //! What a job is: its kind, where it stands, and what is known of it while it runs.
 
+use super::schema::{integer, number, object, or_null, text};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::time::Instant;
 
 macro_rules! named {
@@ -66,7 +68,29 @@ named!(JobKind {
     Push = "push",
 });
 
+/// What a job has its turn at: jobs of one lane come one by one, and none waits for those of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The device that computes.
+    Device,
+    /// The way to the hub.
+    Hub,
+}
+
+impl Lane {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Device, Self::Hub];
+}
+
 impl JobKind {
+    /// What it has its turn at.
+    pub fn lane(self) -> Lane {
+        match self {
+            Self::TrainDreambooth | Self::TrainLlm | Self::Generate | Self::Grid | Self::Complete => Lane::Device,
+            Self::Push => Lane::Hub,
+        }
+    }
+
     /// Whether it trains an adapter, which can be stopped and gone on with.
     pub fn is_training(self) -> bool {
         matches!(self, Self::TrainDreambooth | Self::TrainLlm)
@@ -127,6 +151,20 @@ pub struct Progress {
     pub seconds_left: Option<f64>,
     /// Units a second.
     pub rate: Option<f64>,
+}
+
+impl Progress {
+    /// It as JSON.
+    pub fn schema() -> Value {
+        object([
+            ("phase", text()),
+            ("done", integer()),
+            ("total", integer()),
+            ("unit", text()),
+            ("seconds_left", or_null(number())),
+            ("rate", or_null(number())),
+        ])
+    }
 }
 
 /// Measures a phase as it goes.

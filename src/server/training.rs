@@ -6,12 +6,12 @@ use super::jobs::Job;
 use super::likeness::Subject;
 use super::models::{Model, ModelKind};
 use super::observer::JobObserver;
-use super::options::{self, Asked};
+use super::options::Asked;
 use super::{library, sets, App};
 use crate::error::{Error, Result};
+use crate::options::command_line::command_line;
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::options::reading::Configuration;
-use crate::options::shell_word;
 use crate::recipes::dreambooth;
 use crate::recipes::training::control::Control;
 use crate::sentence::option;
@@ -49,138 +49,117 @@ pub fn dreambooth_command() -> Command {
 
 /// A training that is asked for, with every name resolved.
 pub struct Training {
-    /// The recipe's options as flags, without those of resuming.
-    pub flags: Vec<String>,
+    /// The recipe's options, without those of resuming.
+    pub options: Map<String, Value>,
     /// The seed of all draws.
     pub seed: i64,
     /// The model.
     pub model: Model,
-    /// The same on a command line.
-    pub command: String,
 }
 
-impl Training {
-    /// The training of `lorabooth train KIND` with `flags`.
-    pub fn new(kind: &str, flags: Vec<String>, seed: i64, model: Model) -> Self {
-        let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
-        let command = format!("lorabooth train {kind} {} --seed={seed}", words.join(" "));
-        Self { flags, seed, model, command }
-    }
-}
-
-/// What `options` ask for of the training `id` on the photos in the folder `photos`.
-pub fn of_options(app: &App, id: &str, owner: &str, options: &Map<String, Value>, photos: &Path) -> Answer<Training> {
-    let mut asked = Asked::new(options);
-    let model = app
-        .models
-        .find(&asked.text("model")?.unwrap_or_else(|| super::models::DEMO.to_owned()), app.limits.is_some())?;
-    if model.kind != ModelKind::StableDiffusion {
-        return Err(Failure::field(
-            "model",
-            format!("{} draws no pictures; choose a Stable Diffusion model", model.name),
-        ));
-    }
+/// What `wanted` asks for of the training `id` on the photos in the folder `photos`.
+pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>, photos: &Path) -> Answer<Training> {
+    let mut asked = Asked::new(wanted);
+    let model = asked.model(app, ModelKind::StableDiffusion)?;
     let seed = asked.integer("seed")?.unwrap_or(0);
     let init = asked.text("init_adapter")?;
-    let mut flags = asked.flags(&dreambooth_command(), FILLED_IN)?;
-    let has = |flags: &[String], name: &str| flags.iter().any(|flag| flag.split('=').next() == Some(name));
-    let value = |flags: &[String], name: &str| {
-        let flag = flags.iter().rev().find(|flag| flag.split('=').next() == Some(name))?;
-        flag.split_once('=').map(|(_, value)| value.to_owned())
-    };
-    let Some(prompt) = value(&flags, "--instance-prompt") else {
+    let mut options = asked.rest(&dreambooth_command(), FILLED_IN)?;
+    let Some(prompt) = options.get("instance_prompt").cloned() else {
         return Err(Failure::field(
             "instance_prompt",
             "say what the photos show, with a rare word, such as \"a photo of sks dog\"",
         ));
     };
+    if options.get("with_prior_preservation") == Some(&Value::Bool(true)) {
+        let Some(class_prompt) = options.get("class_prompt") else {
+            let sentence =
+                "say what such subjects are called, such as \"a photo of a dog\", or turn prior preservation off";
+            return Err(Failure::field("class_prompt", sentence));
+        };
+        let folder = class_folder(app, id, &options, class_prompt, &model, seed);
+        options.insert("class_data_dir".to_owned(), Value::String(folder.display().to_string()));
+    }
     // Pictures as it goes are on unless they are turned off by an empty prompt.
-    if !options.contains_key("validation_prompt") {
-        flags.push(format!("--validation-prompt={prompt}"));
+    if !wanted.contains_key("validation_prompt") {
+        options.insert("validation_prompt".to_owned(), prompt);
     }
-    keep_within_limits(app, &mut flags)?;
-    flags.push(format!("--model={}", model.argument));
-    // A plan has no photos yet.
-    if photos != Path::new("") {
-        flags.push(format!("--instance-data-dir={}", photos.display()));
+    keep_within_limits(app, &mut options)?;
+    let mut fill_in = |name: &str, value: String| options.insert(name.to_owned(), Value::String(value));
+    fill_in("model", model.argument.clone());
+    fill_in("instance_data_dir", photos.display().to_string());
+    fill_in("output_dir", app.data.runs().join(id).display().to_string());
+    if let Some(folder) = init_adapter(app, owner, init)? {
+        fill_in("init_adapter", folder);
     }
-    flags.push(format!("--output-dir={}", app.data.runs().join(id).display()));
-    if let Some(class_prompt) = value(&flags, "--class-prompt").filter(|_| has(&flags, "--with-prior-preservation")) {
-        let folder = class_folder(app, &flags, &class_prompt, &model, seed);
-        flags.push(format!("--class-data-dir={}", folder.display()));
-    }
-    flags.extend(init_adapter(app, owner, init)?);
-    Ok(Training::new("dreambooth", flags, seed, model))
+    Ok(Training { options, seed, model })
 }
 
-/// The flag of the adapter `id` of the library to start from, where there is one.
+/// The folder of the adapter `id` of the library to start from, where there is one.
 pub fn init_adapter(app: &App, owner: &str, id: Option<String>) -> Answer<Option<String>> {
     let Some(id) = id else { return Ok(None) };
     let (_, folder) = library::folder_now(app, &id, owner, None)?;
-    Ok(Some(format!("--init-adapter={}", folder.display())))
+    Ok(Some(folder.display().to_string()))
 }
 
 /// Refuses a training of more steps than the server allows, and gives one without a length one.
-pub fn keep_within_limits(app: &App, flags: &mut Vec<String>) -> Answer<()> {
+pub fn keep_within_limits(app: &App, options: &mut Map<String, Value>) -> Answer<()> {
     let Some(limits) = app.limits else { return Ok(()) };
-    if options::number_of(flags, "--num-train-epochs").is_some() {
+    if options.contains_key("num_train_epochs") {
         return Err(Failure::field("num_train_epochs", "the length of a training is given in steps here"));
     }
-    match options::number_of(flags, "--max-train-steps") {
-        Some(steps) if steps > limits.max_steps as f64 => {
+    let steps = options.entry("max_train_steps").or_insert_with(|| USUAL_STEPS.min(limits.max_steps).into());
+    // What is no number is refused where the options are read.
+    let steps = steps.as_f64().or_else(|| steps.as_str()?.parse().ok());
+    match steps.filter(|steps| *steps > limits.max_steps as f64) {
+        Some(steps) => {
             let sentence =
                 format!("{steps} steps are more than the {} that a training may have here", limits.max_steps);
             Err(Failure::field("max_train_steps", sentence))
         }
-        Some(_) => Ok(()),
-        None => {
-            flags.push(format!("--max-train-steps={}", USUAL_STEPS.min(limits.max_steps)));
-            Ok(())
-        }
+        None => Ok(()),
     }
 }
 
-/// The folder of class images: trainings share one where the same images would be drawn.
-fn class_folder(app: &App, flags: &[String], class_prompt: &str, model: &Model, seed: i64) -> PathBuf {
-    let drawn_with = [
-        "--resolution",
-        "--guidance-scale",
-        "--sample-batch-size",
-        "--prior-generation-precision",
-        "--mixed-precision",
-    ];
+/// The folder of class images: trainings share one where the same images would be drawn. On a public server each has its own, which
+/// goes with it: a visitor's class prompt, too, is nobody else's.
+fn class_folder(
+    app: &App,
+    id: &str,
+    options: &Map<String, Value>,
+    class_prompt: &Value,
+    model: &Model,
+    seed: i64,
+) -> PathBuf {
+    if app.limits.is_some() {
+        return app.data.class_images().join(id);
+    }
+    let drawn_with =
+        ["resolution", "guidance_scale", "sample_batch_size", "prior_generation_precision", "mixed_precision"];
     let mut key = format!("{}\n{class_prompt}\n{seed}", model.argument);
-    for flag in flags.iter().filter(|flag| drawn_with.iter().any(|name| flag.split('=').next() == Some(name))) {
-        key.push('\n');
-        key.push_str(flag);
+    for name in drawn_with {
+        if let Some(value) = options.get(name) {
+            key.push_str(&format!("\n{name}={value}"));
+        }
     }
     app.data.class_images().join(&hex(&Sha256::digest(key.as_bytes()))[..16])
 }
 
-/// Refuses what cannot be meant, before it waits in the queue.
-pub fn check(training: &Training) -> Answer<()> {
-    let config = config(&training.flags)?;
-    config.check().map_err(Failure::from)
-}
-
-/// The configuration that `flags` stand for.
-pub fn config(flags: &[String]) -> Answer<DreamBoothConfig> {
-    options::parsed(flags)
+/// Has a training go on from its last checkpoint where its `folder` has one, or begin anew in it.
+pub fn go_on(options: &mut Map<String, Value>, folder: &Path) {
+    if checkpoint::latest(folder).ok().flatten().is_some() {
+        options.insert("resume_from_checkpoint".to_owned(), "latest".into());
+    } else if folder.exists() {
+        options.insert("overwrite".to_owned(), true.into());
+    }
 }
 
 /// Runs the training of `job`, from its last checkpoint where it has one.
 pub fn dreambooth(app: &App, job: &Job, control: &Control, observer: &mut JobObserver) -> Result<()> {
     let photos = app.data.inputs().join(&job.id);
-    let training = of_options(app, &job.id, &job.owner, &job.options, &photos).map_err(of_failure)?;
-    let mut flags = training.flags;
-    let folder = app.data.runs().join(&job.id);
-    if checkpoint::latest(&folder).ok().flatten().is_some() {
-        flags.push("--resume-from-checkpoint=latest".to_owned());
-    } else if folder.exists() {
-        flags.push("--overwrite".to_owned());
-    }
-    let mut config = config(&flags).map_err(of_failure)?;
-    config.training.command = Some(training.command);
+    let mut training = of_options(app, &job.id, &job.owner, &job.options, &photos).map_err(of_failure)?;
+    go_on(&mut training.options, &app.data.runs().join(&job.id));
+    let mut config = DreamBoothConfig::from_map(&training.options)?;
+    config.training.command = Some(job.command.clone());
     observer.compare_with(Subject::of(&photos));
     dreambooth::training::train(&config, app.device, training.seed, control, observer).map(drop)
 }
@@ -220,6 +199,7 @@ pub fn prepare(
 /// The command line of the training `id`, whose photos are kept, once its `options` are checked.
 pub fn command_of(app: &App, id: &str, owner: &str, options: &Map<String, Value>) -> Answer<String> {
     let training = of_options(app, id, owner, options, &app.data.inputs().join(id))?;
-    check(&training)?;
-    Ok(training.command)
+    let config = DreamBoothConfig::from_map(&training.options)?;
+    config.check()?;
+    Ok(command_line(&config, training.seed)?)
 }

@@ -1,14 +1,16 @@
 //! A public server's visitors: what is theirs is deleted when they want it, and by itself when its time is over.
 
 use super::accounts::Owner;
-use super::failure::Answer;
-use super::worker::Stop;
+use super::failure::{Answer, Failure};
+use super::live::Stop;
 use super::App;
 use crate::error::Result;
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use rusqlite::{Connection, Row};
+use serde::Deserialize;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,12 +29,25 @@ struct Gone {
     images: Vec<String>,
 }
 
-/// `POST /api/visitor/delete`: everything of this visitor.
-pub async fn delete(State(app): State<App>, owner: Owner) -> Answer {
+/// The body of a request to delete everything, which may be none.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whose {
+    session_hash: Option<String>,
+}
+
+/// `POST /api/visitor/delete`: everything of this visitor, or of a client of gradio's that keeps no cookie and is told by its session.
+pub async fn delete(State(app): State<App>, owner: Owner, body: Bytes) -> Answer {
+    let whose: Whose = match body.is_empty() {
+        true => Whose::default(),
+        false => serde_json::from_slice(&body)
+            .map_err(|error| Failure::bad(format!("the body is not what this address takes: {error}")))?,
+    };
+    let owner = whose.session_hash.map_or(owner, |hash| Owner::of_session(&hash));
     if app.limits.is_none() {
         let sentence =
             "this server has no visitors, of whom everything could be deleted; delete jobs and adapters one by one";
-        return Err(super::failure::Failure::conflict(sentence));
+        return Err(Failure::conflict(sentence));
     }
     app.gradio.forget(owner.name());
     let of = owner.owned();
@@ -55,7 +70,7 @@ pub async fn delete(State(app): State<App>, owner: Owner) -> Answer {
     }
     let shared = app.clone();
     let deleted = tokio::task::spawn_blocking(move || remove(&shared, "owner = ?1", owner.name()));
-    deleted.await.map_err(|_| super::failure::Failure::bad("not everything could be deleted; try again"))??;
+    deleted.await.map_err(|_| Failure::bad("not everything could be deleted; try again"))??;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -83,6 +98,7 @@ fn jobs(db: &Connection, condition: &str, parameter: &str) -> rusqlite::Result<V
 
 /// Deletes what `condition` holds of, with its files; what runs stays.
 fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
+    app.data.give_reserve();
     let parameter = parameter.to_owned();
     let gone = app.store.wait(move |db| {
         let db = db.transaction()?;
@@ -117,10 +133,7 @@ fn remove(app: &App, condition: &'static str, parameter: &str) -> Result<()> {
     })?;
     gone.jobs.iter().for_each(|(id, _)| drop(app.tokens.take(id)));
     let data = &app.data;
-    let of_jobs = gone
-        .jobs
-        .iter()
-        .flat_map(|(id, _)| [data.inputs(), data.runs(), data.pictures()].map(|folder| folder.join(id)));
+    let of_jobs = gone.jobs.iter().flat_map(|(id, _)| data.of_job(id));
     let of_adapters = gone.adapters.iter().flat_map(|id| [data.adapters(), data.runs()].map(|folder| folder.join(id)));
     let of_images = gone.images.iter().map(|id| data.thumbnails().join(format!("{id}.jpg")));
     let of_sets = gone.sets.iter().map(|id| data.sets().join(id));

@@ -1,79 +1,25 @@
-//! The one thread that owns all tensors: it works the queue off, a job at a time, and knows how the present one stands.
+//! The threads that work the queue off, each a job at a time: one owns the device and all tensors on it, another does what needs no device.
 
 use super::failure::of_option;
 use super::jobs::{self, End, Job};
+use super::live::{Live, Request, Stop};
 use super::observer::JobObserver;
-use super::state::{JobKind, JobState, Phase, Progress};
+use super::state::{JobKind, JobState, Lane};
 use super::{drawing, language_training, library, pushing, training, writing, App};
 use crate::error::{Error, Result};
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
+use crate::plain_text::counted;
 use crate::recipes::complete::TextModel;
 use crate::recipes::generate::ImageModel;
-use crate::recipes::training::control::{Control, SampleRequest};
+use crate::recipes::training::control::Control;
 use crate::train::memory_plan::{Rates, Work};
 use serde_json::{json, Value};
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tch::{Device, Kind};
-
-/// Why a job was told to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// A person wants it.
-    Asked,
-    /// The server ends.
-    Server,
-    /// It took as long as a job may.
-    Time,
-}
-
-/// What can be asked of a training beside that it stops.
-#[derive(Debug)]
-pub enum Request {
-    /// A checkpoint.
-    Save,
-    /// A sample with the weights as they are.
-    Sample(SampleRequest),
-    /// To wait.
-    Pause,
-    /// To go on.
-    Continue,
-}
-
-/// The job that has its turn.
-pub struct Live {
-    id: String,
-    control: Control,
-    stop: Option<Stop>,
-    is_paused: bool,
-    phase: Option<Phase>,
-    memory_bytes: Option<u64>,
-    began: Instant,
-}
-
-impl Live {
-    /// Where it stands.
-    pub fn state(&self) -> JobState {
-        match (self.stop, self.is_paused) {
-            (Some(_), _) => JobState::Stopping,
-            (None, true) => JobState::Paused,
-            (None, false) => JobState::Running,
-        }
-    }
-
-    /// How far it is in its present phase.
-    pub fn progress(&self) -> Option<&Progress> {
-        self.phase.as_ref().map(Phase::progress)
-    }
-
-    /// The most memory that it took so far.
-    pub fn memory_bytes(&self) -> Option<u64> {
-        self.memory_bytes
-    }
-}
 
 /// So many plans wait for a measurement, and so many measurements are kept: the newest.
 const MOST_WAITING: usize = 4;
@@ -93,31 +39,34 @@ impl Timed {
     }
 }
 
-/// What requests may ask of the thread.
+/// What requests may ask of the threads.
 pub struct Worker {
-    live: Mutex<Option<Live>>,
-    /// Whether there may be a job to take, whether the server ends, and whether the thread has ended.
+    /// At most one a lane.
+    live: Mutex<Vec<Live>>,
+    /// Whether there may be a job to take, whether the server ends, and whether the threads have ended.
     signs: Mutex<Signs>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Signs {
-    is_woken: bool,
+    /// Lanes that may have a job to take.
+    woken: Vec<Lane>,
     /// Plans ask how fast the device is.
     wants_rates: VecDeque<Timed>,
     rates: VecDeque<(Timed, Option<Rates>)>,
     is_closing: bool,
-    has_ended: bool,
+    /// Lanes whose threads have ended.
+    ended: Vec<Lane>,
 }
 
 impl Worker {
-    /// One without a thread yet.
+    /// One without threads yet.
     pub fn new() -> Self {
-        Self { live: Mutex::new(None), signs: Mutex::default(), changed: Condvar::new() }
+        Self { live: Mutex::default(), signs: Mutex::default(), changed: Condvar::new() }
     }
 
-    fn live(&self) -> MutexGuard<'_, Option<Live>> {
+    fn live(&self) -> MutexGuard<'_, Vec<Live>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -127,73 +76,63 @@ impl Worker {
 
     /// What `look` says of the job `id`, with how it stands if it has its turn.
     pub fn with<T>(&self, id: &str, look: impl FnOnce(Option<&Live>) -> T) -> T {
-        look(self.live().as_ref().filter(|live| live.id == id))
+        look(self.live().iter().find(|live| live.id == id))
     }
 
-    /// Changes how the present job is shown.
-    pub fn update(&self, change: impl FnOnce(&mut Live)) {
-        if let Some(live) = self.live().as_mut() {
-            change(live);
-        }
+    /// Changes how the job `id` is shown; none where it does not have its turn.
+    pub fn update<T>(&self, id: &str, change: impl FnOnce(&mut Live) -> T) -> Option<T> {
+        self.live().iter_mut().find(|live| live.id == id).map(change)
     }
 
     /// There is a job to take.
     pub fn wake(&self) {
-        self.signs().is_woken = true;
+        self.signs().woken = Lane::ALL.to_vec();
         self.changed.notify_all();
     }
 
     /// Tells the job `id` to stop; false where it does not have its turn.
     pub fn stop(&self, id: &str, why: Stop) -> bool {
-        match self.live().as_mut().filter(|live| live.id == id) {
+        self.update(id, |live| live.stop(why)).unwrap_or(false)
+    }
+
+    /// Asks something of the job `id`; false where it does not have its turn, or is about to end.
+    pub fn ask(&self, id: &str, request: Request) -> bool {
+        self.with(id, |live| match live.filter(|live| live.goes_on()) {
             Some(live) => {
-                live.stop.get_or_insert(why);
-                live.control.stop();
+                live.ask(request);
                 true
             }
             None => false,
-        }
+        })
     }
 
-    /// Asks something of the job `id`; false where it does not have its turn.
-    pub fn ask(&self, id: &str, request: Request) -> bool {
-        let live = self.live();
-        let Some(live) = live.as_ref().filter(|live| live.id == id && live.stop.is_none()) else { return false };
-        match request {
-            Request::Save => live.control.save(),
-            Request::Sample(sample) => live.control.sample(sample),
-            Request::Pause => live.control.pause(),
-            Request::Continue => live.control.go_on(),
-        }
-        true
-    }
-
-    /// The job that has had its turn for longer than `most`.
+    /// A job that has had its turn for longer than `most`.
     pub fn overdue(&self, most: Duration) -> Option<String> {
-        self.live().as_ref().filter(|live| live.began.elapsed() > most).map(|live| live.id.clone())
+        let is_overdue = |live: &&Live| live.lasts() > most && live.goes_on();
+        self.live().iter().find(is_overdue).map(|live| live.id.clone())
     }
 
-    /// Has the present job stop, and takes no other.
+    /// Has the present jobs stop, and takes no other.
     pub fn close(&self) {
         self.signs().is_closing = true;
         self.changed.notify_all();
-        if let Some(live) = self.live().as_mut() {
-            live.stop.get_or_insert(Stop::Server);
-            live.control.stop();
+        for live in self.live().iter_mut() {
+            live.stop(Stop::Server);
         }
     }
 
-    /// Waits until the thread has ended, but not longer than `most`; whether it has.
+    /// Waits until the threads have ended, but not longer than `most`; whether they have.
     pub fn wait_for_the_end(&self, most: Duration) -> bool {
-        let wait = self.changed.wait_timeout_while(self.signs(), most, |signs| !signs.has_ended);
-        wait.unwrap_or_else(PoisonError::into_inner).0.has_ended
+        let is_at_work = |signs: &mut Signs| signs.ended.len() < Lane::ALL.len();
+        let wait = self.changed.wait_timeout_while(self.signs(), most, is_at_work);
+        wait.unwrap_or_else(PoisonError::into_inner).0.ended.len() == Lane::ALL.len()
     }
 
     /// How fast the device computes `work` in `kind`, measured once between two jobs, for which this waits, but not longer than `most`.
     /// Where a job has its turn, or it takes longer, what was measured of other work in this dtype is the answer.
     pub fn rates(&self, kind: Kind, work: Work, most: Duration) -> Option<Rates> {
         let wanted = Timed { kind, work };
-        let is_busy = self.live().is_some();
+        let is_busy = self.live().iter().any(Live::is_on_the_device);
         let known =
             |signs: &Signs| signs.rates.iter().find(|(of, _)| of.is_like(&wanted)).map(|(_, rates)| rates.clone());
         let of_other_work = |signs: &Signs| {
@@ -231,12 +170,15 @@ impl Worker {
         }
     }
 
-    /// Waits for something to do; false where the server ends.
-    fn wait_for_work(&self) -> bool {
-        let is_idle = |signs: &mut Signs| !signs.is_woken && !signs.is_closing && signs.wants_rates.is_empty();
+    /// Waits for something to do in `lane`; false where the server ends.
+    fn wait_for_work(&self, lane: Lane) -> bool {
+        let is_idle = |signs: &mut Signs| {
+            let measures = lane == Lane::Device && !signs.wants_rates.is_empty();
+            !signs.woken.contains(&lane) && !signs.is_closing && !measures
+        };
         let wait = self.changed.wait_while(self.signs(), is_idle);
         let mut signs = wait.unwrap_or_else(PoisonError::into_inner);
-        signs.is_woken = false;
+        signs.woken.retain(|woken| *woken != lane);
         !signs.is_closing
     }
 
@@ -245,41 +187,24 @@ impl Worker {
     }
 }
 
-impl Live {
-    /// Whether it waits.
-    pub fn set_paused(&mut self, is_paused: bool) {
-        self.is_paused = is_paused;
-    }
-
-    /// The present phase.
-    pub fn set_phase(&mut self, phase: Option<Phase>) {
-        self.phase = phase;
-    }
-
-    /// The present phase, to be advanced.
-    pub fn phase(&mut self) -> Option<&mut Phase> {
-        self.phase.as_mut()
-    }
-
-    /// It has taken so much memory.
-    pub fn note_memory(&mut self, bytes: u64) {
-        self.memory_bytes = Some(self.memory_bytes.map_or(bytes, |before| before.max(bytes)));
-    }
-}
-
-/// Starts the thread.
+/// Starts the threads.
 pub fn start(app: &App) -> Result<()> {
-    let app = app.clone();
     app.worker.wake();
-    thread::Builder::new().name("jobs".to_owned()).spawn(move || work(&app)).map_err(Error::no_thread).map(drop)
+    for (lane, name) in [(Lane::Device, "jobs"), (Lane::Hub, "uploads")] {
+        let app = app.clone();
+        thread::Builder::new().name(name.to_owned()).spawn(move || work(&app, lane)).map_err(Error::no_thread)?;
+    }
+    Ok(())
 }
 
-fn work(app: &App) {
+fn work(app: &App, lane: Lane) {
     let mut models = Loaded::default();
-    while app.worker.wait_for_work() {
+    while app.worker.wait_for_work(lane) {
         loop {
-            app.worker.measure(app.device);
-            match jobs::take_next(app) {
+            if lane == Lane::Device {
+                app.worker.measure(app.device);
+            }
+            match jobs::take_next(app, lane) {
                 Ok(Some(job)) => turn(app, &mut models, job),
                 Ok(None) => break,
                 // The disk is full, or the like: no job can be written down, so none is begun.
@@ -293,50 +218,75 @@ fn work(app: &App) {
             }
         }
     }
-    app.worker.signs().has_ended = true;
+    app.worker.signs().ended.push(lane);
     app.worker.changed.notify_all();
 }
 
 /// A job from start to end.
 fn turn(app: &App, models: &mut Loaded, job: Job) {
     let control = Control::new();
-    *app.worker.live() = Some(Live {
-        id: job.id.clone(),
-        control: control.clone(),
-        stop: None,
-        is_paused: false,
-        phase: None,
-        memory_bytes: None,
-        began: Instant::now(),
-    });
+    let is_on_the_device = job.kind.lane() == Lane::Device;
+    app.worker.live().push(Live::new(job.id.clone(), job.kind, control.clone()));
     // The server may have been told to end since the job was taken.
     if app.worker.is_closing() {
         app.worker.stop(&job.id, Stop::Server);
     }
-    memory::reset_host_peak();
+    app.data.keep_reserve();
+    if is_on_the_device {
+        memory::reset_host_peak();
+    }
     drop(jobs::tell_now(app, &job.id));
     jobs::tell_those_who_wait(app);
     let mut observer = JobObserver::new(app, &job);
     let outcome = catching(|| run(app, models, &job, &control, &mut observer));
-    let (stop, memory_bytes) = {
-        let live = app.worker.live();
-        (live.as_ref().and_then(|live| live.stop), live.as_ref().and_then(Live::memory_bytes))
-    };
+    let (stop, memory_bytes, text) = app
+        .worker
+        .with(&job.id, |live| live.map(|live| (live.told_to_stop(), live.memory_bytes(), live.text().to_owned())))
+        .unwrap_or_default();
     let end = ended(app, job.kind, outcome, stop);
-    let over = End { memory_bytes, ..end };
+    // What was written before a stop is worth keeping.
+    let answer = end.answer.or_else(|| (!text.is_empty()).then(|| json!({ "text": text })));
+    let over = End { memory_bytes, answer, ..end };
     if over.state == JobState::Failed {
         if let Some((sentence, _)) = &over.error {
             observer.log(sentence);
         }
     }
-    let written = library::register(app, &job.id).and_then(|()| jobs::finish(app, &job.id, over));
-    *app.worker.live() = None;
-    if let Err(error) = written {
-        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
-    }
+    write_down(app, &job, &over);
+    app.worker.live().retain(|live| live.id != job.id);
     drop(jobs::tell_now(app, &job.id));
     app.events.send(&job.owner, &json!({ "kind": "adapters" }));
-    drop(memory::release_cached(app.device));
+    if is_on_the_device {
+        drop(memory::release_cached(app.device));
+    }
+}
+
+/// Writes down how a job ended. Where the disk is full that waits until there is room, and no other job begins; the job is shown as over
+/// meanwhile.
+fn write_down(app: &App, job: &Job, end: &End) {
+    let warn = |error: &Error| {
+        app.events.send(&job.owner, &json!({ "kind": "warning", "sentence": error.to_string() }));
+    };
+    let registered = library::register(app, &job.id);
+    let mut is_told = false;
+    while let Err(error) = jobs::finish(app, &job.id, end.clone()) {
+        if !is_told {
+            is_told = true;
+            let sentence = end.error.as_ref().map(|(sentence, _)| sentence.clone());
+            app.worker.update(&job.id, |live| live.end(end.state, sentence));
+            drop(jobs::tell_now(app, &job.id));
+            warn(&error);
+        }
+        if app.worker.is_closing() {
+            return;
+        }
+        app.data.give_reserve();
+        thread::sleep(Duration::from_millis(500));
+    }
+    // There may be room by now.
+    if let Err(error) = registered.or_else(|_| library::register(app, &job.id)) {
+        warn(&error);
+    }
 }
 
 fn run(
@@ -386,11 +336,8 @@ fn ended(app: &App, kind: JobKind, outcome: Result<Option<Value>>, stop: Option<
         (Ok(answer), _) => End { answer, ..end(JobState::Finished, None) },
         (Err(Error::Interrupted(_)), Some(Stop::Server)) => end(JobState::Interrupted, None),
         (Err(Error::Interrupted(_)), Some(Stop::Time)) => {
-            let most = app.limits.map_or(0, |limits| limits.max_minutes);
-            end(
-                JobState::Failed,
-                Some((format!("stopped after {most} minutes, the most that a job may take here"), None)),
-            )
+            let most = counted(app.limits.map_or(0, |limits| limits.max_minutes) as usize, "minute");
+            end(JobState::Failed, Some((format!("stopped after {most}, the most that a job may take here"), None)))
         }
         (Err(Error::Interrupted(_)), _) => end(JobState::Stopped, None),
         (Err(error), _) => {

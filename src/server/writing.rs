@@ -10,9 +10,9 @@ use super::worker::Loaded;
 use super::{library, App};
 use crate::error::Result;
 use crate::interrupt::Interrupt;
+use crate::options::command_line::command_line;
 use crate::options::complete::CompleteConfig;
 use crate::options::reading::Configuration;
-use crate::options::shell_word;
 use crate::recipes::complete::{Completion, TextModel};
 use clap::Command;
 use serde::Deserialize;
@@ -43,8 +43,8 @@ struct Given {
     strength: Option<f64>,
 }
 
-/// What `options` ask for: the configuration, its flags and the seed.
-fn of_options(app: &App, owner: &str, wanted: &Map<String, Value>) -> Answer<(CompleteConfig, Vec<String>, i64)> {
+/// What `wanted` asks for: the configuration and the seed.
+fn of_options(app: &App, owner: &str, wanted: &Map<String, Value>) -> Answer<(CompleteConfig, i64)> {
     let mut wanted = wanted.clone();
     let adapters = wanted.remove("adapters").filter(|value| !value.is_null()).unwrap_or_else(|| json!([]));
     let adapters: Vec<Given> = serde_json::from_value(adapters)
@@ -53,33 +53,30 @@ fn of_options(app: &App, owner: &str, wanted: &Map<String, Value>) -> Answer<(Co
         return Err(Failure::field("adapters", format!("there can be {MAX_ADAPTERS} adapters at once")));
     }
     let mut asked = Asked::new(&wanted);
-    let Some(model) = asked.text("model")? else { return Err(Failure::field("model", "choose a language model")) };
-    let model = app.models.find(&model, app.limits.is_some())?;
-    if model.kind != ModelKind::Language && model.is_here() {
-        return Err(Failure::field("model", format!("{} writes no texts; choose a language model", model.name)));
-    }
+    let model = asked.model(app, ModelKind::Language)?;
     let seed = asked.integer("seed")?;
-    let mut flags = asked.flags(&command(), FILLED_IN)?;
-    flags.push(format!("--model={}", model.argument));
+    let mut options = asked.rest(&command(), FILLED_IN)?;
+    options.insert("model".to_owned(), json!(model.argument));
+    let mut folders = Vec::new();
     for given in &adapters {
         let (_, folder) = library::folder_now(app, &given.id, owner, given.checkpoint)?;
         let strength =
             given.strength.filter(|strength| *strength != 1.0).map_or(String::new(), |strength| format!("={strength}"));
-        flags.push(format!("--adapter={}{strength}", folder.display()));
+        folders.push(format!("{}{strength}", folder.display()));
     }
-    let config: CompleteConfig = options::parsed(&flags)?;
+    options.insert("adapter".to_owned(), json!(folders));
+    let config = CompleteConfig::from_map(&options)?;
     if config.prompt.is_empty() {
         return Err(Failure::field("prompt", "give a text to continue, answer or classify"));
     }
-    Ok((config, flags, seed.unwrap_or(0)))
+    Ok((config, seed.unwrap_or(0)))
 }
 
 /// Refuses what cannot be meant, before it waits in the queue; the command line of the job, and its usual name.
 pub fn prepare(app: &App, owner: &str, options: &Map<String, Value>) -> Answer<(String, String)> {
-    let (config, flags, seed) = of_options(app, owner, options)?;
-    let words: Vec<String> = flags.iter().map(|flag| shell_word(flag)).collect();
+    let (config, seed) = of_options(app, owner, options)?;
     let name: String = config.prompt.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
-    Ok((format!("lorabooth complete {} --seed={seed}", words.join(" ")), name))
+    Ok((command_line(&config, seed)?, name))
 }
 
 /// Completes the text of `job`, with the model of before where it is the same: `text`, or for a classifier `labels`.
@@ -90,7 +87,7 @@ pub fn complete(
     interrupt: &Interrupt,
     observer: &mut JobObserver,
 ) -> Result<Value> {
-    let (config, _, seed) = of_options(app, &job.owner, &job.options).map_err(of_failure)?;
+    let (config, seed) = of_options(app, &job.owner, &job.options).map_err(of_failure)?;
     let model = match models.texts.take().filter(|model| model.is_for(&config, app.device)) {
         Some(model) => model,
         None => {

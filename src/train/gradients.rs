@@ -10,14 +10,13 @@ pub fn gradients(params: &Parameters) -> Vec<Tensor> {
     params.values().map(Tensor::grad).filter(Tensor::defined).collect()
 }
 
-/// Scales `grads` in place so that their joint norm is at most `max_norm`, and returns the norm they had: a scalar on
-/// their device, read by nobody yet. Equals `torch.nn.utils.clip_grad_norm_`.
-pub fn clip_grad_norm(grads: &[Tensor], max_norm: f64) -> Result<Tensor> {
-    let norm = grad_norm(grads)?;
-    if !grads.is_empty() {
-        scale(grads, &(max_norm / (&norm + 1e-6)).clamp_max(1.0))?;
+/// Scales `grads`, whose joint norm is `norm`, in place so that it is at most `max_norm`: `torch.nn.utils.clip_grad_norm_`, in its float32.
+pub fn clip(grads: &[Tensor], norm: f32, max_norm: f64) -> Result<()> {
+    let factor = max_norm as f32 / (norm + 1e-6);
+    match factor < 1.0 {
+        true => scale(grads, f64::from(factor)),
+        false => Ok(()),
     }
-    Ok(norm)
 }
 
 /// The norm of all `grads` as one vector, a scalar on their device; 0 of none.
@@ -30,8 +29,7 @@ pub fn grad_norm(grads: &[Tensor]) -> Result<Tensor> {
 
 /// Whether each element of `grads` is a number: one pass over them, and one wait for the device.
 pub fn all_finite(grads: &[Tensor]) -> Result<bool> {
-    let finite = i64::try_from(grad_norm(grads)?.isfinite().to_kind(Kind::Int64))?;
-    Ok(finite == 1)
+    Ok(f32::try_from(grad_norm(grads)?)?.is_finite())
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ fn into_gradient(logits: &Tensor, labels: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libtorch::random::{seed_globally, Generator};
+    use crate::libtorch::random::{seed_globally, turn, Generator};
     use tch::Device;
 
     /// Loss and gradients of the hidden states and of the projection, where it learns.
@@ -105,6 +105,7 @@ mod tests {
 
     #[test]
     fn a_projection_with_dropout_draws_once() {
+        let _turn = turn();
         let seeded = || seed_globally(Device::Cpu, 9).unwrap();
         let whole = learnt(true, |hidden, labels, logits| {
             seeded();

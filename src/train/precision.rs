@@ -1,8 +1,7 @@
 //! In what numbers a model computes, and the loss scale that float16 needs.
 
-use super::gradients::all_finite;
 use crate::error::{Error, Result};
-use crate::libtorch::fused_adamw::scale;
+use crate::libtorch::fused_adamw::check_and_scale;
 use crate::libtorch::half_precision::has_units;
 use crate::libtorch::startup::cuda_capability;
 use serde::{Deserialize, Serialize};
@@ -144,20 +143,15 @@ impl LossScaler {
         loss * self.state.scale
     }
 
-    /// Divides `grads` by the factor in place, once before each optimizer step, and adapts the factor. False: some
-    /// gradient overflowed, and this step must be skipped. Waits for the device once.
-    pub fn unscale(&mut self, grads: &[Tensor]) -> Result<bool> {
-        if let Some(first) = grads.first() {
-            // As torch: the inverse in float64, then one product in the gradients' kind.
-            let inverse = Tensor::from((1.0 / self.state.scale) as f32).to_device(first.device());
-            scale(grads, &inverse)?;
-        }
-        let finite = all_finite(grads)?;
-        self.update(finite);
-        Ok(finite)
+    /// Divides `grads` by the factor in place, once before each optimizer step. Returns a number on their device, read by nobody yet: not 0
+    /// where some gradient overflowed, so that this step must be skipped. `None` without gradients.
+    pub fn unscale(&self, grads: &[Tensor]) -> Result<Option<Tensor>> {
+        // As torch: the inverse in float64, then one product in the gradients' kind.
+        (!grads.is_empty()).then(|| check_and_scale(grads, 1.0 / self.state.scale)).transpose()
     }
 
-    fn update(&mut self, finite: bool) {
+    /// Adapts the factor to a step whose gradients were all `finite`, or not.
+    pub fn update(&mut self, finite: bool) {
         let state = &mut self.state;
         if !finite {
             state.scale *= BACKOFF_FACTOR;
@@ -193,16 +187,20 @@ mod tests {
 
     #[test]
     fn gradients_come_back_unscaled() {
-        let mut scaler = LossScaler::default();
         let grads = [Tensor::from_slice(&[65536f32, -131072.])];
-        assert!(scaler.unscale(&grads).unwrap());
+        let overflow = LossScaler::default().unscale(&grads).unwrap().unwrap();
+        assert_eq!(overflow.double_value(&[0]), 0.0);
         assert_eq!(Vec::<f32>::try_from(&grads[0]).unwrap(), [1., -2.]);
     }
 
     #[test]
     fn an_overflow_skips_the_step_and_halves_the_scale() {
         let mut scaler = LossScaler::default();
-        assert!(!scaler.unscale(&[Tensor::from_slice(&[f32::INFINITY])]).unwrap());
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let overflow = scaler.unscale(&[Tensor::from_slice(&[0f32, 1.]), Tensor::from_slice(&[2f32, bad])]);
+            assert_eq!(overflow.unwrap().unwrap().double_value(&[0]), 1.0, "{bad}");
+        }
+        scaler.update(false);
         assert_eq!(scaler.state(), ScalerState { scale: 32768., good_steps: 0, skipped_steps: 1 });
     }
 

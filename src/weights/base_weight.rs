@@ -1,7 +1,7 @@
 //! How the frozen weight of one projection is kept, and what the projection computes with it.
 
 use super::convolution::{conv2d, conv2d_input_gradient, Stride};
-use super::int8::Int8Weight;
+use super::int8::{self, Int8Weight};
 use super::streamed::StreamedWeight;
 use tch::{Kind, Tensor};
 
@@ -80,6 +80,17 @@ impl BaseWeight {
         }
     }
 
+    /// What a linear projection needs of the weight in backward.
+    pub fn input_gradient(&self) -> InputGradient {
+        match self {
+            BaseWeight::Dense(weight) => InputGradient::Dense(weight.shallow_clone()),
+            BaseWeight::Int8(weight) => {
+                InputGradient::Int8 { codes: weight.codes().shallow_clone(), scales: weight.scales().shallow_clone() }
+            }
+            BaseWeight::Streamed(weight) => InputGradient::Streamed(weight.clone()),
+        }
+    }
+
     /// The weight as a dense tensor in `kind`.
     pub fn dense(&self, kind: Kind) -> Tensor {
         match self {
@@ -113,6 +124,42 @@ impl BaseWeight {
             BaseWeight::Dense(weight) => weight.device(),
             BaseWeight::Int8(weight) => weight.device(),
             BaseWeight::Streamed(weight) => weight.placement().device,
+        }
+    }
+}
+
+/// A linear projection's weight as its backward needs it.
+pub enum InputGradient {
+    /// `[n, k]`
+    Dense(Tensor),
+    /// Codes of 8 bits.
+    Int8 {
+        /// int8 `[n, k]`
+        codes: Tensor,
+        /// float32 `[n]`
+        scales: Tensor,
+    },
+    /// Elsewhere, brought once more.
+    Streamed(StreamedWeight),
+}
+
+impl InputGradient {
+    /// `sum` with the gradient of the input added in place, from that of the output `[m, n]`: `[m, k]`. Without a gradient of its own.
+    pub fn add_to(&self, sum: Option<Tensor>, grad: &Tensor) -> Tensor {
+        let add_product = |sum: Option<Tensor>, weight: &Tensor| match sum {
+            None => grad.mm(weight),
+            Some(mut sum) => sum.addmm_(grad, weight),
+        };
+        match self {
+            Self::Dense(weight) => add_product(sum, weight),
+            Self::Streamed(weight) => weight.with(|weight| add_product(sum, weight)),
+            Self::Int8 { codes, scales } => {
+                let gradient = int8::input_gradient(grad, codes, scales);
+                match sum {
+                    None => gradient,
+                    Some(sum) => sum + gradient,
+                }
+            }
         }
     }
 }

@@ -43,12 +43,13 @@ pub struct BlockStream {
 
 #[derive(Default)]
 struct State {
+    /// Dropped first: they wait for copies that still read the weights.
+    rooms: Vec<Room>,
     names: Vec<String>,
     /// The weights of each block, on the host.
     blocks: Vec<Vec<Tensor>>,
     /// Where those lie, for a device that is not the CPU.
     host: HostMemory,
-    rooms: Vec<Room>,
     route: Route,
     /// Blocks that had to be waited for.
     missed: usize,

@@ -8,6 +8,7 @@
 //! Shapes: b batch, c input channels, o output channels, h and w input size, y and x output size, k kernel.
 
 use crate::libtorch::autograd_node;
+use crate::libtorch::failure::or_panic;
 use tch::{Device, Kind, Tensor};
 
 /// Step and padding of a square kernel.
@@ -40,11 +41,8 @@ pub(super) fn conv2d_input_gradient(grad: &Tensor, weight: &Tensor, input: &[i64
 /// `ys`, computed from `xs` without a gradient, with this one.
 pub(super) fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
     let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| Ok(vec![grads[0].as_ref().map(&gradient)]);
-    match autograd_node::attach(&[xs], &[], &[&ys], Box::new(backward)) {
-        Ok(()) => ys,
-        // As each of tch's operations does; the step's boundary makes a sentence of it.
-        Err(error) => std::panic::panic_any(error.to_string()),
-    }
+    or_panic(autograd_node::attach(&[xs], &[], &[&ys], Box::new(backward)));
+    ys
 }
 
 /// The sizes of a convolution.
@@ -117,7 +115,7 @@ impl Convolution {
 
     fn way(self, device: Device) -> Way {
         match device {
-            Device::Cpu if self.is_a_projection() => Way::Projection,
+            _ if self.is_a_projection() => Way::Projection,
             Device::Cpu if self.columns_are_smaller_than_weight() => Way::Columns,
             _ => Way::Library,
         }

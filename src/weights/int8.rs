@@ -4,7 +4,7 @@
 //! Shapes: m rows of the input, k inputs, n outputs.
 
 use super::convolution::with_gradient;
-use crate::error::Result;
+use crate::libtorch::failure::or_panic;
 use crate::libtorch::int8_cuda;
 use tch::{Device, Kind, Tensor};
 
@@ -158,11 +158,6 @@ impl Int8Weight {
     }
 }
 
-/// As each of tch's operations fails; the step's boundary makes a sentence of it.
-fn or_panic<T>(made: Result<T>) -> T {
-    made.unwrap_or_else(|error| std::panic::panic_any(error))
-}
-
 /// The rows of a weight `[n, k]` in bands of about `numbers`: each band's first row, and how many it has.
 fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
     let band = (numbers / k.max(1)).max(1);
@@ -170,7 +165,7 @@ fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
 }
 
 /// `g W`: `[m, n] -> [m, k]`. The small operand takes the scales, and the codes are made dense a band at a time.
-fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
+pub(super) fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let (n, k) = (codes.size()[0], codes.size()[1]);
     let kind = grad.kind();

@@ -18,7 +18,7 @@ mod tensor_source;
 mod weight_files;
 mod weight_set;
 
-pub use base_weight::{BaseWeight, Op, Storage};
+pub use base_weight::{BaseWeight, InputGradient, Op, Storage};
 pub use block_stream::{block_of, BlockStream};
 pub use convolution::{conv2d, Stride};
 pub use int8::{Int8Weight, DEFAULT_THRESHOLD, DENSE_AT_ONCE};

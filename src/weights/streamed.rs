@@ -6,6 +6,8 @@ use super::block_stream::{block_of, BlockStream, Place};
 use super::weight_set::{Placement, WeightSet};
 use crate::error::Result;
 use crate::libtorch::autograd_node;
+use crate::libtorch::failure::or_panic;
+use crate::libtorch::upload::upload;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Tensor};
 
@@ -16,7 +18,7 @@ pub enum Layout {
     AsStored,
     /// Rows are columns: GPT-2's Conv1D.
     Transposed,
-    /// A copy with channels last, which oneDNN convolves without reordering.
+    /// A copy with channels last, which oneDNN and cuDNN convolve without reordering.
     ChannelsLast,
 }
 
@@ -78,7 +80,12 @@ impl StreamedWeight {
         stream: &Arc<BlockStream>,
     ) -> Result<Self> {
         let on_host = weights.load(key, shape, Placement { device: Device::Cpu, ..placement })?;
-        let place = stream.add(block_of(key), &on_host)?;
+        // As it is to lie there, so that nothing is left to do each time.
+        let arriving = match layout {
+            Layout::ChannelsLast => on_host.permute([0, 2, 3, 1]).contiguous(),
+            Layout::AsStored | Layout::Transposed => on_host,
+        };
+        let place = stream.add(block_of(key), &arriving)?;
         weights.let_go(key);
         Ok(Self::new(key, shape, layout, placement, Waiting::Pinned(stream.clone(), place)))
     }
@@ -103,10 +110,11 @@ impl StreamedWeight {
             Waiting::Pinned(stream, place) => stream.get(*place),
             Waiting::Table(table) => Ok(streamed.placement.of(&unlocked(table))),
         };
-        let weight = match stored {
-            Ok(stored) => tch::no_grad(|| streamed.layout.of(stored)),
-            Err(error) => std::panic::panic_any(error),
-        };
+        let arrived = or_panic(stored);
+        let weight = tch::no_grad(|| match (&streamed.waiting, streamed.layout) {
+            (Waiting::Pinned(..), Layout::ChannelsLast) => arrived.permute([0, 3, 1, 2]),
+            (_, layout) => layout.of(arrived),
+        });
         let made = compute(&weight);
         if let Waiting::InFile(weights) = &streamed.waiting {
             weights.let_go(&streamed.key);
@@ -117,7 +125,9 @@ impl StreamedWeight {
     /// `op` applied to `xs`. Backward brings the weight again; of a table only the rows `xs` are brought.
     pub fn run(&self, op: Op, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
         if let Waiting::Table(table) = &self.0.waiting {
-            return self.0.placement.of(&op.run(&xs.to_device(Device::Cpu), &unlocked(table), None));
+            let Placement { device, kind } = self.0.placement;
+            let rows = op.run(&xs.to_device(Device::Cpu), &unlocked(table), None);
+            return upload(&rows.to_kind(kind), device);
         }
         // No view, which could not be added to in place where gradients flow.
         let ys = tch::no_grad(|| self.with(|weight| op.run(xs, weight, bias))).detach();
@@ -130,10 +140,8 @@ impl StreamedWeight {
             Ok(vec![to_input, wanted[1].then(|| op.bias_gradient(grad))])
         };
         let inputs: Vec<&Tensor> = std::iter::once(xs).chain(bias).collect();
-        match autograd_node::attach(&inputs, &[], &[&ys], Box::new(backward)) {
-            Ok(()) => ys,
-            Err(error) => std::panic::panic_any(error),
-        }
+        or_panic(autograd_node::attach(&inputs, &[], &[&ys], Box::new(backward)));
+        ys
     }
 
     /// Shape of the weight in its layout.

@@ -63,6 +63,24 @@ const [gallery] = (await client.predict("/generate", { prompt, adapter: run, ste
 const picture = Buffer.from(await (await fetch(gallery[0].image.url, { headers: cookie })).arrayBuffer());
 assert.equal(picture.subarray(1, 4).toString(), "PNG");
 
+// Each picture comes when it is drawn, and no more come once it is cancelled.
+const counts = [];
+for await (const message of client.submit("/generate", { prompt, steps: 2, seed: 7, number: 3 })) {
+  if (message.type === "data") counts.push(message.data[0].length);
+  if (message.type === "status" && message.stage === "complete") break;
+}
+assert([1, 2, 3].every((count) => counts.includes(count)), JSON.stringify(counts));
+const many = client.submit("/generate", { prompt, steps: 5, number: 100 });
+let drawing;
+for await (const message of many) {
+  if (message.type === "data" && message.data[0].length > 0) {
+    drawing = message.data[1].run;
+    break;
+  }
+}
+await many.cancel();
+await until(async () => (await runs()).find((state) => state.run === drawing).state === "stopped");
+
 // What is wrong is said in the server's own words.
 assert.match(await refusal(() => client.predict("/train", [given, "", 1])), /instance_prompt/);
 const elsewhere = [{ path: "http://example.invalid/a.png", meta: { _type: "gradio.FileData" } }];

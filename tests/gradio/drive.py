@@ -46,6 +46,18 @@ gallery, state = drawn.result()
 assert [picture["caption"] for picture in gallery] == ["seed 7", "seed 8"] and state["state"] == "finished", gallery
 assert all(Image.open(picture["image"]).size == (64, 64) for picture in gallery)
 
+# Who iterates sees each picture when it is drawn.
+drawn = client.submit("a photo of sks bird", steps=2, seed=7, number=3, api_name="/generate")
+counts = [len(gallery) for gallery, state in drawn]
+assert counts == sorted(counts) and {1, 2, 3} <= set(counts), counts
+
+# Cancelled in the middle, no more are drawn.
+drawn = client.submit("a photo of sks bird", steps=5, number=100, api_name="/generate")
+wait_for(lambda: any(gallery for gallery, _ in drawn.outputs()))
+run = drawn.outputs()[-1][1]["run"]
+drawn.cancel()
+wait_for(lambda: state_of(client, run)["state"] == "stopped")
+
 # A text.
 text, state = client.predict("red house", max_new_tokens=5, api_name="/complete")
 assert isinstance(text, str) and state["kind"] == "complete", (text, state)

@@ -1,10 +1,11 @@
 //! A running server and what a client asks of it.
 
-use super::support::lorabooth_command;
+use super::support::{interpreter, lorabooth_command};
 use serde_json::{json, Value};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes on a busy machine.
@@ -16,6 +17,8 @@ pub struct Server {
     pub url: String,
     pub data: PathBuf,
     agent: ureq::Agent,
+    /// What was answered in JSON, for [`Server::check_answers`].
+    answers: Mutex<Vec<Value>>,
     _out: BufReader<ChildStdout>,
 }
 
@@ -45,7 +48,7 @@ impl Server {
             .timeout_connect(PATIENCE)
             .timeout_read(PATIENCE)
             .build();
-        Self { process, url, data: data.to_owned(), agent, _out: out }
+        Self { process, url, data: data.to_owned(), agent, answers: Mutex::default(), _out: out }
     }
 
     /// Sends `signal` and waits for the end: the exit code, and how long it took.
@@ -67,7 +70,27 @@ impl Server {
 
     /// Status and JSON of a request without a body.
     pub fn ask(&self, method: &str, path: &str) -> (u16, Value) {
-        answer(self.request(method, path).call())
+        self.noted(method, path, answer(self.request(method, path).call()))
+    }
+
+    fn noted(&self, method: &str, path: &str, (status, value): (u16, Value)) -> (u16, Value) {
+        let noted = json!({ "method": method, "path": path, "status": status, "answer": value });
+        self.answers.lock().unwrap().push(noted);
+        (status, value)
+    }
+
+    /// Checks all that was answered so far, and the `events`, against the server's own description; with `all` each address that
+    /// answers in JSON must have been asked.
+    pub fn check_answers(&self, events: &[Value], all: bool) {
+        let document = self.get("/openapi.json");
+        let checked = json!({
+            "document": document, "answers": *self.answers.lock().unwrap(), "events": events, "all": all,
+        });
+        let file = self.data.join("answers.json");
+        std::fs::write(&file, checked.to_string()).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/server/answers_fit.py");
+        let output = interpreter().arg(script).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The JSON at `path`.
@@ -90,7 +113,7 @@ impl Server {
     /// Status and JSON of a request with a body.
     pub fn send(&self, method: &str, path: &str, body: &Value) -> (u16, Value) {
         let request = self.request(method, path).set("content-type", "application/json");
-        answer(request.send_string(&body.to_string()))
+        self.noted(method, path, answer(request.send_string(&body.to_string())))
     }
 
     /// What comes of a request that must succeed.
@@ -111,7 +134,7 @@ impl Server {
     /// Sends files as a form.
     pub fn upload(&self, path: &str, field: &str, files: &[(&str, Vec<u8>)]) -> (u16, Value) {
         let (body, kind) = form(field, files);
-        answer(self.request("POST", path).set("content-type", &kind).send_bytes(&body))
+        self.noted("POST", path, answer(self.request("POST", path).set("content-type", &kind).send_bytes(&body)))
     }
 
     /// The job once `is_it` holds of it.

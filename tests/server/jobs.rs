@@ -192,7 +192,7 @@ fn the_queue_is_put_in_another_order_edited_and_dropped() {
     assert_eq!(places(), [2, 3, 1]);
     let mut options = training(&set, 1, &json!({ "lora_r": 5 }))["options"].clone();
     let (status, edited) = server.send("PATCH", &path(&a), &json!({ "options": options, "name": "Five" }));
-    assert!(status == 200 && text(&edited, "/command").contains("--lora-r=5") && edited["name"] == "Five");
+    assert!(status == 200 && text(&edited, "/command").contains("--lora-r 5") && edited["name"] == "Five");
     options["lora_r"] = json!(0);
     let (status, refused) = server.send("PATCH", &path(&a), &json!({ "options": options }));
     assert_eq!((status, text(&refused, "/error/field")), (422, "lora_r"));

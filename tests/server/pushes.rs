@@ -2,7 +2,7 @@
 
 use super::client::{subject, text, training, Server};
 use super::hub::{HubServer, TOKEN};
-use serde_json::json;
+use serde_json::{json, Value};
 use std::path::Path;
 
 /// Whether a file under `folder` holds `text`.
@@ -25,7 +25,7 @@ fn an_adapter_goes_to_the_hub_and_its_token_stays_nowhere() {
     let path = format!("/api/adapters/{id}/push");
     for (body, field) in [
         (json!({ "repo": "me/dog" }), "token"),
-        (json!({ "repo": "dog", "token": TOKEN }), "repo"),
+        (json!({ "repo": "a dog", "token": TOKEN }), "repo"),
         (json!({ "repo": "me/dog", "token": TOKEN, "license": "Mine!" }), "license"),
         (json!({ "repo": "me/dog", "token": TOKEN, "checkpoint": 77 }), "checkpoint"),
     ] {
@@ -34,7 +34,8 @@ fn an_adapter_goes_to_the_hub_and_its_token_stays_nowhere() {
         assert!(!refused.to_string().contains(TOKEN));
     }
     assert!(hub.kept().asked.is_empty());
-    let pushed = server.post(&path, &json!({ "repo": "me/dog", "token": TOKEN, "license": "mit" }));
+    // A name alone is a repository of the token's user.
+    let pushed = server.post(&path, &json!({ "repo": "dog", "token": TOKEN, "license": "mit" }));
     assert!(!pushed.to_string().contains(TOKEN) && pushed["kind"] == "push", "{pushed}");
     let job = server.wait_until_over(text(&pushed, "/id"));
     assert_eq!((&job["state"], &job["error"]), (&json!("finished"), &json!(null)), "{job}");
@@ -60,4 +61,59 @@ fn an_adapter_goes_to_the_hub_and_its_token_stays_nowhere() {
     let job = server.wait_until_over(text(&pushed, "/id"));
     assert!(text(&job, "/error").contains("push the adapter again") && job["field"] == "token", "{job}");
     assert!(!holds(folder.path(), TOKEN));
+}
+
+#[test]
+fn a_push_waits_for_no_training_and_pushes_keep_their_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub = HubServer::start();
+    let environment = [("HF_ENDPOINT", hub.address.as_str()), ("HF_HUB_OFFLINE", "0"), ("HF_HOME", "/none")];
+    let server = Server::start_in(folder.path(), &[], &environment);
+    let set = subject(&server, 2);
+    let adapter = text(&server.post("/api/jobs", &training(&set, 1, &json!({}))), "/id").to_owned();
+    assert_eq!(server.wait_until_over(&adapter)["state"], "finished");
+    let add = |body: &Value| text(&server.post("/api/jobs", body), "/id").to_owned();
+    let (long, behind) = (add(&training(&set, 100_000, &json!({}))), add(&training(&set, 1, &json!({}))));
+    server.wait_for(&long, |job| job["progress"]["phase"] == "training");
+
+    // While this is held the hub answers nobody.
+    let held = hub.kept();
+    let push = |repo: &str| {
+        let body = json!({ "repo": format!("me/{repo}"), "token": TOKEN });
+        text(&server.post(&format!("/api/adapters/{adapter}/push"), &body), "/id").to_owned()
+    };
+    let [first, second, third] = ["first", "second", "third"].map(push);
+    server.wait_for(&first, |job| job["state"] == "running");
+    let place = |id: &str| server.get(&format!("/api/jobs/{id}"))["position"].clone();
+    assert_eq!([&first, &second, &third, &behind].map(|id| place(id)), [json!(null), json!(1), json!(2), json!(1)]);
+    let (status, moved) = server.send("PATCH", &format!("/api/jobs/{third}"), &json!({ "position": 1 }));
+    assert_eq!((status, &moved["position"]), (200, &json!(1)), "{moved}");
+    assert_eq!([&second, &behind].map(|id| place(id)), [json!(2), json!(1)]);
+    drop(held);
+    for id in [&first, &third, &second] {
+        let job = server.wait_until_over(id);
+        assert_eq!((&job["state"], &job["memory_bytes"]), (&json!("finished"), &json!(null)), "{job}");
+    }
+    assert_eq!(server.get(&format!("/api/jobs/{long}"))["state"], "running");
+    let made: Vec<Value> =
+        hub.kept().asked.iter().filter(|asked| asked.path.ends_with("/create")).map(|asked| asked.json()).collect();
+    let names: Vec<&str> = made.iter().map(|body| text(body, "/name")).collect();
+    assert_eq!(names, ["first", "third", "second"]);
+
+    // A server that is killed knows the token no more.
+    let held = hub.kept();
+    let [cut, waiting] = ["fourth", "fifth"].map(push);
+    server.wait_for(&cut, |job| job["state"] == "running");
+    server.end("-KILL");
+    drop(held);
+    let server = Server::start_in(folder.path(), &[], &environment);
+    let cut = server.get(&format!("/api/jobs/{cut}"));
+    assert_eq!((&cut["state"], &cut["actions"]), (&json!("interrupted"), &json!([])), "{cut}");
+    let waiting = server.wait_until_over(&waiting);
+    assert!(waiting["state"] == "failed" && waiting["field"] == "token", "{waiting}");
+    assert_eq!(server.get(&format!("/api/jobs/{long}"))["state"], "interrupted");
+    assert_eq!(server.wait_until_over(&behind)["state"], "finished");
+    // A server's end waits for neither.
+    let (code, took) = server.end("-TERM");
+    assert!(code == Some(0) && took < std::time::Duration::from_secs(30), "{code:?} after {took:?}");
 }

@@ -130,6 +130,73 @@ fn what_is_not_there_is_404_and_what_is_wrong_4xx_each_with_a_sentence() {
     assert_eq!(sent.unwrap_err().into_response().unwrap().status(), 413);
 }
 
+/// Sends `body` in pieces, each a moment after the other, and only then reads the answer, as browsers do.
+fn slowly(server: &Server, head: &str, body: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
+    stream.write_all(format!("{head}host: localhost\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).unwrap();
+    for piece in body.chunks(64 << 10) {
+        stream.write_all(piece).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).unwrap();
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+#[test]
+fn who_sends_too_much_reads_why_once_all_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start_with(folder.path(), &["--host-name", "localhost"]);
+    let large = vec![b' '; 8 << 20];
+    let json = "content-type: application/json\r\n";
+    for (head, status) in [
+        (format!("POST /api/jobs HTTP/1.1\r\n{json}"), "413"),
+        (format!("POST /api/nonsense HTTP/1.1\r\n{json}"), "404"),
+        (format!("POST /api/jobs HTTP/1.1\r\norigin: https://evil.example\r\n{json}"), "403"),
+        (
+            "POST /api/sets/nothing/files HTTP/1.1\r\ncontent-type: multipart/form-data; boundary=x\r\n".to_owned(),
+            "404",
+        ),
+    ] {
+        let answer = slowly(&server, &head, &large);
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{head}: {answer}");
+    }
+}
+
+#[test]
+fn an_upload_of_more_than_is_taken_is_refused_before_it_is_sent() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
+    let began = Instant::now();
+    stream
+        .write_all(
+            b"POST /api/sets/any/files HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 9663676416\r\n\
+              content-type: multipart/form-data; boundary=x\r\n\r\n",
+        )
+        .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 413") && text.contains("9.0 GB") && text.contains("at most 8 GB"), "{text}");
+    // And who sends nothing more does not keep the connection.
+    drop(stream.write_all(b"x"));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn who_sends_on_slowly_for_ever_is_hung_up_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).unwrap();
+    let head = "POST /api/nonsense HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let began = Instant::now();
+    while stream.write_all(b"x").is_ok() {
+        assert!(began.elapsed() < Duration::from_secs(90), "it still listens");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn every_answer_keeps_browsers_from_doing_more_than_the_page_needs() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use serde_json::{json, Value};
 use std::io::{Cursor, Write};
 use zip::write::SimpleFileOptions;
 
-fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in files {
         archive.start_file(*name, SimpleFileOptions::default()).unwrap();
@@ -15,7 +15,7 @@ fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
-fn refused<'a>(set: &'a Value, name: &str) -> &'a str {
+pub fn refused<'a>(set: &'a Value, name: &str) -> &'a str {
     let refused = set["refused"].as_array().unwrap().iter().find(|one| one["name"] == name);
     text(refused.unwrap_or_else(|| panic!("{name} is not refused: {set}")), "/sentence")
 }

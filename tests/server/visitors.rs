@@ -5,19 +5,19 @@ use super::hub::{HubServer, TOKEN};
 use serde_json::{json, Value};
 
 /// A visitor by their cookie.
-struct Visitor<'a> {
-    server: &'a Server,
-    cookie: String,
+pub struct Visitor<'a> {
+    pub server: &'a Server,
+    pub cookie: String,
 }
 
 impl<'a> Visitor<'a> {
-    fn new(server: &'a Server) -> Self {
+    pub fn new(server: &'a Server) -> Self {
         let response = server.request("GET", "/api/state").call().unwrap();
         let cookie = response.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
         Self { server, cookie }
     }
 
-    fn send(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    pub fn send(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let request = self.server.request(method, path).set("cookie", &self.cookie);
         let result = match body {
             Some(body) => request.set("content-type", "application/json").send_string(&body.to_string()),
@@ -31,11 +31,11 @@ impl<'a> Visitor<'a> {
         (status, serde_json::from_str(&response.into_string().unwrap_or_default()).unwrap_or(Value::Null))
     }
 
-    fn get(&self, path: &str) -> Value {
+    pub fn get(&self, path: &str) -> Value {
         self.send("GET", path, None).1
     }
 
-    fn set_of(&self, count: usize) -> Value {
+    pub fn set_of(&self, count: usize) -> Value {
         let (_, set) = self.send("POST", "/api/sets", Some(&json!({})));
         let photos: Vec<(&str, Vec<u8>)> = (0..count).map(|index| ("a.png", photo(1 + index % 6))).collect();
         let (body, kind) = super::client::form("files", &photos);
@@ -122,4 +122,23 @@ fn a_visitor_pushes_with_a_token_of_their_own_and_not_with_the_servers() {
     assert!(hub.kept().asked.iter().all(|asked| !asked.headers["authorization"].contains(TOKEN)));
     let (status, _) = Visitor::new(&server).send("POST", &path, Some(&json!({ "repo": "me/dog", "token": TOKEN })));
     assert_eq!(status, 404);
+}
+
+#[test]
+fn what_a_client_without_a_cookie_made_is_deleted_by_its_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start_with(folder.path(), &["--public"]);
+    let functions = server.get("/config")["dependencies"].clone();
+    let generate = functions.as_array().unwrap().iter().find(|function| function["api_name"] == "generate").unwrap();
+    let call = json!({ "data": ["a bird", "", 1, "", 1, null, 5], "fn_index": generate["id"], "session_hash": "mine" });
+    server.post("/gradio_api/queue/join", &call);
+    let told = server.request("GET", "/gradio_api/queue/data?session_hash=mine").call().unwrap().into_string().unwrap();
+    assert!(told.contains("\"success\":true"), "{told}");
+    let pictures = || std::fs::read_dir(server.data.join("pictures")).unwrap().count();
+    assert_eq!(pictures(), 1);
+    let delete = |body: &Value| server.send("POST", "/api/visitor/delete", body).0;
+    assert_eq!(Visitor::new(&server).send("POST", "/api/visitor/delete", None).0, 204);
+    assert_eq!((delete(&json!({})), delete(&json!({ "session_hash": "another" })), pictures()), (204, 204, 1));
+    assert_eq!((delete(&json!({ "session_hash": "mine" })), pictures()), (204, 0));
+    assert_eq!(delete(&json!({ "session": "mine" })), 400);
 }

@@ -33,6 +33,13 @@ pub fn llama() -> Job {
     job("llama", "LlamaForCausalLM", "causal-lm", true, config)
 }
 
+/// One so large that a text of it takes seconds.
+pub fn slow_llama() -> Job {
+    let config = json!({ "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8,
+        "num_key_value_heads": 8, "max_position_embeddings": 1024 });
+    job("slow llama", "LlamaForCausalLM", "causal-lm", true, config)
+}
+
 pub fn opt() -> Job {
     let config = json!({ "hidden_size": 24, "num_hidden_layers": 2, "ffn_dim": 40, "max_position_embeddings": 32,
         "num_attention_heads": 3, "dropout": 0.0, "attention_dropout": 0.0 });

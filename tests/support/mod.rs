@@ -4,9 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
@@ -14,11 +17,12 @@ use tch::{Kind, Tensor};
 
 /// Runs `tests/reference/SCRIPT ARGS` and panics with what it printed if it fails.
 ///
-/// One Python process serves a whole test file, since importing the libraries takes seconds; calls wait for each other.
+/// One Python process serves all test files, since importing the libraries takes seconds; calls wait for each other.
 pub fn python(script: &str, args: &[&str]) {
-    let mut worker = lock(&WORKER);
-    let worker = worker.get_or_insert_with(Worker::start);
-    let error = worker.run(script, args);
+    let request = json!({ "script": script, "args": args });
+    // One that had nothing to do ends, and may do so just when it is asked.
+    let error =
+        ask_worker(&request).or_else(|| ask_worker(&request)).unwrap_or_else(|| json!("the Python process ended"));
     assert!(error.is_null(), "{script} {args:?} failed:\n{}", error.as_str().unwrap_or_default());
 }
 
@@ -131,16 +135,10 @@ pub fn complete<'a>(model: &'a str, prompt: &'a str, more: &[&'a str]) -> Vec<&'
     [&common, more].concat()
 }
 
-static WORKER: Mutex<Option<Worker>> = Mutex::new(None);
-
 /// Where this version of the scripts keeps what it made; what others left is gigabytes, so it goes.
 static MADE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(scripts()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
-    paths.sort();
-    let contents: Vec<String> = paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reference");
-    let own = all.join(&hash(contents.iter().map(String::as_str))[..16]);
+    let own = all.join(&*VERSION);
     std::fs::create_dir_all(&own).unwrap();
     for stale in std::fs::read_dir(&all).unwrap().map(|entry| entry.unwrap().path()).filter(|path| *path != own) {
         std::fs::remove_dir_all(stale).unwrap();
@@ -148,36 +146,48 @@ static MADE: LazyLock<PathBuf> = LazyLock::new(|| {
     own
 });
 
-/// A Python process that runs scripts one after another; it ends when its standard input closes, at the end of this process.
-struct Worker {
-    requests: ChildStdin,
-    answers: BufReader<ChildStdout>,
-    _process: Child,
+/// This version of the scripts.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(scripts()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "py"));
+    paths.sort();
+    let contents: Vec<String> = paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    hash(contents.iter().map(String::as_str))[..16].to_owned()
+});
+
+/// What went wrong in a script, or null; nothing where the process ended before it answered.
+fn ask_worker(request: &Value) -> Option<Value> {
+    let mut worker = worker();
+    let mut answer = String::new();
+    writeln!(worker, "{request}").ok()?;
+    BufReader::new(worker).read_line(&mut answer).ok()?;
+    serde_json::from_str::<Value>(&answer).ok().map(|mut answer| answer["error"].take())
 }
 
-impl Worker {
-    fn start() -> Self {
-        let mut process = interpreter()
-            .arg("worker.py")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(no_python);
-        Self {
-            requests: process.stdin.take().unwrap(),
-            answers: BufReader::new(process.stdout.take().unwrap()),
-            _process: process,
+/// A connection to the Python process of this checkout's scripts, which is started where none listens.
+fn worker() -> UnixStream {
+    // A name, not a file: it goes with the process.
+    let name = hash([env!("CARGO_TARGET_TMPDIR"), &python_path().display().to_string(), &*VERSION]);
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let mut started: Option<Child> = None;
+    loop {
+        if let Ok(stream) = UnixStream::connect_addr(&address) {
+            return stream;
         }
-    }
-
-    /// What went wrong, or null.
-    fn run(&mut self, script: &str, args: &[&str]) -> Value {
-        let mut answer = String::new();
-        let sent = writeln!(self.requests, "{}", json!({ "script": script, "args": args }));
-        if sent.is_err() || self.answers.read_line(&mut answer).unwrap_or(0) == 0 {
-            return json!("the Python process ended");
+        match &mut started {
+            // It outlives this process, and so must its output.
+            None => {
+                started = Some(
+                    interpreter().args(["worker.py", &name]).stdin(Stdio::null()).spawn().unwrap_or_else(no_python),
+                )
+            }
+            Some(process) => {
+                // Another test process may have been quicker, and has the name then.
+                let ended = process.try_wait().unwrap();
+                assert!(ended.is_none_or(|status| status.success()), "worker.py ended with {ended:?}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
-        serde_json::from_str::<Value>(&answer).unwrap()["error"].take()
     }
 }
 

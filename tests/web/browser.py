@@ -20,10 +20,10 @@ def _executable():
 
 
 @contextlib.contextmanager
-def browser():
+def browser(*flags):
     with sync_playwright() as playwright:
         # Root, as in a container, needs --no-sandbox.
-        opened = playwright.chromium.launch(executable_path=_executable(), args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=_executable(), args=["--no-sandbox", *flags])
         yield opened
         opened.close()
 

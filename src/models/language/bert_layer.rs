@@ -68,8 +68,8 @@ impl Attention {
 
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor, mask: &AttentionMask, cache: Option<&mut BlockCache>) -> Tensor {
-        let project = |linear: &Linear| split_heads(&linear.forward(xs), self.heads);
-        let (q, mut k, mut v) = (project(&self.query), project(&self.key), project(&self.value));
+        let projected = Linear::forward_all([&self.query, &self.key, &self.value], xs);
+        let [q, mut k, mut v] = projected.map(|xs| split_heads(&xs, self.heads));
         if let Some(cache) = cache {
             (k, v) = cache.text.extend(k, v);
         }

@@ -231,9 +231,10 @@ impl Attention {
 
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor, context: &AttentionContext, cache: Option<&mut BlockCache>) -> Tensor {
-        let q = context.angles.rotate(&split_heads(&self.q_proj.forward(xs), self.heads)); // [b, h, t, w]
-        let mut k = context.angles.rotate(&split_heads(&self.k_proj.forward(xs), self.key_value_heads)); // [b, g, t, w]
-        let mut v = split_heads(&self.v_proj.forward(xs), self.key_value_heads);
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], xs);
+        let q = context.angles.rotate(&split_heads(&q, self.heads)); // [b, h, t, w]
+        let mut k = context.angles.rotate(&split_heads(&k, self.key_value_heads)); // [b, g, t, w]
+        let mut v = split_heads(&v, self.key_value_heads);
         if let Some(cache) = cache {
             (k, v) = cache.text.extend(k, v);
         }
@@ -264,6 +265,7 @@ impl Mlp {
 
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor) -> Tensor {
-        self.down_proj.forward(&(self.activation.forward(&self.gate_proj.forward(xs)) * self.up_proj.forward(xs)))
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], xs);
+        self.down_proj.forward(&(self.activation.forward(&gate) * up))
     }
 }

@@ -332,10 +332,10 @@ impl Attention {
 
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor, mask: &AttentionMask, cache: Option<&mut BlockCache>) -> Tensor {
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], xs);
         // The queries are scaled before the product, which float16 rounds.
-        let q = split_heads(&(self.q_proj.forward(xs) * self.scale), self.heads);
-        let (mut k, mut v) =
-            (split_heads(&self.k_proj.forward(xs), self.heads), split_heads(&self.v_proj.forward(xs), self.heads));
+        let q = split_heads(&(q * self.scale), self.heads);
+        let (mut k, mut v) = (split_heads(&k, self.heads), split_heads(&v, self.heads));
         if let Some(cache) = cache {
             (k, v) = cache.text.extend(k, v);
         }

@@ -206,10 +206,12 @@ impl Dense {
 
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let activated = self.activation.forward(&self.wi.forward(xs));
         let hidden = match &self.wi_1 {
-            Some(wi_1) => activated * wi_1.forward(xs),
-            None => activated,
+            Some(wi_1) => {
+                let [activated, gate] = Linear::forward_all([&self.wi, wi_1], xs);
+                self.activation.forward(&activated) * gate
+            }
+            None => self.activation.forward(&self.wi.forward(xs)),
         };
         self.wo.forward(&self.dropout.forward(hidden).to_kind(self.output_kind))
     }

@@ -6,11 +6,12 @@
 use super::config_file::{self, check_sizes, MAX_LAYERS};
 use crate::error::{Error, Result};
 use crate::libtorch::checkpoint::checkpoint;
+use crate::libtorch::upload::upload;
 use crate::nn::{attend, Activation, Bias, Embedding, LayerNorm, Linear, Loader};
 use serde::Deserialize;
 use std::path::Path;
 use std::rc::Rc;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// `text_encoder/config.json`; absent fields are transformers' defaults.
 #[derive(Debug, Clone, Deserialize)]
@@ -146,7 +147,7 @@ impl ClipTextModel {
     pub fn ids(rows: &[Vec<i64>], device: tch::Device) -> Tensor {
         let width = rows.first().map_or(0, Vec::len) as i64;
         let flat: Vec<i64> = rows.iter().flatten().copied().collect();
-        Tensor::from_slice(&flat).view([rows.len() as i64, width]).to_kind(Kind::Int64).to_device(device)
+        upload(&Tensor::from_slice(&flat).view([rows.len() as i64, width]), device)
     }
 }
 
@@ -185,7 +186,7 @@ impl EncoderLayer {
     /// `[b, t, d] -> [b, t, d]`
     fn forward(&self, xs: &Tensor) -> Tensor {
         let normed = self.layer_norm1.forward(xs);
-        let (q, k, v) = (self.q_proj.forward(&normed), self.k_proj.forward(&normed), self.v_proj.forward(&normed));
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], &normed);
         let xs = xs + self.out_proj.forward(&attend(&q, &k, &v, self.heads, true));
         let hidden = self.activation.forward(&self.fc1.forward(&self.layer_norm2.forward(&xs)));
         &xs + self.fc2.forward(&hidden)

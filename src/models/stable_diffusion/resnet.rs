@@ -56,12 +56,12 @@ impl ResnetBlock2d {
 
     /// `[b, inputs, h, w]` and the time embedding's SiLU `[b, width]` to `[b, outputs, h, w]`
     pub fn forward(&self, xs: &Tensor, time_embedding: Option<&Tensor>) -> Tensor {
-        let mut hidden = self.conv1.forward(&self.norm1.forward(xs).silu());
+        let mut hidden = self.conv1.forward(&self.norm1.forward_silu(xs));
         if let (Some(project), Some(embedding)) = (&self.time_emb_proj, time_embedding) {
             hidden += project.forward(embedding).unsqueeze(-1).unsqueeze(-1);
             // [b, outputs, 1, 1]
         }
-        let hidden = self.conv2.forward(&self.norm2.forward(&hidden).silu());
+        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden));
         let sum = match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(xs) + hidden,
             None => xs + hidden,

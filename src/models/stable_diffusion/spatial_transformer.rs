@@ -4,6 +4,7 @@
 //! Shapes: b batch, c channels, h and w height and width, s = h·w, t text length, e text width.
 
 use crate::error::Result;
+use crate::libtorch::gates::gated_gelu;
 use crate::nn::{attend, Bias, Conv2d, GroupNorm, LayerNorm, Linear, Loader};
 use tch::Tensor;
 
@@ -115,8 +116,7 @@ impl TransformerBlock {
 
     /// `[b, s, c]` and `[b, t, e]` to `[b, s, c]`
     fn forward(&self, xs: &Tensor, text: &Tensor) -> Tensor {
-        let normed = self.norm1.forward(xs);
-        let xs = self.attn1.forward(&normed, &normed) + xs;
+        let xs = self.attn1.to_itself(&self.norm1.forward(xs)) + xs;
         let xs = self.attn2.forward(&self.norm2.forward(&xs), text) + xs;
         self.ff.forward(&self.norm3.forward(&xs)) + xs
     }
@@ -144,7 +144,14 @@ impl Attention {
 
     /// `[b, s, c]` and `[b, t, context]` to `[b, s, c]`
     fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
-        let (q, k, v) = (self.to_q.forward(xs), self.to_k.forward(context), self.to_v.forward(context));
+        let q = self.to_q.forward(xs);
+        let [k, v] = Linear::forward_all([&self.to_k, &self.to_v], context);
+        self.to_out.forward(&attend(&q, &k, &v, self.heads, false))
+    }
+
+    /// The same of `xs` to itself.
+    fn to_itself(&self, xs: &Tensor) -> Tensor {
+        let [q, k, v] = Linear::forward_all([&self.to_q, &self.to_k, &self.to_v], xs);
         self.to_out.forward(&attend(&q, &k, &v, self.heads, false))
     }
 }
@@ -165,7 +172,6 @@ impl FeedForward {
 
     /// `[b, s, c] -> [b, s, c]`
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let halves = self.proj.forward(xs).chunk(2, -1);
-        self.out.forward(&(&halves[0] * halves[1].gelu("none")))
+        self.out.forward(&gated_gelu(&self.proj.forward(xs)))
     }
 }

@@ -301,7 +301,7 @@ impl UNet2DConditionModel {
         for block in &self.up_blocks {
             xs = block.forward(xs, &mut skips, &on);
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&xs).silu())
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs))
     }
 }
 

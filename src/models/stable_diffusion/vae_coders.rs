@@ -137,7 +137,7 @@ impl Encoder {
             }
         }
         xs = self.mid_block.forward(&xs);
-        self.conv_out.forward(&self.conv_norm_out.forward(&xs).silu())
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs))
     }
 }
 
@@ -182,6 +182,6 @@ impl Decoder {
                 xs = upsampler.forward(&xs, None);
             }
         }
-        self.conv_out.forward(&self.conv_norm_out.forward(&xs).silu())
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&xs))
     }
 }

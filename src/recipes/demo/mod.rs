@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::options::demo::DemoConfig;
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::options::reading::Configuration;
 use crate::options::shell_word;
@@ -28,7 +29,6 @@ use crate::train::precision::Precision;
 use crate::weights::Placement;
 use crate::whole_file::{write_json, write_png, write_whole};
 pub use assets::{write_model, write_subject};
-use clap::Args;
 use gallery::{images, Gallery, CLASS_PROMPT, SUBJECT_PROMPT};
 use report::Report;
 use serde_json::{json, Value};
@@ -46,23 +46,6 @@ pub const GUIDANCE: f64 = 3.0;
 const LORA_TARGETS: &str = "to_q,to_k,to_v,to_out.0,ff.net.0.proj,ff.net.2,proj_in,proj_out,conv1,conv2";
 /// Names a folder as a demo's, which a later demo may write over.
 const MARK: &str = ".lorabooth-demo";
-
-/// Options of the demo.
-#[derive(Debug, Clone, Args)]
-pub struct DemoConfig {
-    /// Folder for everything that the demo writes
-    #[arg(long, visible_alias = "output", default_value = "lorabooth-demo")]
-    pub output_dir: PathBuf,
-    /// Replace an earlier demo that is there
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Optimizer steps
-    #[arg(long, visible_alias = "steps", value_name = "STEPS", default_value_t = 400)]
-    pub max_train_steps: u64,
-    /// Train without class images, to see what they are for
-    #[arg(long)]
-    pub no_prior_preservation: bool,
-}
 
 /// What a demo leaves.
 pub struct Finished {

@@ -114,7 +114,7 @@ impl Embeddings {
             None => Tensor::cat(&prompts.map(|prompt| self.known[prompt].shallow_clone()).collect::<Vec<_>>(), 0),
             Some(text_encoder) => {
                 let ids: Vec<Vec<i64>> = prompts.map(|prompt| self.ids[prompt].clone()).collect();
-                let ids = ClipTextModel::ids(&ids, networks.device);
+                let ids = ClipTextModel::ids(&ids, Device::Cpu);
                 text_encoder.model.forward(&ids, checkpointing)
             }
         }

@@ -14,6 +14,7 @@ use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::random::Generator;
+use crate::libtorch::upload::upload;
 use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::plain_text;
@@ -262,24 +263,23 @@ impl Job for DreamBoothJob<'_> {
         // The crops were drawn when the batch was prepared (1).
         let encoded = match (batch.pixels()?, &networks.vae_encoder) {
             (Some(pixels), Some(vae)) => {
-                Some(tch::no_grad(|| vae.model.encode(&pixels.to_device(device).to_kind(networks.vae_kind))))
+                Some(tch::no_grad(|| vae.model.encode(&upload(&pixels, device).to_kind(networks.vae_kind))))
             }
             _ => None,
         };
         let encoded = encoded.as_ref().map(|posterior| (&posterior.mean, &posterior.log_variance));
         let (mean, log_variance) = self.cache.posteriors(photos, encoded)?;
-        let posterior =
-            LatentDistribution { mean: mean.to_device(device), log_variance: log_variance.to_device(device) };
+        let posterior = LatentDistribution { mean: upload(&mean, device), log_variance: upload(&log_variance, device) };
         let shape = posterior.mean.size();
         let generator = &mut batch.generator;
-        let latents = posterior.sample(&generator.randn(&shape).to_device(device)) * self.scaling_factor; // (2)
+        let latents = posterior.sample(&upload(&generator.randn(&shape), device)) * self.scaling_factor; // (2)
         let mut noise = generator.randn(&shape); // (3)
         if config.noise_offset > 0.0 {
             noise += generator.randn(&[n, shape[1], 1, 1]) * config.noise_offset;
             // (4)
         }
-        let noise = noise.to_device(device);
-        let timesteps = generator.randint(0, self.noise.num_train_timesteps(), &[n]).to_device(device); // (5)
+        let noise = upload(&noise, device);
+        let timesteps = upload(&generator.randint(0, self.noise.num_train_timesteps(), &[n]), device); // (5)
         generator.becomes_global()?; // (6) dropout, in the forwards below
         if let Device::Cuda(_) = device {
             tch::Cuda::manual_seed_all(run.seed.wrapping_add(run.micro_step as i64) as u64);

@@ -6,6 +6,7 @@ use super::prompted_text::PromptedText;
 use crate::adapters::Prompt;
 use crate::data::language_batch::{LanguageBatch, IGNORED};
 use crate::error::Result;
+use crate::libtorch::upload::upload;
 use crate::models::language::{ClassifierInputs, DecoderInputs, Encoded, LanguageModel, Tokens};
 use crate::train::head_loss::mean_cross_entropy;
 use tch::{Device, Kind, Tensor};
@@ -36,10 +37,11 @@ pub struct LanguageLoss {
 /// The loss of a batch's labels. Logits, the largest tensor of all, are made for learnt labels alone.
 pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: LossOptions) -> Result<LanguageLoss> {
     let LossOptions { device, checkpointing, .. } = options;
-    let on_device = |tensor: &Tensor| tensor.to_device(device);
-    let labels = on_device(&batch.labels);
-    let mut text =
-        PromptedText::new(model, options.prompt, on_device(&batch.input_ids), Some(on_device(&batch.attention_mask)))?;
+    let on_device = |tensor: &Tensor| upload(tensor, device);
+    // On the host, where it is known which of them are learnt.
+    let labels = &batch.labels;
+    let mask = needs_mask(&batch.attention_mask, model).then(|| on_device(&batch.attention_mask));
+    let mut text = PromptedText::new(model, options.prompt, on_device(&batch.input_ids), mask)?;
     let (mut cache, before) = (text.cache.take(), text.tokens_before());
     let (tokens, attention_mask, cache) = (text.tokens(), text.attention_mask.as_ref(), cache.as_mut());
     Ok(match model {
@@ -56,23 +58,35 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
             let written = on_device(&batch.decoder_input_ids(model.decoder_start_token_id(), options.pad)?);
             let inputs = DecoderInputs { checkpointing, cache, ..DecoderInputs::new(Tokens::Ids(&written)) };
             let hidden = model.decode(inputs, Encoded { hidden: &read, attention_mask });
-            cross_entropy(&hidden, &labels, |rows| model.logits(rows))?
+            cross_entropy(&hidden, labels, |rows| model.logits(rows))?
         }
         LanguageModel::Classifier(model) => {
             let inputs = ClassifierInputs { attention_mask, checkpointing, cache, ..ClassifierInputs::new(tokens) };
             let logits = model.classify(inputs).to_kind(Kind::Float);
-            let mean = logits.cross_entropy_for_logits(&labels);
+            let mean = logits.cross_entropy_for_logits(&on_device(labels));
             LanguageLoss { mean, labels: labels.size()[0], classes: Some(logits.detach()) }
         }
     })
 }
 
-/// Of labels `[b, t]` after hidden states `[b, t, d]`, through `logits` `[n, d] -> [n, v]`.
+/// Whether `mask` `[b, t]` on the host changes what is learnt. A decoder's tokens do not see what fills up the end behind them.
+fn needs_mask(mask: &Tensor, model: &LanguageModel) -> bool {
+    let length = mask.size()[1];
+    let later_token = || mask.narrow(1, 1, length - 1).gt_tensor(&mask.narrow(1, 0, length - 1)).any();
+    let found = match model {
+        LanguageModel::Causal(_) if length > 1 => later_token(),
+        _ => mask.eq(0).any(),
+    };
+    found.int64_value(&[]) != 0
+}
+
+/// Of labels `[b, t]` on the host after hidden states `[b, t, d]`, through `logits` `[n, d] -> [n, v]`.
 fn cross_entropy(hidden: &Tensor, labels: &Tensor, logits: impl Fn(&Tensor) -> Tensor) -> Result<LanguageLoss> {
     let width = hidden.size()[2];
     let labels = labels.flatten(0, -1);
     let learnt = labels.ne(IGNORED).nonzero().squeeze_dim(1);
-    let rows = hidden.reshape([-1, width]).index_select(0, &learnt);
-    let mean = mean_cross_entropy(&rows, &labels.index_select(0, &learnt), logits)?;
+    let on_device = |tensor: &Tensor| upload(tensor, hidden.device());
+    let rows = hidden.reshape([-1, width]).index_select(0, &on_device(&learnt));
+    let mean = mean_cross_entropy(&rows, &on_device(&labels.index_select(0, &learnt)), logits)?;
     Ok(LanguageLoss { mean, labels: learnt.size()[0], classes: None })
 }

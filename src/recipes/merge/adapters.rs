@@ -6,58 +6,14 @@ use crate::adapters::model_folder::{self, Existing};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::options::adapter_argument::path_and_scale;
-use crate::options::model::ModelArgs;
+use crate::options::merge::MergeConfig;
 use crate::recipes::language::base::WantedModel;
 use crate::recipes::language::given_adapters::GivenAdapters;
 use crate::recipes::training::observer::Observer;
 use crate::recipes::{open_model, read_adapter};
 use crate::train::folder_lock::FolderLock;
-use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tch::Kind;
-
-/// All options.
-#[derive(Debug, Clone, Args)]
-#[command(mut_arg("model", |arg| arg.help("Model: a diffusers folder, a .safetensors checkpoint or a hub id; a language model's folder, .gguf file or hub id")))]
-pub struct MergeConfig {
-    /// Adapter, optionally with a scale: PATH=0.8; can be given several times
-    #[arg(long, required = true, visible_alias = "adapter", value_name = "PATH[=SCALE]")]
-    pub lora: Vec<String>,
-    /// Folder for the merged model
-    #[arg(long, visible_alias = "output")]
-    pub output_dir: PathBuf,
-    /// Replace a model that is already there
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Dtype of the merged weights; by default that of the model's files
-    #[arg(long, value_enum)]
-    pub dtype: Option<WrittenDtype>,
-    // Last: its heading holds for what follows.
-    /// The model to fold into.
-    #[command(flatten)]
-    pub model: ModelArgs,
-}
-
-/// A dtype of files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum WrittenDtype {
-    /// float32.
-    Fp32,
-    /// float16.
-    Fp16,
-    /// bfloat16.
-    Bf16,
-}
-
-impl From<WrittenDtype> for Kind {
-    fn from(dtype: WrittenDtype) -> Self {
-        match dtype {
-            WrittenDtype::Fp32 => Self::Float,
-            WrittenDtype::Fp16 => Self::Half,
-            WrittenDtype::Bf16 => Self::BFloat16,
-        }
-    }
-}
 
 /// Writes the model of `config` with its adapters folded in: the folder, whole or, once `interrupt` is set, not at all.
 pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<PathBuf> {

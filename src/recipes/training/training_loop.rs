@@ -203,29 +203,29 @@ fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Insta
     let total = mean(&|losses| losses.total.shallow_clone());
     let means = (0..parts.len()).map(|part| mean(&|losses| losses.parts[part].shallow_clone()));
     let grads = gradients::gradients(&run.trained.params);
-    let finite = match &mut run.scaler {
-        Some(scaler) => scaler.unscale(&grads)?,
-        None => true,
-    };
-    let norm = match finite {
-        true => gradients::clip_grad_norm(&grads, run.training.max_grad_norm)?,
-        false => Tensor::from(f32::NAN).to_device(run.device),
-    };
+    let overflow = run.scaler.as_ref().map(|scaler| scaler.unscale(&grads)).transpose()?.flatten();
+    let norm = gradients::grad_norm(&grads)?.to_device(run.device);
+    let overflow = overflow.unwrap_or_else(|| norm.zeros_like());
     let lr = run.schedule.lr(run.optimizer_steps());
-    let numbers: Vec<Tensor> = [total, norm.view([])].into_iter().chain(means).collect();
-    let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?;
+    let numbers: Vec<Tensor> = [total, norm.view([]), overflow.view([])].into_iter().chain(means).collect();
+    let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?; // the host waits here, and nowhere else in a step
     let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
-    let (loss, grad_norm) = (number(0), number(1));
+    let finite = numbers[2] == 0.0;
+    if let Some(scaler) = &mut run.scaler {
+        scaler.update(finite);
+    }
+    let (loss, grad_norm) = (number(0), number(1).filter(|_| finite));
     // A loss that is not a number would make the weights no numbers: they stay as they were.
     let diverged = loss.is_none() || (grad_norm.is_none() && run.scaler.is_none());
     if finite && !diverged {
+        gradients::clip(&grads, numbers[1], run.training.max_grad_norm)?;
         run.optimizer.step(&run.trained.params, lr)?;
     }
     run.optimizer.zero_grad(&run.trained.params)?;
     run.step += 1;
     run.check_divergence(loss.is_none(), diverged, finite)?;
     let parts: BTreeMap<String, Option<f64>> =
-        parts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), number(2 + i))).collect();
+        parts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), number(3 + i))).collect();
     Ok(StepMetrics {
         step: run.step,
         epoch: 0,

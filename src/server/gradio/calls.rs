@@ -2,10 +2,11 @@
 //! stream.
 
 use super::super::accounts::{self, Owner};
+use super::super::embedding::is_secure;
 use super::super::failure::{Answer, Failure};
+use super::super::jobs::requests::{submit, Wanted};
 use super::super::models::ModelKind;
 use super::super::request::{Id, Json, Query};
-use super::super::routes::{self, Wanted};
 use super::super::state::JobKind;
 use super::super::{jobs, sets, App};
 use super::endpoints::{Arguments, Endpoint};
@@ -73,8 +74,7 @@ fn whose(app: &App, owner: Owner, headers: &HeaderMap, hash: Option<&str>) -> An
 /// How the client reaches this server: the name is one of its own, which was checked before.
 fn base(headers: &HeaderMap) -> String {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let is_secure = text("x-forwarded-proto").is_some_and(|protocol| protocol.eq_ignore_ascii_case("https"));
-    let scheme = if is_secure { "https" } else { "http" };
+    let scheme = if is_secure(headers) { "https" } else { "http" };
     text(HOST.as_str()).map_or(String::new(), |host| format!("{scheme}://{host}"))
 }
 
@@ -226,7 +226,7 @@ impl Doing<'_> {
     /// Puts a job in the queue: its id.
     async fn submit(&self, kind: JobKind, set: Option<String>, options: Map<String, Value>) -> Answer<String> {
         let wanted = Wanted { kind: kind.name().to_owned(), name: None, set, options };
-        let job = routes::submit(self.app, self.owner, wanted).await?;
+        let job = submit(self.app, self.owner, wanted).await?;
         Ok(job["id"].as_str().unwrap_or_default().to_owned())
     }
 

@@ -5,9 +5,10 @@ use super::super::accounts::Owner;
 use super::super::failure::{Answer, Failure};
 use super::super::ids::{hex, new_id, random_hex};
 use super::super::library::{self, Format};
+use super::super::pictures::{self, Size};
 use super::super::request::{Id, Query};
-use super::super::sets::{label, receive, stem, Size, Temporary, MAX_FILE};
-use super::super::{routes, App};
+use super::super::uploaded_file::{label, receive, stem, Temporary, MAX_FILE};
+use super::super::App;
 use crate::error::Result;
 use axum::body::Body;
 use axum::extract::{Multipart, State};
@@ -28,8 +29,6 @@ const KEPT: Duration = Duration::from_secs(6 * 3600);
 const MAX_BYTES: u64 = 16 << 30;
 /// Keys that are kept; the oldest go.
 const MAX_KEYS: usize = 50_000;
-/// Bytes that an upload leaves free on the disk.
-const LEAST_FREE: u64 = 256 << 20;
 /// Files of one call.
 const MAX_FILES: usize = 10_000;
 
@@ -191,10 +190,6 @@ pub async fn upload(State(app): State<App>, owner: Owner, mut form: Multipart) -
     let broken = |_| Failure::bad("the upload broke off, or is not a form with files");
     while let Some(field) = form.next_field().await.map_err(broken)? {
         let name = label(field.file_name().unwrap_or("file"));
-        if app.data.free_bytes().is_some_and(|free| free < LEAST_FREE) {
-            let sentence = "the disk of the data folder is full; make room on it and try again";
-            return Err(Failure::new(StatusCode::INSUFFICIENT_STORAGE, sentence));
-        }
         let Some(file) = receive(&app, field, MAX_FILE).await? else {
             let sentence = format!("{name} is larger than {} GB", MAX_FILE >> 30);
             return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, sentence));
@@ -224,7 +219,7 @@ pub async fn send(State(app): State<App>, Id(address): Id<String>) -> Answer {
     let (owner, content) = app.gradio.files.find(key).ok_or_else(|| Failure::not_found("file"))?;
     let owner = Owner::named(owner);
     match content {
-        Content::Picture(id) => routes::image(State(app), owner, Id(id), Query(Size::default())).await,
+        Content::Picture(id) => pictures::image(State(app), owner, Id(id), Query(Size::default())).await,
         Content::Adapter(id, format) => {
             library::download(State(app), owner, Id(id), Query(library::Wanted::whole(format))).await
         }

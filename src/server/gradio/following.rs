@@ -58,6 +58,26 @@ pub fn state(job: &Value) -> Value {
 }
 
 impl View {
+    fn of(job: Value) -> Self {
+        let text = job["results"]["text"].as_str().unwrap_or_default().to_owned();
+        Self { job, metrics: Value::Null, text }
+    }
+
+    /// The job as it stands by now; what was told of it before this was looked up is not lost.
+    fn set_job(&mut self, job: &Value) {
+        let before = std::mem::replace(&mut self.job, job.clone());
+        for image in before["results"]["images"].as_array().into_iter().flatten() {
+            self.add_image(image);
+        }
+    }
+
+    fn add_image(&mut self, image: &Value) {
+        let Some(images) = self.job["results"]["images"].as_array_mut() else { return };
+        if images.iter().all(|known| known["id"] != image["id"]) {
+            images.push(image.clone());
+        }
+    }
+
     fn state(&self) -> Value {
         let mut state = state(&self.job);
         for name in ["step", "loss"] {
@@ -75,7 +95,8 @@ impl View {
     /// Takes in what the job told; `None` where it was deleted.
     fn take(&mut self, event: &Value) -> Option<Option<String>> {
         match event["kind"].as_str().unwrap_or_default() {
-            "job" => self.job = event["job"].clone(),
+            "job" => self.set_job(&event["job"]),
+            "image" => self.add_image(&event["image"]),
             "deleted" => return None,
             "progress" => self.job["progress"] = event["progress"].clone(),
             "step" => self.metrics = event["metrics"].clone(),
@@ -105,28 +126,38 @@ impl View {
 }
 
 impl Following {
-    /// The outputs; files come when the run is over.
-    async fn outputs(&self, app: &App, view: &View) -> Vec<Value> {
-        let (files, pictures) = match view.is_over() {
-            true => (self.files(app, view).await, self.pictures(app, view)),
-            false => (Vec::new(), Vec::new()),
-        };
+    /// The outputs. Pictures that were asked for come one by one; files, and samples of a training, when it is over.
+    fn outputs(&self, app: &App, view: &View) -> Vec<Value> {
+        let is_over = view.is_over();
         match self.endpoint {
-            Endpoint::Generate => vec![json!(pictures), view.state()],
+            Endpoint::Generate => {
+                let mut state = view.state();
+                // With each change of the outputs, Python's client fetches every picture again.
+                if !is_over {
+                    state["progress"] = Value::Null;
+                }
+                vec![json!(self.pictures(app, view)), state]
+            }
             Endpoint::Complete => {
                 let results = &view.job["results"];
-                let text = results["text"].as_str().unwrap_or(&view.text);
+                let text = results["text"].as_str().filter(|_| is_over).unwrap_or(&view.text);
                 let mut state = view.state();
                 state["labels"] = results["labels"].clone();
                 // A classifier writes nothing; its answer is the likeliest class.
                 let label = results["labels"][0]["label"].as_str().filter(|_| text.is_empty());
                 vec![json!(label.unwrap_or(text)), state]
             }
-            _ => vec![json!(self.run), view.state(), json!(files), json!(pictures)],
+            _ => {
+                let (files, pictures) = match is_over {
+                    true => (self.files(app, view), self.pictures(app, view)),
+                    false => (Vec::new(), Vec::new()),
+                };
+                vec![json!(self.run), view.state(), json!(files), json!(pictures)]
+            }
         }
     }
 
-    async fn files(&self, app: &App, view: &View) -> Vec<Value> {
+    fn files(&self, app: &App, view: &View) -> Vec<Value> {
         let Some(id) = view.job["results"]["adapter"].as_str() else { return Vec::new() };
         let name = view.job["adapter_name"].as_str().unwrap_or("adapter");
         let is_language = view.job["kind"] == "train_llm";
@@ -146,11 +177,21 @@ impl Following {
         images.iter().map(shown).collect()
     }
 
+    /// Tells of the outputs, where they are others than those `told` before.
+    fn tell(&self, app: &App, mail: &Mailbox, view: &View, told: &mut Option<Vec<Value>>) {
+        let outputs = self.outputs(app, view);
+        if told.as_ref() != Some(&outputs) {
+            let changed = told.as_ref().map(|told| edits(told, &outputs));
+            mail.send(Message::Generating(outputs.clone(), changed));
+            *told = Some(outputs);
+        }
+    }
+
     /// Tells `mail` of the run until that is over, or nobody wants to know any more; the run itself goes on in any case.
     pub async fn follow(self, app: &App, mail: &Mailbox) -> Answer<()> {
         let (mut latest, mut stopping) = (app.events.subscribe(), app.stopping.subscribe());
         let mut at = self.after;
-        let mut view = View { job: jobs::shown(app, &self.run).await?, metrics: Value::Null, text: String::new() };
+        let mut view = View::of(jobs::shown(app, &self.run).await?);
         let mut told: Option<Vec<Value>> = None;
         let mut progress = Value::Null;
         let mut place = Value::Null;
@@ -162,12 +203,7 @@ impl Following {
                     mail.send(Message::Waits(place.saturating_sub(1), view.job["wait_seconds"].as_f64()));
                 }
             }
-            let outputs = self.outputs(app, &view).await;
-            if told.as_ref() != Some(&outputs) {
-                let changed = told.as_ref().map(|told| edits(told, &outputs));
-                mail.send(Message::Generating(outputs.clone(), changed));
-                told = Some(outputs);
-            }
+            self.tell(app, mail, &view, &mut told);
             if view.job["progress"] != progress {
                 progress = view.job["progress"].clone();
                 if progress.is_object() {
@@ -212,6 +248,10 @@ impl Following {
                                 warning.into_iter().for_each(|warning| mail.send(Message::Warning(warning)))
                             }
                         }
+                        // Two that were drawn in quick succession are two to who iterates.
+                        if event["kind"] == "image" {
+                            self.tell(app, mail, &view, &mut told);
+                        }
                     }
                 }
             }
@@ -219,7 +259,7 @@ impl Following {
         view.job = jobs::shown(app, &self.run).await?;
         match view.failure(app) {
             Some(sentence) => mail.finish(Message::Failed(sentence)),
-            None => mail.finish(Message::Completed(self.outputs(app, &view).await)),
+            None => mail.finish(Message::Completed(self.outputs(app, &view))),
         }
         Ok(())
     }

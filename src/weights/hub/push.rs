@@ -274,7 +274,7 @@ impl Hub {
                 match status {
                     401 if is_hub => format!(
                         "{endpoint} does not take this token: it is wrong or has expired; make one that may write at \
-                         {endpoint}/settings/tokens, and set HF_TOKEN to it"
+                         {endpoint}/settings/tokens, and give it in place of this one"
                     ),
                     403 if is_hub => format!(
                         "this token may not write to `{id}` at {endpoint}: its role must be write, and {owner} must be you or an \

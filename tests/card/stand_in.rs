@@ -1,0 +1,106 @@
+//! The stand-in for a CUDA device (tests/fake_cuda): built once, brought along with a program by the system's loader, and what it counted.
+#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+
+use crate::support::lorabooth_command;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// What the stand-in tells of one step, or of what came before the first.
+#[derive(Debug)]
+pub struct Counts(Value);
+
+impl Counts {
+    fn sum(&self, of: &str) -> i64 {
+        self.0[of].as_object().unwrap().values().map(|count| count.as_i64().unwrap()).sum()
+    }
+
+    /// Kernels and copies that the device was given.
+    pub fn launches(&self) -> i64 {
+        self.sum("launches")
+    }
+
+    /// How often the host waited for the device.
+    pub fn waits(&self) -> i64 {
+        self.sum("waits")
+    }
+
+    pub fn number(&self, name: &str) -> i64 {
+        self.0[name].as_i64().unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    pub fn launches_of(&self, name: &str) -> i64 {
+        self.0["launches"][name].as_i64().unwrap_or(0)
+    }
+
+    /// The launches by operator, the most frequent first, and the waits.
+    pub fn told(&self) -> String {
+        let mut launches: Vec<(&String, i64)> = self.0["launches"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, count)| (name, count.as_i64().unwrap()))
+            .collect();
+        launches.sort_by_key(|(_, count)| -count);
+        format!("{} launches {launches:?}; waits {}", self.launches(), self.0["waits"])
+    }
+}
+
+/// The folder of the built stand-in. Its sources are compiled against the libtorch that this process runs on.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_cuda");
+        let mut files: Vec<PathBuf> = std::fs::read_dir(&sources).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let torch = libtorch();
+        let mut hasher = Sha256::new();
+        hasher.update(torch.as_os_str().as_encoded_bytes());
+        files.iter().for_each(|file| hasher.update(std::fs::read(file).unwrap()));
+        let hash: String = hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_cuda");
+        let own = all.join(hash);
+        if !own.exists() {
+            std::fs::remove_dir_all(&all).ok();
+            let partial = all.join(std::process::id().to_string());
+            let built = Command::new(sources.join("build.sh")).args([&torch, &partial]).output().unwrap();
+            assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+            std::fs::rename(&partial, &own).unwrap();
+        }
+        own
+    })
+}
+
+/// The folder that has libtorch's `lib` and `include`.
+pub fn libtorch() -> PathBuf {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so")).unwrap();
+    Path::new(&line[line.find('/').unwrap()..]).ancestors().nth(2).unwrap().to_owned()
+}
+
+/// Has the system's loader bring the stand-in along with `command`.
+pub fn bring_along(command: &mut Command) {
+    command.env("LD_PRELOAD", folder().join("libtorch_cuda.so")).env("LD_LIBRARY_PATH", folder());
+}
+
+/// `lorabooth ARGS` with the stand-in and these variables of its own.
+pub fn on_card<S: AsRef<OsStr>>(args: &[S], variables: &[(&str, &str)]) -> Output {
+    let mut command = lorabooth_command(args);
+    bring_along(&mut command);
+    command.envs(variables.iter().copied()).output().unwrap()
+}
+
+/// What was counted before the first step and in each of `steps` steps of `lorabooth ARGS`, which must succeed.
+pub fn counted<S: AsRef<OsStr>>(args: &[S], variables: &[(&str, &str)], steps: usize) -> Vec<Counts> {
+    let report = tempfile::NamedTempFile::new().unwrap();
+    let path = report.path().to_str().unwrap();
+    let output = on_card(args, &[variables, &[("FAKE_CUDA_REPORT", path)]].concat());
+    assert!(output.status.success(), "ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(path).unwrap();
+    let counts: Vec<Counts> = text.lines().map(|line| Counts(serde_json::from_str(line).unwrap())).collect();
+    assert!(counts.len() > steps, "{} lines for {steps} steps", counts.len());
+    counts.into_iter().take(steps + 1).collect()
+}
