@@ -1,94 +1,108 @@
 // c10d's rendezvous (TCPStore) and its process group over gloo.
-#define USE_C10D_GLOO 1
-#include "shim.h"
-#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
-#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include "process_group.h"
 
 namespace {
-struct Group {
-  c10::intrusive_ptr<c10d::Store> store;
-  c10::intrusive_ptr<c10d::Backend> backend;
-};
-
-using Work = c10::intrusive_ptr<c10d::Work>;
-
 std::vector<uint8_t> bytes(const char *text, int64_t length) { return {text, text + length}; }
+
+struct GlooSum : Sum {
+  c10::intrusive_ptr<c10d::Work> work;
+  at::Tensor tensor, on_host;
+
+  void wait() override {
+    work->wait();
+    if (!on_host.is_same(tensor)) tensor.copy_(on_host);
+  }
+};
 } // namespace
 
-// Comes together with the other ranks. `hosts`: this rank serves the store, on the socket `listener` where that is not -1.
-extern "C" char *lorabooth_group_join(const char *master, int64_t port, bool hosts, int64_t listener, const char *prefix,
-                                      const char *own_address, int64_t rank, int64_t world, int64_t timeout_ms, Group **out) {
+std::unique_ptr<Sum> Group::begin_sum(const at::Tensor &tensor) {
+  if (nccl && tensor.is_cuda()) return begin_nccl_sum(*nccl, tensor, timeout);
+  auto sum = std::make_unique<GlooSum>();
+  sum->tensor = tensor;
+  sum->on_host = tensor.to(at::kCPU);
+  std::vector<at::Tensor> tensors{sum->on_host};
+  c10d::AllreduceOptions options;
+  options.reduceOp = c10d::ReduceOp::SUM;
+  sum->work = gloo->allreduce(tensors, options);
+  return sum;
+}
+
+using Store = c10::intrusive_ptr<c10d::TCPStore>;
+
+extern "C" {
+// A connection to the store of `host`, which this process serves with `serves`; port 0 is a free one. `port` is the one it has.
+char *lorabooth_store_open(const char *host, int64_t *port, bool serves, int64_t timeout_ms, Store **out) {
   return guarded([&] {
-    std::chrono::milliseconds timeout(timeout_ms);
     c10d::TCPStoreOptions options;
-    options.port = static_cast<uint16_t>(port);
-    options.isServer = hosts;
-    options.numWorkers = static_cast<size_t>(world);
+    options.port = static_cast<uint16_t>(*port);
+    options.isServer = serves;
     options.waitWorkers = false;
-    options.timeout = timeout;
-    if (listener >= 0) options.masterListenFd = static_cast<int>(listener);
-    auto group = std::make_unique<Group>();
-    auto store = c10::make_intrusive<c10d::TCPStore>(master, options);
-    group->store = c10::make_intrusive<c10d::PrefixStore>(prefix, store);
-    group->store->setTimeout(timeout);
-    auto gloo = c10d::ProcessGroupGloo::Options::create(timeout);
-    gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(own_address));
-    group->backend = c10::make_intrusive<c10d::ProcessGroupGloo>(
-        c10::make_intrusive<c10d::PrefixStore>("gloo", group->store), static_cast<int>(rank), static_cast<int>(world), gloo);
-    *out = group.release();
+    options.timeout = std::chrono::milliseconds(timeout_ms);
+    auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *port = store->getPort();
+    *out = new Store(store);
   });
 }
 
-extern "C" void lorabooth_group_leave(Group *group) { delete group; }
+void lorabooth_store_close(Store *store) { delete store; }
 
-// Begins to add `tensor` over all ranks, in place; `lorabooth_work_wait` ends it.
-extern "C" char *lorabooth_group_sum(Group *group, at::Tensor *tensor, Work **out) {
-  return guarded([&] {
-    std::vector<at::Tensor> tensors{*tensor};
-    c10d::AllreduceOptions options;
-    options.reduceOp = c10d::ReduceOp::SUM;
-    *out = new Work(group->backend->allreduce(tensors, options));
-  });
-}
-
-extern "C" char *lorabooth_work_wait(Work *work) {
-  std::unique_ptr<Work> owned(work);
-  return guarded([&] { (*owned)->wait(); });
-}
-
-extern "C" char *lorabooth_group_broadcast(Group *group, at::Tensor *tensor, int64_t root) {
-  return guarded([&] {
-    std::vector<at::Tensor> tensors{*tensor};
-    c10d::BroadcastOptions options;
-    options.rootRank = root;
-    group->backend->broadcast(tensors, options)->wait();
-  });
-}
-
-// `gathered` holds each rank's `tensor`, in the ranks' order.
-extern "C" char *lorabooth_group_gather(Group *group, at::Tensor *tensor, at::Tensor **gathered, int64_t world) {
-  return guarded([&] {
-    std::vector<at::Tensor> input{*tensor};
-    std::vector<std::vector<at::Tensor>> outputs(1);
-    for (int64_t rank = 0; rank < world; ++rank) outputs[0].push_back(*gathered[rank]);
-    group->backend->allgather(outputs, input)->wait();
-  });
-}
-
-extern "C" char *lorabooth_store_set(Group *group, const char *key, const char *value, int64_t length) {
-  return guarded([&] { group->store->set(key, bytes(value, length)); });
+char *lorabooth_store_set(Store *store, const char *key, const char *value, int64_t length) {
+  return guarded([&] { (*store)->set(key, bytes(value, length)); });
 }
 
 // The value of `key`, malloc'ed, and its length; null and -1 where there is none.
-extern "C" char *lorabooth_store_get(Group *group, const char *key, char **value, int64_t *length) {
+char *lorabooth_store_get(Store *store, const char *key, char **value, int64_t *length) {
   return guarded([&] {
     *value = nullptr;
     *length = -1;
-    if (!group->store->check({key})) return;
-    auto found = group->store->get(key);
+    if (!(*store)->check({key})) return;
+    auto found = (*store)->get(key);
     *value = static_cast<char *>(malloc(found.size() + 1));
     memcpy(*value, found.data(), found.size());
     *length = static_cast<int64_t>(found.size());
   });
+}
+
+// Comes together with the other ranks.
+char *lorabooth_group_join(Store *store, const char *prefix, const char *own_address, int64_t rank, int64_t world,
+                           int64_t timeout_ms, Group **out) {
+  return guarded([&] {
+    std::chrono::milliseconds timeout(timeout_ms);
+    auto group = std::make_unique<Group>();
+    group->store = *store;
+    group->rank = rank;
+    group->world = world;
+    group->timeout = timeout;
+    auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(own_address));
+    group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::PrefixStore>(prefix, *store),
+                                                              static_cast<int>(rank), static_cast<int>(world), options);
+    *out = group.release();
+  });
+}
+
+void lorabooth_group_leave(Group *group) { delete group; }
+
+char *lorabooth_group_sum(Group *group, at::Tensor *tensor) {
+  return guarded([&] { group->begin_sum(*tensor)->wait(); });
+}
+
+char *lorabooth_group_broadcast(Group *group, at::Tensor *tensor, int64_t root) {
+  return guarded([&] {
+    std::vector<at::Tensor> tensors{*tensor};
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    group->gloo->broadcast(tensors, options)->wait();
+  });
+}
+
+// `gathered` holds each rank's `tensor`, in the ranks' order.
+char *lorabooth_group_gather(Group *group, at::Tensor *tensor, at::Tensor **gathered) {
+  return guarded([&] {
+    std::vector<at::Tensor> input{*tensor};
+    std::vector<std::vector<at::Tensor>> outputs(1);
+    for (int64_t rank = 0; rank < group->world; ++rank) outputs[0].push_back(*gathered[rank]);
+    group->gloo->allgather(outputs, input)->wait();
+  });
+}
 }

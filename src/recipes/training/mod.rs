@@ -7,6 +7,7 @@ pub(super) mod output_name;
 mod resumed_options;
 pub mod run;
 mod run_record;
+mod shared_state;
 pub mod training_loop;
 pub mod utc_time;
 pub(super) mod watched;

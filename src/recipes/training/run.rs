@@ -3,12 +3,15 @@
 use super::observer::{Event, Observer};
 use super::resumed_options::options_that_matter;
 use super::run_record::RunRecord;
+use super::shared_state::{Shape, SharedState};
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
 use crate::options::given::GivenFlags;
 use crate::options::training::TrainingArgs;
 use crate::plain_text::counted;
 use crate::train::checkpoint::{self, TrainingState};
+use crate::train::data_parallel::{Ranks, Reduction};
 use crate::train::gradients::all_finite;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::metrics::{self, MetricsLog, StepMetrics};
@@ -81,8 +84,10 @@ pub struct TrainingData {
     pub fingerprint: String,
     /// Its files, for `run.json`.
     pub files: Value,
-    /// Batches of an epoch.
+    /// Batches of an epoch, on each rank.
     pub batches_per_epoch: usize,
+    /// The same of all ranks together.
+    pub batches: usize,
     /// Steps of a run whose options give no length; none: those of one epoch.
     pub usual_steps: Option<u64>,
 }
@@ -129,6 +134,12 @@ pub struct Run {
     pub accumulated: u64,
     /// Batches of an epoch.
     pub batches_per_epoch: usize,
+    /// The processes that train together.
+    pub ranks: Ranks,
+    /// The mean of gradients over them, where there are several.
+    pub(super) reduction: Option<Reduction>,
+    /// Another rank was asked to stop.
+    pub(super) is_asked_to_stop: bool,
     /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
     pub(super) saved: Option<(u64, bool)>,
     /// How long it has waited, as it was asked to.
@@ -157,15 +168,21 @@ impl Run {
         let mut that_matter = options_that_matter(&options.all, options.free);
         that_matter.insert("--seed".into(), seed.to_string());
         that_matter.insert("--mixed-precision".into(), precision.flag().into());
-        Ok(Self {
+        let run = Self {
             device,
             kind: precision.compute_kind(),
             seed,
-            folder: RunFolder::create(
-                options.output_dir,
-                training.existing(options.output_dir),
-                &options.output_dir.join(&training.logging_dir),
-            )?,
+            folder: match training.ranks.is_first() {
+                true => RunFolder::create(
+                    options.output_dir,
+                    training.existing(options.output_dir),
+                    &options.output_dir.join(&training.logging_dir),
+                )?,
+                false => RunFolder::of_another(options.output_dir),
+            },
+            ranks: training.ranks.clone(),
+            reduction: None,
+            is_asked_to_stop: false,
             training: training.clone(),
             step: 0,
             micro_step: 0,
@@ -188,7 +205,10 @@ impl Run {
             skipped: 0,
             skipped_in_a_row: 0,
             training_began: None,
-        })
+        };
+        // Before time is spent on what the first rank may refuse.
+        training.ranks.meet()?;
+        Ok(run)
     }
 
     /// Whether it continues from a checkpoint.
@@ -197,7 +217,14 @@ impl Run {
     }
 
     /// Takes what is trained, resumes where asked to, and opens the logs.
-    pub fn prepare(&mut self, trained: Trained, data: TrainingData, observer: &mut dyn Observer) -> Result<()> {
+    pub fn prepare(
+        &mut self,
+        parts: &[&str],
+        trained: Trained,
+        data: TrainingData,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.ranks.agree(data.name, &data.fingerprint)?;
         self.trained = trained;
         let training = &self.training;
         self.batches_per_epoch = data.batches_per_epoch;
@@ -208,7 +235,13 @@ impl Run {
         if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
             self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
         }
-        let resumed = self.resume(observer)?;
+        self.ranks.agree("options", &format!("{:?}", self.options))?;
+        let resumed = if self.ranks.is_first() { self.resume(data.batches, observer)? } else { None };
+        self.share_state()?;
+        self.reduction = Reduction::new(&self.ranks, &self.trained.params, super::training_loop::numbers(parts))?;
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         if let Some((folder, _)) = &resumed {
             self.record.resume(&folder.with_file_name("run.json"), self.step);
         }
@@ -239,7 +272,10 @@ impl Run {
     /// The training begins.
     pub fn begin(&mut self) -> Result<()> {
         self.training_began = Some(Instant::now());
-        self.record.write(self, "running", None)
+        match self.ranks.is_first() {
+            true => self.record.write(self, "running", None),
+            false => Ok(()),
+        }
     }
 
     /// Whether all steps are done.
@@ -282,7 +318,7 @@ impl Run {
     }
 
     /// Restores a checkpoint; its folder, and the length of the log when it was made.
-    fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
+    fn resume(&mut self, batches: usize, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
         if self.training.resume_from_checkpoint.is_none() {
             return Ok(None);
         }
@@ -308,7 +344,10 @@ impl Run {
                 .warning(format!("{} holds no intact checkpoint; starting from step 0", self.folder.path().display()));
             return Ok(None);
         };
-        let saved = checkpoint::load(&folder, self.device)?;
+        let mut saved = checkpoint::load(&folder, self.device)?;
+        if saved.state.ranks != self.ranks.count() {
+            self.go_on_with_other_ranks(&mut saved.state, batches, observer);
+        }
         saved.state.check_options(&self.options)?;
         checkpoint::restore_parameters(&self.trained.params, &saved.params)?;
         self.optimizer.load_state(&self.trained.params, &saved.optimizer)?;
@@ -326,6 +365,93 @@ impl Run {
             json!({ "checkpoint": folder.display().to_string(), "step": self.step }),
         );
         Ok(Some((folder, saved.state.metrics_bytes)))
+    }
+
+    /// Puts a checkpoint of another number of ranks where this run's batches are.
+    fn go_on_with_other_ranks(&self, saved: &mut TrainingState, batches: usize, observer: &mut dyn Observer) {
+        let (before, now) = (saved.ranks, self.ranks.count());
+        let an_epoch = (batches.div_ceil(before).max(1)) as u64;
+        let (epoch, batch) = (saved.micro_step / an_epoch, saved.micro_step % an_epoch);
+        saved.micro_step = epoch * self.batches_per_epoch as u64 + batch * before as u64 / now as u64;
+        saved.ranks = now;
+        // Epochs come to another number of steps.
+        saved.options.remove("--max-train-steps");
+        if let Some(steps) = self.options.get("--max-train-steps") {
+            saved.options.insert("--max-train-steps".to_owned(), steps.clone());
+        }
+        let scaled = if self.training.scale_lr { ", and ⟨scale_lr⟩ the learning rate with it" } else { "" };
+        observer.warning(format!(
+            "the checkpoint is of {before} and {now} go on: adapter, optimizer and step are kept; from here on a step learns from              {now}/{before} as many batches{scaled}, with other noise, and the run ends at step {}",
+            self.total_steps,
+            before = counted(before, "process"),
+            now = now,
+        ));
+    }
+
+    /// All ranks stand where the first one does.
+    fn share_state(&mut self) -> Result<()> {
+        if self.ranks.is_alone() {
+            return Ok(());
+        }
+        let own = SharedState {
+            step: self.step,
+            resumed_at: self.resumed_at,
+            micro_step: self.micro_step,
+            evaluation_is_owed: self.evaluation_is_owed,
+            scaler: self.scaler.as_ref().map(LossScaler::state),
+            optimizer: self.optimizer.state().iter().map(|(name, tensor)| Shape::of(name, tensor)).collect(),
+        };
+        let invalid = |error: serde_json::Error| Error::Internal(error.to_string());
+        let text = self.ranks.of_first(|| serde_json::to_vec(&own).map_err(invalid))?;
+        let shared: SharedState = serde_json::from_slice(&text).map_err(invalid)?;
+        let mut optimizer = self.optimizer.state();
+        if !self.ranks.is_first() {
+            optimizer = shared.optimizer.iter().map(|shape| shape.zeros(self.device)).collect::<Result<_>>()?;
+        }
+        let mut params: Vec<Tensor> = self.trained.params.values().map(Tensor::detach).collect();
+        self.ranks.equalise(params.iter_mut().chain(optimizer.values_mut()), 0)?;
+        if self.ranks.is_first() {
+            return Ok(());
+        }
+        self.optimizer.load_state(&self.trained.params, &optimizer)?;
+        (self.step, self.resumed_at, self.micro_step) = (shared.step, shared.resumed_at, shared.micro_step);
+        self.evaluation_is_owed = shared.evaluation_is_owed;
+        if let (Some(state), true) = (shared.scaler, self.scaler.is_some()) {
+            self.scaler = Some(LossScaler::from_state(state)?);
+            self.skipped = state.skipped_steps;
+        }
+        Ok(())
+    }
+
+    /// Whether it is to stop after the present step: all ranks agree.
+    pub(super) fn is_asked_to_stop(&self, interrupt: &Interrupt) -> bool {
+        match self.ranks.is_alone() {
+            true => interrupt.requested(),
+            false => self.is_asked_to_stop,
+        }
+    }
+
+    /// The error of a run that another rank ended, which says where it goes on from.
+    pub(super) fn without_a_rank(&self, error: Error) -> Error {
+        match (error, checkpoint::latest(self.folder.path())) {
+            (Error::OtherRank(text), Ok(Some(folder))) if self.ranks.is_first() => Error::OtherRank(format!(
+                "{text}; the last checkpoint is {}, and the same command with ⟨resume⟩ continues from it",
+                folder.display()
+            )),
+            (error, _) => error,
+        }
+    }
+
+    /// What a rank that is not the first leaves: nothing.
+    pub fn finish_elsewhere(&self) -> Finished {
+        Finished {
+            output_dir: self.folder.path().to_owned(),
+            steps: self.step,
+            resumed_at: self.resumed_at,
+            final_loss: None,
+            sample: None,
+            resolution: None,
+        }
     }
 
     /// Steps that the optimizer took: overflowed ones are not counted, so the learning rate waits for them.
@@ -427,6 +553,10 @@ impl Run {
 
     /// Writes `checkpoint-N`, with the adapter that `write_adapter` writes, and removes those that need not be kept.
     pub fn save_checkpoint(&mut self, write_adapter: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if !self.ranks.is_first() {
+            self.saved = Some((self.step, self.evaluation_is_owed));
+            return Ok(());
+        }
         self.check_weights()?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
@@ -437,6 +567,7 @@ impl Run {
             scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
             evaluation_is_owed: self.evaluation_is_owed,
+            ranks: self.ranks.count(),
             options: self.options.clone(),
         };
         let optimizer = self.optimizer.state();
@@ -450,6 +581,9 @@ impl Run {
 
     /// The error of a run that was asked to stop, which says where it goes on from.
     pub fn interrupted(&self) -> Error {
+        if !self.ranks.is_first() {
+            return Error::Interrupted(String::new());
+        }
         let output = match self.names_output {
             true => String::new(),
             false => format!(" ⟨output_dir⟩ {}", crate::options::shell_path(self.folder.path())),
@@ -500,6 +634,9 @@ impl Run {
 
     /// Leaves word in `run.json` of why the run ended, or takes the folder away again if nothing came into it.
     pub fn fail(&self, error: &Error) {
+        if !self.ranks.is_first() {
+            return;
+        }
         if self.training_began.is_none() {
             return self.folder.remove_if_unused();
         }

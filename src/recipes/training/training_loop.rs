@@ -63,8 +63,18 @@ impl Run {
     }
 }
 
+/// Numbers that ranks share with the gradients of a step: the loss, whether one was asked to stop, and the losses' `parts`.
+pub(super) fn numbers(parts: &[&str]) -> usize {
+    2 + parts.len()
+}
+
 /// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved.
 pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
+    let outcome = steps(job, run, control, observer).and_then(|()| run.ranks.meet());
+    outcome.map_err(|error| run.without_a_rank(error))
+}
+
+fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
     if run.step == 0 || run.evaluation_is_owed {
         evaluate(job, run, control, observer)?;
     }
@@ -79,13 +89,19 @@ pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut
         // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
         // an epoch ends the addition.
         loop {
+            let is_last = losses.len() as u64 + 1 == run.training.gradient_accumulation_steps
+                || (run.micro_step + 1).is_multiple_of(run.batches_per_epoch.max(1) as u64);
+            if let (true, Some(reduction)) = (is_last, &mut run.reduction) {
+                reduction.arm();
+            }
             losses.push(catching(|| job.micro_step(run))?);
             run.micro_step += 1;
             if run.position().1 == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
                 break;
             }
         }
-        let metrics = catching(|| optimizer_step(job.parts(), run, &losses, began))?;
+        let metrics = catching(|| optimizer_step(job.parts(), run, &losses, control.interrupt(), began))?;
+        run.ranks.has_done(run.step)?;
         run.note(StepMetrics { epoch: epoch as u64, ..metrics }, observer)?;
         between_steps(job, run, control, observer)?;
     }
@@ -103,7 +119,7 @@ fn between_steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: 
         report_again(run, observer);
     }
     obey(job, run, control, observer)?;
-    let stop = control.interrupt().requested();
+    let stop = run.is_asked_to_stop(control.interrupt());
     if stop || run.is_done() || run.step.is_multiple_of(run.training.checkpointing_steps) {
         save(job, run, observer)?;
         if stop && !run.is_done() {
@@ -153,7 +169,7 @@ fn report_again(run: &Run, observer: &mut dyn Observer) {
 
 /// [`Job::evaluate`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
 fn evaluate(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
-    let outcome = job.evaluate(run, control.interrupt(), observer);
+    let outcome = job.evaluate(run, control.interrupt(), observer).and_then(|()| run.ranks.meet());
     run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_)));
     if run.evaluation_is_owed {
         save(job, run, observer)?;
@@ -197,11 +213,27 @@ fn save(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()>
 }
 
 /// Clips, steps and reports. The numbers of a step come to the host here, in one go.
-fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Instant) -> Result<StepMetrics> {
+fn optimizer_step(
+    parts: &[&str],
+    run: &mut Run,
+    losses: &[Losses],
+    interrupt: &Interrupt,
+    began: Instant,
+) -> Result<StepMetrics> {
     let mean =
         |of: &dyn Fn(&Losses) -> Tensor| Tensor::stack(&losses.iter().map(of).collect::<Vec<_>>(), 0).mean(Kind::Float);
-    let total = mean(&|losses| losses.total.shallow_clone());
+    let mut total = mean(&|losses| losses.total.shallow_clone());
     let means = (0..parts.len()).map(|part| mean(&|losses| losses.parts[part].shallow_clone()));
+    let mut means: Vec<Tensor> = means.collect();
+    // Of all ranks, where there are several: from here on each has the same numbers, and does the same.
+    if let Some(reduction) = &mut run.reduction {
+        let stop = Tensor::from(f32::from(u8::from(interrupt.requested()))).to_device(run.device);
+        let own: Vec<Tensor> = [total, stop].into_iter().chain(means).collect();
+        let mut shared = reduction.finish(&own, true)?.into_iter();
+        (total, means) = (shared.next().unwrap_or_default(), Vec::new());
+        let stop = shared.next().unwrap_or_default();
+        means.extend(shared.chain([stop]));
+    }
     let grads = gradients::gradients(&run.trained.params);
     let overflow = run.scaler.as_ref().map(|scaler| scaler.unscale(&grads)).transpose()?.flatten();
     let norm = gradients::grad_norm(&grads)?.to_device(run.device);
@@ -210,6 +242,7 @@ fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Insta
     let numbers: Vec<Tensor> = [total, norm.view([]), overflow.view([])].into_iter().chain(means).collect();
     let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?; // the host waits here, and nowhere else in a step
     let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
+    run.is_asked_to_stop = run.reduction.is_some() && numbers[3 + parts.len()] > 0.0;
     let finite = numbers[2] == 0.0;
     if let Some(scaler) = &mut run.scaler {
         scaler.update(finite);
