@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How often processes are asked whether they have ended.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long the others have to end by themselves once one has failed: they say which one it was.
-const GRACE: Duration = Duration::from_secs(12);
+const GRACE: Duration = Duration::from_secs(7);
 
 /// A process, until it has ended.
 struct Started {

@@ -21,7 +21,7 @@ use crate::recipes::training::observer::{Observer, Silent};
 use crate::recipes::training::run::{Finished, TextSample};
 use crate::recipes::{dreambooth, language, push};
 use crate::train::data_parallel::launch::Launch;
-use crate::train::data_parallel::Ranks;
+use crate::train::data_parallel::{processes, Ranks};
 use crate::weights::hub::Hub;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
@@ -155,7 +155,7 @@ fn report_ranks(ranks: &Ranks, device: Device, observer: &mut dyn Observer) -> R
     let backend = ranks.use_device(device)?;
     if !ranks.is_alone() {
         let place = if ranks.share_a_machine() { "on this machine" } else { "on several machines" };
-        let text = format!("{} {place}, gradients by {backend}", ranks.count());
+        let text = format!("{} {place}, gradients by {backend}", processes(ranks.count()));
         observer.fact_with("processes", text, json!({ "processes": ranks.count(), "backend": backend }));
     }
     Ok(())

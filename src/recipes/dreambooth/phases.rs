@@ -151,10 +151,11 @@ pub fn make_class_images(
     }
     let found = || -> Result<Vec<u8>> {
         let present = count_images_but(folder, &config.apart_from_class())?;
-        let missing = match present >= config.num_class_images {
-            true => Vec::new(),
-            false => free_numbers(folder, config.num_class_images - present)?,
-        };
+        let mut missing = Vec::new();
+        if present < config.num_class_images {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+            missing = free_numbers(folder, config.num_class_images - present)?;
+        }
         serde_json::to_vec(&(present, missing)).map_err(|error| Error::Internal(error.to_string()))
     };
     let found = ranks.of_first(found)?;

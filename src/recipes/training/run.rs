@@ -11,7 +11,7 @@ use crate::options::given::GivenFlags;
 use crate::options::training::TrainingArgs;
 use crate::plain_text::counted;
 use crate::train::checkpoint::{self, TrainingState};
-use crate::train::data_parallel::{Ranks, Reduction};
+use crate::train::data_parallel::{processes, Ranks, Reduction};
 use crate::train::gradients::all_finite;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::metrics::{self, MetricsLog, StepMetrics};
@@ -381,10 +381,11 @@ impl Run {
         }
         let scaled = if self.training.scale_lr { ", and ⟨scale_lr⟩ the learning rate with it" } else { "" };
         observer.warning(format!(
-            "the checkpoint is of {before} and {now} go on: adapter, optimizer and step are kept; from here on a step learns from              {now}/{before} as many batches{scaled}, with other noise, and the run ends at step {}",
+            "the checkpoint is of {}, and this run has {}: adapter, optimizer and step are kept; from here on a step learns from \
+             {now}/{before} as many batches{scaled}, with other noise, and the run ends at step {}",
+            processes(before),
+            processes(now),
             self.total_steps,
-            before = counted(before, "process"),
-            now = now,
         ));
     }
 

@@ -11,3 +11,8 @@ mod watch;
 
 pub use ranks::Ranks;
 pub use reduction::Reduction;
+
+/// So many processes, in words.
+pub fn processes(count: usize) -> String {
+    format!("{count} process{}", if count == 1 { "" } else { "es" })
+}
