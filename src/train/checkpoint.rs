@@ -296,6 +296,7 @@ mod tests {
             scaler: None,
             metrics_bytes: 77,
             evaluation_is_owed: true,
+            ranks: 1,
             options: options.into(),
         }
     }
