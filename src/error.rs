@@ -116,7 +116,8 @@ fn plain_cause(source: &std::io::Error) -> String {
 /// Libtorch's words on memory that it did not get, without what it says to its developers.
 fn plain_allocation(line: &str) -> String {
     let cause = line.split_once("DefaultCPUAllocator: ").map_or(line, |(_, cause)| cause);
-    cause.split(". Error code").next().unwrap_or(cause).trim_end_matches('.').to_owned()
+    let cause = cause.trim_start_matches("CUDA out of memory. ");
+    cause.split(". Error code").next().unwrap_or(cause).trim_end_matches([' ', '.']).to_owned()
 }
 
 impl Error {

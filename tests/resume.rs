@@ -1,6 +1,8 @@
 //! A run that was stopped and resumed ends with the same bits as one that never was, however it was stopped.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+#[path = "support/stand_in.rs"]
+mod stand_in;
 mod support;
 
 use serde_json::Value;
@@ -43,6 +45,24 @@ fn with(args: &[String], more: &[&str], out: &Path) -> Vec<String> {
     args.extend(more.iter().map(|&arg| arg.to_owned()));
     args.extend(["--output-dir".to_owned(), out.display().to_string()]);
     args
+}
+
+#[test]
+fn deterministic_kernels_change_nothing_on_the_cpu_and_a_card_resumes_with_them_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let [without, asked, on_card, resumed] =
+        ["without", "asked", "card", "resumed"].map(|name| folder.path().join(name));
+    train(&plain(), &[], &without);
+    train(&plain(), &["--deterministic"], &asked);
+    assert_same(&asked, &without, "deterministic kernels");
+    let train_on_card = |more: &[&str], out: &Path| {
+        let more = [&["--device", "cuda", "--deterministic"], more].concat();
+        stand_in::on_card_ok(&with(&plain(), &more, out), &[]);
+    };
+    train_on_card(&[], &on_card);
+    train_on_card(&["--max-train-steps", "4"], &resumed);
+    train_on_card(&["--resume"], &resumed);
+    assert_same(&resumed, &on_card, "resumed on a card");
 }
 
 /// Runs to the end.

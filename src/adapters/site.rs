@@ -1,6 +1,7 @@
 //! The places of a model where adapters attach, and the registry of all that a model loaded.
 
 use super::adapter::Adapter;
+use super::probe::Probe;
 use super::projections::{self, LowRank};
 use crate::error::{Error, Result};
 use crate::libtorch::failure::or_panic;
@@ -82,6 +83,7 @@ pub struct Site {
     adapters: RefCell<Vec<OnSite>>,
     training: Rc<Cell<bool>>,
     factors: Rc<Factors>,
+    probe: Rc<RefCell<Option<Probe>>>,
 }
 
 impl Site {
@@ -145,32 +147,35 @@ impl Site {
     /// The projection of `xs` with every enabled adapter.
     /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`; embedding: `[..] -> [.., width]`.
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        if self.is_low_rank_on_cuda(xs) {
-            return Self::forward_all(&[self], xs).remove(0);
+        match self.op {
+            Op::Linear => Self::forward_all(&[self], xs).remove(0),
+            _ => self.seen(xs, self.forward_flat(xs)),
         }
-        if self.op != Op::Linear || xs.dim() == 2 {
-            return self.forward_flat(xs);
-        }
-        // Rows are flattened once, so that adapters can add to the output in place.
-        let mut shape = xs.size();
-        let width = shape.pop().unwrap_or(1);
-        let ys = self.forward_flat(&xs.reshape([-1, width]));
-        shape.push(ys.size()[1]);
-        ys.view(shape.as_slice())
     }
 
     /// The projections of `xs` `[.., in]` by each of `sites`, which are linear: `[.., out]`.
     pub fn forward_all(sites: &[&Site], xs: &Tensor) -> Vec<Tensor> {
-        if matches!(xs.device(), Device::Cuda(_)) && xs.is_floating_point() {
-            let mut shape = xs.size();
-            let width = shape.pop().unwrap_or(1);
-            let together = projections::project(sites, &xs.reshape([-1, width]));
-            if let Some(outputs) = or_panic(together) {
-                let shaped = |ys: Tensor| ys.view([&shape[..], &ys.size()[1..]].concat().as_slice());
-                return outputs.into_iter().map(shaped).collect();
-            }
+        // Rows are flattened once, so that adapters can add to the output in place.
+        let mut shape = xs.size();
+        let width = shape.pop().unwrap_or(1);
+        let is_flat = shape.len() == 1;
+        let rows = if is_flat { xs.shallow_clone() } else { xs.reshape([-1, width]) };
+        let is_on_card = matches!(xs.device(), Device::Cuda(_)) && sites.iter().all(|site| site.computes_in(xs.kind()));
+        let together = is_on_card.then(|| or_panic(projections::project(sites, &rows))).flatten();
+        let outputs = together.unwrap_or_else(|| sites.iter().map(|site| site.forward_flat(&rows)).collect());
+        let shaped = |ys: Tensor| match is_flat {
+            true => ys,
+            false => ys.view([&shape[..], &ys.size()[1..]].concat().as_slice()),
+        };
+        sites.iter().zip(outputs).map(|(site, ys)| site.seen(xs, shaped(ys))).collect()
+    }
+
+    /// `ys`, made of `xs`, which is looked at where numbers were lost.
+    fn seen(&self, xs: &Tensor, ys: Tensor) -> Tensor {
+        match &*self.probe.borrow() {
+            None => ys,
+            Some(probe) => probe.see(&self.path, xs, ys),
         }
-        sites.iter().map(|site| site.forward(xs)).collect()
     }
 
     /// Reads the frozen weight and bias of a linear projection, with the low-rank product that is all that is added to it. `None` where it is
@@ -209,7 +214,16 @@ impl Site {
     }
 
     fn forward_flat(&self, xs: &Tensor) -> Tensor {
-        let bias = self.bias.as_ref().map(|bias| bias.get());
+        let wide;
+        let xs = match self.op != Op::Embedding && self.weight.borrow().kind() == Kind::Float {
+            // One in float32 among others in 16 bits; what is behind it computes as wide until a norm.
+            true => {
+                wide = xs.to_kind(Kind::Float);
+                &wide
+            }
+            false => xs,
+        };
+        let bias = self.bias.as_ref().map(|bias| bias.get().to_kind(xs.kind()));
         let mut ys = match &*self.trained_weight.borrow() {
             Some(trained) => {
                 let kind = if self.op == Op::Embedding { self.weight.borrow().kind() } else { xs.kind() };
@@ -223,10 +237,9 @@ impl Site {
         ys
     }
 
-    /// Where one node of the graph does for the projection and its adapter.
-    fn is_low_rank_on_cuda(&self, xs: &Tensor) -> bool {
-        let on_cuda = matches!(xs.device(), Device::Cuda(_));
-        on_cuda && self.with_low_rank(|_, _, low_rank| low_rank.is_some()).unwrap_or(false)
+    /// Whether the projection computes in `kind`, and not in float32 among others in 16 bits.
+    fn computes_in(&self, kind: Kind) -> bool {
+        self.weight.borrow().kind() == kind
     }
 
     pub(crate) fn put(&self, name: &str, adapter: Box<dyn Adapter>) {
@@ -259,6 +272,14 @@ impl Site {
             .iter()
             .filter(|on_site| on_site.enabled)
             .fold(start, |weight, on_site| on_site.adapter.merged(self, weight, on_site.scale))
+    }
+
+    /// Moves a weight that lies on a device as it is.
+    fn move_to(&self, device: Device) -> Result<()> {
+        if let BaseWeight::Dense(weight) = &mut *self.weight.borrow_mut() {
+            *weight = weight.f_to_device(device)?;
+        }
+        Ok(())
     }
 
     fn has_enabled(&self) -> bool {
@@ -296,6 +317,7 @@ pub struct Sites {
     elements: Cell<i64>,
     training: Rc<Cell<bool>>,
     factors: Rc<Factors>,
+    probe: Rc<RefCell<Option<Probe>>>,
 }
 
 impl Sites {
@@ -331,6 +353,7 @@ impl Sites {
             adapters: RefCell::new(Vec::new()),
             training: self.training.clone(),
             factors: self.factors.clone(),
+            probe: self.probe.clone(),
         });
         self.sites.borrow_mut().insert(path.to_owned(), site.clone());
         site
@@ -356,6 +379,11 @@ impl Sites {
     /// Turns dropout on or off.
     pub fn set_training(&self, training: bool) {
         self.training.set(training);
+    }
+
+    /// Has every projection look for numbers that are none, or none any more.
+    pub fn look_with(&self, probe: Option<Probe>) {
+        *self.probe.borrow_mut() = probe;
     }
 
     /// All sites, by path.
@@ -413,6 +441,16 @@ impl Sites {
         }
     }
 
+    /// Moves the weights to host memory, where nothing computes with them, until [`Sites::unpark`].
+    pub fn park(&self) -> Result<()> {
+        self.all().iter().try_for_each(|site| site.move_to(Device::Cpu))
+    }
+
+    /// Moves them back to `device`.
+    pub fn unpark(&self, device: Device) -> Result<()> {
+        self.all().iter().try_for_each(|site| site.move_to(device))
+    }
+
     /// Turns every adapter on or off.
     pub fn set_enabled(&self, enabled: bool) {
         self.on_adapters(None, |on_site| on_site.enabled = enabled);
@@ -447,7 +485,6 @@ impl Sites {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn weights_that_are_trained_are_leaves_and_the_others_stay_frozen() {

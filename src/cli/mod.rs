@@ -221,6 +221,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
         tch::set_num_threads(threads);
     }
+    let repeats = match &cli.command {
+        Command::Train(command) => command.is_deterministic(),
+        // A job of the page can ask for it.
+        Command::Serve(_) => true,
+        _ => false,
+    };
+    if repeats {
+        startup::let_cublas_repeat();
+    }
     let json = cli.common.json;
     if json {
         file_map::report_as_json();

@@ -41,6 +41,16 @@ pub enum TrainCommand {
     Llm(Box<LanguageConfig>),
 }
 
+impl TrainCommand {
+    /// Whether its results are to repeat on a GPU too.
+    pub fn is_deterministic(&self) -> bool {
+        match self {
+            Self::Dreambooth(config) => config.training.deterministic,
+            Self::Llm(config) => config.training.deterministic,
+        }
+    }
+}
+
 /// Runs the command, and gives its exit code.
 pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<u8> {
     let interrupt = Interrupt::on_signals()?;

@@ -23,7 +23,7 @@ pub fn dropout(xs: &Tensor, rate: f64) -> Tensor {
     match drawn(xs, 1.0 - rate) {
         Ok(Some(ys)) => ys,
         Ok(None) => xs.dropout(rate, true),
-        Err(error) => panic!("{error}"),
+        Err(error) => std::panic::panic_any(error),
     }
 }
 

@@ -18,8 +18,12 @@ thread_local! {
 /// `work`, with what libtorch said where an operation in it failed.
 pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     let outer = INSIDE.replace(true);
+    let has_gradients = set_gradients(true);
+    set_gradients(has_gradients);
     let outcome = catch_unwind(AssertUnwindSafe(work));
     INSIDE.set(outer);
+    // What tch turned off for a closure stays off where that unwinds.
+    set_gradients(has_gradients);
     outcome.unwrap_or_else(|payload| {
         let payload = match payload.downcast::<Error>() {
             Ok(error) => return Err(*error),
@@ -32,6 +36,12 @@ pub fn catching<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
             None => Err(Error::Internal(text.lines().next().unwrap_or_default().to_owned())),
         }
     })
+}
+
+/// Turns the recording of gradients on this thread on or off; what it was.
+fn set_gradients(on: bool) -> bool {
+    // SAFETY: sets one flag of the thread.
+    unsafe { torch_sys::at_grad_set_enabled(i32::from(on)) != 0 }
 }
 
 /// What was `made` in a forward, which panics where libtorch fails as each of tch's operations does; [`catching`] makes an error of it.
@@ -86,6 +96,16 @@ mod tests {
         let error = catching::<()>(|| std::panic::panic_any(Error::file("x", "is cut short"))).unwrap_err();
         std::panic::set_hook(hook);
         assert_eq!(error.to_string(), "x is cut short");
+    }
+
+    #[test]
+    fn gradients_are_recorded_after_a_failure_without_them() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        drop(catching::<()>(|| tch::no_grad(|| panic!("in it"))));
+        std::panic::set_hook(hook);
+        let leaf = Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        assert!((leaf * 2.0).requires_grad());
     }
 
     #[test]

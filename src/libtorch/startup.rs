@@ -1,11 +1,13 @@
 //! Starts libtorch: loads its CUDA part where there is one, and sets what holds for the whole process.
 
+use crate::error::{Error, Result};
 use std::sync::OnceLock;
 use tch::{Cuda, Device};
 
 extern "C" {
     fn lorabooth_use_onednn_matmul();
     fn lorabooth_silence_warnings();
+    fn lorabooth_use_deterministic_kernels(on: bool);
 }
 
 /// Whether this machine has NVIDIA's kernel driver.
@@ -28,8 +30,8 @@ fn has_cuda_part() -> bool {
 }
 
 /// Loads `libtorch_cuda.so` and the CUDA libraries below it, with or without a driver; the loader's reason where it cannot.
-pub fn load_cuda_part() -> Result<(), &'static str> {
-    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+pub fn load_cuda_part() -> std::result::Result<(), &'static str> {
+    static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
     let loaded = LOADED.get_or_init(|| {
         // SAFETY: a constant NUL-terminated name; libtorch's initialisers are made to run at load time.
         if !unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) }.is_null() {
@@ -158,6 +160,29 @@ pub fn silence_warnings() {
         // SAFETY: sets one number of the process.
         unsafe { lorabooth_silence_warnings() }
     }
+}
+
+/// The size of cuBLAS' workspace, and the value with which its results repeat (cuBLAS' documentation, "Results reproducibility").
+const CUBLAS_WORKSPACE: &std::ffi::CStr = c"CUBLAS_WORKSPACE_CONFIG";
+const REPEATABLE: &std::ffi::CStr = c":4096:8";
+
+/// Gives cuBLAS the workspace with which its results repeat, unless the environment names one. To be called before there are other
+/// threads, and before CUDA is first used.
+pub fn let_cublas_repeat() {
+    // SAFETY: two constant NUL-terminated texts; no other thread reads the environment yet.
+    unsafe { libc::setenv(CUBLAS_WORKSPACE.as_ptr(), REPEATABLE.as_ptr(), 0) };
+}
+
+/// Has a GPU computed with deterministic kernels alone, or not any more. Refused without [`let_cublas_repeat`].
+pub fn use_deterministic_kernels(on: bool) -> Result<()> {
+    let name = CUBLAS_WORKSPACE.to_string_lossy().into_owned();
+    if on && !std::env::var(&name).is_ok_and(|value| [":4096:8", ":16:8"].contains(&value.as_str())) {
+        let workspace = REPEATABLE.to_string_lossy();
+        return Err(Error::invalid(format!("⟨deterministic⟩ needs {name}={workspace} in the environment")));
+    }
+    // SAFETY: sets options of the process.
+    unsafe { lorabooth_use_deterministic_kernels(on) }
+    Ok(())
 }
 
 /// Has float32 matrix products on AMD processors computed by oneDNN, twice as fast as MKL there with errors of the same size;

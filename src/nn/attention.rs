@@ -4,15 +4,50 @@
 //! Shapes: b batch, h heads, g heads of keys and values, q queries, k keys, d width of a head.
 
 use super::attention_mask::AttentionMask;
+use crate::libtorch::checkpoint::checkpoint;
 use crate::libtorch::dropout::dropout;
 use tch::{Device, Kind, Tensor};
 
 /// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`. Returns
 /// `[batch, length, heads · width]`.
 pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, causal: bool) -> Tensor {
-    let (q, k, v) = (split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads));
-    let ys = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, false);
-    merge_heads(&ys)
+    let [q, k, v] = in_one_kind([queries, keys, values]).map(|xs| split_heads(&xs, heads));
+    merge_heads(&attention(&q, &k, &v, causal))
+}
+
+/// The same, a few heads of an image at a time: where libtorch has no kernel without the matrix of scores, no more than one slice's
+/// is in memory, in backward neither.
+pub fn attend_in_slices(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: i64) -> Tensor {
+    let [q, k, v] = in_one_kind([queries, keys, values]).map(|xs| split_heads(&xs, heads));
+    let mut images = Vec::new();
+    for image in 0..q.size()[0] {
+        let slice = |xs: &Tensor, first: i64| {
+            xs.narrow(0, image, 1).narrow(1, first, HEADS_AT_ONCE.min(heads - first)).contiguous()
+        };
+        let of_heads = |first: i64| {
+            checkpoint(&[&slice(&q, first), &slice(&k, first), &slice(&v, first)], |xs| {
+                attention(&xs[0], &xs[1], &xs[2], false)
+            })
+        };
+        let slices: Vec<Tensor> = (0..heads).step_by(HEADS_AT_ONCE as usize).map(of_heads).collect();
+        images.push(Tensor::cat(&slices, 1));
+    }
+    merge_heads(&Tensor::cat(&images, 0))
+}
+
+/// Heads of a slice.
+const HEADS_AT_ONCE: i64 = 2;
+
+fn attention(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Tensor {
+    Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, causal, None, false)
+}
+
+/// Queries, keys and values in one dtype: in float32 where some come from a layer that computes in it.
+fn in_one_kind(xs: [&Tensor; 3]) -> [Tensor; 3] {
+    match xs.iter().all(|one| one.kind() == xs[0].kind()) {
+        true => xs.map(Tensor::shallow_clone),
+        false => xs.map(|one| one.to_kind(Kind::Float)),
+    }
 }
 
 /// `[b, s, h·d] -> [b, h, s, d]`
@@ -50,7 +85,10 @@ impl Attending<'_> {
             AttentionMask::Causal => (None, true),
             AttentionMask::Tensor(mask) => (Some(mask), false),
         };
-        Tensor::scaled_dot_product_attention(q, k, v, mask, self.dropout, causal, self.scale, grouped)
+        let [q, k, v] = in_one_kind([q, k, v]);
+        let mask =
+            mask.map(|mask| if mask.kind() == Kind::Bool { mask.shallow_clone() } else { mask.to_kind(q.kind()) });
+        Tensor::scaled_dot_product_attention(&q, &k, &v, mask, self.dropout, causal, self.scale, grouped)
     }
 
     /// With the matrix of scores, in float32. A query that sees nothing weighs all keys alike, since what hides them outweighs

@@ -42,7 +42,7 @@ pub struct Loader {
 impl Loader {
     /// The root of `weights`; what is loaded is registered in `sites`.
     pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Self {
-        let is_streamed = weights.storage() == Storage::Streamed && placement.device != Device::Cpu;
+        let is_streamed = weights.keeping().storage == Storage::Streamed && placement.device != Device::Cpu;
         let stream = is_streamed.then(|| Arc::new(BlockStream::to(placement.device)));
         Self { weights: Arc::new(weights), stream, sites, placement, path: String::new() }
     }
@@ -64,9 +64,17 @@ impl Loader {
         self.weights.shape(&self.key(name))
     }
 
-    /// Where the weights go.
+    /// Where the weights of this path go.
     pub fn placement(&self) -> Placement {
-        self.placement
+        match self.weights.keeping().is_in_fp32(&self.path) {
+            true => Placement { kind: Kind::Float, ..self.placement },
+            false => self.placement,
+        }
+    }
+
+    /// Whether layers are to compute by slices.
+    pub fn slicing(&self) -> bool {
+        self.weights.keeping().slicing
     }
 
     /// The same place, from which weights are kept in `kind`.
@@ -83,13 +91,13 @@ impl Loader {
     pub fn param(&self, name: &str, shape: &[i64]) -> Result<Rc<Param>> {
         interrupt::check()?;
         let key = self.key(name);
-        let tensor = self.weights.load(&key, shape, self.placement)?;
+        let tensor = self.weights.load(&key, shape, self.placement())?;
         Ok(self.sites.register_param(&key, tensor))
     }
 
     /// The tensor `weight` of `shape` at this path, where the weights go.
     pub(super) fn weight(&self, shape: &[i64]) -> Result<Tensor> {
-        self.weights.load(&self.key("weight"), shape, self.placement)
+        self.weights.load(&self.key("weight"), shape, self.placement())
     }
 
     /// Whether the weight at this path has the numbers of the weight of `shared`.
@@ -146,10 +154,10 @@ impl Loader {
     fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: &SiteTraits) -> Result<BaseWeight> {
         interrupt::check()?;
         let key = self.key("weight");
-        match self.weights.storage() {
+        match self.weights.keeping().storage {
             Storage::Streamed if op == Op::Embedding => self.table(&key, shape),
             Storage::Streamed if !is_head(&self.path) => self.streamed(&key, shape, layout),
-            Storage::Int8 { threshold } if op == Op::Linear && !is_head(&self.path) && !traits.output => {
+            Storage::Int8 { threshold } if op == Op::Linear && self.is_in_8_bits(traits) => {
                 self.int8(&key, shape, layout, threshold)
             }
             _ => {
@@ -162,15 +170,19 @@ impl Loader {
         }
     }
 
+    fn is_in_8_bits(&self, traits: &SiteTraits) -> bool {
+        !is_head(&self.path) && !traits.output && !self.weights.keeping().is_in_fp32(&self.path)
+    }
+
     /// A table of embeddings, of which a forward reads a few rows.
     fn table(&self, key: &str, shape: &[i64]) -> Result<BaseWeight> {
-        Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, key, shape, self.placement)?))
+        Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, key, shape, self.placement())?))
     }
 
     fn streamed(&self, key: &str, shape: &[i64], layout: Layout) -> Result<BaseWeight> {
         Ok(BaseWeight::Streamed(match &self.stream {
-            Some(stream) => StreamedWeight::pinned(&self.weights, key, shape, layout, self.placement, stream)?,
-            None => StreamedWeight::in_file(&self.weights, key, shape, layout, self.placement)?,
+            Some(stream) => StreamedWeight::pinned(&self.weights, key, shape, layout, self.placement(), stream)?,
+            None => StreamedWeight::in_file(&self.weights, key, shape, layout, self.placement())?,
         }))
     }
 

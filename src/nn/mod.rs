@@ -17,7 +17,7 @@ mod rotary;
 
 pub use activation::Activation;
 pub use alibi::Alibi;
-pub use attention::{attend, attend_heads, split_heads, Attending};
+pub use attention::{attend, attend_heads, attend_in_slices, split_heads, Attending};
 pub use attention_mask::{AttentionMask, CausalMask};
 pub use conv2d::{channels_last, Conv2d};
 pub use dropout::Dropout;

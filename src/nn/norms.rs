@@ -6,7 +6,7 @@ use crate::adapters::Param;
 use crate::error::Result;
 use crate::libtorch::group_norm::group_norm;
 use std::rc::Rc;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Places of an image below which libtorch's channels-last norm goes through the channels group by group, in vectors of `VECTOR`.
 const SMALL_IMAGE: i64 = 1024;
@@ -29,8 +29,20 @@ impl LayerNorm {
 
     /// `[.., width] -> [.., width]`
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.layer_norm([self.width], Some(&self.weight.get()), Some(&self.bias.get()), self.eps, true)
+        in_one_kind(xs, [self.weight.get(), self.bias.get()], |xs, [weight, bias]| {
+            xs.layer_norm([self.width], Some(weight), Some(bias), self.eps, true)
+        })
     }
+}
+
+/// `norm` of `xs` by `params`, in float32 where their dtypes differ: what comes from layers in float32 is of the others' dtype again.
+fn in_one_kind(xs: &Tensor, params: [Tensor; 2], norm: impl Fn(&Tensor, [&Tensor; 2]) -> Tensor) -> Tensor {
+    let kind = params[0].kind();
+    if xs.kind() == kind {
+        return norm(xs, params.each_ref());
+    }
+    let wide = params.map(|param| param.to_kind(Kind::Float));
+    norm(&xs.to_kind(Kind::Float), wide.each_ref()).to_kind(kind)
 }
 
 /// Group normalisation over channels (arXiv 1803.08494).
@@ -59,14 +71,19 @@ impl GroupNorm {
     }
 
     fn on_cuda(&self, xs: &Tensor, silu: bool) -> Option<Tensor> {
-        group_norm(xs, &self.weight.get(), &self.bias.get(), self.groups, self.eps, silu)
+        let (weight, bias) = (self.weight.get(), self.bias.get());
+        // What comes from a layer in float32 is normed as wide.
+        (xs.kind() == weight.kind()).then(|| group_norm(xs, &weight, &bias, self.groups, self.eps, silu)).flatten()
     }
 
     fn by_libtorch(&self, xs: &Tensor) -> Tensor {
-        let (weight, bias) = (self.weight.get(), self.bias.get());
+        in_one_kind(xs, [self.weight.get(), self.bias.get()], |xs, [weight, bias]| self.norm(xs, weight, bias))
+    }
+
+    fn norm(&self, xs: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
         // libtorch 2.11 crashes in the backward of a channels-last norm that learns from an input that does not.
         let learns_alone = (weight.requires_grad() || bias.requires_grad()) && !xs.requires_grad();
-        let norm = |xs: &Tensor| xs.group_norm(self.groups, Some(&weight), Some(&bias), self.eps, true);
+        let norm = |xs: &Tensor| xs.group_norm(self.groups, Some(weight), Some(bias), self.eps, true);
         if learns_alone {
             norm(&xs.contiguous())
         } else if self.is_slow_channels_last(xs) {
@@ -89,7 +106,6 @@ impl GroupNorm {
 mod tests {
     use super::*;
     use crate::libtorch::random::Generator;
-    use tch::Kind;
 
     #[test]
     fn a_channels_last_image_is_normed_as_libtorch_does_and_stays_channels_last() {

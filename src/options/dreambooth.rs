@@ -11,6 +11,7 @@ use super::values::{name_of, optional_name_of, optional_path_text, path_text};
 use crate::data::latent_cache::CacheMode;
 use crate::error::{Error, Result};
 use crate::models::stable_diffusion::PipelineFiles;
+use crate::train::measure::Measure;
 use clap::Args;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -110,6 +111,9 @@ pub struct DreamBoothConfig {
     /// Strength of the noise offset; 0.1 is usual
     #[arg(long, default_value_t = 0.0, help_heading = "Training")]
     pub noise_offset: f64,
+    /// Compute attention a few heads at a time and the VAE an image at a time, which takes less memory and somewhat longer
+    #[arg(long, help_heading = "Memory")]
+    pub slicing: bool,
     /// Dtype for generating class images; by default that of the training
     #[arg(long, value_enum, help_heading = "Training")]
     #[serde(serialize_with = "optional_name_of")]
@@ -151,6 +155,16 @@ impl DreamBoothConfig {
     /// Folders that hold no class images, wherever they are.
     pub fn apart_from_class(&self) -> Vec<&Path> {
         std::iter::once(self.instance_data_dir.as_path()).chain(self.output_dir.as_deref()).collect()
+    }
+
+    /// The same options with those of `measure`.
+    pub fn taking(mut self, measure: &Measure) -> Self {
+        match measure {
+            Measure::Slicing => self.slicing = true,
+            Measure::SampleBatch { size } => self.sample_batch_size = *size,
+            _ => self.training.take(measure, &mut self.train_batch_size),
+        }
+        self
     }
 
     /// The folder that the run writes to, once it is named.

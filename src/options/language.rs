@@ -13,6 +13,7 @@ use crate::adapters::{LoraConfig, TargetModules};
 use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
 use crate::models::language::Architecture;
+use crate::train::measure::Measure;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -141,6 +142,12 @@ impl LanguageConfig {
         }
         check_language_model("⟨model⟩", &self.model)?;
         self.init_adapter.as_deref().map_or(Ok(()), |path| is_there("⟨init_adapter⟩", path))
+    }
+
+    /// The same options with those of `measure`.
+    pub fn taking(mut self, measure: &Measure) -> Self {
+        self.training.take(measure, &mut self.train_batch_size);
+        self
     }
 
     /// The folder that the run writes to, once it is named.

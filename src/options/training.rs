@@ -4,13 +4,15 @@ use super::checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
 use super::hub::HubArgs;
 use super::precision::MixedPrecision;
 use super::ranks::RanksArgs;
-use super::storage::StorageArgs;
-use super::values::name_of;
+use super::storage::{Offload, StorageArgs};
+use super::values::{name_of, optional_name_of};
 use crate::error::Result;
+use crate::libtorch::startup;
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint;
 use crate::train::data_parallel::Ranks;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
+use crate::train::measure::Measure;
 use crate::train::precision::Precision;
 use crate::train::run_folder::{is_written_by_a_run, ExistingRun, RunFolder};
 use clap::{Args, ValueEnum};
@@ -29,6 +31,15 @@ pub enum AccumulationAverage {
     Full,
     /// By the batches that are there.
     Present,
+}
+
+/// `--on-oom`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+pub enum OnOom {
+    /// The run ends, with its state saved.
+    Stop,
+    /// It turns on what saves memory, one option after another, and makes the step again.
+    StepDown,
 }
 
 /// Options of a training.
@@ -51,6 +62,11 @@ pub struct TrainingArgs {
     /// Recompute activations in the backward pass to save memory
     #[arg(long, help_heading = "Training")]
     pub gradient_checkpointing: bool,
+    /// When memory is full: stop, or turn on checkpointing, slicing, offload and a smaller batch with accumulation, one after
+    /// another, and make the step again. By default stop; on the page and in the demo step-down
+    #[arg(long, value_enum, help_heading = "Memory")]
+    #[serde(serialize_with = "optional_name_of")]
+    pub on_oom: Option<OnOom>,
     /// Scale the learning rate by the batch size, the accumulation steps and the number of processes
     #[arg(long, help_heading = "Training")]
     pub scale_lr: bool,
@@ -92,6 +108,14 @@ pub struct TrainingArgs {
     /// Dtype of the frozen weights and the computation; the adapter itself is trained in fp32
     #[arg(long, value_enum, default_value_t = MixedPrecision::Auto, help_heading = "Training")]
     pub mixed_precision: MixedPrecision,
+    /// Layers to keep and compute in fp32 where the others are in 16 bits, by their paths, such as
+    /// unet.mid_block.resnets.0.conv2, or vae; a run adds those whose numbers overflow in fp16
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', help_heading = "Training")]
+    pub fp32_layers: Vec<String>,
+    /// On a GPU use deterministic kernels alone, so that runs repeat and resume to the same bits there as they do on the CPU;
+    /// somewhat slower
+    #[arg(long, help_heading = "Training")]
+    pub deterministic: bool,
     /// Replace what is already in the output folder: another run, or an adapter of another program
     #[arg(long, help_heading = "Output")]
     pub overwrite: bool,
@@ -225,6 +249,32 @@ impl TrainingArgs {
     /// The dtype of the computation on `device`.
     pub fn precision(&self, device: Device) -> Precision {
         self.mixed_precision.on(device)
+    }
+
+    /// Has libtorch use deterministic kernels alone where that was asked for. On the CPU all are.
+    pub fn choose_kernels(&self, device: Device) -> Result<()> {
+        match device {
+            Device::Cuda(_) => startup::use_deterministic_kernels(self.deterministic),
+            _ => Ok(()),
+        }
+    }
+
+    /// Turns on what `measure` is, where it is of every training; `batch` is the batch size.
+    pub fn take(&mut self, measure: &Measure, batch: &mut usize) {
+        match measure {
+            Measure::GradientCheckpointing => self.gradient_checkpointing = true,
+            Measure::Offload => self.weights.offload = Offload::Cpu,
+            Measure::Batch { size, accumulation } => {
+                // The last, shorter batch of an epoch counted in full.
+                if self.gradient_accumulation_steps == 1 {
+                    self.gradient_accumulation_average = AccumulationAverage::Present;
+                }
+                (*batch, self.gradient_accumulation_steps) = (*size, *accumulation);
+            }
+            // Of what draws, which not every training does.
+            Measure::Slicing | Measure::SampleBatch { .. } => {}
+            Measure::Fp32 { layer } => self.fp32_layers.push(layer.clone()),
+        }
     }
 
     /// The optimizer's constants.

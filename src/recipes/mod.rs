@@ -18,6 +18,7 @@ use crate::adapters::{read_any, short_name, AdapterSet, Attached};
 use crate::error::{Error, Result};
 use crate::interrupt::{self, BriefInterrupt};
 use crate::libtorch::half_precision::has_units;
+use crate::libtorch::startup::cuda_capability;
 use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::options::adapter_argument;
 use crate::options::storage::StorageArgs;
@@ -97,8 +98,16 @@ pub fn report_device(device: Device, kind: Kind, observer: &mut dyn Observer) ->
     Ok(())
 }
 
-/// What `kind` costs, in words, where it saves memory but no time on the CPU.
+/// What `kind` costs, in words, where it saves memory but no time on the CPU, or on a card without units for it.
 pub fn slow_dtype(device: Device, kind: Kind) -> Result<Option<String>> {
+    if let (Device::Cuda(index), Kind::BFloat16) = (device, kind) {
+        return Ok(cuda_capability(index).filter(|&(major, _)| major < 8).map(|(major, minor)| {
+            format!(
+                "this card, of compute capability {major}.{minor}, has no units for bf16: it computes in fp32 and holds attention's whole \
+                 matrix of scores; fp16 is faster and takes less memory"
+            )
+        }));
+    }
     if device != Device::Cpu || kind == Kind::Float || Precision::auto(device).compute_kind() == kind {
         return Ok(None);
     }

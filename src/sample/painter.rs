@@ -2,10 +2,13 @@
 
 use super::drawn_image::{DrawnImage, ImageParameters, NamedStrength};
 use super::text_to_image::{decode, sample_latents, Conditioning, Sampling};
-use crate::error::Result;
-use crate::models::stable_diffusion::{UNet2DConditionModel, VaeDecoder};
+use crate::adapters::Sites;
+use crate::error::{Error, Result};
+use crate::libtorch::memory;
+use crate::models::stable_diffusion::{Loaded, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::{default_name, SchedulerConfig};
-use tch::Kind;
+use image::RgbImage;
+use tch::{Kind, Tensor};
 
 /// Pictures to be drawn.
 #[derive(Debug, Clone)]
@@ -46,6 +49,10 @@ pub struct Painter<'a> {
     pub vae_decoder: &'a VaeDecoder,
     /// The VAE's dtype.
     pub vae_kind: Kind,
+    /// Loads the decoder in float32, for a picture that is lost in float16.
+    pub load_exact: &'a dyn Fn() -> Result<Loaded<VaeDecoder>>,
+    /// What need not be on the device while a picture is decoded, where there is no room for both.
+    pub movable: &'a [&'a Sites],
     /// The noise schedule, as for sampling (`SchedulerConfig::for_stable_diffusion`).
     pub scheduler: &'a SchedulerConfig,
     /// The model's name, for the pictures' parameters.
@@ -63,6 +70,7 @@ impl Painter<'_> {
             Some(name) => name,
             None => default_name(self.scheduler)?,
         };
+        let mut exact = None;
         for (batch, seeds) in seeds.chunks(batch_size).enumerate() {
             let first = batch * batch_size;
             let on = on.of_images(first, seeds.len());
@@ -70,7 +78,7 @@ impl Painter<'_> {
             let mut on_step = |done: usize, total: usize| listener.on_step(batch * steps + done * steps / total.max(1));
             let latents = sample_latents(self.unet, self.scheduler, &on, sampling, seeds, &mut on_step)?;
             for (row, &seed) in seeds.iter().enumerate() {
-                let image = decode(self.vae_decoder, &latents.narrow(0, row as i64, 1), self.vae_kind)?;
+                let image = self.decode_in_room(&latents.narrow(0, row as i64, 1), &mut exact)?;
                 let index = first + row;
                 let prompt = pictures.prompts.get(index).or(pictures.prompts.first()).cloned().unwrap_or_default();
                 let parameters = ImageParameters {
@@ -89,5 +97,38 @@ impl Painter<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Decodes with the networks off the device where there is no room for them.
+    fn decode_in_room(&self, latents: &Tensor, exact: &mut Option<Loaded<VaeDecoder>>) -> Result<RgbImage> {
+        let full = match self.decode(latents, exact) {
+            Err(full @ Error::OutOfMemory { .. }) if !self.movable.is_empty() => full,
+            done => return done,
+        };
+        let device = latents.device();
+        self.movable.iter().try_for_each(|sites| sites.park())?;
+        memory::release_cached(device)?;
+        let decoded = self.decode(latents, exact);
+        memory::release_cached(device)?;
+        self.movable.iter().try_for_each(|sites| sites.unpark(device))?;
+        match decoded {
+            Err(Error::OutOfMemory { .. }) => Err(full),
+            decoded => decoded,
+        }
+    }
+
+    /// Decodes, in float32 where the numbers of float16 do not reach; the next pictures too, then.
+    fn decode(&self, latents: &Tensor, exact: &mut Option<Loaded<VaeDecoder>>) -> Result<RgbImage> {
+        if exact.is_none() {
+            match decode(self.vae_decoder, latents, self.vae_kind) {
+                Err(Error::Diverged(_)) if self.vae_kind == Kind::Half => {}
+                done => return done,
+            }
+        }
+        let decoder = match exact {
+            Some(decoder) => decoder,
+            none => none.insert((self.load_exact)()?),
+        };
+        decode(&decoder.model, latents, Kind::Float)
     }
 }

@@ -7,14 +7,12 @@ use crate::adapters::{attach, AdapterSet, Init, Part, Sites};
 use crate::data::tokenizers::clip::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{
-    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder,
-};
+use crate::models::stable_diffusion::{ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::SchedulerConfig;
 use crate::weights::Placement;
 use image::RgbImage;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// The noise schedule's configuration of a model, as its files have it.
 pub fn scheduler_config(files: &PipelineFiles) -> Result<SchedulerConfig> {
@@ -190,8 +188,14 @@ impl Pipeline {
         Ok(on)
     }
 
+    fn load_exact(&self) -> Result<Loaded<VaeDecoder>> {
+        let mut loaded = self.files.load_vae_decoder(Placement { kind: Kind::Float, ..self.placement })?;
+        loaded.model.use_tiling(self.tiling);
+        Ok(loaded)
+    }
+
     fn vae_placement(&self) -> Placement {
-        Placement { kind: vae_kind(self.placement.kind), ..self.placement }
+        Placement { kind: self.files.vae_kind(self.placement.kind), ..self.placement }
     }
 
     /// Draws `pictures` of what [`Pipeline::prepare`] made of their prompts.
@@ -203,6 +207,8 @@ impl Pipeline {
             unet: &unet.model,
             vae_decoder: &vae_decoder.model,
             vae_kind: self.vae_placement().kind,
+            load_exact: &|| self.load_exact(),
+            movable: &[],
             scheduler: &self.scheduler,
             model: &self.name,
             adapters: &self.used,
@@ -218,9 +224,13 @@ impl Pipeline {
             None => self.vae_decoder.insert(self.files.load_vae_decoder(placement)?),
         };
         let latents = latents.to_device(placement.device);
-        (0..latents.size()[0])
-            .map(|row| decode(&vae_decoder.model, &latents.narrow(0, row, 1), placement.kind))
-            .collect()
+        let all = |vae_decoder: &VaeDecoder, kind: Kind| {
+            (0..latents.size()[0]).map(|row| decode(vae_decoder, &latents.narrow(0, row, 1), kind)).collect()
+        };
+        match all(&vae_decoder.model, placement.kind) {
+            Err(Error::Diverged(_)) if placement.kind == Kind::Half => all(&self.load_exact()?.model, Kind::Float),
+            done => done,
+        }
     }
 }
 

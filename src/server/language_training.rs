@@ -6,7 +6,7 @@ use super::models::ModelKind;
 use super::observer::JobObserver;
 use super::options::Asked;
 use super::plan::{self, Warnings};
-use super::training::{go_on, init_adapter, keep_within_limits, of_failure, Training};
+use super::training::{go_on, init_adapter, keep_within_limits, of_failure, step_down, Training};
 use super::{sets, App};
 use crate::data::language_dataset::LanguageTask;
 use crate::error::Result;
@@ -64,6 +64,7 @@ fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>, rec
     let validation = asked.text("validation_set")?;
     let mut options = asked.rest(&command(), FILLED_IN)?;
     keep_within_limits(app, &mut options)?;
+    step_down(&mut options);
     let mut fill_in = |name: &str, value: String| options.insert(name.to_owned(), Value::String(value));
     fill_in("model", model.argument.clone());
     fill_in("train_file", records.display().to_string());

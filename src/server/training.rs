@@ -87,6 +87,7 @@ pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>,
         options.insert("validation_prompt".to_owned(), prompt);
     }
     keep_within_limits(app, &mut options)?;
+    step_down(&mut options);
     let mut fill_in = |name: &str, value: String| options.insert(name.to_owned(), Value::String(value));
     fill_in("model", model.argument.clone());
     fill_in("instance_data_dir", photos.display().to_string());
@@ -95,6 +96,11 @@ pub fn of_options(app: &App, id: &str, owner: &str, wanted: &Map<String, Value>,
         fill_in("init_adapter", folder);
     }
     Ok(Training { options, seed, model })
+}
+
+/// Has a training whose options say nothing of it help itself where memory is full: nobody sits before it to start it again.
+pub fn step_down(options: &mut Map<String, Value>) {
+    options.entry("on_oom").or_insert_with(|| "step-down".into());
 }
 
 /// The folder of the adapter `id` of the library to start from, where there is one.

@@ -1,6 +1,7 @@
 //! A training run's whole state in a folder `checkpoint-N`, N optimizer steps in. The folder takes its name when its
 //! content is durable, so that a run killed at any moment leaves its previous checkpoint as it was.
 
+use super::measure::Taken;
 use super::precision::ScalerState;
 use super::run_folder::{ADAPTER_FILES, PART_FOLDERS};
 use super::whole_folder::{entries, remove_own, restore_replaced, write_folder_atomically};
@@ -42,6 +43,9 @@ pub struct TrainingState {
     pub micro_step: u64,
     /// The epoch that the next batch belongs to.
     pub epoch: u64,
+    /// Batches of an epoch; 0: not known, as they stay as many.
+    #[serde(default)]
+    pub batches_per_epoch: u64,
     /// The run's seed.
     pub seed: i64,
     /// Of float16 training.
@@ -54,6 +58,9 @@ pub struct TrainingState {
     /// Processes of the run.
     #[serde(default = "one")]
     pub ranks: usize,
+    /// What the run has changed of itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measures: Vec<Taken>,
     /// What the numbers depend on: options, flag → value in words, and the data by its name → fingerprint.
     pub options: BTreeMap<String, String>,
 }
@@ -218,6 +225,11 @@ fn complete(output_dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
+/// What the run had changed of itself whose checkpoint is in `folder`; nothing where it cannot be read, which is refused later.
+pub fn measures_of(folder: &Path) -> Vec<Taken> {
+    read_state(folder).map_or_else(|_| Vec::new(), |file| file.state.measures)
+}
+
 /// The intact checkpoints of `output_dir` that hold more steps than the checkpoint `folder`: of what is to be done again by a run that
 /// resumes from it.
 pub fn later_than(folder: &Path, output_dir: &Path) -> Result<Vec<PathBuf>> {
@@ -283,6 +295,7 @@ pub fn restore_parameters(params: &Parameters, saved: &BTreeMap<String, Tensor>)
 
 #[cfg(test)]
 mod tests {
+    use super::super::measure::{Because, Measure};
     use super::*;
     use tch::Kind;
 
@@ -292,11 +305,19 @@ mod tests {
             step,
             micro_step: 2 * step,
             epoch: 1,
+            batches_per_epoch: 7,
             seed: 3,
             scaler: None,
             metrics_bytes: 77,
             evaluation_is_owed: true,
             ranks: 1,
+            measures: vec![Taken {
+                step,
+                because: Because::MemoryWasFull,
+                measure: Measure::Batch { size: 1, accumulation: 4 },
+                saves_bytes: 9,
+                costs: "time".to_owned(),
+            }],
             options: options.into(),
         }
     }

@@ -11,7 +11,7 @@ mod speed;
 mod tape;
 
 pub use cards::Card;
-pub use fit::{fit, parse_size, Fit, Planned, Suggestion};
+pub use fit::{fit, next_measure, parse_size, Fit, Planned, Suggestion};
 pub use language::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 pub use speed::Rates;
 pub use tape::{Product, Work};
@@ -93,6 +93,8 @@ pub struct PlanInput<'a> {
     pub half: Kind,
     /// Activations are recomputed in the backward pass.
     pub gradient_checkpointing: bool,
+    /// The VAE takes one image at a time.
+    pub slicing: bool,
     /// AdamW with states of one byte each.
     pub optimizer_8bit: bool,
     /// The VAE runs before training and is freed.
@@ -313,7 +315,7 @@ impl MemoryPlan {
         };
         let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
         let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.storage);
-        let text_encoder = (text_weights, bytes - unread_embeddings(input));
+        let text_encoder = (text_weights.clone(), bytes - unread_embeddings(input));
         let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
         let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
         let runtime = runtime(input.device, input.kind, step.work.products.len());
@@ -342,8 +344,10 @@ impl MemoryPlan {
         let mut micro_step = step.work;
         if !input.cache_latents {
             resident.push(encoder);
-            let encode = Inference::encode(input, images_a_step(input));
-            micro_step = micro_step.plus(encode.work);
+            let images = images_a_step(input);
+            let encode = Inference::encode(input, if input.slicing { 1 } else { images });
+            let times = if input.slicing { images as f64 } else { 1.0 };
+            micro_step = micro_step.plus(encode.work.times(times));
             if encode.peak > step.kept + step.on_top {
                 let mut parts = resident.clone();
                 parts.extend([("activations of the encoder".to_owned(), encode.peak), runtime.clone()]);
@@ -353,6 +357,9 @@ impl MemoryPlan {
         if let Some(images) = input.sample_images {
             let (activations, work) = sampling(input, images);
             let mut parts = resident.clone();
+            // What encoded the prompts goes to host memory meanwhile.
+            let is_parked = input.device != Device::Cpu && matches!(input.storage, Storage::Dense);
+            parts.retain(|(name, _)| !is_parked || *name != text_weights);
             parts.extend([decoder, activations, runtime.clone()]);
             phase("sample images", parts, work);
         }

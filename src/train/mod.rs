@@ -12,6 +12,7 @@ pub mod head_loss;
 pub mod loss_curve;
 pub mod losses;
 pub mod lr_schedule;
+pub mod measure;
 pub mod memory_plan;
 pub mod metrics;
 pub mod optimizer;

@@ -74,7 +74,8 @@ impl BaseWeight {
     /// `op` applied to `xs`, in the dtype of `xs`.
     pub fn run(&self, op: Op, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
         match self {
-            BaseWeight::Dense(weight) => op.run(xs, weight, bias),
+            BaseWeight::Dense(weight) if op == Op::Embedding => op.run(xs, weight, bias),
+            BaseWeight::Dense(weight) => op.run(xs, &weight.to_kind(xs.kind()), bias),
             BaseWeight::Int8(weight) => weight.run(xs, bias),
             BaseWeight::Streamed(weight) => weight.run(op, xs, bias),
         }

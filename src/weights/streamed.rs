@@ -130,13 +130,14 @@ impl StreamedWeight {
             return upload(&rows.to_kind(kind), device);
         }
         // No view, which could not be added to in place where gradients flow.
-        let ys = tch::no_grad(|| self.with(|weight| op.run(xs, weight, bias))).detach();
+        let ys = tch::no_grad(|| self.with(|weight| op.run(xs, &weight.to_kind(xs.kind()), bias))).detach();
         let (weight, shape) = (self.clone(), xs.size());
         let wanted = [xs.requires_grad(), bias.is_some_and(|bias| bias.requires_grad())];
         let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| {
             let _no_grad = tch::no_grad_guard();
             let Some(grad) = &grads[0] else { return Ok(vec![None, None]) };
-            let to_input = wanted[0].then(|| weight.with(|weight| op.input_gradient(grad, weight, &shape)));
+            let to_input = |weight: &Tensor| op.input_gradient(grad, &weight.to_kind(grad.kind()), &shape);
+            let to_input = wanted[0].then(|| weight.with(to_input));
             Ok(vec![to_input, wanted[1].then(|| op.bias_gradient(grad))])
         };
         let inputs: Vec<&Tensor> = std::iter::once(xs).chain(bias).collect();

@@ -1,6 +1,6 @@
 //! All weights of one model by key, from one file, from shards, or from a part of a single-file checkpoint.
 
-use super::base_weight::Storage;
+use super::keeping::Keeping;
 use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
@@ -54,7 +54,7 @@ struct Entry {
 pub struct WeightSet {
     origin: PathBuf,
     entries: BTreeMap<String, Entry>,
-    storage: Storage,
+    keeping: Keeping,
 }
 
 #[derive(Deserialize)]
@@ -84,7 +84,7 @@ impl WeightSet {
         let names = file.names();
         let file: Arc<dyn TensorSource> = Arc::new(file);
         let entries = names.into_iter().map(|name| (name.clone(), Entry::whole(&file, name))).collect();
-        Ok(Self { origin: path.to_owned(), entries, storage: Storage::Dense })
+        Ok(Self { origin: path.to_owned(), entries, keeping: Keeping::default() })
     }
 
     /// Opens the weights in a model's folder: `model.safetensors` or `diffusion_pytorch_model.safetensors`, their
@@ -128,20 +128,20 @@ impl WeightSet {
             }
             entries.insert(key.clone(), Entry::whole(file, key));
         }
-        Ok(Self { origin: folder.to_owned(), entries, storage: Storage::Dense })
+        Ok(Self { origin: folder.to_owned(), entries, keeping: Keeping::default() })
     }
 
     /// Tensors of one file under keys: each key with its tensor's name and the part of it that is the weight.
     pub(super) fn of_file(file: Arc<dyn TensorSource>, weights: impl Iterator<Item = (String, String, Part)>) -> Self {
         let entry = |(key, name, part)| (key, Entry { file: file.clone(), name, part });
-        Self { origin: file.path().to_owned(), entries: weights.map(entry).collect(), storage: Storage::Dense }
+        Self { origin: file.path().to_owned(), entries: weights.map(entry).collect(), keeping: Keeping::default() }
     }
 
     /// The same weights under other keys; `spell` returns `None` for weights that are not of this model.
     pub fn respelled(self, spell: impl Fn(&str) -> Option<String>) -> Self {
         let entries =
             self.entries.into_iter().filter_map(|(key, entry)| spell(&key).map(|new_key| (new_key, entry))).collect();
-        Self { origin: self.origin, entries, storage: self.storage }
+        Self { origin: self.origin, entries, keeping: self.keeping }
     }
 
     /// The same weights, that of `key` under the key `other` too.
@@ -160,17 +160,17 @@ impl WeightSet {
                 entries.insert(new_key, Entry { file: entry.file.clone(), name: entry.name.clone(), part });
             }
         }
-        Self { origin: self.origin.clone(), entries, storage: self.storage }
+        Self { origin: self.origin.clone(), entries, keeping: self.keeping.clone() }
     }
 
-    /// The same weights, those of projections to be kept in `storage`.
-    pub fn stored_in(self, storage: Storage) -> Self {
-        Self { storage, ..self }
+    /// The same weights, to be kept so.
+    pub fn stored_in(self, keeping: impl Into<Keeping>) -> Self {
+        Self { keeping: keeping.into(), ..self }
     }
 
-    /// How the weights of projections are to be kept.
-    pub fn storage(&self) -> Storage {
-        self.storage
+    /// How they are to be kept.
+    pub fn keeping(&self) -> &Keeping {
+        &self.keeping
     }
 
     /// The file or folder that the weights are from.

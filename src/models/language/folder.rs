@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
 use crate::weights::gguf::GgufLanguageModel;
-use crate::weights::{Placement, Storage, WeightSet};
+use crate::weights::{Keeping, Placement, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tch::Kind;
@@ -27,7 +27,7 @@ pub struct LanguageModelFiles {
     config: Value,
     architecture: &'static Architecture,
     gguf: Option<GgufLanguageModel>,
-    storage: Storage,
+    keeping: Keeping,
 }
 
 impl LanguageModelFiles {
@@ -52,12 +52,25 @@ impl LanguageModelFiles {
             let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("an unknown method");
             return Err(quantised(&path, &format!("`quantization_config` says {method}")));
         }
-        Ok(Self { root: root.to_owned(), config, architecture, gguf, storage: Storage::Dense })
+        Ok(Self { root: root.to_owned(), config, architecture, gguf, keeping: Keeping::default() })
     }
 
-    /// Has the weights of linear projections kept in `storage`.
-    pub fn store_in(&mut self, storage: Storage) {
-        self.storage = storage;
+    /// Refuses paths of layers that the model does not have.
+    pub fn check_layers(&self) -> Result<()> {
+        if self.keeping.fp32_layers.is_empty() {
+            return Ok(());
+        }
+        let weights = self.weights()?;
+        let is_there = |layer: &String| weights.keys().any(|key| key.starts_with(&format!("{layer}.")));
+        match self.keeping.fp32_layers.iter().find(|layer| !is_there(layer)) {
+            Some(layer) => Err(Keeping::no_layer(layer)),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the weights kept so.
+    pub fn store_in(&mut self, keeping: impl Into<Keeping>) {
+        self.keeping = keeping.into();
     }
 
     /// The folder or file.
@@ -154,7 +167,9 @@ impl LanguageModelFiles {
     pub fn load(&self, placement: Placement, head: HeadOptions) -> Result<Loaded<LanguageModel>> {
         let path = self.config_path();
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
-        load(self.weights()?.stored_in(self.storage), placement, |loader| (self.architecture.load)(loader, &build))
+        load(self.weights()?.stored_in(self.keeping.clone()), placement, |loader| {
+            (self.architecture.load)(loader, &build)
+        })
     }
 }
 

@@ -20,4 +20,4 @@ pub use super::loaded::Loaded;
 pub use clip_text::{ClipTextConfig, ClipTextModel};
 pub use pipeline::{ModelOptions, PipelineFiles};
 pub use unet::{UNet2DConditionModel, UNetConfig};
-pub use vae::{vae_kind, AutoencoderKl, LatentDistribution, VaeConfig, VaeDecoder, VaeEncoder};
+pub use vae::{AutoencoderKl, LatentDistribution, VaeConfig, VaeDecoder, VaeEncoder};

@@ -10,11 +10,12 @@ use crate::error::{Error, Result};
 use crate::models::loaded::{load, Loaded};
 use crate::weights::hub::{self, Hub, Listener};
 use crate::weights::{
-    other_pipelines, spelling, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet,
+    other_pipelines, spelling, Keeping, OriginalCheckpoint, OriginalTextEncoder, Placement, Storage, WeightSet,
 };
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tch::Kind;
 
 /// The folders of the networks.
 const NETWORKS: [&str; 3] = ["unet", "vae", "text_encoder"];
@@ -53,7 +54,7 @@ pub struct PipelineFiles {
     source: Source,
     tokenizer: Option<PathBuf>,
     prediction_type: Option<String>,
-    storage: Storage,
+    keeping: Keeping,
 }
 
 impl PipelineFiles {
@@ -123,7 +124,7 @@ impl PipelineFiles {
     }
 
     fn new(root: &Path, source: Source) -> Self {
-        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None, storage: Storage::Dense }
+        Self { root: root.to_owned(), source, tokenizer: None, prediction_type: None, keeping: Keeping::default() }
     }
 
     /// The folder of the pipeline, or the single file.
@@ -334,15 +335,15 @@ impl PipelineFiles {
         Ok(BaseModel::new(shapes(self.unet_weights()?), shapes(self.text_encoder_weights()?)))
     }
 
-    /// Has the weights of the UNet's and the text encoder's linear layers kept in `storage`.
-    pub fn store_in(&mut self, storage: Storage) {
-        self.storage = storage;
+    /// Has the weights kept so; those of the VAE always lie as they are. Paths of layers begin with the name of their network.
+    pub fn store_in(&mut self, keeping: impl Into<Keeping>) {
+        self.keeping = keeping.into();
     }
 
     /// Loads the UNet.
     pub fn load_unet(&self, placement: Placement) -> Result<Loaded<UNet2DConditionModel>> {
         let config = self.unet_config()?;
-        load(self.unet_weights()?.stored_in(self.storage), placement, |loader| {
+        load(self.unet_weights()?.stored_in(self.keeping.of_part("unet")), placement, |loader| {
             UNet2DConditionModel::load(loader, &config)
         })
     }
@@ -350,25 +351,56 @@ impl PipelineFiles {
     /// Loads the VAE's encoder alone.
     pub fn load_vae_encoder(&self, placement: Placement) -> Result<Loaded<VaeEncoder>> {
         let config = self.vae_config()?;
-        load(self.vae_weights()?, placement, |loader| VaeEncoder::load(loader, &config))
+        load(self.kept_vae()?, placement, |loader| VaeEncoder::load(loader, &config))
     }
 
     /// Loads the VAE's decoder alone.
     pub fn load_vae_decoder(&self, placement: Placement) -> Result<Loaded<VaeDecoder>> {
         let config = self.vae_config()?;
-        load(self.vae_weights()?, placement, |loader| VaeDecoder::load(loader, &config))
+        load(self.kept_vae()?, placement, |loader| VaeDecoder::load(loader, &config))
     }
 
     /// Loads the whole VAE.
     pub fn load_vae(&self, placement: Placement) -> Result<Loaded<AutoencoderKl>> {
         let config = self.vae_config()?;
-        load(self.vae_weights()?, placement, |loader| AutoencoderKl::load(loader, &config))
+        load(self.kept_vae()?, placement, |loader| AutoencoderKl::load(loader, &config))
+    }
+
+    /// Refuses paths of layers that no network of the model has.
+    pub fn check_layers(&self) -> Result<()> {
+        for layer in self.keeping.fp32_layers.iter() {
+            let weights = match layer.split('.').next() {
+                Some("unet") => self.unet_weights()?,
+                Some("text_encoder") => self.text_encoder_weights()?,
+                Some("vae") => self.vae_weights()?,
+                _ => return Err(Keeping::no_layer(layer)),
+            };
+            let part = layer.split('.').next().unwrap_or_default();
+            let inside = format!("{layer}.");
+            if !weights.keys().any(|key| format!("{part}.{key}").starts_with(&inside)) {
+                return Err(Keeping::no_layer(layer));
+            }
+        }
+        Ok(())
+    }
+
+    fn kept_vae(&self) -> Result<WeightSet> {
+        let keeping = Keeping { storage: Storage::Dense, ..self.keeping.of_part("vae") };
+        Ok(self.vae_weights()?.stored_in(keeping))
+    }
+
+    /// The dtype of the VAE where the other networks compute in `kind`.
+    pub fn vae_kind(&self, kind: Kind) -> Kind {
+        match self.keeping.is_in_fp32("vae") {
+            true => Kind::Float,
+            false => kind,
+        }
     }
 
     /// Loads the text encoder.
     pub fn load_text_encoder(&self, placement: Placement) -> Result<Loaded<ClipTextModel>> {
         let config = self.text_encoder_config()?;
-        load(self.text_encoder_weights()?.stored_in(self.storage), placement, |loader| {
+        load(self.text_encoder_weights()?.stored_in(self.keeping.of_part("text_encoder")), placement, |loader| {
             ClipTextModel::load(loader, &config)
         })
     }

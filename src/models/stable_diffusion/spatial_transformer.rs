@@ -5,7 +5,7 @@
 
 use crate::error::Result;
 use crate::libtorch::gates::gated_gelu;
-use crate::nn::{attend, Bias, Conv2d, GroupNorm, LayerNorm, Linear, Loader};
+use crate::nn::{attend, attend_in_slices, Bias, Conv2d, GroupNorm, LayerNorm, Linear, Loader};
 use tch::Tensor;
 
 /// The sizes of a spatial transformer.
@@ -129,6 +129,7 @@ struct Attention {
     to_v: Linear,
     to_out: Linear,
     heads: i64,
+    slicing: bool,
 }
 
 impl Attention {
@@ -139,6 +140,7 @@ impl Attention {
             to_v: Linear::load(&(loader / "to_v"), context, channels, Bias::No)?,
             to_out: Linear::load(&(loader / "to_out.0"), channels, channels, Bias::Yes)?,
             heads,
+            slicing: loader.slicing(),
         })
     }
 
@@ -146,13 +148,20 @@ impl Attention {
     fn forward(&self, xs: &Tensor, context: &Tensor) -> Tensor {
         let q = self.to_q.forward(xs);
         let [k, v] = Linear::forward_all([&self.to_k, &self.to_v], context);
-        self.to_out.forward(&attend(&q, &k, &v, self.heads, false))
+        self.attend(&q, &k, &v)
     }
 
     /// The same of `xs` to itself.
     fn to_itself(&self, xs: &Tensor) -> Tensor {
         let [q, k, v] = Linear::forward_all([&self.to_q, &self.to_k, &self.to_v], xs);
-        self.to_out.forward(&attend(&q, &k, &v, self.heads, false))
+        self.attend(&q, &k, &v)
+    }
+
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        self.to_out.forward(&match self.slicing {
+            true => attend_in_slices(q, k, v, self.heads),
+            false => attend(q, k, v, self.heads, false),
+        })
     }
 }
 

@@ -104,14 +104,6 @@ impl VaeConfig {
     }
 }
 
-/// The dtype of the VAE where the other networks compute in `kind`: float16 VAEs overflow to black images and stay in float32.
-pub fn vae_kind(kind: Kind) -> Kind {
-    match kind {
-        Kind::Half => Kind::Float,
-        other => other,
-    }
-}
-
 /// What the encoder says of an image: a normal distribution over latents, unscaled.
 pub struct LatentDistribution {
     /// `[b, latent channels, h/f, w/f]`
@@ -121,6 +113,13 @@ pub struct LatentDistribution {
 }
 
 impl LatentDistribution {
+    /// Whether both are numbers. Waits for the device.
+    pub fn is_finite(&self) -> bool {
+        // What is no number stays none in a sum, and no sum of float64 passes its range.
+        let sum = self.mean.sum(Kind::Double) + self.log_variance.sum(Kind::Double);
+        sum.double_value(&[]).is_finite()
+    }
+
     /// A draw, from standard normal `noise` of the latents' shape.
     pub fn sample(&self, noise: &Tensor) -> Tensor {
         &self.mean + (&self.log_variance * 0.5).exp() * noise
@@ -131,6 +130,7 @@ impl LatentDistribution {
 pub struct VaeEncoder {
     encoder: Encoder,
     quant_conv: Option<Conv2d>,
+    slicing: bool,
 }
 
 impl VaeEncoder {
@@ -141,15 +141,21 @@ impl VaeEncoder {
         Ok(Self {
             encoder: Encoder::load(&(loader / "encoder"), config)?,
             quant_conv: config.use_quant_conv.then(conv).transpose()?,
+            slicing: loader.slicing(),
         })
+    }
+
+    fn moments(&self, images: &Tensor) -> Tensor {
+        let moments = self.encoder.forward(images);
+        self.quant_conv.as_ref().map_or_else(|| moments.shallow_clone(), |conv| conv.forward(&moments))
     }
 
     /// Images `[b, 3, h, w]` in [-1, 1] to latents `[b, latent channels, h/f, w/f]`, float32 and unscaled.
     pub fn encode(&self, images: &Tensor) -> LatentDistribution {
-        let mut moments = self.encoder.forward(images);
-        if let Some(conv) = &self.quant_conv {
-            moments = conv.forward(&moments);
-        }
+        let moments = match self.slicing {
+            true => Tensor::cat(&images.split(1, 0).iter().map(|image| self.moments(image)).collect::<Vec<_>>(), 0),
+            false => self.moments(images),
+        };
         let halves = moments.to_kind(Kind::Float).contiguous().chunk(2, 1);
         LatentDistribution { mean: halves[0].contiguous(), log_variance: halves[1].clamp(-30.0, 20.0) }
     }

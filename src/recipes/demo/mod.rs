@@ -253,7 +253,7 @@ fn training_flags(config: &DemoConfig, folder: &Folder) -> Vec<String> {
     for (name, value) in USUAL {
         flags.extend([flag(name), value.to_owned()]);
     }
-    flags.push("--train-text-encoder".to_owned());
+    flags.extend(["--train-text-encoder", "--on-oom=step-down"].map(str::to_owned));
     flags.extend((!config.no_prior_preservation).then(|| "--with-prior-preservation".to_owned()));
     flags
 }

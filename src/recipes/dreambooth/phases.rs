@@ -1,7 +1,7 @@
 //! The phases around the training loop: class images, photos to latents, prompts to embeddings.
 
 use super::adapters::carried_text_encoder;
-use crate::adapters::{attach, Init, PartAdapter};
+use crate::adapters::{attach, Init, PartAdapter, Sites};
 use crate::data::class_images::{free_numbers, remove_unfinished, save_class_image};
 use crate::data::dreambooth_dataset::DreamBoothDataset;
 use crate::data::latent_cache::LatentCache;
@@ -13,9 +13,7 @@ use crate::interrupt;
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{
-    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder,
-};
+use crate::models::stable_diffusion::{ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeEncoder};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::options::precision::MixedPrecision;
 use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
@@ -65,6 +63,14 @@ pub struct Networks {
 }
 
 impl Networks {
+    /// The layers of all of them.
+    pub fn all(&self) -> Vec<&Sites> {
+        let Self { unet, text_encoder, vae_encoder, .. } = self;
+        let text_encoder = text_encoder.as_ref().map(|network| network.sites.as_ref());
+        let vae_encoder = vae_encoder.as_ref().map(|network| network.sites.as_ref());
+        [Some(unet.sites.as_ref()), text_encoder, vae_encoder].into_iter().flatten().collect()
+    }
+
     /// Turns dropout on or off.
     pub fn set_training(&self, training: bool) {
         self.unet.sites.set_training(training);
@@ -135,7 +141,7 @@ const DRAW_IN_LESS: &str =
 pub fn make_class_images(
     config: &DreamBoothConfig,
     files: &PipelineFiles,
-    run: &Run,
+    run: &mut Run,
     interrupt: &Interrupt,
     observer: &mut dyn Observer,
 ) -> Result<()> {
@@ -144,7 +150,8 @@ pub fn make_class_images(
     else {
         return Ok(());
     };
-    let ranks = &run.ranks;
+    run.phase = "class images";
+    let ranks = run.ranks.clone();
     let is_first_here = ranks.is_first() || ranks.is_first_elsewhere();
     if is_first_here {
         remove_unfinished(folder)?;
@@ -331,19 +338,23 @@ pub fn open_dataset(config: &DreamBoothConfig, observer: &mut dyn Observer) -> R
 pub fn encode_photos(
     config: &DreamBoothConfig,
     files: &PipelineFiles,
-    run: &Run,
+    run: &mut Run,
     dataset: &mut DreamBoothDataset,
     observer: &mut dyn Observer,
 ) -> Result<(LatentCache, Option<Loaded<VaeEncoder>>)> {
-    let kind = vae_kind(run.kind);
+    run.phase = "latents";
+    let kind = files.vae_kind(run.kind);
     let vae = files.load_vae_encoder(placement(run, kind))?;
-    let ranks = &run.ranks;
+    let ranks = run.ranks.clone();
     let total = (0..dataset.photos().len()).filter(|&photo| ranks.has_share(photo)).count() as u64;
     observer.begin("encoding", total, "photos");
     let mut done = 0;
     let own = |photo| ranks.has_share(photo);
     let mut cache = LatentCache::fill(dataset, config.cache_latents, run.seed, own, |pixels| {
         let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
+        if kind == Kind::Half && !posterior.is_finite() {
+            return Err(run.numbers_are_lost_in("the VAE's output is", "vae.encoder"));
+        }
         done += 1;
         observer.on(Event::Progress { done });
         Ok((posterior.mean, posterior.log_variance))
@@ -395,9 +406,10 @@ fn put_on_carried(text_encoder: &Loaded<ClipTextModel>, carried: Option<&PartAda
 pub fn encode_prompts(
     config: &DreamBoothConfig,
     files: &PipelineFiles,
-    run: &Run,
+    run: &mut Run,
     dataset: &DreamBoothDataset,
 ) -> Result<(Embeddings, Option<Loaded<ClipTextModel>>, Option<PartAdapter>)> {
+    run.phase = "prompt embeddings";
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
     let text_encoder = files.load_text_encoder(placement(run, run.kind))?;
     let prompts: Vec<String> = (0..dataset.photos().len()).map(|photo| dataset.prompt(photo).to_owned()).collect();

@@ -8,14 +8,14 @@ use crate::data::latent_cache::CacheMode;
 use crate::data::photos::{count_images_but, Photo, PhotoFolder};
 use crate::data::tokenizers::ClipTokenizer;
 use crate::error::Result;
-use crate::models::stable_diffusion::{vae_kind, ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
+use crate::models::stable_diffusion::{ClipTextConfig, PipelineFiles, UNetConfig, VaeConfig};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::memory_advice;
 use crate::recipes::training::observer::Observer;
 use crate::train::memory_plan::{PlanInput, SampledImages};
 use crate::train::precision::half_kind;
 use std::path::Path;
-use tch::Device;
+use tch::{Device, Kind};
 
 /// The three networks' configurations.
 pub struct NetworkConfigs {
@@ -170,7 +170,11 @@ pub fn plan_input<'a>(
         }),
         kind,
         storage: config.training.weights.storage(),
-        vae_kind: vae_kind(kind),
+        vae_kind: match config.training.fp32_layers.iter().any(|layer| layer == "vae") {
+            true => Kind::Float,
+            false => kind,
+        },
+        slicing: config.slicing,
         unet_lora: lora_config(config, Part::UNet).checked()?,
         text_lora: match config.train_text_encoder {
             true => Some(lora_config(config, Part::TextEncoder).checked()?),

@@ -3,6 +3,7 @@
 use super::phases::{sampling, Networks};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::options::dreambooth::DreamBoothConfig;
@@ -19,6 +20,7 @@ use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use image::RgbImage;
 use std::path::{Path, PathBuf};
+use tch::Kind;
 
 /// Steps of the sampler for a sample image.
 pub const SAMPLE_STEPS: usize = 25;
@@ -73,12 +75,17 @@ impl Samples<'_> {
         let names = Names { folder: run.folder.join("samples"), step, series };
         let first = names.first_free();
         let place = Placement { device, kind: self.networks.vae_kind };
-        let vae = self.files.load_vae_decoder(place)?;
+        let mut vae = self.files.load_vae_decoder(place)?;
+        vae.model.use_tiling(self.config.slicing);
+        let load_exact = || self.files.load_vae_decoder(Placement { kind: Kind::Float, ..place });
+        let movable = self.networks.all();
         let scheduler = scheduler_config(self.files)?.for_stable_diffusion();
         let painter = Painter {
             unet: &self.networks.unet.model,
             vae_decoder: &vae.model,
             vae_kind: place.kind,
+            load_exact: &load_exact,
+            movable: &movable,
             scheduler: &scheduler,
             model: &short_name(Path::new(&self.config.model.name)),
             adapters: &[],
@@ -98,8 +105,12 @@ impl Samples<'_> {
             Ok(())
         };
         let mut listener = WatchedDrawing::begin("sampling", pictures, interrupt, observer, &mut write);
-        let outcome = painter.draw(pictures, on, &mut listener);
+        // The prompts are encoded: what encoded them makes room for the decoder.
+        let encoder = self.networks.text_encoder.as_ref();
+        encoder.map_or(Ok(()), |encoder| encoder.sites.park())?;
+        let outcome = catching(|| painter.draw(pictures, on, &mut listener));
         drop(listener);
+        encoder.map_or(Ok(()), |encoder| encoder.sites.unpark(device))?;
         outcome?;
         let grid = match (images.len(), series) {
             (2.., Series::Validation) => {

@@ -4,8 +4,9 @@
 use super::adapters::{check_init_adapter, Adapters};
 use super::options::{free_options, usual_steps, why_so_long, with_output};
 use super::phases::{self as phases, Embeddings, Networks};
-use super::plan::peak_and_advice;
+use super::plan::{peak_and_advice, plan_input, NetworkConfigs};
 use super::samples::{Samples, Series};
+use crate::adapters::Sites;
 use crate::data::dreambooth_dataset::{BatchOrder, DreamBoothDataset, PreparedBatch};
 use crate::data::latent_cache::LatentCache;
 use crate::data::photos::Photo;
@@ -13,22 +14,25 @@ use crate::data::prefetch::Prefetch;
 use crate::data::tokenizers::ClipTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
 use crate::libtorch::random::Generator;
 use crate::libtorch::upload::upload;
-use crate::models::stable_diffusion::{vae_kind, LatentDistribution, PipelineFiles};
+use crate::models::stable_diffusion::{LatentDistribution, PipelineFiles};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::plain_text;
 use crate::recipes::prompt_checks::shown;
+use crate::recipes::training::adaptation::Adaptation;
 use crate::recipes::training::control::{Control, SampleRequest};
-use crate::recipes::training::memory_advice::{report_memory, with_advice};
+use crate::recipes::training::memory_advice::report_memory;
 use crate::recipes::training::observer::{Event, Observer};
-use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, TrainingData};
+use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, TrainingData, TRAINING};
 use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::sample::pipeline::scheduler_config;
 use crate::sample::text_to_image::Conditioning;
 use crate::schedulers::{NoiseSchedule, PredictionType};
 use crate::train::losses::dreambooth_loss;
-use crate::weights::Placement;
+use crate::weights::{Keeping, Placement};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,10 +47,32 @@ pub fn train(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
+    let config = with_output(config);
+    config.training.choose_kernels(device)?;
+    let mut adaptation = Adaptation::new(&config.training, config.output())?;
+    loop {
+        let outcome = start(&config, &mut adaptation, (device, seed), control, observer);
+        if !adaptation.goes_on() {
+            return outcome;
+        }
+        memory::release_cached(device)?;
+    }
+}
+
+/// One start of the run, with all that it has changed of itself.
+fn start(
+    asked: &DreamBoothConfig,
+    adaptation: &mut Adaptation,
+    (device, seed): (Device, i64),
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let observer: &mut dyn Observer = &mut adaptation.hearing(observer);
     let interrupt = control.interrupt();
     let watch = interrupt.watch();
-    let config = with_output(config);
+    let mut config = adaptation.measures().fold(asked.clone(), DreamBoothConfig::taking);
+    adaptation.go_on(&mut config.training);
     config.check()?;
     check_init_adapter(&config)?;
     config.warnings().into_iter().for_each(|text| observer.warning(text));
@@ -55,20 +81,18 @@ pub fn train(
     if let Some(path) = &config.init_adapter {
         crate::recipes::read_adapter(path, &files, observer)?;
     }
-    let mut run = start(config, device, seed)?;
+    let mut run = open_run(&asked.for_model(&files)?, config, adaptation, device, seed)?;
     crate::recipes::report_model(&config.model.name, None, observer);
     crate::recipes::report_device(device, run.kind, observer)?;
     crate::recipes::report_weights(&config.training.weights, device, observer);
-    let outcome = prepare(config, &files, &mut run, interrupt, observer).and_then(|mut job| {
+    let outcome = catching(|| {
+        let mut job = prepare(config, &files, &mut run, interrupt, observer)?;
         run.prepare(job.parts(), job.adapters.trained(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
         drop(watch);
         // 3. The loop.
-        training_loop::train(&mut job, &mut run, control, observer).map_err(|error| {
-            observer.on(Event::End);
-            with_advice(error, |budget| peak_and_advice(config, &files, device, budget))
-        })?;
+        training_loop::train(&mut job, &mut run, control, observer)?;
         // 4. The adapter files.
         if !run.ranks.is_first() {
             return Ok(run.finish_elsewhere());
@@ -77,25 +101,48 @@ pub fn train(
         let sample = TextSample { prompt: job.dataset.trained_prompt().to_owned(), room: None };
         Ok(Finished { resolution: config.resolution, sample: Some(sample), ..finished })
     });
-    outcome.inspect_err(|error| run.fail(error))
+    outcome.map_err(|error| {
+        observer.on(Event::End);
+        let networks = NetworkConfigs::of(&files);
+        let planned = || match &networks {
+            Ok(networks) => plan_input(config, networks, None, device),
+            Err(error) => Err(Error::invalid(error.to_string())),
+        };
+        adaptation.weigh(error, run, planned, observer)
+    })
 }
 
 /// Opens the model.
 fn open_files(config: &DreamBoothConfig, observer: &mut dyn Observer) -> Result<PipelineFiles> {
     let mut files = crate::recipes::open_model(&config.model.name, &config.model.options(), observer)?;
-    files.store_in(config.training.weights.storage());
+    files.store_in(Keeping {
+        storage: config.training.weights.storage(),
+        fp32_layers: config.training.fp32_layers.as_slice().into(),
+        slicing: config.slicing,
+    });
+    files.check_layers()?;
     Ok(files)
 }
 
-fn start(config: &DreamBoothConfig, device: Device, seed: i64) -> Result<Run> {
+/// The run that was `asked` for, with `config` in its place.
+fn open_run(
+    asked: &DreamBoothConfig,
+    config: &DreamBoothConfig,
+    adaptation: &mut Adaptation,
+    device: Device,
+    seed: i64,
+) -> Result<Run> {
     let options = RunOptions {
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
+        asked_batch_size: asked.train_batch_size,
         output_dir: config.output(),
         given: &config.given,
-        all: serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?,
+        all: serde_json::to_value(asked).map_err(|error| Error::invalid(error.to_string()))?,
         free: &free_options(config),
+        measures: adaptation.taken(),
+        earlier: adaptation.take_earlier(),
     };
     Run::start(options, device, seed)
 }
@@ -120,10 +167,12 @@ fn prepare<'a>(
     observer.begin("loading the model", 2, "networks");
     let (embeddings, text_encoder, carried) = phases::encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
+    run.phase = TRAINING;
     let unet = files.load_unet(Placement { device, kind: run.kind })?;
     observer.on(Event::Progress { done: 2 });
     observer.on(Event::End);
-    let networks = Networks { unet, text_encoder, vae_encoder, kind: run.kind, vae_kind: vae_kind(run.kind), device };
+    let networks =
+        Networks { unet, text_encoder, vae_encoder, kind: run.kind, vae_kind: files.vae_kind(run.kind), device };
     Ok(DreamBoothJob {
         config,
         files,
@@ -139,6 +188,7 @@ fn prepare<'a>(
         scaling_factor: files.vae_config()?.scaling_factor,
         dataset: Arc::new(dataset),
         batches: None,
+        next_batch: 0,
     })
 }
 
@@ -156,6 +206,8 @@ struct DreamBoothJob<'a> {
     prediction: PredictionType,
     scaling_factor: f64,
     batches: Option<Prefetch<Result<PreparedBatch>>>,
+    /// The number of the one that comes next.
+    next_batch: u64,
 }
 
 impl DreamBoothJob<'_> {
@@ -247,6 +299,10 @@ impl DreamBoothJob<'_> {
                 dataset.prepare(order.micro_batch(micro_step as usize), generator, |photo| known[photo])
             }))
         };
+        if self.next_batch != first {
+            self.batches = None;
+        }
+        self.next_batch = first + 1;
         let batches = match &mut self.batches {
             Some(batches) => batches,
             none => none.insert(prefetched()?),
@@ -307,6 +363,18 @@ impl Job for DreamBoothJob<'_> {
 
     fn set_training(&self, training: bool) {
         self.networks.set_training(training);
+    }
+
+    fn networks(&self) -> Vec<(&'static str, &Sites)> {
+        let Networks { unet, text_encoder, vae_encoder, .. } = &self.networks;
+        let unet = Some(("unet", unet.sites.as_ref()));
+        let text_encoder = text_encoder.as_ref().map(|network| ("text_encoder", network.sites.as_ref()));
+        let vae = vae_encoder.as_ref().map(|network| ("vae", network.sites.as_ref()));
+        [unet, text_encoder, vae].into_iter().flatten().collect()
+    }
+
+    fn evaluation_phase(&self) -> &'static str {
+        "sample images"
     }
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {

@@ -7,21 +7,24 @@ use super::evaluation::{check_positions, Answers, Evaluation, Evaluator};
 use super::loss::{language_loss, LossOptions};
 use super::options::{with_output, FREE_OPTIONS};
 use super::plan::{PlannedModel, RecordLengths};
-use crate::adapters::{peft_folder, Prompt};
+use crate::adapters::{peft_folder, Prompt, Sites};
 use crate::data::epoch_order::EpochOrder;
 use crate::data::language_dataset::LanguageDataset;
 use crate::data::language_dataset::LanguageTask;
 use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
 use crate::options::language::{BestBy, LanguageConfig};
 use crate::options::records::check_task;
 use crate::recipes::complete::{Completer, Completion};
+use crate::recipes::training::adaptation::Adaptation;
 use crate::recipes::training::control::{Control, SampleRequest};
-use crate::recipes::training::memory_advice::{report_memory, with_advice};
+use crate::recipes::training::memory_advice::report_memory;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::{Finished, Run, RunOptions, TextSample, Trained, TrainingData};
 use crate::recipes::training::training_loop::{self, Job, Losses};
@@ -30,7 +33,7 @@ use crate::sample::text_generation::TextSampling;
 use crate::train::checkpoint::size_and_hash;
 use crate::train::data_parallel::Ranks;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
-use crate::weights::Placement;
+use crate::weights::{Keeping, Placement};
 use crate::whole_file::{write_json, write_whole};
 use serde_json::json;
 use std::cmp::Ordering;
@@ -47,16 +50,43 @@ pub fn train(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
+    let config = with_output(config);
+    config.training.choose_kernels(device)?;
+    let mut adaptation = Adaptation::new(&config.training, config.output())?;
+    loop {
+        let outcome = start(&config, &mut adaptation, (device, seed), control, observer);
+        if !adaptation.goes_on() {
+            return outcome;
+        }
+        memory::release_cached(device)?;
+    }
+}
+
+/// One start of the run, with all that it has changed of itself.
+fn start(
+    asked: &LanguageConfig,
+    adaptation: &mut Adaptation,
+    (device, seed): (Device, i64),
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<Finished> {
     // 1. Everything that can be refused is refused before time is spent.
+    let observer: &mut dyn Observer = &mut adaptation.hearing(observer);
     let interrupt = control.interrupt();
     let watch = interrupt.watch();
-    let config = &with_output(config);
+    let mut config = adaptation.measures().fold(asked.clone(), LanguageConfig::taking);
+    adaptation.go_on(&mut config.training);
+    let config = &config;
     config.check()?;
     let model = WantedModel::new(&config.model, config.revision.as_deref());
     let base = model.open(observer)?;
     let ends = base.ends()?;
     let LanguageBase { mut files, tokenizer } = base;
-    files.store_in(config.training.weights.storage());
+    files.store_in(Keeping {
+        fp32_layers: config.training.fp32_layers.as_slice().into(),
+        ..config.training.weights.storage().into()
+    });
+    files.check_layers()?;
     check_task(config.data.task, &files)?;
     let adapter = WantedAdapter::new(config, files.architecture())?;
     let options = config.data.options()?;
@@ -78,45 +108,53 @@ pub fn train(
     check_positions(planned.outline(), adapter.prompt(), longest, observer)?;
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
-    let mut run = start(config, data.classes(), device, seed)?;
+    let mut run = open_run(asked, config, adaptation, data.classes(), (device, seed))?;
     crate::recipes::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
     crate::recipes::report_device(device, run.kind, observer)?;
     crate::recipes::report_weights(&config.training.weights, device, observer);
     report_memory(peak_and_advice, device, observer)?;
 
     // 2. The model with its adapter.
-    let outcome =
-        prepare(config, &files, adapter, (data, validation), (tokenizer, ends), &run, observer).and_then(|mut job| {
-            let trained = job.trained();
-            run.prepare(job.parts(), trained, job.training_data()?, observer)?;
-            job.recall(&run)?;
-            job.report_setup(&run, observer);
-            run.begin()?;
-            drop(watch);
-            // 3. The loop.
-            training_loop::train(&mut job, &mut run, control, observer).map_err(|error| {
-                observer.on(Event::End);
-                with_advice(error, peak_and_advice)
-            })?;
-            // 4. The adapter files.
-            if !run.ranks.is_first() {
-                return Ok(run.finish_elsewhere());
-            }
-            job.restore_best(&run.folder, observer)?;
-            job.write_predictions(&run, interrupt, observer)?;
-            let losses: Vec<(u64, f64)> = job.evaluations.iter().map(|done| (done.step, done.loss)).collect();
-            let finished = run.finish(&losses, observer, |folder, observer| {
-                job.write_adapter(folder.path())?;
-                observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
-                Ok(())
-            })?;
-            Ok(Finished { sample: job.sample()?, ..finished })
-        });
-    outcome.inspect_err(|error| run.fail(error))
+    let outcome = catching(|| {
+        let (data, tokenizer) = ((data, validation), (tokenizer, ends));
+        let mut job = prepare(config, &files, adapter, data, tokenizer, &run, observer)?;
+        let trained = job.trained();
+        run.prepare(job.parts(), trained, job.training_data()?, observer)?;
+        job.recall(&run)?;
+        job.report_setup(&run, observer);
+        run.begin()?;
+        drop(watch);
+        // 3. The loop.
+        training_loop::train(&mut job, &mut run, control, observer)?;
+        // 4. The adapter files.
+        if !run.ranks.is_first() {
+            return Ok(run.finish_elsewhere());
+        }
+        job.restore_best(&run.folder, observer)?;
+        job.write_predictions(&run, interrupt, observer)?;
+        let losses: Vec<(u64, f64)> = job.evaluations.iter().map(|done| (done.step, done.loss)).collect();
+        let finished = run.finish(&losses, observer, |folder, observer| {
+            job.write_adapter(folder.path())?;
+            observer.on(Event::Wrote { path: folder.join("adapter_model.safetensors") });
+            Ok(())
+        })?;
+        Ok(Finished { sample: job.sample()?, ..finished })
+    });
+    outcome.map_err(|error| {
+        observer.on(Event::End);
+        adaptation.weigh(error, run, || Ok(planned.input(config, records, device)), observer)
+    })
 }
 
-fn start(config: &LanguageConfig, classes: &[String], device: Device, seed: i64) -> Result<Run> {
-    let mut all = serde_json::to_value(config).map_err(|error| Error::invalid(error.to_string()))?;
+/// The run that was `asked` for, with `config` in its place.
+fn open_run(
+    asked: &LanguageConfig,
+    config: &LanguageConfig,
+    adaptation: &mut Adaptation,
+    classes: &[String],
+    (device, seed): (Device, i64),
+) -> Result<Run> {
+    let mut all = serde_json::to_value(asked).map_err(|error| Error::invalid(error.to_string()))?;
     if !classes.is_empty() {
         all["classes"] = classes.into();
     }
@@ -124,10 +162,13 @@ fn start(config: &LanguageConfig, classes: &[String], device: Device, seed: i64)
         training: &config.training,
         learning_rate: config.learning_rate,
         batch_size: config.train_batch_size,
+        asked_batch_size: asked.train_batch_size,
         output_dir: config.output(),
         given: &config.given,
         all,
         free: FREE_OPTIONS,
+        measures: adaptation.taken(),
+        earlier: adaptation.take_earlier(),
     };
     Run::start(options, device, seed)
 }
@@ -385,6 +426,14 @@ impl Job for LanguageJob<'_> {
 
     fn set_training(&self, training: bool) {
         self.loaded.sites.set_training(training);
+    }
+
+    fn networks(&self) -> Vec<(&'static str, &Sites)> {
+        vec![("", self.loaded.sites.as_ref())]
+    }
+
+    fn evaluation_phase(&self) -> &'static str {
+        "evaluation"
     }
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {

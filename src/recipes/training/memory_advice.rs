@@ -1,5 +1,6 @@
 //! Whether a run fits in memory, reported before it starts and when memory ran out.
 
+use super::adaptation::size;
 use super::observer::Observer;
 use crate::error::{Error, Result};
 use crate::libtorch::memory::{self, gib};
@@ -7,15 +8,16 @@ use crate::train::memory_plan::{fit, Planned, Suggestion};
 use serde_json::json;
 use tch::Device;
 
-/// Options that save less are not advised in words.
+/// Options that save less, and less than a part of the whole, are not advised in words.
 const WORTH_SAYING: u64 = 50 << 20;
+const PART_WORTH_SAYING: u64 = 20;
 
 /// The planned peak of a run in bytes, and what to turn on for it to stay within `budget`, in words.
 pub fn peak_and_advice(input: &impl Planned, budget: u64) -> Result<(u64, String)> {
-    let saving = |s: &Suggestion| format!("{} (saves {:.1} GiB)", s.what, gib(s.saves_bytes));
+    let saving = |s: &Suggestion| format!("{} (saves {})", s.what, size(s.saves_bytes));
     let fitted = fit(budget, input)?;
-    let suggestions: Vec<String> =
-        fitted.suggestions.iter().filter(|s| s.saves_bytes >= WORTH_SAYING).map(saving).collect();
+    let worth = WORTH_SAYING.min(fitted.asked_bytes / PART_WORTH_SAYING);
+    let suggestions: Vec<String> = fitted.suggestions.iter().filter(|s| s.saves_bytes >= worth).map(saving).collect();
     let advice = match suggestions.is_empty() {
         true => "there is nothing left to turn on; close other programs, or use a smaller model".to_owned(),
         false => format!("turn on, cheapest first: {}", suggestions.join(", ")),

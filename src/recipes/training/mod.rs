@@ -1,9 +1,12 @@
 //! What every training has, whatever it trains: the loop, the state of its run, and what the run says and leaves.
 
+pub mod adaptation;
 pub mod control;
+mod divergence;
 pub mod memory_advice;
 pub mod observer;
 pub(super) mod output_name;
+pub mod restart;
 mod resumed_options;
 pub mod run;
 mod run_record;

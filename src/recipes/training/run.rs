@@ -1,19 +1,19 @@
 //! The state of a training run, whatever it trains: where it stands, and what it leaves on disk.
 
 use super::observer::{Event, Observer};
+use super::restart::Earlier;
 use super::resumed_options::options_that_matter;
 use super::run_record::RunRecord;
-use super::shared_state::{Shape, SharedState};
+use crate::adapters::Lost;
 use crate::error::{Error, Result};
-use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
 use crate::options::given::GivenFlags;
 use crate::options::training::TrainingArgs;
 use crate::plain_text::counted;
 use crate::train::checkpoint::{self, TrainingState};
-use crate::train::data_parallel::{processes, Ranks, Reduction};
-use crate::train::gradients::all_finite;
+use crate::train::data_parallel::{Ranks, Reduction};
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
+use crate::train::measure::Taken;
 use crate::train::metrics::{self, MetricsLog, StepMetrics};
 use crate::train::optimizer::Optimizer;
 use crate::train::precision::LossScaler;
@@ -24,10 +24,7 @@ use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tch::{Device, Kind, Tensor};
-
-/// Steps in a row that may overflow in float16 before the run is given up.
-const MOST_SKIPPED: u32 = 25;
+use tch::{Device, Kind};
 
 /// The name of the phase in which steps are made.
 pub const TRAINING: &str = "training";
@@ -64,8 +61,10 @@ pub struct RunOptions<'a> {
     pub training: &'a TrainingArgs,
     /// Before `--scale-lr`.
     pub learning_rate: f64,
-    /// Places in a batch.
+    /// Places in a batch, and in one as it was asked for.
     pub batch_size: usize,
+    /// The same as it was asked for.
+    pub asked_batch_size: usize,
     /// Folder for everything that the run writes.
     pub output_dir: &'a Path,
     /// Which of the options were given.
@@ -74,6 +73,10 @@ pub struct RunOptions<'a> {
     pub all: Value,
     /// Names of those that may change when the run resumes, beside those that every training has.
     pub free: &'a [&'a str],
+    /// What the run has changed of itself, all of it in `training` and `batch_size`.
+    pub measures: Vec<Taken>,
+    /// The same run, where it starts again in this process.
+    pub earlier: Option<Earlier>,
 }
 
 /// What a run learns from.
@@ -132,25 +135,38 @@ pub struct Run {
     pub scaler: Option<LossScaler>,
     /// By how many batches the gradients of the present group are divided.
     pub accumulated: u64,
+    /// What it does, as its plan calls it.
+    pub phase: &'static str,
+    /// What it has changed of itself.
+    pub measures: Vec<Taken>,
+    /// Where its numbers were lost.
+    pub(super) lost: Option<Lost>,
+    /// The optimizer's step was not made to its end: the weights are of no step.
+    pub(super) is_torn: bool,
+    pub(super) batch_size: usize,
+    pub(super) asked_batch_size: usize,
+    is_started_again: bool,
     /// Batches of an epoch.
     pub batches_per_epoch: usize,
     /// The processes that train together.
     pub ranks: Ranks,
     /// The mean of gradients over them, where there are several.
     pub(super) reduction: Option<Reduction>,
-    /// Another rank was asked to stop.
+    /// A rank was asked to stop, as all of them know.
     pub(super) is_asked_to_stop: bool,
+    /// Why the run cannot go on as it is, is known to all ranks.
+    pub(super) trouble_is_shared: bool,
     /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
     pub(super) saved: Option<(u64, bool)>,
     /// How long it has waited, as it was asked to.
     pub(super) paused: Duration,
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
-    options: BTreeMap<String, String>,
-    resumed_at: u64,
+    pub(super) options: BTreeMap<String, String>,
+    pub(super) resumed_at: u64,
     pub(in crate::recipes) skipped: u64,
-    skipped_in_a_row: u32,
-    training_began: Option<Instant>,
+    pub(super) skipped_in_a_row: u32,
+    pub(super) training_began: Option<Instant>,
     pub(in crate::recipes) record: RunRecord,
     /// The output folder was named by the command line.
     names_output: bool,
@@ -168,6 +184,13 @@ impl Run {
         let mut that_matter = options_that_matter(&options.all, options.free);
         that_matter.insert("--seed".into(), seed.to_string());
         that_matter.insert("--mixed-precision".into(), precision.flag().into());
+        let is_started_again = options.earlier.is_some();
+        let earlier = options.earlier.unwrap_or_else(|| Earlier {
+            record: RunRecord::new(options.all, options.given, training.command.clone()),
+            training_began: None,
+            paused: Duration::ZERO,
+            resumed_at: 0,
+        });
         let run = Self {
             device,
             kind: precision.compute_kind(),
@@ -183,6 +206,7 @@ impl Run {
             ranks: training.ranks.clone(),
             reduction: None,
             is_asked_to_stop: false,
+            trouble_is_shared: false,
             training: training.clone(),
             step: 0,
             micro_step: 0,
@@ -194,17 +218,24 @@ impl Run {
             scaler: precision.needs_loss_scale().then(LossScaler::default),
             accumulated: training.gradient_accumulation_steps,
             batches_per_epoch: 0,
+            phase: TRAINING,
+            measures: options.measures,
+            lost: None,
+            is_torn: false,
+            batch_size: options.batch_size,
+            asked_batch_size: options.asked_batch_size,
+            is_started_again,
             saved: None,
-            paused: Duration::ZERO,
+            paused: earlier.paused,
             metrics: None,
             events: None,
             names_output: options.given.names().any(|name| name == "output_dir"),
-            record: RunRecord::new(options.all, options.given, training.command.clone()),
+            record: earlier.record,
             options: that_matter,
-            resumed_at: 0,
+            resumed_at: earlier.resumed_at,
             skipped: 0,
             skipped_in_a_row: 0,
-            training_began: None,
+            training_began: earlier.training_began,
         };
         // Before time is spent on what the first rank may refuse.
         training.ranks.meet()?;
@@ -238,11 +269,11 @@ impl Run {
         self.ranks.agree("options", &format!("{:?}", self.options))?;
         let resumed = if self.ranks.is_first() { self.resume(data.batches, observer)? } else { None };
         self.share_state()?;
-        self.reduction = Reduction::new(&self.ranks, &self.trained.params, super::training_loop::numbers(parts))?;
+        self.reduction = Reduction::new(&self.ranks, &self.trained.params, super::shared_state::numbers(parts))?;
         if !self.ranks.is_first() {
             return Ok(());
         }
-        if let Some((folder, _)) = &resumed {
+        if let (Some((folder, _)), false) = (&resumed, self.is_started_again) {
             self.record.resume(&folder.with_file_name("run.json"), self.step);
         }
         let logs = self.folder.join(&self.training.logging_dir);
@@ -271,7 +302,7 @@ impl Run {
 
     /// The training begins.
     pub fn begin(&mut self) -> Result<()> {
-        self.training_began = Some(Instant::now());
+        self.training_began.get_or_insert_with(Instant::now);
         match self.ranks.is_first() {
             true => self.record.write(self, "running", None),
             false => Ok(()),
@@ -349,11 +380,16 @@ impl Run {
             self.go_on_with_other_ranks(&mut saved.state, batches, observer);
         }
         saved.state.check_options(&self.options)?;
+        if !self.measures.starts_with(&saved.state.measures) {
+            return Err(Error::file(folder, "was written while this run began; start it again"));
+        }
         checkpoint::restore_parameters(&self.trained.params, &saved.params)?;
         self.optimizer.load_state(&self.trained.params, &saved.optimizer)?;
         self.step = saved.state.step;
-        self.resumed_at = self.step;
-        self.micro_step = saved.state.micro_step;
+        if !self.is_started_again {
+            self.resumed_at = self.step;
+        }
+        self.micro_step = self.micro_step_of(&saved.state);
         self.evaluation_is_owed = saved.state.evaluation_is_owed;
         if let Some(state) = saved.state.scaler {
             self.scaler = Some(LossScaler::from_state(state)?);
@@ -367,94 +403,6 @@ impl Run {
         Ok(Some((folder, saved.state.metrics_bytes)))
     }
 
-    /// Puts a checkpoint of another number of ranks where this run's batches are.
-    fn go_on_with_other_ranks(&self, saved: &mut TrainingState, batches: usize, observer: &mut dyn Observer) {
-        let (before, now) = (saved.ranks, self.ranks.count());
-        let an_epoch = (batches.div_ceil(before).max(1)) as u64;
-        let (epoch, batch) = (saved.micro_step / an_epoch, saved.micro_step % an_epoch);
-        saved.micro_step = epoch * self.batches_per_epoch as u64 + batch * before as u64 / now as u64;
-        saved.ranks = now;
-        // Epochs come to another number of steps.
-        saved.options.remove("--max-train-steps");
-        if let Some(steps) = self.options.get("--max-train-steps") {
-            saved.options.insert("--max-train-steps".to_owned(), steps.clone());
-        }
-        let scaled = if self.training.scale_lr { ", and ⟨scale_lr⟩ the learning rate with it" } else { "" };
-        observer.warning(format!(
-            "the checkpoint is of {}, and this run has {}: adapter, optimizer and step are kept; from here on a step learns from \
-             {now}/{before} as many batches{scaled}, with other noise, and the run ends at step {}",
-            processes(before),
-            processes(now),
-            self.total_steps,
-        ));
-    }
-
-    /// All ranks stand where the first one does.
-    fn share_state(&mut self) -> Result<()> {
-        if self.ranks.is_alone() {
-            return Ok(());
-        }
-        let own = SharedState {
-            step: self.step,
-            resumed_at: self.resumed_at,
-            micro_step: self.micro_step,
-            evaluation_is_owed: self.evaluation_is_owed,
-            scaler: self.scaler.as_ref().map(LossScaler::state),
-            optimizer: self.optimizer.state().iter().map(|(name, tensor)| Shape::of(name, tensor)).collect(),
-        };
-        let invalid = |error: serde_json::Error| Error::Internal(error.to_string());
-        let text = self.ranks.of_first(|| serde_json::to_vec(&own).map_err(invalid))?;
-        let shared: SharedState = serde_json::from_slice(&text).map_err(invalid)?;
-        let mut optimizer = self.optimizer.state();
-        if !self.ranks.is_first() {
-            optimizer = shared.optimizer.iter().map(|shape| shape.zeros(self.device)).collect::<Result<_>>()?;
-        }
-        let mut params: Vec<Tensor> = self.trained.params.values().map(Tensor::detach).collect();
-        self.ranks.equalise(params.iter_mut().chain(optimizer.values_mut()), 0)?;
-        if self.ranks.is_first() {
-            return Ok(());
-        }
-        self.optimizer.load_state(&self.trained.params, &optimizer)?;
-        (self.step, self.resumed_at, self.micro_step) = (shared.step, shared.resumed_at, shared.micro_step);
-        self.evaluation_is_owed = shared.evaluation_is_owed;
-        if let (Some(state), true) = (shared.scaler, self.scaler.is_some()) {
-            self.scaler = Some(LossScaler::from_state(state)?);
-            self.skipped = state.skipped_steps;
-        }
-        Ok(())
-    }
-
-    /// Whether it is to stop after the present step: all ranks agree.
-    pub(super) fn is_asked_to_stop(&self, interrupt: &Interrupt) -> bool {
-        match self.ranks.is_alone() {
-            true => interrupt.requested(),
-            false => self.is_asked_to_stop,
-        }
-    }
-
-    /// The error of a run that another rank ended, which says where it goes on from.
-    pub(super) fn without_a_rank(&self, error: Error) -> Error {
-        match (error, checkpoint::latest(self.folder.path())) {
-            (Error::OtherRank(text), Ok(Some(folder))) if self.ranks.is_first() => Error::OtherRank(format!(
-                "{text}; the last checkpoint is {}, and the same command with ⟨resume⟩ continues from it",
-                folder.display()
-            )),
-            (error, _) => error,
-        }
-    }
-
-    /// What a rank that is not the first leaves: nothing.
-    pub fn finish_elsewhere(&self) -> Finished {
-        Finished {
-            output_dir: self.folder.path().to_owned(),
-            steps: self.step,
-            resumed_at: self.resumed_at,
-            final_loss: None,
-            sample: None,
-            resolution: None,
-        }
-    }
-
     /// Steps that the optimizer took: overflowed ones are not counted, so the learning rate waits for them.
     pub fn optimizer_steps(&self) -> u64 {
         self.step - self.skipped
@@ -466,39 +414,6 @@ impl Run {
             Device::Cuda(_) => Ok(memory::device_peak(self.device)?.1.max(0) as u64),
             _ => Ok(memory::host_peak()),
         }
-    }
-
-    /// Stops a run whose numbers are lost; counts float16's overflows.
-    pub fn check_divergence(&mut self, loss_is_lost: bool, diverged: bool, finite: bool) -> Result<()> {
-        self.skipped_in_a_row = if finite { 0 } else { self.skipped_in_a_row + 1 };
-        self.skipped += u64::from(!finite);
-        if !diverged && self.skipped_in_a_row <= MOST_SKIPPED && !(loss_is_lost && self.scaler.is_none()) {
-            return Ok(());
-        }
-        Err(self.diverged("the loss is"))
-    }
-
-    /// Refuses to save weights that are no numbers: a large step can make them so behind a loss that was one.
-    fn check_weights(&self) -> Result<()> {
-        let params: Vec<Tensor> = self.trained.params.values().map(Tensor::detach).collect();
-        match all_finite(&params)? {
-            true => Ok(()),
-            false => Err(self.diverged("the trained weights are")),
-        }
-    }
-
-    fn diverged(&self, what: &str) -> Error {
-        let kept = match checkpoint::latest(self.folder.path()) {
-            Ok(Some(folder)) => format!("the last good state is kept in {}", folder.display()),
-            _ => "no checkpoint was made before it".to_owned(),
-        };
-        let cure = match self.kind {
-            Kind::Half => "use ⟨mixed_precision⟩ bf16 or no, or a lower ⟨learning_rate⟩",
-            _ if self.step == 1 => "lower ⟨learning_rate⟩; if that does not help, the model's weights are damaged",
-            _ => "lower ⟨learning_rate⟩, or raise ⟨lr_warmup_steps⟩",
-        };
-        let (step, learning_rate) = (self.step, self.schedule.learning_rate);
-        Error::Diverged(format!("{what} not a number at step {step} (learning rate {learning_rate:e}); {kept}; {cure}"))
     }
 
     /// Writes a step's numbers to the logs and tells the observer.
@@ -564,11 +479,13 @@ impl Run {
             step: self.step,
             micro_step: self.micro_step,
             epoch: self.position().0 as u64,
+            batches_per_epoch: self.batches_per_epoch as u64,
             seed: self.seed,
             scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
             evaluation_is_owed: self.evaluation_is_owed,
             ranks: self.ranks.count(),
+            measures: self.measures.clone(),
             options: self.options.clone(),
         };
         let optimizer = self.optimizer.state();

@@ -7,6 +7,7 @@ use crate::libtorch::memory;
 use crate::options::given::GivenFlags;
 use crate::regular_file::{self, FileKind};
 use crate::sentence::{flag, with_options};
+use crate::train::measure::Taken;
 use crate::whole_file::write_json;
 use serde_json::{json, Value};
 use std::path::Path;
@@ -83,6 +84,7 @@ impl RunRecord {
             "steps": run.step,
             "total_steps": run.total_steps,
             "skipped_steps": run.skipped,
+            "measures": run.measures.iter().map(Taken::recorded).collect::<Vec<_>>(),
             "final_loss": self.final_loss,
             "trainable_parameters": run.trained.trainable,
             "total_parameters": run.trained.frozen + run.trained.trainable,

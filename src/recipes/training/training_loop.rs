@@ -3,12 +3,15 @@
 use super::control::{Control, Order, SampleRequest};
 use super::observer::{Event, Observer};
 use super::run::Run;
+use crate::adapters::{Lost, Probe, Sites};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
+use crate::libtorch::memory;
 use crate::train::gradients;
 use crate::train::metrics::StepMetrics;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 use tch::{Kind, Tensor};
@@ -31,6 +34,12 @@ pub trait Job {
 
     /// Turns dropout on or off.
     fn set_training(&self, training: bool);
+
+    /// The networks that a micro-step runs, by name; one that is alone has none.
+    fn networks(&self) -> Vec<(&'static str, &Sites)>;
+
+    /// What the plan calls the phase of [`Job::evaluate`].
+    fn evaluation_phase(&self) -> &'static str;
 
     /// Evaluates on held-out data or draws samples, where that is due: called before the first step and after each one,
     /// with dropout off. Interrupted with [`Error::Interrupted`] once `interrupt` is set.
@@ -63,14 +72,15 @@ impl Run {
     }
 }
 
-/// Numbers that ranks share with the gradients of a step: the loss, whether one was asked to stop, and the losses' `parts`.
-pub(super) fn numbers(parts: &[&str]) -> usize {
-    2 + parts.len()
-}
-
-/// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved.
+/// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved. It is saved too where memory is
+/// full or numbers are lost, as it was before the step.
 pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
     let outcome = steps(job, run, control, observer).and_then(|()| run.ranks.meet());
+    if let Err(Error::OutOfMemory { .. } | Error::Diverged(_)) = &outcome {
+        observer.on(Event::End);
+        // What cannot be saved was saved last at an earlier step, or begins anew.
+        drop(rescue(job, run, observer));
+    }
     outcome.map_err(|error| run.without_a_rank(error))
 }
 
@@ -82,32 +92,86 @@ fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn
     job.set_training(true);
     obey(job, run, control, observer)?;
     while run.step < run.total_steps {
-        let began = Instant::now();
-        let (epoch, first) = run.position();
-        run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
-        let mut losses: Vec<Losses> = Vec::new();
-        // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
-        // an epoch ends the addition.
-        loop {
-            let is_last = losses.len() as u64 + 1 == run.training.gradient_accumulation_steps
-                || (run.micro_step + 1).is_multiple_of(run.batches_per_epoch.max(1) as u64);
-            if let (true, Some(reduction)) = (is_last, &mut run.reduction) {
-                reduction.arm();
-            }
-            losses.push(catching(|| job.micro_step(run))?);
-            run.micro_step += 1;
-            if run.position().1 == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
-                break;
-            }
+        let before = run.mark();
+        let outcome = catching(|| step(job, run, control.interrupt()));
+        if let Ok(Some(metrics)) = outcome {
+            run.ranks.has_done(run.step)?;
+            run.note(metrics, observer)?;
+            between_steps(job, run, control, observer)?;
+            continue;
         }
-        let metrics = catching(|| optimizer_step(job.parts(), run, &losses, control.interrupt(), began))?;
-        run.ranks.has_done(run.step)?;
-        run.note(StepMetrics { epoch: epoch as u64, ..metrics }, observer)?;
-        between_steps(job, run, control, observer)?;
+        let micro_steps = before.micro_step..run.micro_step.max(before.micro_step + 1);
+        run.go_back(&before)?;
+        outcome?;
+        let lost = look_for_loss(job, run, micro_steps);
+        run.share_lost(lost)?;
+        run.go_back(&before)?;
+        run.search_scale_anew();
+        // What is said of it names the checkpoint.
+        drop(rescue(job, run, observer));
+        return Err(run.numbers_are_lost());
     }
     job.set_training(false);
     observer.on(Event::End);
     Ok(())
+}
+
+/// An optimizer step; none where its numbers are lost, and the weights as they were.
+fn step(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt) -> Result<Option<StepMetrics>> {
+    let began = Instant::now();
+    let (epoch, first) = run.position();
+    run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
+    // The other ranks wait for this one's gradients: one whose memory is full says so in their place.
+    let losses = match catching(|| micro_steps(job, run)) {
+        Err(error @ Error::OutOfMemory { .. }) => return Err(run.share_full_memory(error, job.parts(), interrupt)),
+        losses => losses?,
+    };
+    let metrics = optimizer_step(job.parts(), run, &losses, interrupt, began)?;
+    Ok(metrics.map(|metrics| StepMetrics { epoch: epoch as u64, ..metrics }))
+}
+
+/// Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of an epoch ends the
+/// addition.
+fn micro_steps(job: &mut dyn Job, run: &mut Run) -> Result<Vec<Losses>> {
+    let mut losses: Vec<Losses> = Vec::new();
+    loop {
+        let is_last = losses.len() as u64 + 1 == run.training.gradient_accumulation_steps
+            || (run.micro_step + 1).is_multiple_of(run.batches_per_epoch.max(1) as u64);
+        if let (true, Some(reduction)) = (is_last, &mut run.reduction) {
+            reduction.arm();
+        }
+        losses.push(job.micro_step(run)?);
+        run.micro_step += 1;
+        if is_last {
+            return Ok(losses);
+        }
+    }
+}
+
+/// Makes `micro_steps` again, with every layer looking for the first number that is none.
+fn look_for_loss(job: &mut dyn Job, run: &mut Run, micro_steps: Range<u64>) -> Option<Lost> {
+    let probe = Probe::default();
+    job.networks().iter().for_each(|(name, sites)| sites.look_with(Some(probe.of_network(name))));
+    for micro_step in micro_steps {
+        run.micro_step = micro_step;
+        // What fails here has not failed before: nothing is found then.
+        drop(catching(|| job.micro_step(run)));
+        if probe.found().is_some() {
+            break;
+        }
+    }
+    job.networks().iter().for_each(|(_, sites)| sites.look_with(None));
+    probe.found()
+}
+
+/// Saves the state as it was before the step that failed.
+fn rescue(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()> {
+    run.optimizer.zero_grad(&run.trained.params)?;
+    memory::release_cached(run.device)?;
+    match run.step > 0 && !run.is_torn {
+        true => catching(|| save(job, run, observer)),
+        false => Ok(()),
+    }
 }
 
 /// What is due after a step: an evaluation, what other threads have asked for, a checkpoint, the end.
@@ -169,11 +233,15 @@ fn report_again(run: &Run, observer: &mut dyn Observer) {
 
 /// [`Job::evaluate`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
 fn evaluate(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
-    let outcome = job.evaluate(run, control.interrupt(), observer).and_then(|()| run.ranks.meet());
-    run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_)));
-    if run.evaluation_is_owed {
+    let phase = std::mem::replace(&mut run.phase, job.evaluation_phase());
+    let outcome = catching(|| job.evaluate(run, control.interrupt(), observer)).and_then(|()| run.ranks.meet());
+    run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_) | Error::OutOfMemory { .. }));
+    if let Err(Error::Interrupted(_)) = outcome {
         save(job, run, observer)?;
         return Err(run.interrupted());
+    }
+    if outcome.is_ok() {
+        run.phase = phase;
     }
     outcome
 }
@@ -212,37 +280,30 @@ fn save(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()>
     Ok(())
 }
 
-/// Clips, steps and reports. The numbers of a step come to the host here, in one go.
+/// Clips, steps and reports; nothing where numbers are lost. The numbers of a step come to the host here, in one go.
 fn optimizer_step(
     parts: &[&str],
     run: &mut Run,
     losses: &[Losses],
     interrupt: &Interrupt,
     began: Instant,
-) -> Result<StepMetrics> {
+) -> Result<Option<StepMetrics>> {
     let mean =
         |of: &dyn Fn(&Losses) -> Tensor| Tensor::stack(&losses.iter().map(of).collect::<Vec<_>>(), 0).mean(Kind::Float);
-    let mut total = mean(&|losses| losses.total.shallow_clone());
+    let total = mean(&|losses| losses.total.shallow_clone());
     let means = (0..parts.len()).map(|part| mean(&|losses| losses.parts[part].shallow_clone()));
-    let mut means: Vec<Tensor> = means.collect();
-    // Of all ranks, where there are several: from here on each has the same numbers, and does the same.
-    if let Some(reduction) = &mut run.reduction {
-        let stop = Tensor::from(f32::from(u8::from(interrupt.requested()))).to_device(run.device);
-        let own: Vec<Tensor> = [total, stop].into_iter().chain(means).collect();
-        let mut shared = reduction.finish(&own, true)?.into_iter();
-        (total, means) = (shared.next().unwrap_or_default(), Vec::new());
-        let stop = shared.next().unwrap_or_default();
-        means.extend(shared.chain([stop]));
-    }
+    let (total, means, asked) = run.share_step(total, means.collect(), interrupt)?;
     let grads = gradients::gradients(&run.trained.params);
     let overflow = run.scaler.as_ref().map(|scaler| scaler.unscale(&grads)).transpose()?.flatten();
     let norm = gradients::grad_norm(&grads)?.to_device(run.device);
     let overflow = overflow.unwrap_or_else(|| norm.zeros_like());
     let lr = run.schedule.lr(run.optimizer_steps());
-    let numbers: Vec<Tensor> = [total, norm.view([]), overflow.view([])].into_iter().chain(means).collect();
+    let numbers: Vec<Tensor> =
+        [total, norm.view([]), overflow.view([])].into_iter().chain(means).chain(asked).collect();
     let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?; // the host waits here, and nowhere else in a step
     let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
     run.is_asked_to_stop = run.reduction.is_some() && numbers[3 + parts.len()] > 0.0;
+    run.heed_ranks(&numbers[3 + parts.len()..])?;
     let finite = numbers[2] == 0.0;
     if let Some(scaler) = &mut run.scaler {
         scaler.update(finite);
@@ -252,14 +313,18 @@ fn optimizer_step(
     let diverged = loss.is_none() || (grad_norm.is_none() && run.scaler.is_none());
     if finite && !diverged {
         gradients::clip(&grads, numbers[1], run.training.max_grad_norm)?;
+        run.is_torn = true;
         run.optimizer.step(&run.trained.params, lr)?;
+        run.is_torn = false;
     }
     run.optimizer.zero_grad(&run.trained.params)?;
     run.step += 1;
-    run.check_divergence(loss.is_none(), diverged, finite)?;
+    if run.has_diverged(diverged, finite) {
+        return Ok(None);
+    }
     let parts: BTreeMap<String, Option<f64>> =
         parts.iter().enumerate().map(|(i, name)| ((*name).to_owned(), number(3 + i))).collect();
-    Ok(StepMetrics {
+    Ok(Some(StepMetrics {
         step: run.step,
         epoch: 0,
         loss,
@@ -268,5 +333,5 @@ fn optimizer_step(
         grad_norm,
         step_s: began.elapsed().as_secs_f64(),
         peak_mib: run.peak_bytes()? as f64 / f64::from(1 << 20),
-    })
+    }))
 }

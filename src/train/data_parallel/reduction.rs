@@ -17,6 +17,7 @@ pub struct Reduction {
     /// In the order of exchange.
     params: Vec<Tensor>,
     numbers: usize,
+    is_armed: bool,
 }
 
 impl Reduction {
@@ -29,11 +30,12 @@ impl Reduction {
         let sizes: Vec<i64> = params.iter().map(|param| param.numel() as i64).collect();
         // One number more: of parameters without a gradient.
         let reducer = GradientReducer::new(group, &params, &ends(&sizes), numbers + 1)?;
-        Ok(Some(Self { ranks: ranks.clone(), reducer, params, numbers }))
+        Ok(Some(Self { ranks: ranks.clone(), reducer, params, numbers, is_armed: false }))
     }
 
     /// The next backward is the step's last: gradients leave as it makes them.
     pub fn arm(&mut self) {
+        self.is_armed = true;
         self.reducer.arm();
     }
 
@@ -41,6 +43,9 @@ impl Reduction {
     /// the backward went through on this rank. What is not a number on one rank is none on all.
     pub fn finish(&mut self, own: &[Tensor], whole: bool) -> Result<Vec<Tensor>> {
         debug_assert_eq!(own.len(), self.numbers);
+        if !std::mem::replace(&mut self.is_armed, false) {
+            self.reducer.arm();
+        }
         let absent = self.reducer.absent();
         let count = absent.iter().filter(|absent| **absent).count() as f32;
         let mut all: Vec<Tensor> = own.iter().map(|number| number.view([])).collect();

@@ -1,8 +1,8 @@
 //! What to turn on, in order of cost, for a run to fit.
 
-use super::{MemoryPlan, PlanInput, SampledImages};
+use super::{MemoryPlan, Phase, PlanInput, SampledImages};
 use crate::error::{Error, Result};
-use crate::models::stable_diffusion::vae_kind;
+use crate::train::measure::Measure;
 use crate::train::precision::Precision;
 use crate::weights::Storage;
 use tch::Kind;
@@ -36,6 +36,8 @@ pub struct Changed<I> {
     pub(super) input: I,
     pub(super) what: String,
     pub(super) costs: &'static str,
+    /// The same as a running training takes it by itself; none where it is not asked for to that.
+    pub(super) measure: Option<Measure>,
 }
 
 /// An option. `None` where it is on or has nothing to do.
@@ -57,7 +59,7 @@ pub(super) const HALF_PRECISION_COSTS: &str =
     "activations keep three digits of precision; steps get faster where the device computes in this dtype";
 pub(super) const CHECKPOINTING_COSTS: &str = "runs the forward pass twice: a step takes about a third longer";
 pub(super) const ADAM_8BIT_COSTS: &str = "8-bit optimizer state";
-pub(super) const BATCH_1_COSTS: &str = "the same gradient from smaller steps: somewhat slower";
+pub(super) const SMALLER_BATCH_COSTS: &str = "the same gradient from smaller batches: somewhat slower";
 pub(super) const OFFLOAD_COSTS: &str = "weights are loaded for each use: steps take longer where copying is slow";
 
 /// The flag that has a run compute in the 16-bit dtype `half`.
@@ -69,6 +71,22 @@ pub(super) fn half_precision_flag(half: Kind) -> String {
 pub(super) const INT8: &str = "⟨load_in_8bit⟩";
 const OFFLOAD: &str = "⟨offload⟩ cpu";
 const OFFLOAD_NOT_INT8: &str = "⟨offload⟩ cpu in place of ⟨load_in_8bit⟩";
+
+/// The next smaller batch that `batch` is a multiple of, and so many batches a step that the step stays as large.
+pub(super) fn smaller_batch(batch: i64, accumulation: u64) -> Option<(i64, u64)> {
+    let smaller = (1..=batch / 2).rev().find(|smaller| batch % smaller == 0)?;
+    Some((smaller, accumulation * (batch / smaller).unsigned_abs()))
+}
+
+/// `input`, which has that batch.
+pub(super) fn of_batch<I>(input: I, batch: i64, accumulation: u64) -> Changed<I> {
+    Changed {
+        input,
+        what: format!("⟨train_batch_size⟩ {batch} ⟨gradient_accumulation_steps⟩ {accumulation}"),
+        costs: SMALLER_BATCH_COSTS,
+        measure: usize::try_from(batch).ok().map(|size| Measure::Batch { size, accumulation }),
+    }
+}
 
 /// The flag that has weights streamed which are kept in `storage`.
 pub(super) fn offload_from(storage: Storage) -> Option<String> {
@@ -93,7 +111,8 @@ impl Planned for PlanInput<'_> {
             Self::checkpointing,
             Self::adam_8bit,
             Self::sample_fewer,
-            Self::batch_1,
+            Self::slicing,
+            Self::smaller_batch,
             Self::sample_fewer,
             Self::offload,
             Self::only_unet,
@@ -104,7 +123,7 @@ impl Planned for PlanInput<'_> {
         let resolution = self.resolution - self.vae.scale_factor() * self.unet.size_multiple();
         let input = Self { resolution, ..self.clone() };
         let what = format!("⟨resolution⟩ {resolution}");
-        (resolution >= 256).then_some(Changed { input, what, costs: "less detail in what is learned" })
+        (resolution >= 256).then_some(Changed { input, what, costs: "less detail in what is learned", measure: None })
     }
 }
 
@@ -114,6 +133,7 @@ impl PlanInput<'_> {
             input: Self { cache_latents: true, ..self.clone() },
             what: "⟨cache_latents⟩ true".into(),
             costs: "one fixed crop an image; steps get faster",
+            measure: None,
         })
     }
 
@@ -125,9 +145,10 @@ impl PlanInput<'_> {
         };
         let class_images = self.class_images.map(follows);
         (self.kind == Kind::Float).then(|| Changed {
-            input: Self { kind: self.half, vae_kind: vae_kind(self.half), class_images, ..self.clone() },
+            input: Self { kind: self.half, vae_kind: self.half, class_images, ..self.clone() },
             what: half_precision_flag(self.half),
             costs: HALF_PRECISION_COSTS,
+            measure: None,
         })
     }
 
@@ -136,6 +157,7 @@ impl PlanInput<'_> {
             input: Self { gradient_checkpointing: true, ..self.clone() },
             what: "⟨gradient_checkpointing⟩".into(),
             costs: CHECKPOINTING_COSTS,
+            measure: Some(Measure::GradientCheckpointing),
         })
     }
 
@@ -144,6 +166,7 @@ impl PlanInput<'_> {
             input: Self { optimizer_8bit: true, ..self.clone() },
             what: "⟨use_8bit_adam⟩".into(),
             costs: ADAM_8BIT_COSTS,
+            measure: None,
         })
     }
 
@@ -153,15 +176,21 @@ impl PlanInput<'_> {
             input: Self { class_images: Some(SampledImages { batch: 1, ..images }), ..self.clone() },
             what: "⟨sample_batch_size⟩ 1".into(),
             costs: "class images are made one by one",
+            measure: Some(Measure::SampleBatch { size: 1 }),
         })
     }
 
-    fn batch_1(&self) -> Option<Changed<Self>> {
-        let accumulation = self.accumulation * self.batch.unsigned_abs();
-        (self.batch > 1).then(|| Changed {
-            input: Self { batch: 1, accumulation, ..self.clone() },
-            what: format!("⟨train_batch_size⟩ 1 ⟨gradient_accumulation_steps⟩ {accumulation}"),
-            costs: BATCH_1_COSTS,
+    fn smaller_batch(&self) -> Option<Changed<Self>> {
+        let (batch, accumulation) = smaller_batch(self.batch, self.accumulation)?;
+        Some(of_batch(Self { batch, accumulation, ..self.clone() }, batch, accumulation))
+    }
+
+    fn slicing(&self) -> Option<Changed<Self>> {
+        (!self.slicing).then(|| Changed {
+            input: Self { slicing: true, ..self.clone() },
+            what: "⟨slicing⟩".into(),
+            costs: "attention and the VAE run in several pieces: somewhat slower",
+            measure: Some(Measure::Slicing),
         })
     }
 
@@ -170,6 +199,7 @@ impl PlanInput<'_> {
             input: Self { storage: Storage::Streamed, ..self.clone() },
             what,
             costs: OFFLOAD_COSTS,
+            measure: (self.storage == Storage::Dense).then_some(Measure::Offload),
         })
     }
 
@@ -178,6 +208,7 @@ impl PlanInput<'_> {
             input: Self { text_lora: None, ..self.clone() },
             what: "no ⟨train_text_encoder⟩".into(),
             costs: "the prompt's new word is learned less well",
+            measure: None,
         })
     }
 }
@@ -193,32 +224,61 @@ pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
     let mut peak_bytes = asked_bytes;
     let mut suggestions = Vec::new();
     for choice in input.choices() {
-        if peak_bytes <= budget_bytes {
-            break;
-        }
-        let Some(Changed { input, mut what, costs }) = choice(&now) else { continue };
-        let with = input.plan()?.peak_bytes;
-        if with + asked_bytes / NEXT_TO_NOTHING < peak_bytes {
-            let mut saves_bytes = peak_bytes - with;
-            let int8 = suggestions.iter().position(|before: &Suggestion| before.what == INT8);
-            if let (OFFLOAD_NOT_INT8, Some(int8)) = (what.as_str(), int8) {
-                saves_bytes += suggestions.remove(int8).saves_bytes;
-                OFFLOAD.clone_into(&mut what);
+        let (before, mut found) = (peak_bytes, None);
+        // A batch can be made smaller again and again.
+        while peak_bytes > budget_bytes {
+            let Some(Changed { input, what, costs, .. }) = choice(&now) else { break };
+            let with = input.plan()?.peak_bytes;
+            if with + asked_bytes / NEXT_TO_NOTHING >= peak_bytes {
+                break;
             }
-            suggestions.push(Suggestion { what, saves_bytes, costs: costs.to_owned() });
             (now, peak_bytes) = (input, with);
+            found = Some(Suggestion { what, saves_bytes: before - with, costs: costs.to_owned() });
         }
+        if let Some(found) = &mut found {
+            let int8 = suggestions.iter().position(|before: &Suggestion| before.what == INT8);
+            if let (OFFLOAD_NOT_INT8, Some(int8)) = (found.what.as_str(), int8) {
+                found.saves_bytes += suggestions.remove(int8).saves_bytes;
+                OFFLOAD.clone_into(&mut found.what);
+            }
+        }
+        suggestions.extend(found);
     }
     let before = peak_bytes;
     let mut last = None;
     while peak_bytes > budget_bytes {
-        let Some(Changed { input, what, costs }) = now.smaller() else { break };
+        let Some(Changed { input, what, costs, .. }) = now.smaller() else { break };
         peak_bytes = input.plan()?.peak_bytes;
         last = Some(Suggestion { what, saves_bytes: before.saturating_sub(peak_bytes), costs: costs.to_owned() });
         now = input;
     }
     suggestions.extend(last);
     Ok(Fit { suggestions, asked_bytes, peak_bytes, fits: peak_bytes <= budget_bytes })
+}
+
+/// Phases with attention to pixels, or with several images at a time.
+const SLICED: &[&str] = &["class images", "encoding photos", "sample images", "training"];
+
+/// What a run of `input` does by itself whose memory was full in the phase `phase`: of the same options the first that lowers that
+/// phase and keeps every number of the run; else the first that lowers it at all. With what it saves there. None where nothing is left.
+pub fn next_measure<I: Planned>(input: &I, phase: &str) -> Result<Option<(Measure, Suggestion)>> {
+    let bytes = |input: &I| -> Result<u64> {
+        let plan = input.plan()?;
+        Ok(plan.phase(phase).map_or(plan.peak_bytes, Phase::bytes))
+    };
+    let before = bytes(input)?;
+    let choices = input.choices().into_iter().filter_map(|choice| choice(input));
+    let measures = choices.filter_map(|changed| Some((changed.measure.clone()?, changed)));
+    let (keeping, others): (Vec<_>, Vec<_>) = measures.partition(|(measure, _)| measure.keeps_numbers());
+    for (measure, Changed { input, what, costs, .. }) in keeping.into_iter().chain(others) {
+        let saves_bytes = before.saturating_sub(bytes(&input)?);
+        // The plan has attention without its matrix of scores, which not every card can.
+        let may_save = measure == Measure::Slicing && SLICED.contains(&phase);
+        if saves_bytes > 0 || may_save {
+            return Ok(Some((measure, Suggestion { what, saves_bytes, costs: costs.to_owned() })));
+        }
+    }
+    Ok(None)
 }
 
 /// More GB than any machine has: a bare number above is meant in another unit.

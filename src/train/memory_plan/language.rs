@@ -8,6 +8,7 @@ use super::{adapter_parts, gaps, runtime_text, width, MemoryPlan, Phase, Work};
 use crate::adapters::LoraConfig;
 use crate::error::Result;
 use crate::models::language::{HeadOutline, Outline};
+use crate::train::measure::Measure;
 use crate::weights::{Storage, DEFAULT_THRESHOLD};
 use std::rc::Rc;
 use tch::{Device, Kind};
@@ -216,7 +217,7 @@ impl Planned for LanguagePlanInput<'_> {
 
     fn choices(&self) -> Vec<Choice<Self>> {
         let first: Choice<Self> = Self::half_precision;
-        vec![first, Self::checkpointing, Self::int8, Self::adam_8bit, Self::batch_1, Self::offload]
+        vec![first, Self::checkpointing, Self::int8, Self::adam_8bit, Self::smaller_batch, Self::offload]
     }
 
     fn smaller(&self) -> Option<Changed<Self>> {
@@ -228,6 +229,7 @@ impl Planned for LanguagePlanInput<'_> {
             input: changed,
             what: format!("⟨max_seq_length⟩ {}", most.length),
             costs: "longer texts are cut",
+            measure: None,
         })
     }
 }
@@ -238,6 +240,7 @@ impl LanguagePlanInput<'_> {
             input: Self { kind: self.half, ..self.clone() },
             what: super::fit::half_precision_flag(self.half),
             costs: super::fit::HALF_PRECISION_COSTS,
+            measure: None,
         })
     }
 
@@ -246,6 +249,7 @@ impl LanguagePlanInput<'_> {
             input: Self { gradient_checkpointing: true, ..self.clone() },
             what: "⟨gradient_checkpointing⟩".into(),
             costs: super::fit::CHECKPOINTING_COSTS,
+            measure: Some(Measure::GradientCheckpointing),
         })
     }
 
@@ -254,6 +258,7 @@ impl LanguagePlanInput<'_> {
             input: Self { storage: Storage::Int8 { threshold: DEFAULT_THRESHOLD }, ..self.clone() },
             what: super::fit::INT8.into(),
             costs: "frozen weights are rounded to 8 bits",
+            measure: None,
         })
     }
 
@@ -262,16 +267,13 @@ impl LanguagePlanInput<'_> {
             input: Self { optimizer_8bit: true, ..self.clone() },
             what: "⟨use_8bit_adam⟩".into(),
             costs: super::fit::ADAM_8BIT_COSTS,
+            measure: None,
         })
     }
 
-    fn batch_1(&self) -> Option<Changed<Self>> {
-        let accumulation = self.accumulation * self.batch.unsigned_abs();
-        (self.batch > 1).then(|| Changed {
-            input: Self { batch: 1, accumulation, ..self.clone() },
-            what: format!("⟨train_batch_size⟩ 1 ⟨gradient_accumulation_steps⟩ {accumulation}"),
-            costs: super::fit::BATCH_1_COSTS,
-        })
+    fn smaller_batch(&self) -> Option<Changed<Self>> {
+        let (batch, accumulation) = super::fit::smaller_batch(self.batch, self.accumulation)?;
+        Some(super::fit::of_batch(Self { batch, accumulation, ..self.clone() }, batch, accumulation))
     }
 
     fn offload(&self) -> Option<Changed<Self>> {
@@ -279,6 +281,7 @@ impl LanguagePlanInput<'_> {
             input: Self { storage: Storage::Streamed, ..self.clone() },
             what,
             costs: super::fit::OFFLOAD_COSTS,
+            measure: (self.storage == Storage::Dense).then_some(Measure::Offload),
         })
     }
 }

@@ -43,6 +43,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         text_lora: Some(lora("q_proj,v_proj")),
         half: Kind::BFloat16,
         gradient_checkpointing: false,
+        slicing: false,
         optimizer_8bit: false,
         cache_latents: true,
         photos: 5,
