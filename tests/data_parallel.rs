@@ -2,12 +2,16 @@
 //! the one that died.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
+#[path = "data_parallel/cards.rs"]
+mod cards;
 #[path = "data_parallel/faults.rs"]
 mod faults;
 #[path = "support/jobs.rs"]
 mod jobs;
 #[path = "data_parallel/machines.rs"]
 mod machines;
+#[path = "support/stand_in.rs"]
+mod stand_in;
 mod support;
 
 use jobs::{bert, close, gpt2, lines, llama, t5, Job};
