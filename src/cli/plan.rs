@@ -279,7 +279,7 @@ impl Shares {
         if self.processes == 1 {
             0
         } else {
-            4 * plan.trained_parameters as u64
+            4 * plan.trained_parameters
         }
     }
 
