@@ -4,11 +4,13 @@
 
 pub mod autograd_node;
 pub mod checkpoint;
+pub mod child_signal;
 pub mod dropout;
 pub mod failure;
 pub mod file_map;
 pub mod fused_adamw;
 pub mod gates;
+pub mod gradient_reducer;
 pub mod group_norm;
 pub mod half_precision;
 pub mod host_allocator;
@@ -18,6 +20,7 @@ pub mod mapped_tensor;
 pub mod memory;
 pub mod nvidia_driver;
 pub mod openmp_waiting;
+pub mod process_group;
 pub mod random;
 pub mod side_stream;
 pub mod startup;
