@@ -196,6 +196,7 @@ impl<'a> Training<'a> {
             metrics_bytes: self.log.sync()?,
             evaluation_is_owed: false,
             measures: Vec::new(),
+            ranks: 1,
             options: BTreeMap::new(),
         };
         checkpoint::save(&self.args.output, &state, &self.everything(), &self.optimizer.state(), |_| Ok(()))?;
