@@ -127,6 +127,10 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
         ("llama", &llama, format!("{causal} --mixed-precision bf16")),
         ("llama", &llama, format!("{causal} --mixed-precision no --offload cpu")),
         ("gpt2", &gpt2, format!("{recomputed} --offload cpu")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16 --quantize nf4")),
+        ("llama", &llama, format!("{causal} --mixed-precision no --quantize nf4")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16 --quantize fp8")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16 --quantize nf4 --offload cpu")),
         ("bert", &bert, "--task seq-cls --label-column label --mixed-precision no".to_owned()),
     ];
     let mut complaints = Vec::new();
@@ -143,7 +147,7 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
 }
 
 #[test]
-fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
+fn fewer_bits_and_streaming_are_suggested_where_they_save_memory() {
     let config = json!({ "n_positions": 64, "n_embd": 768, "n_layer": 4, "n_head": 12 });
     let model = made("language_job.py", "job", &json!({ "class": "GPT2LMHeadModel", "config": config })).join("model");
     let suggested = |more: &[&str]| {
@@ -158,10 +162,13 @@ fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
         assert_eq!(plan["peak_bytes"].as_u64().unwrap() - saved, plan["fitted_peak_bytes"].as_u64().unwrap());
         suggestions.iter().map(|suggestion| suggestion["what"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    let asked = suggested(&[]);
-    assert!(asked.contains(&"--offload cpu".to_owned()) && !asked.contains(&"--load-in-8bit".to_owned()), "{asked:?}");
-    let asked = suggested(&["--load-in-8bit"]);
-    assert!(asked.contains(&"--offload cpu in place of --load-in-8bit".to_owned()), "{asked:?}");
+    for more in [&[][..], &["--load-in-8bit"]] {
+        let asked = suggested(more);
+        assert!(asked.contains(&"--quantize nf4".to_owned()), "{asked:?}");
+        assert!(asked.contains(&"--offload cpu".to_owned()), "{asked:?}");
+    }
+    let asked = suggested(&["--quantize", "nf4", "--offload", "cpu"]);
+    assert!(asked.iter().all(|what| !what.contains("quantize") && !what.contains("offload")), "{asked:?}");
 }
 
 /// What the command writes to its standard output and its standard error where libtorch sees a processor with AVX2 alone, which

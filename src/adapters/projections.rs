@@ -7,7 +7,7 @@ use super::site::Site;
 use crate::error::Result;
 use crate::libtorch::autograd_node;
 use crate::libtorch::low_rank::{add_product, scaled_product, wide_product, Factor};
-use crate::weights::InputGradient;
+use crate::weights::BaseWeight;
 use tch::{no_grad, Tensor};
 
 /// What a low-rank adapter adds to a projection: `factor · B A`.
@@ -22,7 +22,7 @@ pub struct LowRank<'a> {
 
 /// One projection's share in backward.
 struct Share {
-    weight: InputGradient,
+    weight: BaseWeight,
     /// Of its low-rank product.
     factor: Option<f64>,
 }
@@ -37,14 +37,14 @@ pub(super) fn project(sites: &[&Site], xs: &Tensor) -> Result<Option<Vec<Tensor>
             let input = xs.detach();
             let mut ys = no_grad(|| weight.run(site.op(), &input, bias)).detach();
             let Some(LowRank { a, b, factor }) = low_rank else {
-                return Ok((ys, Share { weight: weight.input_gradient(), factor: None }));
+                return Ok((ys, Share { weight: weight.share(), factor: None }));
             };
             let (a_copy, b_copy) = (a.in_kind(xs.kind())?, b.in_kind(xs.kind())?);
             let hidden = scaled_product(&input, &a_copy.tr(), factor)?; // [m, r]
             add_product(&mut ys, &hidden, &b_copy.tr())?;
             leaves.extend([a.leaf().shallow_clone(), b.leaf().shallow_clone()]);
             saved.extend([hidden, a_copy, b_copy]);
-            Ok((ys, Share { weight: weight.input_gradient(), factor: Some(factor) }))
+            Ok((ys, Share { weight: weight.share(), factor: Some(factor) }))
         });
         let Some(made) = made else { return Ok(None) };
         let (ys, share) = made?;
@@ -76,7 +76,7 @@ fn gradients(
     for (share, grad) in shares.iter().zip(grads) {
         let grad = grad.as_ref();
         if let (true, Some(grad)) = (reaches_input, grad) {
-            to_xs = Some(share.weight.add_to(to_xs, grad));
+            to_xs = Some(share.weight.add_input_gradient(to_xs, grad));
         }
         let Some(factor) = share.factor else { continue };
         let (hidden, a, b) = (&rest[0], &rest[1], &rest[2]);

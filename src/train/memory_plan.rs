@@ -316,8 +316,8 @@ impl MemoryPlan {
         let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
         let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.storage);
         let text_encoder = (text_weights, bytes - unread_embeddings(input));
-        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
-        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::default());
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::default());
         let runtime = runtime(input.device, input.kind, step.work.products.len());
         let mut phases = Vec::new();
         let mut phase =
@@ -390,7 +390,7 @@ fn gaps(device: Device, kept_small: u64) -> Option<(String, u64)> {
 /// Bytes of the token table that never come to memory where it is not streamed: it is mapped from the file, and prompts read few of
 /// its rows.
 fn unread_embeddings(input: &PlanInput) -> u64 {
-    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && input.storage != Storage::Streamed;
+    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && !input.storage.streamed;
     match stays_mapped {
         true => (input.text.vocab_size * input.text.hidden_size) as u64 * width(input.kind),
         false => 0,

@@ -182,7 +182,7 @@ fn quantised(path: &Path, told_by: &str) -> Error {
         path,
         format!(
             "its weights are quantised ({told_by}), and such files are not read; take the model that it was made from: \
-             ⟨load_in_8bit⟩ quantises while it is loaded"
+             ⟨quantize⟩ quantises while it is loaded"
         ),
     )
 }
