@@ -106,16 +106,63 @@ fn losses(folder: &Path) -> Vec<f64> {
 #[test]
 fn losses_and_adapters_on_nf4_are_those_of_peft_on_bitsandbytes() {
     // bitsandbytes' code for AVX512 expands rows wrongly that are multiples of 16 and not of 64.
-    let gpt2 = json!({ "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 4,
-        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0 });
     let bloom = json!({ "hidden_size": 64, "n_layer": 2, "n_head": 4 });
-    let wide = [
-        job("gpt2", "GPT2LMHeadModel", "causal-lm", true, gpt2),
-        job("bloom", "BloomForCausalLM", "causal-lm", false, bloom),
-    ];
+    let wide = [wide_gpt2(), job("bloom", "BloomForCausalLM", "causal-lm", false, bloom)];
     for job in wide.into_iter().chain([llama(), opt(), bert()]) {
         check_qlora(&job);
     }
+}
+
+fn wide_gpt2() -> Job {
+    let config = json!({ "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 4,
+        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0 });
+    job("gpt2", "GPT2LMHeadModel", "causal-lm", true, config)
+}
+
+/// The job's model as bitsandbytes has quantised it.
+fn four_bit(job: &Job, more: Value) -> Job {
+    let mut options = json!({ "job": job.folder, "class": job.class, "double": true });
+    options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    Job { folder: made("four_bit_model.py", "four-bit", &options), ..*job }
+}
+
+/// bitsandbytes has quantised to the bytes that are quantised to here.
+#[test]
+fn a_checkpoint_in_4_bits_learns_merges_and_waits_as_the_model_that_it_was_made_from() {
+    let folder = tempfile::tempdir().unwrap();
+    for (job, storage) in [(llama(), "uint8"), (wide_gpt2(), "uint8"), (opt(), "bfloat16")] {
+        let packed = four_bit(&job, json!({ "storage": storage }));
+        let learned = |job: &Job, name: &str, more: &[&str]| {
+            let out = folder.path().join(format!("{} {name}", job.name));
+            lorabooth_ok(&job.train(&out, &[&["--max-train-steps", "4"], more].concat()));
+            (losses(&out), std::fs::read(out.join("adapter_model.safetensors")).unwrap())
+        };
+        let made_here = learned(&job, "here", &["--quantize", "nf4"]);
+        assert!(learned(&packed, "there", &[]) == made_here, "{}", job.name);
+        assert!(learned(&packed, "waits", &["--offload", "cpu"]) == made_here, "{}", job.name);
+        assert!(learned(&packed, "again", &["--quantize", "nf4"]) == made_here, "{}", job.name);
+
+        let adapter = folder.path().join(format!("{} there", job.name)).display().to_string();
+        let merged = folder.path().join(format!("{} merged", job.name));
+        let model = packed.folder.join("model").display().to_string();
+        let to = merged.to_str().unwrap();
+        lorabooth_ok(&["adapter", "merge", "--model", &model, "--adapter", &adapter, "--output", to]);
+        assert!(read_json(merged.join("config.json")).get("quantization_config").is_none());
+        assert!(read(merged.join("model.safetensors")).values().all(|tensor| tensor.kind() == Kind::Float));
+        let text = |model: &str, more: &[&str]| {
+            let said =
+                lorabooth_ok(&support::complete(model, "red house", &[&["--max-new-tokens", "12"], more].concat()));
+            serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()["text"].clone()
+        };
+        assert_eq!(text(to, &[]), text(&model, &["--adapter", &adapter]), "{}", job.name);
+    }
+    let refused = |packed: &Job, more: &[&str], words: &[&str]| {
+        let output = lorabooth(&packed.train(&folder.path().join("refused"), more));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && words.iter().all(|word| said.contains(word)), "{said}");
+    };
+    refused(&four_bit(&llama(), json!({})), &["--quantize", "int8"], &["4 bits (NF4) already", "--quantize int8"]);
+    refused(&four_bit(&llama(), json!({ "quant_type": "fp4" })), &[], &["fp4", "NF4", "--quantize"]);
 }
 
 /// What the weights are rounded to is near them, and is there: the numbers of each are others.

@@ -55,16 +55,9 @@ pub struct Nested<'a> {
     pub size: i64,
 }
 
-/// The weight of `shape` in `kind` that `packed` stands for, in blocks of `size` numbers, a multiple of 8; `scales` are float32, or uint8
-/// where they are nested.
-pub fn expand(
-    packed: &Tensor,
-    scales: &Tensor,
-    nested: Option<Nested>,
-    size: i64,
-    shape: &[i64],
-    kind: Kind,
-) -> Result<Tensor> {
+/// Refuses codes and scales that are not those of a weight of `shape` in blocks of `size` numbers, a multiple of 8; `scales` are float32,
+/// or uint8 where they are nested.
+pub fn check_parts(packed: &Tensor, scales: &Tensor, nested: Option<&Nested>, size: i64, shape: &[i64]) -> Result<()> {
     let numbers: i64 = shape.iter().product();
     let blocks = (numbers as u64).div_ceil(size.max(1) as u64) as usize;
     let nested_blocks = |nested: &Nested| blocks.div_ceil(nested.size.max(1) as usize);
@@ -74,15 +67,29 @@ pub fn expand(
         && packed.kind() == Kind::Uint8
         && packed.numel() == (numbers as u64).div_ceil(2) as usize
         && (scales.kind(), scales.numel()) == (scale_kind, blocks)
-        && nested.as_ref().is_none_or(|nested| {
+        && nested.is_none_or(|nested| {
             let found = [(nested.scales.kind(), nested.scales.numel()), (nested.map.kind(), nested.map.numel())];
-            found == [(Kind::Float, nested_blocks(nested)), (Kind::Float, 256)] && nested.scales.is_contiguous()
+            found == [(Kind::Float, nested_blocks(nested)), (Kind::Float, 256)]
+                && [nested.scales, nested.map].iter().all(|part| part.is_contiguous())
         });
-    if !fits {
-        return Err(Error::invalid(format!(
-            "its codes and scales are not those of {numbers} numbers in blocks of {size}"
-        )));
+    match fits {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "its codes and scales are not those of {numbers} numbers in blocks of {size}; download the files again"
+        ))),
     }
+}
+
+/// The weight of `shape` in `kind` that `packed` and `scales`, as [`check_parts`] wants them, stand for.
+pub fn expand(
+    packed: &Tensor,
+    scales: &Tensor,
+    nested: Option<Nested>,
+    size: i64,
+    shape: &[i64],
+    kind: Kind,
+) -> Result<Tensor> {
+    check_parts(packed, scales, nested.as_ref(), size, shape)?;
     let (over, map, offset, nested_size) = match &nested {
         Some(nested) => (raw(nested.scales), raw(nested.map), nested.offset, nested.size),
         None => (std::ptr::null_mut(), std::ptr::null_mut(), 0.0, 1),

@@ -1,9 +1,9 @@
 //! A cursor into a model's weights: a path, what lies under it, and where it goes.
 
 use crate::adapters::{Param, Site, SiteTraits, Sites};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::weights::{BaseWeight, Layout, Op, Placement, Sources, Storage, StreamedWeight, WeightSet};
+use crate::weights::{BaseWeight, Layout, Op, Placement, Quantize, Sources, Storage, StreamedWeight, WeightSet};
 use std::cell::Cell;
 use std::ops::Div;
 use std::rc::Rc;
@@ -153,6 +153,9 @@ impl Loader {
         interrupt::check()?;
         let key = self.key("weight");
         let Storage { quantize, streamed, .. } = self.weights.keeping().storage;
+        if let Some(packed) = self.four_bit(&key, shape)? {
+            return Ok(packed);
+        }
         let is_inner = !is_head(&self.path) && !traits.output && !self.weights.keeping().is_in_fp32(&self.path);
         match (op, streamed) {
             _ if quantize.takes(op) && is_inner => self.quantised(&key, shape, layout),
@@ -168,6 +171,25 @@ impl Loader {
                 }
                 Ok(BaseWeight::Dense(weight))
             }
+        }
+    }
+
+    /// What the file has in 4 bits already stays so.
+    fn four_bit(&self, key: &str, shape: &[i64]) -> Result<Option<BaseWeight>> {
+        let Storage { quantize, .. } = self.weights.keeping().storage;
+        if !self.weights.is_four_bit(key) || self.weights.keeping().is_in_fp32(&self.path) {
+            return Ok(None);
+        }
+        if !matches!(quantize, Quantize::None | Quantize::Nf4) {
+            return Err(Error::file(
+                self.weights.origin(),
+                format!("is in 4 bits (NF4) already; leave ⟨quantize⟩ {} out", quantize.name()),
+            ));
+        }
+        match &self.sources {
+            None => self.weights.four_bit(key, shape, self.placement()),
+            Some(sources) => Ok(StreamedWeight::four_bit(&self.weights, key, shape, self.placement(), sources)?
+                .map(BaseWeight::Streamed)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Frozen numbers: where they are (folders, single files, the hub), how their keys are spelled, how they are kept.
 
 mod convolution;
+mod four_bit;
 pub mod gguf;
 pub mod hub;
 pub mod json_fields;
@@ -17,6 +18,7 @@ mod weight_files;
 mod weight_set;
 
 pub use convolution::{conv2d, Stride};
+pub use four_bit::quantised;
 pub use keeping::Keeping;
 pub use mapped_file::MappedFile;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalTextEncoder};

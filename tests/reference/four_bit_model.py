@@ -4,7 +4,7 @@
 
 job      of language_job.py
 storage  the dtype of the tensors that hold the codes ("uint8")
-OUT      model and records as those of language_job.py; OUT/logits.safetensors: input_ids, and logits of the quantised model
+OUT      model and records as those of language_job.py
 """
 
 import json
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
 
 
 def main(out, job, double, quant_type="nf4", dtype="float32", storage="uint8", **options):
@@ -28,10 +27,6 @@ def main(out, job, double, quant_type="nf4", dtype="float32", storage="uint8", *
     transformers.AutoTokenizer.from_pretrained(job / "model").save_pretrained(out / "model")
     for name in ("train.jsonl", "validation.jsonl"):
         shutil.copy(job / name, out / name)
-    ids = torch.arange(3, 15).view(2, 6)
-    # For evaluation bitsandbytes takes no layer of an odd size on processors with units for bf16.
-    logits = network.train()(input_ids=ids).logits.float()
-    save_file({"input_ids": ids, "logits": logits.detach().contiguous()}, out / "logits.safetensors")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,8 @@ impl Nf4Weight {
         Ok(Self { form, scales: codes, over: Some((over, map)), ..self })
     }
 
-    fn on(self, device: Device) -> Self {
+    /// The same on `device`.
+    pub fn on(self, device: Device) -> Self {
         let parts = self.parts().iter().map(|part| part.to_device(device)).collect();
         Self::of(self.form, parts, self.kind)
     }
@@ -92,15 +93,18 @@ impl Nf4Weight {
         or_panic(self.f_dense(kind))
     }
 
-    /// The same, or why its parts do not make one.
-    pub fn f_dense(&self, kind: Kind) -> Result<Tensor> {
-        let nested = self.over.as_ref().zip(self.form.nested).map(|((scales, map), (size, offset))| nf4::Nested {
-            scales,
-            map,
-            offset,
-            size,
-        });
-        nf4::expand(&self.packed, &self.scales, nested, self.form.block, &self.form.shape, kind)
+    /// Refuses parts that do not belong together.
+    pub fn check(&self) -> Result<()> {
+        nf4::check_parts(&self.packed, &self.scales, self.nested().as_ref(), self.form.block, &self.form.shape)
+    }
+
+    fn f_dense(&self, kind: Kind) -> Result<Tensor> {
+        nf4::expand(&self.packed, &self.scales, self.nested(), self.form.block, &self.form.shape, kind)
+    }
+
+    fn nested(&self) -> Option<nf4::Nested<'_>> {
+        let over = self.over.as_ref().zip(self.form.nested);
+        over.map(|((scales, map), (size, offset))| nf4::Nested { scales, map, offset, size })
     }
 
     /// The dtype that it stands for.
@@ -191,8 +195,7 @@ mod tests {
             [(vec![4, 66], 64, None), (vec![4, 64], 32, None), (vec![4, 64], 64, Some((256, 0.0)))]
         {
             let form = Nf4Form { shape, block, nested };
-            let message = Nf4Weight::of(form, parts.iter().map(Tensor::shallow_clone).collect(), Kind::Float)
-                .f_dense(Kind::Float);
+            let message = Nf4Weight::of(form, parts.iter().map(Tensor::shallow_clone).collect(), Kind::Float).check();
             assert!(message.err().unwrap().to_string().contains("codes and scales"));
         }
     }

@@ -119,6 +119,28 @@ impl StreamedWeight {
         Ok(Self::new(key, shape, layout, placement, Form::Dense, Waiting::InFile(weights.clone())))
     }
 
+    /// The weight `key` of `weights` in the 4 bits that its file has it in, from `sources`; none where it is not.
+    pub fn four_bit(
+        weights: &Arc<WeightSet>,
+        key: &str,
+        shape: &[i64],
+        placement: Placement,
+        sources: &Sources,
+    ) -> Result<Option<Self>> {
+        let on_host = Placement { device: Device::Cpu, ..placement };
+        let Some(weight) = weights.four_bit(key, shape, on_host)? else { return Ok(None) };
+        let shape = weight.shape();
+        let made = match sources {
+            Sources::Pinned(stream) => Self::pinned(weight, key, &shape, Layout::AsStored, placement, stream)?,
+            Sources::Files(_) => {
+                let (form, _) = weight.parts();
+                Self::new(key, &shape, Layout::AsStored, placement, form, Waiting::InFile(weights.clone()))
+            }
+        };
+        weights.let_go(key);
+        Ok(Some(made))
+    }
+
     /// `weight` of the file's `shape`, in its layout on the CPU, from `sources`.
     pub fn quantised(
         weight: BaseWeight,
@@ -180,9 +202,12 @@ impl StreamedWeight {
             form.weight(parts.into_iter().map(|part| layout.arrived(part, form)).collect(), placement.kind)
         };
         let weight = match waiting {
-            Waiting::InFile(weights) => {
-                BaseWeight::Dense(layout.of(or_panic(weights.load(key, stored_shape, *placement))))
-            }
+            Waiting::InFile(weights) => or_panic(match form {
+                Form::Dense => {
+                    weights.load(key, stored_shape, *placement).map(|stored| BaseWeight::Dense(layout.of(stored)))
+                }
+                _ => weights.packed(key, *placement),
+            }),
             Waiting::Packed(file, parts) => arrived(or_panic(file.get(parts))),
             Waiting::Pinned(stream, places) => {
                 arrived(or_panic(places.iter().map(|place| stream.get(*place)).collect::<Result<_>>()))
