@@ -253,7 +253,7 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
         ("--eval-steps 5", &["--eval-steps", "--validation-file"]),
         ("--best-by accuracy", &["--best-by accuracy", "--validation-file"]),
         ("--lora-r 0", &["--lora-r"]),
-        ("--int8-threshold 4", &["--int8-threshold needs --load-in-8bit"]),
+        ("--int8-threshold 4", &["--int8-threshold needs --quantize int8"]),
         ("--revision main", &["--revision", "hub id"]),
     ] {
         let more = words(flags);

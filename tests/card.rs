@@ -6,12 +6,12 @@
 mod jobs;
 #[path = "card/mistakes.rs"]
 mod mistakes;
-#[path = "card/stand_in.rs"]
+#[path = "support/stand_in.rs"]
 mod stand_in;
 mod support;
 
 use serde_json::{json, Value};
-use stand_in::{counted, folder, on_card, Counts};
+use stand_in::{counted, folder, on_card_ok, Counts};
 use std::path::{Path, PathBuf};
 use support::{lorabooth_ok, made, model, photos, psnr, python, read_json};
 
@@ -46,11 +46,6 @@ fn assert_close(actual: &[f64], expected: &[f64], bound: f64, what: &str) {
     assert!(worst < bound, "{what}: {actual:?} are not {expected:?} ({worst:.1e})");
 }
 
-fn succeeds(args: &[String], variables: &[(&str, &str)]) {
-    let output = on_card(args, variables);
-    assert!(output.status.success(), "{args:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
-}
-
 #[test]
 fn stable_diffusion_learns_what_it_learns_on_the_cpu() {
     let folder = tempfile::tempdir().unwrap();
@@ -78,7 +73,7 @@ fn stable_diffusion_learns_what_it_learns_on_the_cpu() {
             // Without NVRTC and the driver's launches libtorch's own kernels do.
             ("--mixed-precision no", 1e-5, [("LD_LIBRARY_PATH", "")]),
         ] {
-            succeeds(&train(&card, "cuda", flags), &variables);
+            on_card_ok(&train(&card, "cuda", flags), &variables);
             match bound.is_nan() {
                 true => assert!(losses(&card).iter().all(|loss| loss.is_finite())),
                 false => assert_close(&losses(&card), &expected, bound, &format!("{variant} {flags} {variables:?}")),
@@ -93,7 +88,7 @@ fn weights_that_wait_in_pinned_memory_teach_the_same_bits() {
     let run = |name: &str, flags: &str| {
         let out = folder.path().join(name);
         let common = "--resolution 64 --max-train-steps 3 --device cuda --mixed-precision fp16 --lora-targets to_q,to_v,conv1,proj_out";
-        succeeds(&dreambooth(&model("tiny"), &out, &format!("{common} {flags}")), &[]);
+        on_card_ok(&dreambooth(&model("tiny"), &out, &format!("{common} {flags}")), &[]);
         std::fs::read(out.join("unet/adapter_model.safetensors")).unwrap()
     };
     assert!(run("stays", "") == run("comes", "--offload cpu"));
@@ -135,10 +130,36 @@ fn language_models_learn_what_they_learn_on_the_cpu() {
             ("--mixed-precision fp16", 5e-3),
             ("--load-in-8bit", 3e-2),
         ] {
-            succeeds(&train(&card, &format!("--device cuda {flags}")), &[]);
+            on_card_ok(&train(&card, &format!("--device cuda {flags}")), &[]);
             assert_close(&losses(&card), &expected, bound, &format!("{} {flags}", job.name));
         }
     }
+}
+
+#[test]
+fn weights_in_few_bits_learn_what_they_learn_on_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cpu, card) = (folder.path().join("cpu"), folder.path().join("card"));
+    let compare = |what: &str, train: &dyn Fn(&Path, &str) -> Vec<String>| {
+        for bits in ["nf4", "fp8"] {
+            lorabooth_ok(&train(&cpu, &format!("--device cpu --quantize {bits}")));
+            let expected = losses(&cpu);
+            for more in ["", "--offload cpu", "--gradient-checkpointing"] {
+                on_card_ok(&train(&card, &format!("--device cuda --quantize {bits} {more}")), &[]);
+                assert_close(&losses(&card), &expected, 1e-5, &format!("{what} {bits} {more}"));
+            }
+        }
+    };
+    for job in [jobs::llama(), jobs::gpt2(true)] {
+        compare(job.name, &|out, more| {
+            let flags = words(&format!("--overwrite --max-train-steps 3 {more}"));
+            job.train(out, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+    }
+    compare("Stable Diffusion", &|out, more| {
+        let common = "--overwrite --mixed-precision no --resolution 64 --max-train-steps 3 --train-text-encoder --lora-targets to_q,conv1";
+        dreambooth(&model("tiny"), out, &format!("{common} {more}"))
+    });
 }
 
 #[test]
@@ -155,7 +176,7 @@ fn an_image_is_the_cpus() {
     };
     let ((cpu, expected), (card, actual)) = (draw("cpu"), draw("cuda"));
     lorabooth_ok(&cpu);
-    succeeds(&card, &[]);
+    on_card_ok(&card, &[]);
     assert!(psnr(actual, expected) > 60.0);
 }
 
@@ -189,13 +210,28 @@ fn a_step_of_stable_diffusion_stays_under_its_ceilings() {
         ("--gradient-checkpointing", [3000, 2, 3400, 2200, 2250]),
         ("--gradient-checkpointing --use-8bit-adam", [3100, 2, 3400, 2200, 2250]),
         ("--gradient-checkpointing --load-in-8bit", [5700, 2, 6100, 1850, 1900]),
-        ("--gradient-checkpointing --offload cpu", [3700, 2, 3400, 700, 870]),
+        ("--gradient-checkpointing --quantize fp8", [4050, 2, 4400, 1250, 1280]),
+        ("--gradient-checkpointing --quantize nf4", [3750, 2, 4100, 1680, 1750]),
+        ("--gradient-checkpointing --offload cpu", [3700, 2, 3400, 420, 450]),
         ("", [2100, 2, 2300, 2650, 2700]),
     ] {
         let args = dreambooth(&model, &folder.path().join("out"), &format!("{common} {flags}"));
         over.extend(check(&format!("Stable Diffusion 1.5 {flags}"), &counted(&args, &[COUNT_ALONE], 3), most).err());
     }
     assert!(over.is_empty(), "{}", over.join("\n"));
+}
+
+#[test]
+fn samples_while_stable_diffusion_trains_stay_under_their_ceilings() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), hollow(json!({ "variant": "sd15" })));
+    let common = "--device cuda --mixed-precision fp16 --resolution 512 --center-crop --max-train-steps 3 --lora-r 8 --lora-text-encoder-r 8 \
+        --gradient-checkpointing --validation-prompt sks --num-validation-images 1 --validation-steps 2";
+    for (flags, most) in [("", 2400), ("--offload cpu", 700)] {
+        let args = dreambooth(&model, &folder.path().join("out"), &format!("{common} {flags}"));
+        let peak = counted(&args, &[COUNT_ALONE], 3).pop().unwrap().number("peak_allocated") / 1_000_000;
+        println!("Stable Diffusion 1.5 with samples {flags}: {peak} MB allocated, at most {most}");
+        assert!(peak <= most, "{flags}: {peak} MB, at most {most}");
+    }
 }
 
 /// The shapes of published models: GPT-2, SmolLM2-135M, T5-small.

@@ -99,6 +99,25 @@ fn a_block_of_the_unet_that_overflows_goes_on_in_float32() {
 }
 
 #[test]
+fn a_projection_that_a_card_computes_with_others_is_found_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let attention = "mid_block.attentions.0.transformer_blocks.0.attn1";
+    let (to_v, to_out) = (format!("{attention}.to_v.weight"), format!("{attention}.to_out.0.weight"));
+    let factors = [(&*to_v, 2f64.powi(20)), (&*to_out, 2f64.powi(-20))];
+    let file = "unet/diffusion_pytorch_model.safetensors";
+    let model = scaled(&model("tiny"), folder.path().join("model"), file, &factors);
+    let args = |out: &Path, again: &str| dreambooth(&model, out, again);
+    mends(&args, &[&format!("unet.{attention}.to_v")]);
+    let on_card = folder.path().join("card");
+    let args = dreambooth(&model, &on_card, "");
+    let args: Vec<&str> = args.iter().map(|arg| if arg == "cpu" { "cuda" } else { arg }).collect();
+    stand_in::on_card_ok(&args, &[]);
+    let measures = &read_json(on_card.join("run.json"))["measures"];
+    assert_eq!(measures[0]["options"]["fp32_layers"], format!("unet.{attention}.to_v"), "{measures}");
+    assert_eq!(measures.as_array().unwrap().len(), 1, "{measures}");
+}
+
+#[test]
 fn a_vae_that_overflows_goes_on_in_float32() {
     let folder = tempfile::tempdir().unwrap();
     let factors = loud("encoder.mid_block.resnets.0");
@@ -153,7 +172,7 @@ fn bf16_on_a_card_without_units_for_it_is_warned_of() {
         let out = folder.path().join(format!("{dtype}-{capability}"));
         let more = format!("--device cuda --max-train-steps 1 --mixed-precision {dtype}");
         let args = dreambooth(&model("tiny"), &out, &more);
-        stand_in::on_a_card_ok(&args, &[("FAKE_CUDA_CAPABILITY", capability)]).contains("has no units for bf16")
+        stand_in::on_card_ok(&args, &[("FAKE_CUDA_CAPABILITY", capability)]).contains("has no units for bf16")
     };
     assert!(warned("bf16", "7.5") && !warned("bf16", "8.0") && !warned("fp16", "7.5"));
 }

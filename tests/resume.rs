@@ -57,7 +57,7 @@ fn deterministic_kernels_change_nothing_on_the_cpu_and_a_card_resumes_with_them_
     assert_same(&asked, &without, "deterministic kernels");
     let train_on_card = |more: &[&str], out: &Path| {
         let more = [&["--device", "cuda", "--deterministic"], more].concat();
-        stand_in::on_a_card_ok(&with(&plain(), &more, out), &[]);
+        stand_in::on_card_ok(&with(&plain(), &more, out), &[]);
     };
     train_on_card(&[], &on_card);
     train_on_card(&["--max-train-steps", "4"], &resumed);

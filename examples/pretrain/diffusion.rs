@@ -13,9 +13,7 @@ use lorabooth::data::tokenizers::ClipTokenizer;
 use lorabooth::error::{Error, Result};
 use lorabooth::libtorch::failure::catching;
 use lorabooth::libtorch::random::Generator;
-use lorabooth::models::stable_diffusion::{
-    vae_kind, ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder,
-};
+use lorabooth::models::stable_diffusion::{ClipTextModel, Loaded, PipelineFiles, UNet2DConditionModel, VaeDecoder};
 use lorabooth::recipes::demo::GUIDANCE;
 use lorabooth::sample::drawn_image::DrawnImage;
 use lorabooth::sample::painter::{DrawingListener, Painter, Pictures};
@@ -193,6 +191,7 @@ impl Composites {
 
 /// The networks of a pipeline, of which two train.
 struct Networks {
+    files: PipelineFiles,
     unet: Loaded<UNet2DConditionModel>,
     text_encoder: Loaded<ClipTextModel>,
     vae_decoder: Loaded<VaeDecoder>,
@@ -204,9 +203,10 @@ struct Networks {
 impl Networks {
     fn load(files: &PipelineFiles, placement: Placement) -> Result<Self> {
         Ok(Self {
+            files: files.clone(),
             unet: files.load_unet(placement)?,
             text_encoder: files.load_text_encoder(placement)?,
-            vae_decoder: files.load_vae_decoder(Placement { kind: vae_kind(placement.kind), ..placement })?,
+            vae_decoder: files.load_vae_decoder(placement)?,
             tokenizer: ClipTokenizer::from_folder(&files.tokenizer_folder()?)?,
             scheduler: scheduler_config(files)?.for_stable_diffusion(),
             placement,
@@ -252,7 +252,9 @@ fn images_of(networks: &Networks, prompts: &[String], seed: i64) -> Result<Vec<R
     let painter = Painter {
         unet: &networks.unet.model,
         vae_decoder: &networks.vae_decoder.model,
-        vae_kind: vae_kind(networks.placement.kind),
+        vae_kind: networks.placement.kind,
+        load_exact: &|| networks.files.load_vae_decoder(Placement { kind: Kind::Float, ..networks.placement }),
+        movable: &[],
         scheduler: &networks.scheduler,
         model: "",
         adapters: &[],

@@ -190,10 +190,12 @@ impl<'a> Training<'a> {
             step: self.step,
             micro_step: self.step,
             epoch: 0,
+            batches_per_epoch: 0,
             seed: self.args.seed,
             scaler: None,
             metrics_bytes: self.log.sync()?,
             evaluation_is_owed: false,
+            measures: Vec::new(),
             options: BTreeMap::new(),
         };
         checkpoint::save(&self.args.output, &state, &self.everything(), &self.optimizer.state(), |_| Ok(()))?;

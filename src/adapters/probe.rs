@@ -107,16 +107,16 @@ mod tests {
     fn the_first_layer_whose_output_is_lost_is_found_or_the_one_before_where_its_input_is_lost_already() {
         let probe = Probe::default();
         let (unet, vae) = (probe.of_network("unet"), probe.of_network("vae"));
-        vae.see("conv", &row(&[1.]), row(&[2.]));
+        let _ = vae.see("conv", &row(&[1.]), row(&[2.]));
         assert_eq!(probe.found(), None);
-        unet.see("a", &row(&[f32::INFINITY]), row(&[f32::NAN]));
+        let _ = unet.see("a", &row(&[f32::INFINITY]), row(&[f32::NAN]));
         assert_eq!(probe.found(), Some(Lost { layer: "vae.conv".into(), in_backward: false }));
-        unet.see("b", &row(&[1.]), row(&[f32::NAN]));
+        let _ = unet.see("b", &row(&[1.]), row(&[f32::NAN]));
         assert_eq!(probe.found().unwrap().layer, "vae.conv");
 
         let alone = Probe::default();
-        alone.see("a", &row(&[1.]), row(&[2.]));
-        alone.see("b", &row(&[2.]), row(&[f32::NEG_INFINITY]));
+        let _ = alone.see("a", &row(&[1.]), row(&[2.]));
+        let _ = alone.see("b", &row(&[2.]), row(&[f32::NEG_INFINITY]));
         assert_eq!(alone.found().unwrap().layer, "b");
     }
 

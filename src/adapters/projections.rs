@@ -23,33 +23,46 @@ pub struct LowRank<'a> {
 /// One projection's share in backward.
 struct Share {
     weight: BaseWeight,
-    /// Of its low-rank product.
-    factor: Option<f64>,
+    low_rank: Option<Added>,
+}
+
+/// What backward knows of a projection's low-rank product.
+struct Added {
+    factor: f64,
+    /// A and B have gradients.
+    learns: bool,
 }
 
 /// The projections of `xs` `[m, k]` by `sites`: each `[m, n]`. `None` where one of them cannot take part.
+///
+/// Saved are of each low-rank product A, B and, where they learn, what A makes of `xs` times the factor; and `xs` once, at the end.
 pub(super) fn project(sites: &[&Site], xs: &Tensor) -> Result<Option<Vec<Tensor>>> {
     let mut outputs = Vec::with_capacity(sites.len());
     let mut shares = Vec::with_capacity(sites.len());
-    let (mut leaves, mut saved) = (Vec::new(), vec![xs.detach()]);
+    let (mut leaves, mut saved) = (Vec::new(), Vec::new());
+    let input = xs.detach();
     for site in sites {
         let made = site.with_low_rank(|weight, bias, low_rank| -> Result<(Tensor, Share)> {
-            let input = xs.detach();
             let mut ys = no_grad(|| weight.run(site.op(), &input, bias)).detach();
             let Some(LowRank { a, b, factor }) = low_rank else {
-                return Ok((ys, Share { weight: weight.share(), factor: None }));
+                return Ok((ys, Share { weight: weight.share(), low_rank: None }));
             };
             let (a_copy, b_copy) = (a.in_kind(xs.kind())?, b.in_kind(xs.kind())?);
             let hidden = scaled_product(&input, &a_copy.tr(), factor)?; // [m, r]
             add_product(&mut ys, &hidden, &b_copy.tr())?;
+            let learns = a.leaf().requires_grad() || b.leaf().requires_grad();
             leaves.extend([a.leaf().shallow_clone(), b.leaf().shallow_clone()]);
-            saved.extend([hidden, a_copy, b_copy]);
-            Ok((ys, Share { weight: weight.share(), factor: Some(factor) }))
+            saved.extend([a_copy, b_copy]);
+            saved.extend(learns.then_some(hidden));
+            Ok((ys, Share { weight: weight.share(), low_rank: Some(Added { factor, learns }) }))
         });
         let Some(made) = made else { return Ok(None) };
         let (ys, share) = made?;
         outputs.push(ys);
         shares.push(share);
+    }
+    if shares.iter().any(|share| share.low_rank.as_ref().is_some_and(|added| added.learns)) {
+        saved.push(input);
     }
     let reaches_input = xs.requires_grad();
     let backward = move |grads: &[Option<Tensor>], saved: &[Tensor]| gradients(&shares, reaches_input, grads, saved);
@@ -62,8 +75,7 @@ fn each(tensors: &[Tensor]) -> Vec<&Tensor> {
     tensors.iter().collect()
 }
 
-/// Those of the input, and of A and B of each projection that has them. Saved are the input, and of each such projection what A makes of it,
-/// times the factor, A and B.
+/// Those of the input, and of A and B of each projection that has them, from what [`project`] saved.
 fn gradients(
     shares: &[Share],
     reaches_input: bool,
@@ -71,16 +83,16 @@ fn gradients(
     saved: &[Tensor],
 ) -> Result<Vec<Option<Tensor>>> {
     let _no_grad = tch::no_grad_guard();
-    let (xs, mut rest) = (&saved[0], &saved[1..]);
+    let mut rest = saved;
     let (mut to_xs, mut to_factors): (Option<Tensor>, Vec<Option<Tensor>>) = (None, Vec::new());
     for (share, grad) in shares.iter().zip(grads) {
         let grad = grad.as_ref();
         if let (true, Some(grad)) = (reaches_input, grad) {
             to_xs = Some(share.weight.add_input_gradient(to_xs, grad));
         }
-        let Some(factor) = share.factor else { continue };
-        let (hidden, a, b) = (&rest[0], &rest[1], &rest[2]);
-        rest = &rest[3..];
+        let Some(&Added { factor, learns }) = share.low_rank.as_ref() else { continue };
+        let (a, b, hidden) = (&rest[0], &rest[1], learns.then(|| &rest[2]));
+        rest = &rest[2 + usize::from(learns)..];
         let Some(grad) = grad else {
             to_factors.extend([None, None]);
             continue;
@@ -89,8 +101,9 @@ fn gradients(
         if let Some(to_xs) = &mut to_xs {
             add_product(to_xs, &to_hidden, a)?;
         }
-        to_factors.push(Some(wide_product(&to_hidden.tr(), xs)?));
-        to_factors.push(Some(wide_product(&grad.tr(), hidden)?));
+        let xs = hidden.and(saved.last());
+        to_factors.push(xs.map(|xs| wide_product(&to_hidden.tr(), xs)).transpose()?);
+        to_factors.push(hidden.map(|hidden| wide_product(&grad.tr(), hidden)).transpose()?);
     }
     Ok(std::iter::once(to_xs).chain(to_factors).collect())
 }

@@ -147,39 +147,35 @@ impl Site {
     /// The projection of `xs` with every enabled adapter.
     /// Linear: `[.., in] -> [.., out]`; convolution: `[b, in, h, w] -> [b, out, h', w']`; embedding: `[..] -> [.., width]`.
     pub fn forward(&self, xs: &Tensor) -> Tensor {
-        match &*self.probe.borrow() {
-            None => self.project(xs),
-            Some(probe) => probe.see(&self.path, xs, self.project(xs)),
+        match self.op {
+            Op::Linear => Self::forward_all(&[self], xs).remove(0),
+            _ => self.seen(xs, self.forward_flat(xs)),
         }
-    }
-
-    fn project(&self, xs: &Tensor) -> Tensor {
-        if self.is_low_rank_on_cuda(xs) {
-            return Self::forward_all(&[self], xs).remove(0);
-        }
-        if self.op != Op::Linear || xs.dim() == 2 {
-            return self.forward_flat(xs);
-        }
-        // Rows are flattened once, so that adapters can add to the output in place.
-        let mut shape = xs.size();
-        let width = shape.pop().unwrap_or(1);
-        let ys = self.forward_flat(&xs.reshape([-1, width]));
-        shape.push(ys.size()[1]);
-        ys.view(shape.as_slice())
     }
 
     /// The projections of `xs` `[.., in]` by each of `sites`, which are linear: `[.., out]`.
     pub fn forward_all(sites: &[&Site], xs: &Tensor) -> Vec<Tensor> {
-        if matches!(xs.device(), Device::Cuda(_)) && sites.iter().all(|site| site.computes_in(xs.kind())) {
-            let mut shape = xs.size();
-            let width = shape.pop().unwrap_or(1);
-            let together = projections::project(sites, &xs.reshape([-1, width]));
-            if let Some(outputs) = or_panic(together) {
-                let shaped = |ys: Tensor| ys.view([&shape[..], &ys.size()[1..]].concat().as_slice());
-                return outputs.into_iter().map(shaped).collect();
-            }
+        // Rows are flattened once, so that adapters can add to the output in place.
+        let mut shape = xs.size();
+        let width = shape.pop().unwrap_or(1);
+        let is_flat = shape.len() == 1;
+        let rows = if is_flat { xs.shallow_clone() } else { xs.reshape([-1, width]) };
+        let is_on_card = matches!(xs.device(), Device::Cuda(_)) && sites.iter().all(|site| site.computes_in(xs.kind()));
+        let together = is_on_card.then(|| or_panic(projections::project(sites, &rows))).flatten();
+        let outputs = together.unwrap_or_else(|| sites.iter().map(|site| site.forward_flat(&rows)).collect());
+        let shaped = |ys: Tensor| match is_flat {
+            true => ys,
+            false => ys.view([&shape[..], &ys.size()[1..]].concat().as_slice()),
+        };
+        sites.iter().zip(outputs).map(|(site, ys)| site.seen(xs, shaped(ys))).collect()
+    }
+
+    /// `ys`, made of `xs`, which is looked at where numbers were lost.
+    fn seen(&self, xs: &Tensor, ys: Tensor) -> Tensor {
+        match &*self.probe.borrow() {
+            None => ys,
+            Some(probe) => probe.see(&self.path, xs, ys),
         }
-        sites.iter().map(|site| site.forward(xs)).collect()
     }
 
     /// Reads the frozen weight and bias of a linear projection, with the low-rank product that is all that is added to it. `None` where it is
@@ -241,12 +237,6 @@ impl Site {
         ys
     }
 
-    /// Where one node of the graph does for the projection and its adapter.
-    fn is_low_rank_on_cuda(&self, xs: &Tensor) -> bool {
-        let on_cuda = matches!(xs.device(), Device::Cuda(_)) && self.computes_in(xs.kind());
-        on_cuda && self.with_low_rank(|_, _, low_rank| low_rank.is_some()).unwrap_or(false)
-    }
-
     /// Whether the projection computes in `kind`, and not in float32 among others in 16 bits.
     fn computes_in(&self, kind: Kind) -> bool {
         self.weight.borrow().kind() == kind
@@ -284,11 +274,10 @@ impl Site {
             .fold(start, |weight, on_site| on_site.adapter.merged(self, weight, on_site.scale))
     }
 
-    /// Moves a weight that lies on a device as it is.
+    /// Moves a weight that lies on a device.
     fn move_to(&self, device: Device) -> Result<()> {
-        if let BaseWeight::Dense(weight) = &mut *self.weight.borrow_mut() {
-            *weight = weight.f_to_device(device)?;
-        }
+        let moved = self.weight.borrow().moved_to(device)?;
+        *self.weight.borrow_mut() = moved;
         Ok(())
     }
 

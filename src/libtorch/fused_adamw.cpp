@@ -7,6 +7,11 @@ static std::vector<at::Tensor> list_of(at::Tensor *const *tensors, int64_t n) {
   return out;
 }
 
+// Which libtorch leaves to its callers where a list is changed in one go: what is made from a parameter knows by it that it is old.
+static void bump_versions(const std::vector<at::Tensor> &changed) {
+  for (const auto &tensor : changed) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
 extern "C" {
 char *lorabooth_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *exp_avgs,
                             at::Tensor *const *exp_avg_sqs, at::Tensor *const *steps, int64_t n, double lr, double beta1,
@@ -18,8 +23,7 @@ char *lorabooth_fused_adamw(at::Tensor *const *params, at::Tensor *const *grads,
     auto p = list_of(params, n), g = list_of(grads, n), m = list_of(exp_avgs, n), v = list_of(exp_avg_sqs, n);
     at::_fused_adamw_(p, g, m, v, {}, step_list, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false,
                       /*maximize=*/false, {}, {});
-    // Which libtorch leaves to its callers: what is made from the parameters knows by it that they have changed.
-    for (auto &param : p) param.unsafeGetTensorImpl()->bump_version();
+    bump_versions(p);
   });
 }
 
@@ -57,6 +61,7 @@ char *lorabooth_decay_and_add(at::Tensor *const *params, double factor, at::Tens
     auto list = list_of(params, n);
     at::_foreach_mul_(list, factor);
     at::_foreach_add_(list, list_of(changes, n));
+    bump_versions(list);
   });
 }
 

@@ -168,7 +168,7 @@ fn refresh(group: &[Weak<Kept>], kind: Kind) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::libtorch::fused_adamw::{adamw_step, AdamWStep};
+    use crate::libtorch::fused_adamw::{adamw_step, decay_and_add, AdamWStep};
     use crate::libtorch::random::Generator;
     use tch::Device;
 
@@ -217,6 +217,8 @@ mod tests {
         let decay = AdamWStep { lr: 0.5, betas: (0.9, 0.999), weight_decay: 1.0, eps: 1e-8 };
         adamw_step(&leaves, &zeros(), &zeros(), &zeros(), &steps, decay).unwrap();
         assert_eq!([value(&all[2]), value(&all[1]), value(&all[0])], [3.5, 3.0, 2.5]);
+        decay_and_add(&leaves, 2.0, &[Tensor::from(1f32), Tensor::from(1f32), Tensor::from(1f32)]).unwrap();
+        assert_eq!([value(&all[2]), value(&all[1]), value(&all[0])], [8.0, 7.0, 6.0]);
         let first = all[0].in_kind(Kind::BFloat16).unwrap().data_ptr();
         assert_eq!(all[0].in_kind(Kind::BFloat16).unwrap().data_ptr(), first);
         assert_eq!(all[0].in_kind(Kind::Half).unwrap().kind(), Kind::Half);

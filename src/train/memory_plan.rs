@@ -315,7 +315,7 @@ impl MemoryPlan {
         };
         let unet = |kind: Kind| weights("UNet", walked_unet(input.unet), kind, input.storage);
         let (text_weights, bytes) = weights("text encoder", walked_text(input.text), input.kind, input.storage);
-        let text_encoder = (text_weights, bytes - unread_embeddings(input));
+        let text_encoder = (text_weights.clone(), bytes - unread_embeddings(input));
         let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::default());
         let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::default());
         let runtime = runtime(input.device, input.kind, step.work.products.len());
@@ -357,6 +357,9 @@ impl MemoryPlan {
         if let Some(images) = input.sample_images {
             let (activations, work) = sampling(input, images);
             let mut parts = resident.clone();
+            // What encoded the prompts goes to host memory meanwhile.
+            let is_parked = input.device != Device::Cpu && !input.storage.streamed;
+            parts.retain(|(name, _)| !is_parked || *name != text_weights);
             parts.extend([decoder, activations, runtime.clone()]);
             phase("sample images", parts, work);
         }

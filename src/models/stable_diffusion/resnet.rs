@@ -61,7 +61,8 @@ impl ResnetBlock2d {
             hidden += project.forward(embedding).unsqueeze(-1).unsqueeze(-1);
             // [b, outputs, 1, 1]
         }
-        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden));
+        // In its own place, so that what it was is let go.
+        hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden));
         let sum = match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(xs) + hidden,
             None => xs + hidden,

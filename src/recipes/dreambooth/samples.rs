@@ -3,6 +3,7 @@
 use super::phases::{sampling, Networks};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
+use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::options::dreambooth::DreamBoothConfig;
@@ -104,8 +105,12 @@ impl Samples<'_> {
             Ok(())
         };
         let mut listener = WatchedDrawing::begin("sampling", pictures, interrupt, observer, &mut write);
-        let outcome = painter.draw(pictures, on, &mut listener);
+        // The prompts are encoded: what encoded them makes room for the decoder.
+        let encoder = self.networks.text_encoder.as_ref();
+        encoder.map_or(Ok(()), |encoder| encoder.sites.park())?;
+        let outcome = catching(|| painter.draw(pictures, on, &mut listener));
         drop(listener);
+        encoder.map_or(Ok(()), |encoder| encoder.sites.unpark(device))?;
         outcome?;
         let grid = match (images.len(), series) {
             (2.., Series::Validation) => {

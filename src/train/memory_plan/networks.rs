@@ -16,7 +16,7 @@ fn resnet(tape: &Tape, at: &At, xs: &Shadow, outputs: i64, time: Option<&Shadow>
         let projected = tape.linear(&(at / "time_emb_proj"), time, outputs, true);
         hidden = tape.add(&hidden, &projected);
     }
-    let hidden = tape.conv(&(at / "conv2"), &norm_silu(tape, &(at / "norm2"), &hidden), outputs, 3, 1);
+    hidden = tape.conv(&(at / "conv2"), &norm_silu(tape, &(at / "norm2"), &hidden), outputs, 3, 1);
     match inputs != outputs {
         true => tape.add(&tape.conv(&(at / "conv_shortcut"), xs, outputs, 1, 1), &hidden),
         false => tape.add(xs, &hidden),

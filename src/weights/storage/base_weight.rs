@@ -3,6 +3,7 @@
 use super::int8::{self, Int8Weight};
 use super::streamed::StreamedWeight;
 use super::{Form, Fp8Weight, Nf4Weight};
+use crate::error::Result;
 use crate::libtorch::autograd_node;
 use crate::libtorch::failure::or_panic;
 use crate::weights::convolution::{conv2d, conv2d_input_gradient, Stride};
@@ -142,6 +143,16 @@ impl BaseWeight {
                 form.weight(parts, here.kind())
             }
         }
+    }
+
+    /// The same weight on `device`; one that waits elsewhere stays there.
+    pub fn moved_to(&self, device: tch::Device) -> Result<Self> {
+        if matches!(self, Self::Streamed(_)) {
+            return Ok(self.share());
+        }
+        let (form, parts) = self.parts();
+        let parts = parts.iter().map(|part| Ok(part.f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
+        Ok(form.weight(parts, self.kind()))
     }
 
     /// What it is, and the tensors that it is made of. None for a weight that is elsewhere.
