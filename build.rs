@@ -15,7 +15,11 @@ fn main() {
         .filter(|path| path.extension().is_some_and(|ext| ext == "cpp"))
         .collect();
     // Not the folder: a change of Rust alone compiles no C++ again. A new shim has a new module in mod.rs.
-    for file in shims.iter().map(|path| path.display().to_string()).chain(["shim.h", "mod.rs"].map(in_libtorch)) {
+    for file in shims
+        .iter()
+        .map(|path| path.display().to_string())
+        .chain(["shim.h", "process_group.h", "mod.rs"].map(in_libtorch))
+    {
         println!("cargo:rerun-if-changed={file}");
     }
     cc::Build::new()
@@ -26,6 +30,7 @@ fn main() {
         .flag("-std=c++17")
         .flag("-D_GLIBCXX_USE_CXX11_ABI=1")
         .includes([root.join("include"), root.join("include/torch/csrc/api/include")])
+        .include("src/libtorch/gloo_declarations")
         .files(shims)
         .compile("lorabooth_libtorch");
     println!("cargo:rustc-link-search=native={}", lib.display());

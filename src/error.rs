@@ -72,6 +72,9 @@ pub enum Error {
     /// The loss or the weights stopped being numbers.
     #[error("{0}")]
     Diverged(String),
+    /// Another process of a data parallel run died, hangs, or ended.
+    #[error("{0}")]
+    OtherRank(String),
     /// The user stopped the run; its state was saved.
     #[error("interrupted: {0}")]
     Interrupted(String),

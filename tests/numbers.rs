@@ -98,6 +98,18 @@ fn a_block_of_the_unet_that_overflows_goes_on_in_float32() {
     }
 }
 
+/// One of them has lost the number, or both: they repair it in the same step.
+#[test]
+fn two_processes_go_on_in_float32_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let factors = loud("mid_block.resnets.0");
+    let factors: Vec<(&str, f64)> = factors.iter().map(|(name, factor)| (name.as_str(), *factor)).collect();
+    let file = "unet/diffusion_pytorch_model.safetensors";
+    let model = scaled(&model("tiny"), folder.path().join("model"), file, &factors);
+    let args = |out: &Path, again: &str| dreambooth(&model, out, &format!("--processes 2 --timeout 60 {again}"));
+    mends(&args, &["unet.mid_block.resnets.0.conv1"]);
+}
+
 #[test]
 fn a_projection_that_a_card_computes_with_others_is_found_too() {
     let folder = tempfile::tempdir().unwrap();

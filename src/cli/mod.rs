@@ -11,6 +11,7 @@ mod doctor;
 mod evaluate;
 mod generate;
 mod help;
+mod launch;
 mod plan;
 mod reporter;
 mod serve;
@@ -130,6 +131,26 @@ impl Common {
         }))
     }
 
+    /// The device of a process that is number `local_rank` of its machine: its own card, where none is named by a number.
+    fn device_of_rank(&self, local_rank: usize, is_on_cpu: bool, observer: &mut dyn Observer) -> Result<Device> {
+        if is_on_cpu && self.device == "auto" {
+            return Ok(Device::Cpu);
+        }
+        match self.device(observer)? {
+            Device::Cuda(_) if local_rank > 0 && ["auto", "cuda"].contains(&self.device.as_str()) => {
+                let own = Device::Cuda(local_rank);
+                match is_present(own) {
+                    true => Ok(own),
+                    false => Err(Error::invalid(format!(
+                        "process {local_rank} of this machine has no GPU of its own: {} were found; start as many processes as there                          are GPUs",
+                        startup::cuda_devices()
+                    ))),
+                }
+            }
+            device => Ok(device),
+        }
+    }
+
     /// The device asked for, or the best there is. A card that cannot be used is not passed over in silence.
     fn device(&self, observer: &mut dyn Observer) -> Result<Device> {
         let named = self.named_device()?;
@@ -219,15 +240,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     openmp_waiting::sleep_while_others_compute();
     interrupt::at_a_sudden_end(bars::erase_at_the_end);
     let mut reporter = Reporter::new(Voice { json, quiet: cli.common.quiet, verbose: cli.common.verbose });
-    // A plan that says "no" has done what it should, and scripts ask its exit code.
-    let mut answer_is_yes = true;
+    // A plan that says "no" has done what it should, and scripts ask its exit code; processes of a training have said why they failed.
+    let mut code = 0;
     let outcome = catching(|| match cli.command {
-        Command::Train(command) => train::run(command, &cli.common, &mut reporter),
+        Command::Train(command) => train::run(command, &cli.common, &mut reporter).map(|own| code = own),
         Command::Generate(args) => generate::run(&args, &cli.common, &mut reporter),
         Command::Complete(args) => complete::run(args, &cli.common, &mut reporter),
         Command::Evaluate(config) => evaluate::run(&config, &cli.common, &mut reporter),
         Command::Adapter(command) => adapter::run(command, &mut reporter),
-        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| answer_is_yes = fits),
+        Command::Plan(command) => plan::run(command, &cli.common, &mut reporter).map(|fits| code = u8::from(!fits)),
         Command::Demo(config) => demo::run(&config, &cli.common, &mut reporter),
         Command::Serve(args) => serve::run(&args, &cli.common, &mut reporter),
         Command::Tokenize(args) => tokenize::run(args, &mut reporter),
@@ -238,7 +259,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let outcome = outcome.and_then(|()| reporter.check_output());
     drop(reporter);
     match outcome {
-        Ok(()) => ExitCode::from(u8::from(!answer_is_yes)),
+        Ok(()) => ExitCode::from(code),
         Err(error @ Error::Interrupted(_)) => failed(&error, json, 130),
         Err(error @ Error::Usage(_)) => failed(&error, json, 2),
         Err(error) => failed(&error, json, 1),

@@ -204,6 +204,7 @@ fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) ->
         targets: format!("{}; to_q,to_v are usual", config.unet.lora_targets.as_deref().unwrap_or_default()),
         assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
+        shares: Shares::of(&config.training, config.train_batch_size, "photo"),
         length: photos.as_ref().and_then(|photos| why_that_length(config, photos)),
         resolution: Some(config.side()),
         kind: input.kind,
@@ -249,6 +250,7 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
         targets: format!("{}; {usual} are usual", config.lora.lora_targets.as_deref().unwrap_or_default()),
         assumed: (!has_records).then(assumed).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
+        shares: Shares::of(&config.training, config.train_batch_size, "record"),
         length: None,
         resolution: None,
         kind: input.kind,
@@ -258,6 +260,42 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
     report(&input, &asked, reporter)
 }
 
+/// A run of several processes.
+struct Shares {
+    processes: u64,
+    /// What an optimizer step learns from in all of them, and one of those.
+    batch: u64,
+    unit: &'static str,
+}
+
+impl Shares {
+    fn of(training: &TrainingArgs, batch: usize, unit: &'static str) -> Self {
+        let processes = training.ranks_args.count();
+        Self { processes, batch: processes * batch as u64 * training.gradient_accumulation_steps, unit }
+    }
+
+    /// Bytes that each process gives the others in a step: a number of 4 bytes a parameter.
+    fn exchanged(&self, plan: &MemoryPlan) -> u64 {
+        if self.processes == 1 {
+            0
+        } else {
+            4 * plan.trained_parameters
+        }
+    }
+
+    fn line(&self, plan: &MemoryPlan) -> Option<String> {
+        let exchanged = gib(self.exchanged(plan));
+        (self.processes > 1).then(|| {
+            format!(
+                "that is the peak of each of {} processes, with {exchanged} more to exchange gradients; a step learns from {} in all, and \
+                 each process sends {exchanged} a step",
+                self.processes,
+                counted(self.batch as usize, self.unit)
+            )
+        })
+    }
+}
+
 /// What a plan is asked for, beside the run's own options.
 struct Asked {
     /// The targets that were asked for, and usual ones.
@@ -265,6 +303,8 @@ struct Asked {
     /// What was assumed, a sentence each.
     assumed: Vec<String>,
     steps: u64,
+    /// What processes share.
+    shares: Shares,
     /// Why they are so many, where the flags do not say.
     length: Option<String>,
     /// Height and width of the images, in pixels.
@@ -321,7 +361,8 @@ fn as_json(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>, fitted: Opti
         "event": "plan", "device": device_flag(asked.place.device), "card": asked.place.card.map(|card| card.name),
         "dtype": dtype_name(asked.kind), "phases": phases, "peak_bytes": plan.peak_bytes,
         "seconds_per_step": seconds(&plan.step_work), "steps": asked.steps, "length": asked.length.as_deref().map(with_flags),
-        "resolution": asked.resolution,
+        "resolution": asked.resolution, "processes": asked.shares.processes, "global_batch": asked.shares.batch,
+        "exchanged_bytes_per_step": asked.shares.exchanged(plan),
         "seconds": rates.filter(|_| asked.steps > 0).map(|rates| seconds_in_all(plan, rates)),
         "assumed": (!asked.assumed.is_empty()).then(|| asked.assumed.join("; ")),
         "trained_parameters": plan.trained_parameters, "flops_per_step": plan.step_work.flops(),
@@ -391,6 +432,7 @@ fn summary_lines(plan: &MemoryPlan, asked: &Asked, rates: Option<&Rates>) -> Vec
         }
     }
     lines.extend(asked.length.clone());
+    lines.extend(asked.shares.line(plan));
     lines
 }
 

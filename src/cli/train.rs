@@ -2,7 +2,7 @@
 
 use super::adapter::report;
 use super::bars::duration;
-use super::{Common, Reporter};
+use super::{launch, Common, Reporter};
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::options::complete::MAX_NEW_TOKENS;
@@ -11,18 +11,24 @@ use crate::options::generate::GUIDANCE_SCALE;
 use crate::options::hub::HubArgs;
 use crate::options::language::LanguageConfig;
 use crate::options::push::PushConfig;
+use crate::options::ranks::RanksArgs;
 use crate::options::storage::StorageArgs;
+use crate::options::training::TrainingArgs;
 use crate::options::{shell_path, shell_word};
 use crate::plain_text::counted;
 use crate::recipes::training::control::Control;
+use crate::recipes::training::observer::{Observer, Silent};
 use crate::recipes::training::run::{Finished, TextSample};
 use crate::recipes::{dreambooth, language, push};
+use crate::train::data_parallel::launch::Launch;
+use crate::train::data_parallel::{processes, Ranks};
 use crate::weights::hub::Hub;
 use crate::weights::{Quantize, Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::Path;
 use std::time::Instant;
+use tch::Device;
 
 /// What to train.
 #[derive(Subcommand)]
@@ -45,31 +51,90 @@ impl TrainCommand {
     }
 }
 
-/// Runs the command.
-pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<()> {
-    match &mut command {
-        TrainCommand::Dreambooth(config) => config.training.command = Some(common.command.clone()),
-        TrainCommand::Llm(config) => config.training.command = Some(common.command.clone()),
+/// Runs the command, and gives its exit code.
+pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) -> Result<u8> {
+    let interrupt = Interrupt::on_signals()?;
+    let asked = training_args(&mut command).ranks_args.clone();
+    asked.check()?;
+    match Launch::of_environment()? {
+        None if asked.count() > 1 => launch::run(&asked, common.threads, &interrupt),
+        None => train(command, common, reporter, interrupt).map(|()| 0),
+        Some(launch) => {
+            asked.check_started(launch.local_count)?;
+            as_rank(&launch, &asked, command, common, reporter, interrupt)
+        }
     }
-    let (control, began) = (Control::of(Interrupt::on_signals()?), Instant::now());
-    let hub = match &command {
-        TrainCommand::Dreambooth(config) => &config.training.hub,
-        TrainCommand::Llm(config) => &config.training.hub,
+}
+
+fn training_args(command: &mut TrainCommand) -> &mut TrainingArgs {
+    match command {
+        TrainCommand::Dreambooth(config) => &mut config.training,
+        TrainCommand::Llm(config) => &mut config.training,
+    }
+}
+
+/// The training in one of several processes. The first one speaks for all; another says only what the first cannot say.
+fn as_rank(
+    launch: &Launch,
+    asked: &RanksArgs,
+    mut command: TrainCommand,
+    common: &Common,
+    reporter: &mut Reporter,
+    interrupt: Interrupt,
+) -> Result<u8> {
+    let ranks = Ranks::join(launch, asked.timeout()).map_err(|error| of_rank(launch.rank, error))?;
+    training_args(&mut command).ranks = ranks.clone();
+    let outcome = train(command, common, reporter, interrupt);
+    ranks.end(&outcome);
+    match outcome {
+        Ok(()) => Ok(0),
+        Err(error) if ranks.is_first() => Err(error),
+        Err(Error::Interrupted(_)) => Ok(130),
+        // All have the same loss.
+        Err(Error::Diverged(_)) => Ok(1),
+        Err(_) if ranks.first_has_ended() => Ok(1),
+        Err(error) => Err(of_rank(launch.rank, error)),
+    }
+}
+
+/// The error with the rank that has it before it.
+fn of_rank(rank: usize, error: Error) -> Error {
+    match rank {
+        0 => error,
+        _ => Error::OtherRank(format!("[rank {rank}] {error}")),
+    }
+}
+
+/// One process' training.
+fn train(mut command: TrainCommand, common: &Common, reporter: &mut Reporter, interrupt: Interrupt) -> Result<()> {
+    let training = training_args(&mut command);
+    training.command = Some(common.command.clone());
+    let (ranks, is_on_cpu) = (training.ranks.clone(), training.ranks_args.processes.is_some());
+    let (control, began) = (Control::of(interrupt), Instant::now());
+    let hub = training.hub.clone();
+    let destination = match ranks.is_first() {
+        true => Destination::of(&hub, control.interrupt(), reporter)?,
+        false => None,
     };
-    let destination = Destination::of(hub, control.interrupt(), reporter)?;
-    let device = common.device(reporter)?;
+    let mut silent = Silent;
+    let observer: &mut dyn Observer = if ranks.is_first() { &mut *reporter } else { &mut silent };
+    let device = common.device_of_rank(ranks.local_rank(), is_on_cpu, observer)?;
+    report_ranks(&ranks, device, observer)?;
     let (finished, again) = match &command {
         TrainCommand::Dreambooth(config) => {
-            let finished = dreambooth::training::train(config, device, common.seed, &control, reporter)?;
+            let finished = dreambooth::training::train(config, device, common.seed, &control, observer)?;
             let again = command_to_draw(config, &finished);
             (finished, Some(again))
         }
         TrainCommand::Llm(config) => {
-            let finished = language::training::train(config, device, common.seed, &control, reporter)?;
+            let finished = language::training::train(config, device, common.seed, &control, observer)?;
             let again = command_to_write(config, &finished);
             (finished, again)
         }
     };
+    if !ranks.is_first() {
+        return Ok(());
+    }
     let folder = finished.output_dir.display();
     let loss =
         finished.final_loss.map_or(String::new(), |loss| format!(", mean loss over the last 10 % of steps {loss:.4}"));
@@ -93,6 +158,17 @@ pub fn run(mut command: TrainCommand, common: &Common, reporter: &mut Reporter) 
     let again = again.map_or(String::new(), |command| format!("\ntry it:  {command}"));
     reporter.summary(json, &format!("\n{done}; everything is in {folder}{again}"));
     destination.map_or(Ok(()), |destination| destination.push(&finished.output_dir, control.interrupt(), reporter))
+}
+
+/// How many processes there are, and what they exchange gradients through.
+fn report_ranks(ranks: &Ranks, device: Device, observer: &mut dyn Observer) -> Result<()> {
+    let backend = ranks.use_device(device)?;
+    if !ranks.is_alone() {
+        let place = if ranks.share_a_machine() { "on this machine" } else { "on several machines" };
+        let text = format!("{} {place}, gradients by {backend}", processes(ranks.count()));
+        observer.fact_with("processes", text, json!({ "processes": ranks.count(), "backend": backend }));
+    }
+    Ok(())
 }
 
 /// Where an adapter goes when it is trained.

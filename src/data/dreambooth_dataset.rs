@@ -246,6 +246,11 @@ impl BatchOrder {
         Ok(Self { epochs, instances: instances.into(), classes: classes.into() })
     }
 
+    /// [`EpochOrder::dealt`].
+    pub fn dealt(self, rank: usize, ranks: usize) -> Self {
+        Self { epochs: self.epochs.dealt(rank, ranks), ..self }
+    }
+
     /// The number of places in an epoch.
     pub fn places(&self) -> usize {
         self.epochs.places()

@@ -33,6 +33,7 @@ struct Posterior {
 /// Posteriors by photo number.
 pub struct LatentCache {
     posteriors: Vec<Option<Posterior>>,
+    kept: Vec<usize>,
 }
 
 impl LatentCache {
@@ -40,18 +41,20 @@ impl LatentCache {
     ///
     /// `encode` takes pixels `[1, 3, size, size]` (float32 in [-1, 1], on the CPU) and gives mean and log-variance
     /// `[1, 4, size/8, size/8]`; they are kept in float32 on the device where it leaves them. With
-    /// [`CacheMode::Always`] the dataset's crops are first fixed from `seed`.
+    /// [`CacheMode::Always`] the dataset's crops are first fixed from `seed`. Photos that are not `own`, by their numbers, are left
+    /// for [`LatentCache::insert`].
     pub fn fill(
         dataset: &mut DreamBoothDataset,
         mode: CacheMode,
         seed: i64,
+        own: impl Fn(usize) -> bool,
         mut encode: impl FnMut(&Tensor) -> Result<(Tensor, Tensor)>,
     ) -> Result<Self> {
         if mode == CacheMode::Always {
             dataset.fix_crops(seed);
         }
         let _guard = tch::no_grad_guard();
-        let mut posteriors = Vec::with_capacity(dataset.photos().len());
+        let (mut posteriors, mut kept) = (Vec::with_capacity(dataset.photos().len()), Vec::new());
         for photo in 0..dataset.photos().len() {
             interrupt::check()?;
             let crop = dataset.fixed_crop(photo).filter(|_| mode != CacheMode::Never);
@@ -59,12 +62,41 @@ impl LatentCache {
                 posteriors.push(None);
                 continue;
             };
+            kept.push(photo);
+            if !own(photo) {
+                posteriors.push(None);
+                dataset.forget_pixels(photo);
+                continue;
+            }
             let pixels = to_tensor(&dataset.pixels(photo, crop)?, dataset.size())?;
             let (mean, logvar) = encode(&pixels)?;
             posteriors.push(Some(Posterior { mean: one(&mean)?, logvar: one(&logvar)? }));
             dataset.forget_pixels(photo);
         }
-        Ok(Self { posteriors })
+        Ok(Self { posteriors, kept })
+    }
+
+    /// The photos whose posteriors are kept, by whoever they are computed.
+    pub fn kept(&self) -> &[usize] {
+        &self.kept
+    }
+
+    /// The posteriors of `photos`, all of which are known: `[photos, 2, c, h, w]`.
+    pub fn stacked(&self, photos: &[usize]) -> Result<Tensor> {
+        let of = |&photo: &usize| -> Result<Tensor> {
+            let (mean, logvar) =
+                self.get(photo).ok_or_else(|| Error::invalid(format!("the latents of photo {photo} are not known")))?;
+            Ok(Tensor::f_stack(&[mean, logvar], 0)?)
+        };
+        Ok(Tensor::f_stack(&photos.iter().map(of).collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    /// Takes the posteriors of `photos`, stacked.
+    pub fn insert(&mut self, photos: &[usize], stacked: &Tensor) {
+        for (i, &photo) in photos.iter().enumerate() {
+            let both = stacked.get(i as i64);
+            self.posteriors[photo] = Some(Posterior { mean: both.get(0), logvar: both.get(1) });
+        }
     }
 
     /// Whether the photo's posterior is known.
@@ -142,7 +174,7 @@ mod tests {
     fn auto_keeps_only_what_cannot_change() {
         let folder = tempfile::tempdir().unwrap();
         let mut dataset = dataset(folder.path());
-        let cache = LatentCache::fill(&mut dataset, CacheMode::Auto, 3, encode).unwrap();
+        let cache = LatentCache::fill(&mut dataset, CacheMode::Auto, 3, |_| true, encode).unwrap();
         assert_eq!(cache.known(), [false, true, false]);
         assert!(cache.posteriors(&[1, 0], None).is_err());
         let fresh = Tensor::from_slice(&[5f32, 6., 7.]).view([1, 3, 1, 1]);
@@ -155,7 +187,7 @@ mod tests {
     fn always_draws_each_crop_once_from_the_seed_and_never_again() {
         let folder = tempfile::tempdir().unwrap();
         let mut dataset = dataset(folder.path());
-        let cache = LatentCache::fill(&mut dataset, CacheMode::Always, 3, encode).unwrap();
+        let cache = LatentCache::fill(&mut dataset, CacheMode::Always, 3, |_| true, encode).unwrap();
         assert!(cache.is_complete());
         let mut generator = Generator::new(3);
         for (photo, (width, height)) in [(0, (32, 16)), (2, (16, 24))] {
@@ -176,7 +208,7 @@ mod tests {
     fn a_prepared_batch_draws_its_crops_photo_by_photo() {
         let folder = tempfile::tempdir().unwrap();
         let mut dataset = dataset(folder.path());
-        let cache = LatentCache::fill(&mut dataset, CacheMode::Never, 3, encode).unwrap();
+        let cache = LatentCache::fill(&mut dataset, CacheMode::Never, 3, |_| true, encode).unwrap();
         assert_eq!(cache.known(), [false; 3]);
         let batch = dataset.order(3, 9, true).unwrap().batch(0, 0);
         let prepared = dataset.prepare(batch.clone(), Generator::new(1), |_| false).unwrap();

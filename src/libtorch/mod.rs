@@ -4,12 +4,14 @@
 
 pub mod autograd_node;
 pub mod checkpoint;
+pub mod child_signal;
 pub mod dropout;
 pub mod failure;
 pub mod file_map;
 pub mod fp8;
 pub mod fused_adamw;
 pub mod gates;
+pub mod gradient_reducer;
 pub mod group_norm;
 pub mod half_precision;
 pub mod host_allocator;
@@ -20,6 +22,7 @@ pub mod memory;
 pub mod nf4;
 pub mod nvidia_driver;
 pub mod openmp_waiting;
+pub mod process_group;
 pub mod random;
 pub mod side_stream;
 pub mod startup;

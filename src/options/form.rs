@@ -1,6 +1,6 @@
 //! The options of a job as a form shows them, made from the definitions of the command line.
 
-use super::hub::HEADING;
+use super::{hub, ranks};
 use crate::sentence::option;
 use clap::builder::PossibleValue;
 use clap::{Arg, ArgAction, Command};
@@ -67,8 +67,10 @@ pub struct Choice {
 /// The options of `command` that are shown, in the groups and the order of its help.
 pub fn form(command: &Command) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
-    let is_shown =
-        |arg: &&Arg| !arg.is_hide_set() && arg.get_long().is_some() && arg.get_help_heading() != Some(HEADING);
+    let is_elsewhere = |heading: &str| [hub::HEADING, ranks::HEADING].contains(&heading);
+    let is_shown = |arg: &&Arg| {
+        !arg.is_hide_set() && arg.get_long().is_some() && !arg.get_help_heading().is_some_and(is_elsewhere)
+    };
     for arg in command.get_arguments().filter(is_shown) {
         let (title, field) = (arg.get_help_heading().unwrap_or("Options"), field(arg));
         match groups.iter_mut().find(|group| group.title == title) {

@@ -22,6 +22,7 @@ pub mod pattern;
 pub mod precision;
 pub mod prompts;
 pub mod push;
+pub mod ranks;
 pub mod reading;
 pub mod recorded;
 pub mod records;

@@ -9,8 +9,16 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Options that say where a run was written and how it was started there, or that it made itself.
-const OF_THAT_RUN: &[&str] =
-    &["output_dir", "overwrite", "resume_from_checkpoint", "classes", "push_to_hub", "hub_model_id"];
+const OF_THAT_RUN: &[&str] = &[
+    "output_dir",
+    "overwrite",
+    "resume_from_checkpoint",
+    "classes",
+    "push_to_hub",
+    "hub_model_id",
+    "gpus",
+    "processes",
+];
 /// Options that can be paths.
 const PATHS: &[&str] = &[
     "model",

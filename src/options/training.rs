@@ -3,16 +3,18 @@
 use super::checks::{counted, in_range, refuse, MAX_FACTOR, MAX_PLACES};
 use super::hub::HubArgs;
 use super::precision::MixedPrecision;
+use super::ranks::RanksArgs;
 use super::storage::{Offload, StorageArgs};
 use super::values::{name_of, optional_name_of};
 use crate::error::Result;
 use crate::libtorch::startup;
 use crate::train::adamw::AdamWConfig;
 use crate::train::checkpoint;
+use crate::train::data_parallel::Ranks;
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::measure::Measure;
 use crate::train::precision::Precision;
-use crate::train::run_folder::{is_written_by_a_run, ExistingRun};
+use crate::train::run_folder::{is_written_by_a_run, ExistingRun, RunFolder};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use std::path::{Component, Path, PathBuf};
@@ -65,7 +67,7 @@ pub struct TrainingArgs {
     #[arg(long, value_enum, help_heading = "Memory")]
     #[serde(serialize_with = "optional_name_of")]
     pub on_oom: Option<OnOom>,
-    /// Scale the learning rate by the batch size and the accumulation steps
+    /// Scale the learning rate by the batch size, the accumulation steps and the number of processes
     #[arg(long, help_heading = "Training")]
     pub scale_lr: bool,
     /// Learning-rate schedule
@@ -133,16 +135,25 @@ pub struct TrainingArgs {
     #[command(flatten)]
     #[serde(flatten)]
     pub hub: HubArgs,
+    /// On how many GPUs it is.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub ranks_args: RanksArgs,
     /// The command line that asked for the run, for run.json.
     #[arg(skip)]
     #[serde(skip)]
     pub command: Option<String>,
+    /// The processes that train together, of which this is one.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub ranks: Ranks,
 }
 
 impl TrainingArgs {
     /// Refuses what cannot be meant, each by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
         self.weights.check()?;
+        self.ranks_args.check()?;
         for (flag, number, least, most) in [
             ("⟨gradient_accumulation_steps⟩", self.gradient_accumulation_steps, 1, MAX_PLACES),
             ("⟨checkpointing_steps⟩", self.checkpointing_steps, 1, u64::MAX),
@@ -277,7 +288,8 @@ impl TrainingArgs {
 
     /// The learning rate's course, whose number of steps is not known yet.
     pub fn schedule(&self, learning_rate: f64, batch_size: usize) -> LrSchedule {
-        let factor = if self.scale_lr { self.gradient_accumulation_steps as f64 * batch_size as f64 } else { 1.0 };
+        let places = self.gradient_accumulation_steps as f64 * batch_size as f64 * self.ranks.count() as f64;
+        let factor = if self.scale_lr { places } else { 1.0 };
         LrSchedule {
             kind: self.lr_scheduler,
             learning_rate: learning_rate * factor,
@@ -323,9 +335,20 @@ impl TrainingArgs {
         Some([output.join(which), PathBuf::from(which)].into_iter().find(|path| path.is_dir()).unwrap_or(which.into()))
     }
 
+    /// Of a run that its launcher started again after a process of it died: it goes on where it left something.
+    pub fn go_on_after_a_restart(&mut self, output: &Path) {
+        if self.ranks.restarts() > 0 && RunFolder::has_traces(output) {
+            self.resume_from_checkpoint = Some("latest".to_owned());
+            self.overwrite = false;
+        }
+    }
+
     /// Refuses to resume from a checkpoint that is not there, and unasked from one whose run went on behind it in the same folder: two
     /// histories would mix there, of which a later `--resume` takes the older.
     pub fn check_resumed(&self, output: &Path) -> Result<()> {
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         let Some(folder) = self.named_checkpoint(output) else { return Ok(()) };
         if !folder.is_dir() {
             return refuse(format!(

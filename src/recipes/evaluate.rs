@@ -14,6 +14,7 @@ use crate::options::model::check_language_model;
 use crate::options::records::{check_task, task_name};
 use crate::options::values::name;
 use crate::regular_file::{self, FileKind};
+use crate::train::data_parallel::Ranks;
 use crate::weights::Placement;
 use crate::whole_file::WholeFile;
 use std::path::Path;
@@ -94,6 +95,7 @@ pub fn evaluate(
         device,
         max_new_tokens: config.data.eval_max_new_tokens,
         ends: &ends,
+        ranks: &Ranks::default(),
     };
     let measured = match answers_alone {
         true => evaluator.answers(&data, interrupt, observer).map(|answers| (None, answers)),

@@ -35,6 +35,9 @@ pub const FILLED_IN: &[&str] = &[
     "push_to_hub",
     "hub_model_id",
     "hub_token",
+    "gpus",
+    "processes",
+    "timeout",
 ];
 
 /// The recipe's options as clap has them.

@@ -55,11 +55,19 @@ pub struct TrainingState {
     /// The run was interrupted during an evaluation, which the resumed run does first.
     #[serde(default, alias = "look_is_owed")]
     pub evaluation_is_owed: bool,
+    /// Processes of the run.
+    #[serde(default = "one")]
+    pub ranks: usize,
     /// What the run has changed of itself.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub measures: Vec<Taken>,
     /// What the numbers depend on: options, flag → value in words, and the data by its name → fingerprint.
     pub options: BTreeMap<String, String>,
+}
+
+/// Of checkpoints that do not name a number of processes.
+fn one() -> usize {
+    1
 }
 
 impl TrainingState {
@@ -302,6 +310,7 @@ mod tests {
             scaler: None,
             metrics_bytes: 77,
             evaluation_is_owed: true,
+            ranks: 1,
             measures: vec![Taken {
                 step,
                 because: Because::MemoryWasFull,

@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod adamw8bit;
 pub mod checkpoint;
+pub mod data_parallel;
 pub mod folder_lock;
 pub mod gradients;
 pub mod growing_file;

@@ -55,7 +55,8 @@ pub struct RunFolder {
     path: PathBuf,
     existing: ExistingRun,
     made: bool,
-    lock: Arc<FolderLock>,
+    /// None where another process writes the run.
+    lock: Option<Arc<FolderLock>>,
 }
 
 impl RunFolder {
@@ -68,10 +69,22 @@ impl RunFolder {
         }
         fs::create_dir_all(path).map_err(|error| Error::io("create", path, error))?;
         let was_killed = fs::symlink_metadata(path.join(LOCK_FILE)).is_ok();
-        let lock = Arc::new(FolderLock::take(path)?);
+        let lock = Some(Arc::new(FolderLock::take(path)?));
         let folder = Self { path: path.to_owned(), existing, made, lock };
         folder.answer(logs, was_killed).inspect_err(|_| folder.remove_if_unused())?;
         Ok(folder)
+    }
+
+    /// The folder of a run that another process writes; this one only names it.
+    pub fn of_another(path: &Path) -> Self {
+        Self { path: path.to_owned(), existing: ExistingRun::Resume, made: false, lock: None }
+    }
+
+    /// Whether there are traces of a run in the folder `path`.
+    pub fn has_traces(path: &Path) -> bool {
+        let is_trace =
+            |name: &str| name == "run.json" || name == "metrics.jsonl" || super::checkpoint::step_of(name).is_some();
+        entries(path).is_ok_and(|entries| entries.iter().any(|entry| is_trace(&name_of(entry))))
     }
 
     /// A run that `was_killed` before it wrote anything left its lock: it begins again.
@@ -95,8 +108,8 @@ impl RunFolder {
 
     /// Takes the lock of the folder that has this name now, where the one that was locked was removed.
     pub fn lock_again(&mut self) -> Result<()> {
-        if !self.lock.is_of_its_path() {
-            self.lock = Arc::new(FolderLock::take(&self.path)?);
+        if self.lock.as_ref().is_some_and(|lock| !lock.is_of_its_path()) {
+            self.lock = Some(Arc::new(FolderLock::take(&self.path)?));
         }
         Ok(())
     }
@@ -161,8 +174,8 @@ impl RunFolder {
 
     /// Takes the folder away again if this run made it and wrote nothing.
     pub fn remove_if_unused(&self) {
-        if self.made {
-            self.lock.remove_file();
+        if let (true, Some(lock)) = (self.made, &self.lock) {
+            lock.remove_file();
             // Fails, rightly, where something is in it.
             drop(fs::remove_dir(&self.path));
         }

@@ -15,8 +15,11 @@ pub(in crate::recipes) fn lora_config(config: &DreamBoothConfig, part: Part) -> 
 
 /// The same options with an output folder: the one that was given, or one named after the prompt and the date.
 pub(in crate::recipes) fn with_output(config: &DreamBoothConfig) -> DreamBoothConfig {
-    let named = || output_name::free_folder(&config.instance_prompt, "dreambooth");
-    DreamBoothConfig { output_dir: Some(config.output_dir.clone().unwrap_or_else(named)), ..config.clone() }
+    let named = || output_name::folder(&config.instance_prompt, "dreambooth", &config.training.ranks);
+    let output = config.output_dir.clone().unwrap_or_else(named);
+    let mut config = DreamBoothConfig { output_dir: Some(output.clone()), ..config.clone() };
+    config.training.go_on_after_a_restart(&output);
+    config
 }
 
 /// Steps for each photo of a run whose options give no length: enough for a subject to be learned, too few to learn its photos by

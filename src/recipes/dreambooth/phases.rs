@@ -20,15 +20,17 @@ use crate::recipes::prompt_checks::{warn_of_prompts, NamedPrompt};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::Run;
 use crate::recipes::training::watched::WatchedDrawing;
+use crate::regular_file::{self, FileKind};
 use crate::sample::drawn_image::DrawnImage;
 use crate::sample::painter::Pictures;
 use crate::sample::pipeline::{Pipeline, Residence};
 use crate::sample::text_to_image::{Conditioning, Sampling};
 use crate::train::folder_lock::FolderLock;
 use crate::weights::Placement;
+use crate::whole_file::write_whole;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
 
 /// Steps of the sampler for a class image.
@@ -149,9 +151,24 @@ pub fn make_class_images(
         return Ok(());
     };
     run.phase = "class images";
-    remove_unfinished(folder)?;
-    let present = count_images_but(folder, &config.apart_from_class())?;
-    if present >= config.num_class_images {
+    let ranks = run.ranks.clone();
+    let is_first_here = ranks.is_first() || ranks.is_first_elsewhere();
+    if is_first_here {
+        remove_unfinished(folder)?;
+    }
+    let found = || -> Result<Vec<u8>> {
+        let present = count_images_but(folder, &config.apart_from_class())?;
+        let mut missing = Vec::new();
+        if present < config.num_class_images {
+            std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+            missing = free_numbers(folder, config.num_class_images - present)?;
+        }
+        serde_json::to_vec(&(present, missing)).map_err(|error| Error::Internal(error.to_string()))
+    };
+    let found = ranks.of_first(found)?;
+    let (present, missing): (usize, Vec<usize>) =
+        serde_json::from_slice(&found).map_err(|error| Error::Internal(error.to_string()))?;
+    if missing.is_empty() {
         return Ok(());
     }
     let kind = class_image_kind(config, run.kind);
@@ -159,14 +176,14 @@ pub fn make_class_images(
         crate::recipes::slow_dtype(run.device, kind)?.into_iter().for_each(|text| observer.warning(text));
     }
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-    let _lock = FolderLock::take(folder)?;
+    let _lock = is_first_here.then(|| FolderLock::take(folder)).transpose()?;
     let mut pipeline = Pipeline::open(files.clone(), &config.model.name, placement(run, kind), Residence::InTurn)?;
-    let missing = free_numbers(folder, config.num_class_images - present)?;
     let end = missing.last().map_or(0, |last| last + 1).max(config.num_class_images);
     // A group of images rounds as one: a resumed run draws the whole group again that it was stopped in.
     let size = config.sample_batch_size;
     let groups = missing.chunk_by(|a, b| a / size == b / size).map(|numbers| numbers[0] / size * size);
-    let drawn: Vec<usize> = groups.flat_map(|first| first..end.min(first + size)).collect();
+    let own = groups.enumerate().filter(|(group, _)| ranks.has_share(*group));
+    let drawn: Vec<usize> = own.flat_map(|(_, first)| first..end.min(first + size)).collect();
     let pictures = Pictures {
         prompts: vec![prompt.clone()],
         negative_prompt: String::new(),
@@ -174,25 +191,29 @@ pub fn make_class_images(
         batch_size: size,
         sampling: sampling(config, files, CLASS_IMAGE_STEPS, None)?,
     };
-    let on = pipeline.prepare(&pictures)?;
-    let mut done = present;
-    let mut save = |image: &DrawnImage, _: &mut dyn Observer| -> Result<()> {
-        let number = drawn[image.index];
-        if missing.contains(&number) {
-            save_class_image(folder, number, &image.image)?;
-            done += 1;
-        }
-        Ok(())
-    };
-    let mut listener = WatchedDrawing::begin("class images", &pictures, interrupt, observer, &mut save);
-    let outcome = pipeline.draw(&pictures, &on, &mut listener);
-    drop(listener);
-    outcome.map_err(|error| match error {
-        Error::Interrupted(_) => {
-            Error::Interrupted(format!("{done} class images are in {}; the same command continues", folder.display()))
-        }
-        error => error.advising(DRAW_IN_LESS),
-    })?;
+    let (mut done, mut own) = (present, Vec::new());
+    if !drawn.is_empty() {
+        let on = pipeline.prepare(&pictures)?;
+        let mut save = |image: &DrawnImage, _: &mut dyn Observer| -> Result<()> {
+            let number = drawn[image.index];
+            if missing.contains(&number) {
+                own.push(save_class_image(folder, number, &image.image)?);
+                done += 1;
+            }
+            Ok(())
+        };
+        let mut listener = WatchedDrawing::begin("class images", &pictures, interrupt, observer, &mut save);
+        let outcome = pipeline.draw(&pictures, &on, &mut listener);
+        drop(listener);
+        outcome.map_err(|error| match error {
+            Error::Interrupted(_) => Error::Interrupted(format!(
+                "{done} class images are in {}; the same command continues",
+                folder.display()
+            )),
+            error => error.advising(DRAW_IN_LESS),
+        })?;
+    }
+    share_class_images(folder, &own, is_first_here, run)?;
     observer.fact_with(
         "class_images",
         format!("{} generated in {}", missing.len(), folder.display()),
@@ -200,6 +221,32 @@ pub fn make_class_images(
     );
     drop(pipeline);
     memory::release_cached(run.device)
+}
+
+/// Machines without a common file system get the images that others have drawn, one of each rank at a time: its name, a 0, its bytes.
+/// Each machine's first rank writes them.
+fn share_class_images(folder: &Path, own: &[PathBuf], writes: bool, run: &Run) -> Result<()> {
+    let ranks = &run.ranks;
+    if ranks.share_a_machine() {
+        return ranks.meet();
+    }
+    let rounds = ranks.collect(Ok(vec![own.len()]))?.into_iter().max().unwrap_or(0);
+    for round in 0..rounds {
+        let mut image = Vec::new();
+        if let Some(path) = own.get(round) {
+            image.extend(path.file_name().unwrap_or_default().as_encoded_bytes());
+            image.push(0);
+            image.extend(regular_file::read(path, FileKind::PHOTO)?);
+        }
+        for image in ranks.gather(image)?.iter().filter(|_| writes) {
+            let Some(end) = image.iter().position(|&byte| byte == 0) else { continue };
+            let path = folder.join(String::from_utf8_lossy(&image[..end]).as_ref());
+            if !path.exists() {
+                write_whole(&path, &image[end + 1..])?;
+            }
+        }
+    }
+    ranks.meet()
 }
 
 /// How images of the training resolution are sampled, in `steps`, by the sampler of that name or the model's own.
@@ -298,10 +345,12 @@ pub fn encode_photos(
     run.phase = "latents";
     let kind = files.vae_kind(run.kind);
     let vae = files.load_vae_encoder(placement(run, kind))?;
-    let total = dataset.photos().len() as u64;
+    let ranks = run.ranks.clone();
+    let total = (0..dataset.photos().len()).filter(|&photo| ranks.has_share(photo)).count() as u64;
     observer.begin("encoding", total, "photos");
     let mut done = 0;
-    let cache = LatentCache::fill(dataset, config.cache_latents, run.seed, |pixels| {
+    let own = |photo| ranks.has_share(photo);
+    let mut cache = LatentCache::fill(dataset, config.cache_latents, run.seed, own, |pixels| {
         let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
         if kind == Kind::Half && !posterior.is_finite() {
             return Err(run.numbers_are_lost_in("the VAE's output is", "vae.encoder"));
@@ -310,10 +359,37 @@ pub fn encode_photos(
         observer.on(Event::Progress { done });
         Ok((posterior.mean, posterior.log_variance))
     })?;
+    share_latents(&mut cache, run)?;
     observer.on(Event::End);
     let vae = (!cache.is_complete()).then_some(vae);
     memory::release_cached(run.device)?;
     Ok((cache, vae))
+}
+
+/// Every rank gets what the others have encoded.
+fn share_latents(cache: &mut LatentCache, run: &Run) -> Result<()> {
+    let ranks = &run.ranks;
+    let of = |rank: usize| -> Vec<usize> {
+        cache.kept().iter().copied().filter(|photo| photo % ranks.count() == rank).collect()
+    };
+    let shares: Vec<Vec<usize>> = (0..ranks.count()).map(of).collect();
+    if ranks.is_alone() || cache.kept().is_empty() {
+        return Ok(());
+    }
+    let own = &shares[ranks.rank()];
+    let stacked = (!own.is_empty()).then(|| cache.stacked(own)).transpose()?;
+    let shape: Vec<i64> = stacked.iter().flat_map(|stacked| stacked.size()[1..].to_vec()).collect();
+    let shapes = ranks.collect(Ok(vec![shape]))?;
+    for (rank, photos) in shares.iter().enumerate().filter(|(_, photos)| !photos.is_empty()) {
+        let shape = [&[photos.len() as i64], shapes[rank].as_slice()].concat();
+        let mut share = match (&stacked, rank == ranks.rank()) {
+            (Some(own), true) => own.shallow_clone(),
+            _ => Tensor::zeros(shape, (Kind::Float, run.device)),
+        };
+        ranks.equalise([&mut share], rank)?;
+        cache.insert(photos, &share);
+    }
+    Ok(())
 }
 
 /// Puts the adapter of a text encoder that does not train on it, where there is one.

@@ -143,7 +143,7 @@ pub fn plan_input<'a>(
     };
     let missing = wanted.saturating_sub(present);
     let places = photos.map_or(wanted, |photos| photos.instances_shown.max(photos.class_shown + missing));
-    let batches = places.div_ceil(config.train_batch_size as u64);
+    let batches = places.div_ceil(config.train_batch_size as u64).div_ceil(config.training.ranks_args.count());
     let updates_per_epoch = batches.div_ceil(config.training.gradient_accumulation_steps);
     let steps = config.training.steps(updates_per_epoch, photos.map(|photos| usual_steps(photos.instances)));
     let kind = config.training.precision(device).compute_kind();

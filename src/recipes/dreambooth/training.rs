@@ -87,13 +87,16 @@ fn start(
     crate::recipes::report_weights(&config.training.weights, device, observer);
     let outcome = catching(|| {
         let mut job = prepare(config, &files, &mut run, interrupt, observer)?;
-        run.prepare(job.adapters.trained(), job.training_data(), observer)?;
+        run.prepare(job.parts(), job.adapters.trained(), job.training_data(), observer)?;
         job.report_setup(&run, observer);
         run.begin()?;
         drop(watch);
         // 3. The loop.
         training_loop::train(&mut job, &mut run, control, observer)?;
         // 4. The adapter files.
+        if !run.ranks.is_first() {
+            return Ok(run.finish_elsewhere());
+        }
         let finished = run.finish(&[], observer, |folder, observer| job.adapters.write(folder, observer))?;
         let sample = TextSample { prompt: job.dataset.trained_prompt().to_owned(), room: None };
         Ok(Finished { resolution: config.resolution, sample: Some(sample), ..finished })
@@ -176,7 +179,9 @@ fn prepare<'a>(
         adapters: Adapters::attach(config, &networks, files, carried, seed)?,
         networks,
         cache,
-        order: dataset.order(config.train_batch_size, seed, !config.no_shuffle)?,
+        order: dataset
+            .order(config.train_batch_size, seed, !config.no_shuffle)?
+            .dealt(run.ranks.rank(), run.ranks.count()),
         embeddings,
         noise: NoiseSchedule::new(&scheduler)?.to_device(device),
         prediction: scheduler.prediction_type(),
@@ -279,6 +284,7 @@ impl DreamBoothJob<'_> {
             fingerprint: dataset.fingerprint(),
             files: dataset.photos().iter().enumerate().map(file).collect(),
             batches_per_epoch: self.order.batches_per_epoch(),
+            batches: self.order.places().div_ceil(self.config.train_batch_size),
             usual_steps: Some(usual_steps(dataset.instance_count() as u64)),
         }
     }
@@ -286,10 +292,10 @@ impl DreamBoothJob<'_> {
     /// The batches from the run's place on, each decoded while the one before it trains.
     fn next_batch(&mut self, run: &Run) -> Result<PreparedBatch> {
         let (dataset, order, known) = (self.dataset.clone(), self.order.clone(), self.cache.known());
-        let (seed, first) = (run.seed, run.micro_step);
+        let (seed, first, ranks) = (run.seed, run.micro_step, run.ranks.clone());
         let prefetched = || {
             Prefetch::new((first..).map(move |micro_step| {
-                let generator = Generator::new(seed.wrapping_add(micro_step as i64));
+                let generator = Generator::new(ranks.seed(seed, micro_step));
                 dataset.prepare(order.micro_batch(micro_step as usize), generator, |photo| known[photo])
             }))
         };
@@ -338,7 +344,7 @@ impl Job for DreamBoothJob<'_> {
         let timesteps = upload(&generator.randint(0, self.noise.num_train_timesteps(), &[n]), device); // (5)
         generator.becomes_global()?; // (6) dropout, in the forwards below
         if let Device::Cuda(_) = device {
-            tch::Cuda::manual_seed_all(run.seed.wrapping_add(run.micro_step as i64) as u64);
+            tch::Cuda::manual_seed_all(run.ranks.seed(run.seed, run.micro_step) as u64);
         }
 
         let noisy = self.noise.add_noise(&latents, &noise, &timesteps);
@@ -372,7 +378,9 @@ impl Job for DreamBoothJob<'_> {
     }
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-        let Some(prompt) = &self.config.validation_prompt else { return Ok(()) };
+        let Some(prompt) = self.config.validation_prompt.as_ref().filter(|_| run.ranks.is_first()) else {
+            return Ok(());
+        };
         let samples = self.samples();
         let pictures = samples.pictures((prompt, ""), run.seed, self.config.num_validation_images)?;
         samples.draw(&pictures, &self.encode((prompt, ""))?, Series::Validation, run, interrupt, observer)

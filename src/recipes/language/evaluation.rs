@@ -11,6 +11,7 @@ use crate::models::language::{LanguageModel, Outline};
 use crate::recipes::training::observer::Observer;
 use crate::recipes::training::watched::Watched;
 use crate::sample::text_generation::{Prompts, TextWriter};
+use crate::train::data_parallel::Ranks;
 use crate::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -108,6 +109,18 @@ pub struct Evaluator<'a> {
     pub max_new_tokens: usize,
     /// Tokens that end one.
     pub ends: &'a [i64],
+    /// Processes that do their shares of it.
+    pub ranks: &'a Ranks,
+}
+
+/// What the model makes of one batch of records; numbers by their bits, which text would round.
+#[derive(Default, Serialize, Deserialize)]
+struct OfBatch {
+    number: usize,
+    loss: u64,
+    labels: i64,
+    classes: Vec<usize>,
+    probabilities: Vec<Vec<u64>>,
 }
 
 /// What a pass over records gives.
@@ -194,20 +207,33 @@ impl Evaluator<'_> {
         let mut work = Watched::begin("evaluating", data.len(), "records", interrupt, observer);
         let (prompt, pad, device) = (self.prompt, self.tokenizer.pad()?, self.device);
         let options = LossOptions { prompt, pad, device, checkpointing: false };
-        let (mut sum, mut count, mut answers) = (0.0, 0, Answers::default());
-        for places in (0..data.len()).collect::<Vec<_>>().chunks(BATCH) {
+        let places: Vec<usize> = (0..data.len()).collect();
+        let own = places.chunks(BATCH).enumerate().filter(|(number, _)| self.ranks.has_share(*number));
+        let of_batch = |(number, places): (usize, &[usize])| {
             work.check()?;
             let loss = language_loss(self.model, &data.batch(places)?, options)?;
-            sum += loss.mean.double_value(&[]) * loss.labels as f64;
-            count += loss.labels;
+            let (mean, labels) = (loss.mean.double_value(&[]), loss.labels);
+            let mut batch = OfBatch { number, loss: (mean * labels as f64).to_bits(), labels, ..OfBatch::default() };
             if let Some(logits) = loss.classes {
                 let found = Vec::<i64>::try_from(logits.argmax(-1, false))?;
-                let name = |&class: &i64| data.classes().get(class as usize).cloned().unwrap_or_default();
-                answers.texts.extend(found.iter().map(name));
-                let shares = logits.softmax(-1, Kind::Double).to_device(Device::Cpu);
-                answers.probabilities.extend(Vec::<Vec<f64>>::try_from(shares)?);
+                batch.classes = found.iter().map(|&class| class as usize).collect();
+                let shares = Vec::<Vec<f64>>::try_from(logits.softmax(-1, Kind::Double).to_device(Device::Cpu))?;
+                batch.probabilities =
+                    shares.iter().map(|row| row.iter().map(|share| share.to_bits()).collect()).collect();
             }
             work.add(places.len());
+            Ok(batch)
+        };
+        let mut batches = self.ranks.collect(own.map(of_batch).collect::<Result<Vec<_>>>())?;
+        batches.sort_by_key(|batch| batch.number);
+        let (mut sum, mut count, mut answers) = (0.0, 0, Answers::default());
+        for batch in &batches {
+            sum += f64::from_bits(batch.loss);
+            count += batch.labels;
+            let name = |&class: &usize| data.classes().get(class).cloned().unwrap_or_default();
+            answers.texts.extend(batch.classes.iter().map(name));
+            let shares = |row: &Vec<u64>| row.iter().map(|&bits| f64::from_bits(bits)).collect();
+            answers.probabilities.extend(batch.probabilities.iter().map(shares));
         }
         Ok(Pass { loss: sum / count.max(1) as f64, answers })
     }
@@ -221,14 +247,22 @@ impl Evaluator<'_> {
         places.sort_by_key(|&place| std::cmp::Reverse(data.prompt(place).len()));
         // Between virtual tokens and a text nothing is to be filled up: a sliding window would count it.
         let alike = |a: &usize, b: &usize| self.prompt.is_none() || data.prompt(*a).len() == data.prompt(*b).len();
-        for places in places.chunk_by(alike).flat_map(|places| places.chunks(BATCH)) {
-            for (&place, ids) in places.iter().zip(self.written(data, places, &work)?) {
-                // The end has no text.
-                let text =
-                    ids.split_last().filter(|(last, _)| self.ends.contains(last)).map_or(&ids[..], |(_, text)| text);
-                answers[place] = self.tokenizer.decode(text)?;
+        let batches = places.chunk_by(alike).flat_map(|places| places.chunks(BATCH));
+        let share = || -> Result<Vec<(usize, String)>> {
+            let mut own = Vec::new();
+            for (_, places) in batches.enumerate().filter(|(number, _)| self.ranks.has_share(*number)) {
+                for (&place, ids) in places.iter().zip(self.written(data, places, &work)?) {
+                    // The end has no text.
+                    let end = ids.split_last().filter(|(last, _)| self.ends.contains(last));
+                    let text = end.map_or(&ids[..], |(_, text)| text);
+                    own.push((place, self.tokenizer.decode(text)?));
+                }
+                work.add(places.len());
             }
-            work.add(places.len());
+            Ok(own)
+        };
+        for (place, text) in self.ranks.collect(share())? {
+            answers[place] = text;
         }
         Ok(Answers { texts: answers, probabilities: Vec::new() })
     }

@@ -17,6 +17,10 @@ pub(super) fn with_output(config: &LanguageConfig) -> LanguageConfig {
         // A dot in a folder's name begins no ending.
         false => config.model.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let named = || output_name::free_folder(&format!("{} {model}", stem(&config.train_file)), "language-model");
-    LanguageConfig { output_dir: Some(config.output_dir.clone().unwrap_or_else(named)), ..config.clone() }
+    let words = format!("{} {model}", stem(&config.train_file));
+    let named = || output_name::folder(&words, "language-model", &config.training.ranks);
+    let output = config.output_dir.clone().unwrap_or_else(named);
+    let mut config = LanguageConfig { output_dir: Some(output.clone()), ..config.clone() };
+    config.training.go_on_after_a_restart(&output);
+    config
 }

@@ -94,7 +94,8 @@ impl PlannedModel {
     /// What the plan of a run depends on.
     pub fn input(&self, config: &LanguageConfig, records: RecordLengths, device: Device) -> LanguagePlanInput<'_> {
         let training = &config.training;
-        let batches = records.training.count.div_ceil(config.train_batch_size as u64);
+        let batches =
+            records.training.count.div_ceil(config.train_batch_size as u64).div_ceil(training.ranks_args.count());
         let updates = batches.div_ceil(training.gradient_accumulation_steps);
         let steps = training.steps(updates, None);
         let between = config.eval_steps.unwrap_or(updates).max(1);

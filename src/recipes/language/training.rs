@@ -31,6 +31,7 @@ use crate::recipes::training::training_loop::{self, Job, Losses};
 use crate::regular_file::{self, FileKind};
 use crate::sample::text_generation::TextSampling;
 use crate::train::checkpoint::size_and_hash;
+use crate::train::data_parallel::Ranks;
 use crate::train::run_folder::{RunFolder, BEST, BEST_EVALUATION};
 use crate::weights::{Keeping, Placement};
 use crate::whole_file::{write_json, write_whole};
@@ -118,7 +119,7 @@ fn start(
         let (data, tokenizer) = ((data, validation), (tokenizer, ends));
         let mut job = prepare(config, &files, adapter, data, tokenizer, &run, observer)?;
         let trained = job.trained();
-        run.prepare(trained, job.training_data()?, observer)?;
+        run.prepare(job.parts(), trained, job.training_data()?, observer)?;
         job.recall(&run)?;
         job.report_setup(&run, observer);
         run.begin()?;
@@ -126,6 +127,9 @@ fn start(
         // 3. The loop.
         training_loop::train(&mut job, &mut run, control, observer)?;
         // 4. The adapter files.
+        if !run.ranks.is_first() {
+            return Ok(run.finish_elsewhere());
+        }
         job.restore_best(&run.folder, observer)?;
         job.write_predictions(&run, interrupt, observer)?;
         let losses: Vec<(u64, f64)> = job.evaluations.iter().map(|done| (done.step, done.loss)).collect();
@@ -186,7 +190,8 @@ fn prepare<'a>(
     observer.on(Event::End);
     tokenizer.check_fits(loaded.model.shape().vocabulary)?;
     let adapter = adapter.attach(config, &loaded, &tokenizer, run.device, run.seed)?;
-    let order = data.order(config.train_batch_size, run.seed, !config.no_shuffle)?;
+    let order =
+        data.order(config.train_batch_size, run.seed, !config.no_shuffle)?.dealt(run.ranks.rank(), run.ranks.count());
     Ok(LanguageJob {
         config,
         loaded,
@@ -276,11 +281,12 @@ impl LanguageJob<'_> {
             fingerprint: self.data.fingerprint(),
             files: files.into(),
             batches_per_epoch: self.order.batches_per_epoch(),
+            batches: self.order.places().div_ceil(self.config.train_batch_size),
             usual_steps: None,
         })
     }
 
-    fn evaluator(&self, run: &Run) -> Evaluator<'_> {
+    fn evaluator<'a>(&'a self, run: &Run, ranks: &'a Ranks) -> Evaluator<'a> {
         Evaluator {
             model: &self.loaded.model,
             prompt: self.adapter.prompt(),
@@ -288,6 +294,7 @@ impl LanguageJob<'_> {
             device: run.device,
             max_new_tokens: self.config.data.eval_max_new_tokens,
             ends: &self.ends,
+            ranks,
         }
     }
 
@@ -378,7 +385,8 @@ impl LanguageJob<'_> {
     fn write_predictions(&self, run: &Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = self.validation.as_ref().filter(|data| data.has_answers()) else { return Ok(()) };
         let anew = || {
-            self.evaluator(run).answers(data, interrupt, observer).map_err(|error| match error {
+            // The other ranks are done.
+            self.evaluator(run, &Ranks::default()).answers(data, interrupt, observer).map_err(|error| match error {
                 Error::Interrupted(_) => run.interrupted(),
                 other => other,
             })
@@ -404,7 +412,7 @@ impl Job for LanguageJob<'_> {
     fn micro_step(&mut self, run: &Run) -> Result<Losses> {
         let batch = self.data.batch(&self.order.micro_batch(run.micro_step as usize))?;
         // Dropout draws from the batch's own seed.
-        seed_globally(run.device, run.seed.wrapping_add(run.micro_step as i64))?;
+        seed_globally(run.device, run.ranks.seed(run.seed, run.micro_step))?;
         let options = LossOptions {
             prompt: self.adapter.prompt(),
             pad: self.tokenizer.pad()?,
@@ -430,7 +438,11 @@ impl Job for LanguageJob<'_> {
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
         let Some(data) = &self.validation else { return Ok(()) };
-        let (evaluation, answers) = self.evaluator(run).evaluate(data, run.step, interrupt, observer)?;
+        let ranks = run.ranks.clone();
+        let (evaluation, answers) = self.evaluator(run, &ranks).evaluate(data, run.step, interrupt, observer)?;
+        if !run.ranks.is_first() {
+            return Ok(());
+        }
         let has_answers = data.has_answers();
         observer.fact_with("evaluation", format!("step {}: {}", run.step, evaluation.in_words()), evaluation.fields());
         for (name, value) in evaluation.values() {

@@ -10,8 +10,11 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory::gib;
 use crate::options::training::{OnOom, TrainingArgs};
 use crate::train::checkpoint;
+use crate::train::data_parallel::Ranks;
 use crate::train::measure::{Because, Measure, Taken};
 use crate::train::memory_plan::{next_measure, Planned};
+use serde::de::DeserializeOwned;
+use serde::Serialize;
 use std::path::Path;
 use tch::Kind;
 
@@ -34,9 +37,11 @@ impl Adaptation {
             (Some(_), None) => checkpoint::latest(output)?,
             (_, named) => named,
         };
+        let taken = || resumed.map_or_else(Vec::new, |folder| checkpoint::measures_of(&folder));
+        let ranks = training.ranks.clone();
         Ok(Self {
             steps_down: training.on_oom == Some(OnOom::StepDown),
-            taken: resumed.map_or_else(Vec::new, |folder| checkpoint::measures_of(&folder)),
+            taken: of_first(&ranks, taken)?,
             earlier: None,
             has_begun: false,
             goes_on: false,
@@ -90,7 +95,14 @@ impl Adaptation {
             Error::Diverged(_) => self.to_keep_numbers(&run),
             _ => None,
         };
-        match next.filter(|_| run.can_start_again()) {
+        let next = next.filter(|_| run.can_start_again());
+        let next = match (run.ranks.is_alone(), run.trouble_is_shared) {
+            (true, _) => next,
+            (false, true) => of_first(&run.ranks, || next).ok().flatten(),
+            // The other ranks do not know of it.
+            (false, false) => None,
+        };
+        match next {
             Some(taken) => {
                 observer.warning(said(&taken, &error, &run));
                 self.taken.push(taken);
@@ -161,6 +173,16 @@ impl Adaptation {
             other => other,
         }
     }
+}
+
+/// What the first rank has in place of what each would have.
+fn of_first<T: Serialize + DeserializeOwned>(ranks: &Ranks, own: impl FnOnce() -> T) -> Result<T> {
+    if ranks.is_alone() {
+        return Ok(own());
+    }
+    let invalid = |error: serde_json::Error| Error::Internal(error.to_string());
+    let text = ranks.of_first(|| serde_json::to_vec(&own()).map_err(invalid))?;
+    serde_json::from_slice(&text).map_err(invalid)
 }
 
 /// What a user is told of a measure.

@@ -10,6 +10,7 @@ pub mod restart;
 mod resumed_options;
 pub mod run;
 mod run_record;
+mod shared_state;
 pub mod training_loop;
 pub mod utc_time;
 pub(super) mod watched;

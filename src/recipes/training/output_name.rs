@@ -1,6 +1,7 @@
 //! The name of an output folder where none is given: from what a run learns, and the date.
 
 use super::utc_time::UtcTime;
+use crate::train::data_parallel::Ranks;
 use std::path::{Path, PathBuf};
 
 /// Characters of a name before the date.
@@ -12,6 +13,27 @@ pub(in crate::recipes) fn free_folder(words: &str, without_letters: &str) -> Pat
     let slug = slug(words);
     let name = if slug.is_empty() { without_letters } else { &slug };
     free(&format!("{name}-{}", UtcTime::now().date()), Path::new(""))
+}
+
+/// The name of a run's folder; one that its launcher started again goes on in the folder that it had.
+pub(in crate::recipes) fn folder(words: &str, without_letters: &str, ranks: &Ranks) -> PathBuf {
+    let last = (ranks.restarts() > 0).then(|| last_folder(words, without_letters)).flatten();
+    last.unwrap_or_else(|| free_folder(words, without_letters))
+}
+
+/// The one before [`free_folder`].
+fn last_folder(words: &str, without_letters: &str) -> Option<PathBuf> {
+    let free = free_folder(words, without_letters);
+    let name = free.to_str()?;
+    let before = match name.rsplit_once('-').map(|(name, number)| (name, number.parse::<u64>())) {
+        // The date's day is no number behind it.
+        Some((name, Ok(number))) if number >= 2 && Path::new(name).exists() => match number {
+            2 => name.to_owned(),
+            number => format!("{name}-{}", number - 1),
+        },
+        _ => return None,
+    };
+    Some(before.into())
 }
 
 /// The first of `NAME`, `NAME-2`, … that is not in `folder`.

@@ -22,6 +22,9 @@ const FREE: &[&str] = &[
     "max_train_steps",
     "push_to_hub",
     "hub_model_id",
+    "gpus",
+    "processes",
+    "timeout",
 ];
 
 /// Options that came after checkpoints which do not name them, with the value that those mean.

@@ -11,6 +11,7 @@ use crate::options::given::GivenFlags;
 use crate::options::training::TrainingArgs;
 use crate::plain_text::counted;
 use crate::train::checkpoint::{self, TrainingState};
+use crate::train::data_parallel::{Ranks, Reduction};
 use crate::train::lr_schedule::{LrSchedule, ScheduleKind};
 use crate::train::measure::Taken;
 use crate::train::metrics::{self, MetricsLog, StepMetrics};
@@ -86,8 +87,10 @@ pub struct TrainingData {
     pub fingerprint: String,
     /// Its files, for `run.json`.
     pub files: Value,
-    /// Batches of an epoch.
+    /// Batches of an epoch, on each rank.
     pub batches_per_epoch: usize,
+    /// The same of all ranks together.
+    pub batches: usize,
     /// Steps of a run whose options give no length; none: those of one epoch.
     pub usual_steps: Option<u64>,
 }
@@ -145,13 +148,21 @@ pub struct Run {
     is_started_again: bool,
     /// Batches of an epoch.
     pub batches_per_epoch: usize,
+    /// The processes that train together.
+    pub ranks: Ranks,
+    /// The mean of gradients over them, where there are several.
+    pub(super) reduction: Option<Reduction>,
+    /// A rank was asked to stop, as all of them know.
+    pub(super) is_asked_to_stop: bool,
+    /// Why the run cannot go on as it is, is known to all ranks.
+    pub(super) trouble_is_shared: bool,
     /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
     pub(super) saved: Option<(u64, bool)>,
     /// How long it has waited, as it was asked to.
     pub(super) paused: Duration,
     metrics: Option<MetricsLog>,
     events: Option<EventWriter>,
-    options: BTreeMap<String, String>,
+    pub(super) options: BTreeMap<String, String>,
     pub(super) resumed_at: u64,
     pub(in crate::recipes) skipped: u64,
     pub(super) skipped_in_a_row: u32,
@@ -180,15 +191,22 @@ impl Run {
             paused: Duration::ZERO,
             resumed_at: 0,
         });
-        Ok(Self {
+        let run = Self {
             device,
             kind: precision.compute_kind(),
             seed,
-            folder: RunFolder::create(
-                options.output_dir,
-                training.existing(options.output_dir),
-                &options.output_dir.join(&training.logging_dir),
-            )?,
+            folder: match training.ranks.is_first() {
+                true => RunFolder::create(
+                    options.output_dir,
+                    training.existing(options.output_dir),
+                    &options.output_dir.join(&training.logging_dir),
+                )?,
+                false => RunFolder::of_another(options.output_dir),
+            },
+            ranks: training.ranks.clone(),
+            reduction: None,
+            is_asked_to_stop: false,
+            trouble_is_shared: false,
             training: training.clone(),
             step: 0,
             micro_step: 0,
@@ -218,7 +236,10 @@ impl Run {
             skipped: 0,
             skipped_in_a_row: 0,
             training_began: earlier.training_began,
-        })
+        };
+        // Before time is spent on what the first rank may refuse.
+        training.ranks.meet()?;
+        Ok(run)
     }
 
     /// Whether it continues from a checkpoint.
@@ -227,7 +248,14 @@ impl Run {
     }
 
     /// Takes what is trained, resumes where asked to, and opens the logs.
-    pub fn prepare(&mut self, trained: Trained, data: TrainingData, observer: &mut dyn Observer) -> Result<()> {
+    pub fn prepare(
+        &mut self,
+        parts: &[&str],
+        trained: Trained,
+        data: TrainingData,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.ranks.agree(data.name, &data.fingerprint)?;
         self.trained = trained;
         let training = &self.training;
         self.batches_per_epoch = data.batches_per_epoch;
@@ -238,7 +266,13 @@ impl Run {
         if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
             self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
         }
-        let resumed = self.resume(observer)?;
+        self.ranks.agree("options", &format!("{:?}", self.options))?;
+        let resumed = if self.ranks.is_first() { self.resume(data.batches, observer)? } else { None };
+        self.share_state()?;
+        self.reduction = Reduction::new(&self.ranks, &self.trained.params, super::shared_state::numbers(parts))?;
+        if !self.ranks.is_first() {
+            return Ok(());
+        }
         if let (Some((folder, _)), false) = (&resumed, self.is_started_again) {
             self.record.resume(&folder.with_file_name("run.json"), self.step);
         }
@@ -269,7 +303,10 @@ impl Run {
     /// The training begins.
     pub fn begin(&mut self) -> Result<()> {
         self.training_began.get_or_insert_with(Instant::now);
-        self.record.write(self, "running", None)
+        match self.ranks.is_first() {
+            true => self.record.write(self, "running", None),
+            false => Ok(()),
+        }
     }
 
     /// Whether all steps are done.
@@ -312,7 +349,7 @@ impl Run {
     }
 
     /// Restores a checkpoint; its folder, and the length of the log when it was made.
-    fn resume(&mut self, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
+    fn resume(&mut self, batches: usize, observer: &mut dyn Observer) -> Result<Option<(PathBuf, u64)>> {
         if self.training.resume_from_checkpoint.is_none() {
             return Ok(None);
         }
@@ -338,7 +375,10 @@ impl Run {
                 .warning(format!("{} holds no intact checkpoint; starting from step 0", self.folder.path().display()));
             return Ok(None);
         };
-        let saved = checkpoint::load(&folder, self.device)?;
+        let mut saved = checkpoint::load(&folder, self.device)?;
+        if saved.state.ranks != self.ranks.count() {
+            self.go_on_with_other_ranks(&mut saved.state, batches, observer);
+        }
         saved.state.check_options(&self.options)?;
         if !self.measures.starts_with(&saved.state.measures) {
             return Err(Error::file(folder, "was written while this run began; start it again"));
@@ -429,6 +469,10 @@ impl Run {
 
     /// Writes `checkpoint-N`, with the adapter that `write_adapter` writes, and removes those that need not be kept.
     pub fn save_checkpoint(&mut self, write_adapter: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if !self.ranks.is_first() {
+            self.saved = Some((self.step, self.evaluation_is_owed));
+            return Ok(());
+        }
         self.check_weights()?;
         let metrics_bytes = self.metrics.as_mut().map_or(Ok(0), MetricsLog::sync)?;
         let state = TrainingState {
@@ -440,6 +484,7 @@ impl Run {
             scaler: self.scaler.as_ref().map(LossScaler::state),
             metrics_bytes,
             evaluation_is_owed: self.evaluation_is_owed,
+            ranks: self.ranks.count(),
             measures: self.measures.clone(),
             options: self.options.clone(),
         };
@@ -454,6 +499,9 @@ impl Run {
 
     /// The error of a run that was asked to stop, which says where it goes on from.
     pub fn interrupted(&self) -> Error {
+        if !self.ranks.is_first() {
+            return Error::Interrupted(String::new());
+        }
         let output = match self.names_output {
             true => String::new(),
             false => format!(" ⟨output_dir⟩ {}", crate::options::shell_path(self.folder.path())),
@@ -504,6 +552,9 @@ impl Run {
 
     /// Leaves word in `run.json` of why the run ended, or takes the folder away again if nothing came into it.
     pub fn fail(&self, error: &Error) {
+        if !self.ranks.is_first() {
+            return;
+        }
         if self.training_began.is_none() {
             return self.folder.remove_if_unused();
         }

@@ -80,6 +80,7 @@ impl RunRecord {
             "device": format!("{:?}", run.device),
             "precision": format!("{:?}", run.kind),
             "seed": run.seed,
+            "processes": run.ranks.count(),
             "steps": run.step,
             "total_steps": run.total_steps,
             "skipped_steps": run.skipped,

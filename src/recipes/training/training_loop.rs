@@ -75,13 +75,13 @@ impl Run {
 /// Optimizer steps until the run's last one, or until `control` asks it to stop, with the state saved. It is saved too where memory is
 /// full or numbers are lost, as it was before the step.
 pub fn train(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
-    let outcome = steps(job, run, control, observer);
+    let outcome = steps(job, run, control, observer).and_then(|()| run.ranks.meet());
     if let Err(Error::OutOfMemory { .. } | Error::Diverged(_)) = &outcome {
         observer.on(Event::End);
         // What cannot be saved was saved last at an earlier step, or begins anew.
         drop(rescue(job, run, observer));
     }
-    outcome
+    outcome.map_err(|error| run.without_a_rank(error))
 }
 
 fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
@@ -93,8 +93,9 @@ fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn
     obey(job, run, control, observer)?;
     while run.step < run.total_steps {
         let before = run.mark();
-        let outcome = catching(|| step(job, run));
+        let outcome = catching(|| step(job, run, control.interrupt()));
         if let Ok(Some(metrics)) = outcome {
+            run.ranks.has_done(run.step)?;
             run.note(metrics, observer)?;
             between_steps(job, run, control, observer)?;
             continue;
@@ -102,7 +103,8 @@ fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn
         let micro_steps = before.micro_step..run.micro_step.max(before.micro_step + 1);
         run.go_back(&before)?;
         outcome?;
-        run.lost = look_for_loss(job, run, micro_steps);
+        let lost = look_for_loss(job, run, micro_steps);
+        run.share_lost(lost)?;
         run.go_back(&before)?;
         run.search_scale_anew();
         // What is said of it names the checkpoint.
@@ -115,22 +117,35 @@ fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn
 }
 
 /// An optimizer step; none where its numbers are lost, and the weights as they were.
-fn step(job: &mut dyn Job, run: &mut Run) -> Result<Option<StepMetrics>> {
+fn step(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt) -> Result<Option<StepMetrics>> {
     let began = Instant::now();
     let (epoch, first) = run.position();
     run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
+    // The other ranks wait for this one's gradients: one whose memory is full says so in their place.
+    let losses = match catching(|| micro_steps(job, run)) {
+        Err(error @ Error::OutOfMemory { .. }) => return Err(run.share_full_memory(error, job.parts(), interrupt)),
+        losses => losses?,
+    };
+    let metrics = optimizer_step(job.parts(), run, &losses, interrupt, began)?;
+    Ok(metrics.map(|metrics| StepMetrics { epoch: epoch as u64, ..metrics }))
+}
+
+/// Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of an epoch ends the
+/// addition.
+fn micro_steps(job: &mut dyn Job, run: &mut Run) -> Result<Vec<Losses>> {
     let mut losses: Vec<Losses> = Vec::new();
-    // Forward and backward, for as many batches as one optimizer step adds up. As in accelerate, the last batch of
-    // an epoch ends the addition.
     loop {
+        let is_last = losses.len() as u64 + 1 == run.training.gradient_accumulation_steps
+            || (run.micro_step + 1).is_multiple_of(run.batches_per_epoch.max(1) as u64);
+        if let (true, Some(reduction)) = (is_last, &mut run.reduction) {
+            reduction.arm();
+        }
         losses.push(job.micro_step(run)?);
         run.micro_step += 1;
-        if run.position().1 == 0 || losses.len() as u64 == run.training.gradient_accumulation_steps {
-            break;
+        if is_last {
+            return Ok(losses);
         }
     }
-    let metrics = optimizer_step(job.parts(), run, &losses, began)?;
-    Ok(metrics.map(|metrics| StepMetrics { epoch: epoch as u64, ..metrics }))
 }
 
 /// Makes `micro_steps` again, with every layer looking for the first number that is none.
@@ -168,7 +183,7 @@ fn between_steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: 
         report_again(run, observer);
     }
     obey(job, run, control, observer)?;
-    let stop = control.interrupt().requested();
+    let stop = run.is_asked_to_stop(control.interrupt());
     if stop || run.is_done() || run.step.is_multiple_of(run.training.checkpointing_steps) {
         save(job, run, observer)?;
         if stop && !run.is_done() {
@@ -219,7 +234,7 @@ fn report_again(run: &Run, observer: &mut dyn Observer) {
 /// [`Job::evaluate`]. One that is broken off is made up for when the run goes on, so that it ends as if it had never stopped.
 fn evaluate(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn Observer) -> Result<()> {
     let phase = std::mem::replace(&mut run.phase, job.evaluation_phase());
-    let outcome = catching(|| job.evaluate(run, control.interrupt(), observer));
+    let outcome = catching(|| job.evaluate(run, control.interrupt(), observer)).and_then(|()| run.ranks.meet());
     run.evaluation_is_owed = matches!(outcome, Err(Error::Interrupted(_) | Error::OutOfMemory { .. }));
     if let Err(Error::Interrupted(_)) = outcome {
         save(job, run, observer)?;
@@ -266,19 +281,29 @@ fn save(job: &dyn Job, run: &mut Run, observer: &mut dyn Observer) -> Result<()>
 }
 
 /// Clips, steps and reports; nothing where numbers are lost. The numbers of a step come to the host here, in one go.
-fn optimizer_step(parts: &[&str], run: &mut Run, losses: &[Losses], began: Instant) -> Result<Option<StepMetrics>> {
+fn optimizer_step(
+    parts: &[&str],
+    run: &mut Run,
+    losses: &[Losses],
+    interrupt: &Interrupt,
+    began: Instant,
+) -> Result<Option<StepMetrics>> {
     let mean =
         |of: &dyn Fn(&Losses) -> Tensor| Tensor::stack(&losses.iter().map(of).collect::<Vec<_>>(), 0).mean(Kind::Float);
     let total = mean(&|losses| losses.total.shallow_clone());
     let means = (0..parts.len()).map(|part| mean(&|losses| losses.parts[part].shallow_clone()));
+    let (total, means, asked) = run.share_step(total, means.collect(), interrupt)?;
     let grads = gradients::gradients(&run.trained.params);
     let overflow = run.scaler.as_ref().map(|scaler| scaler.unscale(&grads)).transpose()?.flatten();
     let norm = gradients::grad_norm(&grads)?.to_device(run.device);
     let overflow = overflow.unwrap_or_else(|| norm.zeros_like());
     let lr = run.schedule.lr(run.optimizer_steps());
-    let numbers: Vec<Tensor> = [total, norm.view([]), overflow.view([])].into_iter().chain(means).collect();
+    let numbers: Vec<Tensor> =
+        [total, norm.view([]), overflow.view([])].into_iter().chain(means).chain(asked).collect();
     let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?; // the host waits here, and nowhere else in a step
     let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
+    run.is_asked_to_stop = run.reduction.is_some() && numbers[3 + parts.len()] > 0.0;
+    run.heed_ranks(&numbers[3 + parts.len()..])?;
     let finite = numbers[2] == 0.0;
     if let Some(scaler) = &mut run.scaler {
         scaler.update(finite);
