@@ -75,8 +75,10 @@ fn models_that_cannot_be_read_are_refused_by_what_is_wrong_with_them() {
     edited("another activation", &|config| config["activation_function"] = json!("tanhh"), &["config.json", "tanhh"]);
     edited("a larger model", &|config| config["n_embd"] = json!(48), &["wte.weight", "48", "24"]);
     for method in ["bitsandbytes", "gptq", "awq"] {
-        let quantised = |config: &mut Value| config["quantization_config"] = json!({ "quant_method": method });
-        edited(method, &quantised, &["config.json", "quantised", method, "--load-in-8bit"]);
+        let how =
+            json!({ "quant_method": method, "load_in_4bit": method == "bitsandbytes", "bnb_4bit_quant_type": "fp4" });
+        let quantised = |config: &mut Value| config["quantization_config"] = how.clone();
+        edited(method, &quantised, &["config.json", "quantised", method, "NF4", "--quantize"]);
     }
 
     let own = Own::of(gpt2(true));
@@ -114,7 +116,7 @@ fn weights_by_the_names_of_quantised_ones_are_refused() {
         let mut tensors = tch::Tensor::read_safetensors(&path).unwrap();
         tensors.push((format!("transformer.h.0.attn.c_attn.{end}"), tch::Tensor::zeros([4], tch::kind::FLOAT_CPU)));
         tch::Tensor::write_safetensors(&tensors, &path).unwrap();
-        own.refused(&mut complaints, end, &[], &["model.safetensors", "quantised", end, "--load-in-8bit"]);
+        own.refused(&mut complaints, end, &[], &["model.safetensors", "quantised", end, "NF4", "--quantize"]);
     }
 }
 
@@ -251,7 +253,7 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
         ("--eval-steps 5", &["--eval-steps", "--validation-file"]),
         ("--best-by accuracy", &["--best-by accuracy", "--validation-file"]),
         ("--lora-r 0", &["--lora-r"]),
-        ("--int8-threshold 4", &["--int8-threshold needs --load-in-8bit"]),
+        ("--int8-threshold 4", &["--int8-threshold needs --quantize int8"]),
         ("--revision main", &["--revision", "hub id"]),
     ] {
         let more = words(flags);

@@ -137,6 +137,32 @@ fn language_models_learn_what_they_learn_on_the_cpu() {
 }
 
 #[test]
+fn weights_in_few_bits_learn_what_they_learn_on_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cpu, card) = (folder.path().join("cpu"), folder.path().join("card"));
+    let compare = |what: &str, train: &dyn Fn(&Path, &str) -> Vec<String>| {
+        for bits in ["nf4", "fp8"] {
+            lorabooth_ok(&train(&cpu, &format!("--device cpu --quantize {bits}")));
+            let expected = losses(&cpu);
+            for more in ["", "--offload cpu", "--gradient-checkpointing"] {
+                on_card_ok(&train(&card, &format!("--device cuda --quantize {bits} {more}")), &[]);
+                assert_close(&losses(&card), &expected, 1e-5, &format!("{what} {bits} {more}"));
+            }
+        }
+    };
+    for job in [jobs::llama(), jobs::gpt2(true)] {
+        compare(job.name, &|out, more| {
+            let flags = words(&format!("--overwrite --max-train-steps 3 {more}"));
+            job.train(out, &flags.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+    }
+    compare("Stable Diffusion", &|out, more| {
+        let common = "--overwrite --mixed-precision no --resolution 64 --max-train-steps 3 --train-text-encoder --lora-targets to_q,conv1";
+        dreambooth(&model("tiny"), out, &format!("{common} {more}"))
+    });
+}
+
+#[test]
 fn an_image_is_the_cpus() {
     let folder = tempfile::tempdir().unwrap();
     let draw = |device: &str| {
@@ -184,6 +210,8 @@ fn a_step_of_stable_diffusion_stays_under_its_ceilings() {
         ("--gradient-checkpointing", [3000, 2, 3400, 2200, 2250]),
         ("--gradient-checkpointing --use-8bit-adam", [3100, 2, 3400, 2200, 2250]),
         ("--gradient-checkpointing --load-in-8bit", [5700, 2, 6100, 1850, 1900]),
+        ("--gradient-checkpointing --quantize fp8", [4050, 2, 4400, 1250, 1280]),
+        ("--gradient-checkpointing --quantize nf4", [3750, 2, 4100, 1680, 1750]),
         ("--gradient-checkpointing --offload cpu", [3700, 2, 3400, 420, 450]),
         ("", [2100, 2, 2300, 2650, 2700]),
     ] {

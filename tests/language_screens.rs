@@ -110,7 +110,7 @@ fn a_run_closes_with_a_command_that_tries_the_adapter() {
         (&job, &["--prompt-template=-{text}"], vec![format!("--prompt='-{}'", first("train.jsonl"))]),
         (&summary, &[], vec![format!("--prompt '{}'", first("train.jsonl"))]),
         (&classifier, &[], vec![format!("--prompt '{}'", first("train.jsonl"))]),
-        (&job, &["--load-in-8bit"], vec!["--load-in-8bit --max-new-tokens".to_owned()]),
+        (&job, &["--load-in-8bit"], vec!["--quantize int8 --max-new-tokens".to_owned()]),
         (&job, &["--load-in-8bit", "--int8-threshold", "3"], vec!["--int8-threshold 3".to_owned()]),
         (&job, &["--offload", "cpu"], vec!["--offload cpu".to_owned()]),
         (&job, &["--peft-method", "prefix-tuning"], vec!["--max-new-tokens".to_owned()]),

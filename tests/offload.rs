@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use support::{lorabooth, lorabooth_ok, made, model, photos, read_json};
+use support::{lorabooth_ok, made, model, photos, read_json};
 
 /// A language model's job: a folder of `language_job.py`, and its task.
 fn job(class: &str, task: &'static str, dtype: &str, config: Value) -> (PathBuf, &'static str) {
@@ -129,14 +129,4 @@ fn weights_are_not_in_memory_together() {
     println!("weights {:.0} MB; at the peak {:.0} MB, streamed {:.0} MB", weights / 1e6, stays / 1e6, comes / 1e6);
     assert!(stays > weights, "{stays} bytes are less than the weights");
     assert!(comes < stays - 0.8 * weights, "{comes} bytes, {stays} where weights stay");
-}
-
-#[test]
-fn eight_bits_and_offload_exclude_each_other() {
-    let [(folder, _), ..] = jobs();
-    let model = folder.join("model").display().to_string();
-    let output = lorabooth(&["complete", "--model", &model, "--prompt", "red", "--load-in-8bit", "--offload", "cpu"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("--load-in-8bit") && said.contains("--offload cpu"), "{said}");
 }

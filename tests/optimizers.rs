@@ -100,7 +100,7 @@ fn adamw_8bit_takes_bitsandbytes_steps_and_quantises_as_it_does() {
     let expected = read(&folder.path().join("quantize.safetensors"));
     for (name, signed) in [("signed", true), ("unsigned", false)] {
         let of = |part: &str| &expected[&format!("{name}.{part}")];
-        assert_eq!(distance(&lorabooth::train::adamw8bit::dynamic_map(signed), of("map")), 0.);
+        assert_eq!(distance(&lorabooth::weights::storage::dynamic_map(signed), of("map")), 0.);
         let codebook = Codebook::new(signed, Device::Cpu);
         let (codes, absmax) = codebook.quantize(of("values"));
         assert_eq!(&absmax, of("absmax"));

@@ -127,6 +127,10 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
         ("llama", &llama, format!("{causal} --mixed-precision bf16")),
         ("llama", &llama, format!("{causal} --mixed-precision no --offload cpu")),
         ("gpt2", &gpt2, format!("{recomputed} --offload cpu")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16 --quantize nf4")),
+        ("llama", &llama, format!("{causal} --mixed-precision no --quantize nf4")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16 --quantize fp8")),
+        ("llama", &llama, format!("{causal} --mixed-precision bf16 --quantize nf4 --offload cpu")),
         ("bert", &bert, "--task seq-cls --label-column label --mixed-precision no".to_owned()),
     ];
     let mut complaints = Vec::new();
@@ -143,7 +147,7 @@ fn the_plan_of_a_language_models_run_is_near_what_it_takes() {
 }
 
 #[test]
-fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
+fn fewer_bits_and_streaming_are_suggested_where_they_save_memory() {
     let config = json!({ "n_positions": 64, "n_embd": 768, "n_layer": 4, "n_head": 12 });
     let model = made("language_job.py", "job", &json!({ "class": "GPT2LMHeadModel", "config": config })).join("model");
     let suggested = |more: &[&str]| {
@@ -158,10 +162,42 @@ fn streaming_takes_the_place_of_eight_bits_that_are_not_enough() {
         assert_eq!(plan["peak_bytes"].as_u64().unwrap() - saved, plan["fitted_peak_bytes"].as_u64().unwrap());
         suggestions.iter().map(|suggestion| suggestion["what"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    let asked = suggested(&[]);
-    assert!(asked.contains(&"--offload cpu".to_owned()) && !asked.contains(&"--load-in-8bit".to_owned()), "{asked:?}");
-    let asked = suggested(&["--load-in-8bit"]);
-    assert!(asked.contains(&"--offload cpu in place of --load-in-8bit".to_owned()), "{asked:?}");
+    for more in [&[][..], &["--load-in-8bit"]] {
+        let asked = suggested(more);
+        assert!(asked.contains(&"--quantize nf4".to_owned()), "{asked:?}");
+        assert!(asked.contains(&"--offload cpu".to_owned()), "{asked:?}");
+    }
+    let asked = suggested(&["--quantize", "nf4", "--offload", "cpu"]);
+    assert!(asked.iter().all(|what| !what.contains("quantize") && !what.contains("offload")), "{asked:?}");
+}
+
+/// QLoRA on LLaMA-7B, of which nothing but the configuration is there.
+#[test]
+fn a_model_of_7_billion_in_4_bits_is_planned_from_its_configuration_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = json!({ "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5, "vocab_size": 32000, "tie_word_embeddings": false, "hidden_act": "silu", "torch_dtype": "float16" });
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let plan = |more: &[&str]| {
+        let common = ["plan", "llm", "--json", "--device", "cpu", "--task", "causal-lm", "--max-seq-length", "512"];
+        let model = ["--train-batch-size", "1", "--model", folder.path().to_str().unwrap()];
+        let said = lorabooth_ok(&[&common[..], &model, more].concat());
+        serde_json::from_str::<Value>(said.trim()).unwrap()
+    };
+    // The blocks' linear layers; tokens' table and output stay in bf16.
+    let numbers = 32.0 * (4.0 * 4096.0 * 4096.0 + 3.0 * 4096.0 * 11008.0);
+    let rest = 2.0 * (2.0 * 32000.0 * 4096.0);
+    let flags = ["--mixed-precision", "bf16", "--gradient-checkpointing", "--quantize"];
+    for (bits, bytes) in [("nf4", 0.5 + 1.0 / 64.0), ("int8", 1.0), ("fp8", 1.0), ("none", 2.0)] {
+        let peak = plan(&[&flags[..], &[bits]].concat())["peak_bytes"].as_f64().unwrap();
+        let beside = peak - numbers * bytes - rest;
+        assert!((0.0..1.2e9).contains(&beside), "{bits}: {peak}");
+    }
+    let fitted = plan(&["--fit", "6"]);
+    let what: Vec<&str> =
+        fitted["suggestions"].as_array().unwrap().iter().map(|one| one["what"].as_str().unwrap()).collect();
+    assert!(what.contains(&"--quantize nf4"), "{what:?}");
 }
 
 /// What the command writes to its standard output and its standard error where libtorch sees a processor with AVX2 alone, which

@@ -206,21 +206,47 @@ mod tests {
     use super::*;
     use crate::adapters::{InitWeights, TargetModules};
     use crate::libtorch::random::Generator;
-    use crate::weights::{BaseWeight, Op, Stride};
+    use crate::weights::{BaseWeight, Layout, Op, Placement, Quantize, Sources, Storage, StreamedWeight, Stride};
+    use clap::ValueEnum;
     use std::rc::Rc;
-    use tch::Kind;
+    use tch::{Device, Kind};
 
     /// A linear site and a convolution with biases, and an input for each.
     fn model() -> (Rc<Sites>, Tensor, Tensor) {
+        kept(Storage::default())
+    }
+
+    /// The same with weights that are kept so.
+    fn kept(storage: Storage) -> (Rc<Sites>, Tensor, Tensor) {
         let mut generator = Generator::new(5);
         let mut randn = |shape: &[i64]| generator.randn(shape);
         let sites = Sites::new();
+        let sources = Sources::of(Device::Cpu).unwrap();
+        let placement = Placement { device: Device::Cpu, kind: Kind::Float };
+        let weight = |op: Op, weight: Tensor| {
+            let (shape, quantize) = (weight.size(), storage.quantize);
+            let bits = if quantize.takes(op) { storage } else { Storage::default() };
+            let made = bits.quantised(weight, Kind::Float).unwrap();
+            match storage.streamed {
+                true => {
+                    let streamed =
+                        StreamedWeight::quantised(made, "w", &shape, Layout::AsStored, placement, &sources).unwrap();
+                    BaseWeight::Streamed(streamed)
+                }
+                false => made,
+            }
+        };
         let bias = sites.register_param("block.proj.bias", randn(&[6]));
-        sites.register("block.proj", Op::Linear, BaseWeight::Dense(randn(&[6, 4])), Some(bias));
+        sites.register("block.proj", Op::Linear, weight(Op::Linear, randn(&[6, 4])), Some(bias));
         let bias = sites.register_param("block.conv.bias", randn(&[5]));
         let op = Op::Conv2d(Stride { stride: 2, padding: 1 });
-        sites.register("block.conv", op, BaseWeight::Dense(randn(&[5, 3, 3, 3])), Some(bias));
+        sites.register("block.conv", op, weight(op, randn(&[5, 3, 3, 3])), Some(bias));
         (sites, randn(&[2, 7, 4]), randn(&[2, 3, 8, 8]))
+    }
+
+    fn storages() -> Vec<Storage> {
+        let waits = |quantize: &Quantize| [false, true].map(|streamed| Storage { streamed, ..(*quantize).into() });
+        Quantize::value_variants().iter().flat_map(waits).collect()
     }
 
     fn config(change: impl Fn(&mut LoraConfig)) -> LoraConfig {
@@ -243,6 +269,11 @@ mod tests {
         ]
     }
 
+    /// Every method on every storage.
+    fn each() -> impl Iterator<Item = (LoraConfig, Storage)> {
+        variants().into_iter().flat_map(|config| storages().into_iter().map(move |storage| (config.clone(), storage)))
+    }
+
     fn outputs(sites: &Sites, xs: &Tensor, image: &Tensor) -> (Tensor, Tensor) {
         (sites.get("block.proj").unwrap().forward(xs), sites.get("block.conv").unwrap().forward(image))
     }
@@ -253,8 +284,8 @@ mod tests {
 
     #[test]
     fn a_fresh_adapter_does_not_change_the_output() {
-        for config in variants() {
-            let (sites, xs, image) = model();
+        for (config, storage) in each() {
+            let (sites, xs, image) = kept(storage);
             let before = outputs(&sites, &xs, &image);
             attach(&sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap();
             let after = outputs(&sites, &xs, &image);
@@ -264,8 +295,8 @@ mod tests {
 
     #[test]
     fn gradients_reach_exactly_the_adapter() {
-        for config in variants() {
-            let (sites, xs, image) = model();
+        for (config, storage) in each() {
+            let (sites, xs, image) = kept(storage);
             let attached = attach(&sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap();
             let (ys, conv) = outputs(&sites, &xs, &image);
             (ys.square().sum(Kind::Float) + conv.square().sum(Kind::Float)).backward();
@@ -294,6 +325,25 @@ mod tests {
             assert_eq!(outputs(&sites, &xs, &image), adapted);
             sites.set_enabled(false);
             assert_eq!(outputs(&sites, &xs, &image), base);
+        }
+    }
+
+    /// Merged is the dense weight that the codes stand for.
+    #[test]
+    fn on_every_storage_the_forward_equals_that_of_the_merged_weight() {
+        for (mut config, storage) in each() {
+            config.init_lora_weights = InitWeights::Drawn;
+            let (sites, xs, image) = kept(storage);
+            attach(&sites, "a", config, Init::Draw(&mut Generator::new(1))).unwrap();
+            let adapted = outputs(&sites, &xs, &image);
+            for (path, xs, ys) in [("block.proj", &xs, &adapted.0), ("block.conv", &image, &adapted.1)] {
+                let site = sites.get(path).unwrap();
+                let merged = site.op().run(xs, &site.merged_weight(), Some(&site.bias().unwrap().get()));
+                // Int8 rounds its input too.
+                let bound = if storage.quantize == Quantize::Int8 && site.op() == Op::Linear { 0.03 } else { 1e-4 };
+                let error = f64::try_from((ys - &merged).abs().max() / merged.abs().max()).unwrap();
+                assert!(error < bound, "{path} in {storage:?}: {error}");
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use super::site::Site;
 use crate::error::Result;
 use crate::libtorch::autograd_node;
 use crate::libtorch::low_rank::{add_product, scaled_product, wide_product, Factor};
-use crate::weights::InputGradient;
+use crate::weights::BaseWeight;
 use tch::{no_grad, Tensor};
 
 /// What a low-rank adapter adds to a projection: `factor · B A`.
@@ -22,7 +22,7 @@ pub struct LowRank<'a> {
 
 /// One projection's share in backward.
 struct Share {
-    weight: InputGradient,
+    weight: BaseWeight,
     low_rank: Option<Added>,
 }
 
@@ -45,7 +45,7 @@ pub(super) fn project(sites: &[&Site], xs: &Tensor) -> Result<Option<Vec<Tensor>
         let made = site.with_low_rank(|weight, bias, low_rank| -> Result<(Tensor, Share)> {
             let mut ys = no_grad(|| weight.run(site.op(), &input, bias)).detach();
             let Some(LowRank { a, b, factor }) = low_rank else {
-                return Ok((ys, Share { weight: weight.input_gradient(), low_rank: None }));
+                return Ok((ys, Share { weight: weight.share(), low_rank: None }));
             };
             let (a_copy, b_copy) = (a.in_kind(xs.kind())?, b.in_kind(xs.kind())?);
             let hidden = scaled_product(&input, &a_copy.tr(), factor)?; // [m, r]
@@ -54,7 +54,7 @@ pub(super) fn project(sites: &[&Site], xs: &Tensor) -> Result<Option<Vec<Tensor>
             leaves.extend([a.leaf().shallow_clone(), b.leaf().shallow_clone()]);
             saved.extend([a_copy, b_copy]);
             saved.extend(learns.then_some(hidden));
-            Ok((ys, Share { weight: weight.input_gradient(), low_rank: Some(Added { factor, learns }) }))
+            Ok((ys, Share { weight: weight.share(), low_rank: Some(Added { factor, learns }) }))
         });
         let Some(made) = made else { return Ok(None) };
         let (ys, share) = made?;
@@ -88,7 +88,7 @@ fn gradients(
     for (share, grad) in shares.iter().zip(grads) {
         let grad = grad.as_ref();
         if let (true, Some(grad)) = (reaches_input, grad) {
-            to_xs = Some(share.weight.add_to(to_xs, grad));
+            to_xs = Some(share.weight.add_input_gradient(to_xs, grad));
         }
         let Some(&Added { factor, learns }) = share.low_rank.as_ref() else { continue };
         let (a, b, hidden) = (&rest[0], &rest[1], learns.then(|| &rest[2]));

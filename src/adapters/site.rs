@@ -274,11 +274,10 @@ impl Site {
             .fold(start, |weight, on_site| on_site.adapter.merged(self, weight, on_site.scale))
     }
 
-    /// Moves a weight that lies on a device as it is.
+    /// Moves a weight that lies on a device.
     fn move_to(&self, device: Device) -> Result<()> {
-        if let BaseWeight::Dense(weight) = &mut *self.weight.borrow_mut() {
-            *weight = weight.f_to_device(device)?;
-        }
+        let moved = self.weight.borrow().moved_to(device)?;
+        *self.weight.borrow_mut() = moved;
         Ok(())
     }
 
@@ -287,9 +286,8 @@ impl Site {
     }
 
     fn merge(&self) {
-        // What waits elsewhere would have to stay where it computes.
-        let is_streamed = matches!(*self.weight.borrow(), BaseWeight::Streamed(_));
-        if self.unmerged.borrow().is_some() || !self.has_enabled() || is_streamed {
+        // What waits elsewhere, or takes less memory than it would merged, stays so.
+        if self.unmerged.borrow().is_some() || !self.has_enabled() || !self.weight.borrow().is_dense() {
             return;
         }
         let _no_grad = tch::no_grad_guard();
@@ -470,8 +468,8 @@ impl Sites {
         self.params().iter().for_each(|param| param.freeze());
     }
 
-    /// Folds every enabled adapter into its weight, but for weights that wait in host memory: a forward then costs what the base
-    /// model's costs.
+    /// Folds every enabled adapter into its weight, but for weights that wait in host memory or are kept in few bits: a forward then
+    /// costs what the base model's costs.
     pub fn merge(&self) {
         self.all().iter().for_each(|site| site.merge());
     }

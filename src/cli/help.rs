@@ -76,7 +76,7 @@ With --gradient-accumulation-steps, the last batch of an epoch ends the accumula
             "learning_rate",
             "train_batch_size",
             "lora_r",
-            "load_in_8bit",
+            "quantize",
             "resume_from_checkpoint",
         ],
         below: "Examples:
@@ -196,7 +196,7 @@ Example:
             "lora_r",
             "mixed_precision",
             "gradient_checkpointing",
-            "load_in_8bit",
+            "quantize",
             "max_train_steps",
         ],
         below: PLAN,

@@ -23,7 +23,7 @@ use crate::recipes::{dreambooth, language, push};
 use crate::train::data_parallel::launch::Launch;
 use crate::train::data_parallel::{processes, Ranks};
 use crate::weights::hub::Hub;
-use crate::weights::{Storage, DEFAULT_THRESHOLD};
+use crate::weights::{Quantize, Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
 use serde_json::json;
 use std::path::Path;
@@ -263,10 +263,16 @@ fn prompt_flag(prompt: &str) -> String {
 
 /// The flags that ask for weights as they were kept, behind a space each.
 fn storage_flags(weights: &StorageArgs) -> String {
-    match weights.storage() {
-        Storage::Dense => String::new(),
-        Storage::Int8 { threshold: DEFAULT_THRESHOLD } => " --load-in-8bit".to_owned(),
-        Storage::Int8 { threshold } => format!(" --load-in-8bit --int8-threshold {threshold}"),
-        Storage::Streamed => " --offload cpu".to_owned(),
+    let Storage { quantize, int8_threshold, streamed } = weights.storage();
+    let mut flags = String::new();
+    if quantize != Quantize::None {
+        flags.push_str(&format!(" --quantize {}", quantize.name()));
     }
+    if int8_threshold != DEFAULT_THRESHOLD {
+        flags.push_str(&format!(" --int8-threshold {int8_threshold}"));
+    }
+    if streamed {
+        flags.push_str(" --offload cpu");
+    }
+    flags
 }

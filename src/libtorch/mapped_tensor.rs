@@ -48,7 +48,7 @@ pub fn over(map: &Arc<FileMap>, start: usize, shape: &[i64], kind: Kind) -> Resu
 }
 
 /// C++'s number of a dtype that weight files have (`c10::ScalarType`).
-fn scalar_type(kind: Kind) -> Result<i32> {
+pub(super) fn scalar_type(kind: Kind) -> Result<i32> {
     Ok(match kind {
         Kind::Uint8 => 0,
         Kind::Int8 => 1,

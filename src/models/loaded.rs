@@ -21,6 +21,6 @@ pub(super) fn load<M>(
     build: impl FnOnce(&Loader) -> Result<M>,
 ) -> Result<Loaded<M>> {
     let sites = Sites::new();
-    let loader = Loader::new(weights, sites.clone(), placement);
+    let loader = Loader::new(weights, sites.clone(), placement)?;
     Ok(Loaded { model: build(&loader)?, sites })
 }

@@ -1,9 +1,9 @@
 //! A cursor into a model's weights: a path, what lies under it, and where it goes.
 
 use crate::adapters::{Param, Site, SiteTraits, Sites};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::weights::{BaseWeight, BlockStream, Int8Weight, Layout, Op, Placement, Storage, StreamedWeight, WeightSet};
+use crate::weights::{BaseWeight, Layout, Op, Placement, Quantize, Sources, Storage, StreamedWeight, WeightSet};
 use std::cell::Cell;
 use std::ops::Div;
 use std::rc::Rc;
@@ -32,8 +32,8 @@ pub enum Bias {
 #[derive(Clone)]
 pub struct Loader {
     weights: Arc<WeightSet>,
-    /// What brings weights to a device that does not hold them.
-    stream: Option<Arc<BlockStream>>,
+    /// From where weights are brought that are not kept where they compute.
+    sources: Option<Sources>,
     sites: Rc<Sites>,
     placement: Placement,
     path: String,
@@ -41,10 +41,10 @@ pub struct Loader {
 
 impl Loader {
     /// The root of `weights`; what is loaded is registered in `sites`.
-    pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Self {
-        let is_streamed = weights.keeping().storage == Storage::Streamed && placement.device != Device::Cpu;
-        let stream = is_streamed.then(|| Arc::new(BlockStream::to(placement.device)));
-        Self { weights: Arc::new(weights), stream, sites, placement, path: String::new() }
+    pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Result<Self> {
+        let is_streamed = weights.keeping().storage.streamed;
+        let sources = is_streamed.then(|| Sources::of(placement.device)).transpose()?;
+        Ok(Self { weights: Arc::new(weights), sources, sites, placement, path: String::new() })
     }
 
     fn key(&self, name: &str) -> String {
@@ -124,9 +124,7 @@ impl Loader {
     pub(super) fn tied(&self, op: Op, shared: &Site, traits: SiteTraits) -> Result<Rc<Site>> {
         let weight = shared.with_weight(|table| match (op, table) {
             // A projection needs all rows.
-            (Op::Linear, BaseWeight::Streamed(_)) => {
-                self.streamed(&weight_key(shared), &table.shape(), Layout::AsStored)
-            }
+            (Op::Linear, BaseWeight::Streamed(_)) => self.dense(&weight_key(shared), &table.shape(), Layout::AsStored),
             (_, BaseWeight::Streamed(table)) => Ok(BaseWeight::Streamed(table.clone())),
             _ => Ok(BaseWeight::Dense(table.dense(table.kind()))),
         })?;
@@ -154,12 +152,18 @@ impl Loader {
     fn kept(&self, op: Op, shape: &[i64], layout: Layout, traits: &SiteTraits) -> Result<BaseWeight> {
         interrupt::check()?;
         let key = self.key("weight");
-        match self.weights.keeping().storage {
-            Storage::Streamed if op == Op::Embedding => self.table(&key, shape),
-            Storage::Streamed if !is_head(&self.path) => self.streamed(&key, shape, layout),
-            Storage::Int8 { threshold } if op == Op::Linear && self.is_in_8_bits(traits) => {
-                self.int8(&key, shape, layout, threshold)
+        let Storage { quantize, streamed, .. } = self.weights.keeping().storage;
+        if let Some(packed) = self.four_bit(&key, shape)? {
+            return Ok(packed);
+        }
+        let is_inner = !is_head(&self.path) && !traits.output && !self.weights.keeping().is_in_fp32(&self.path);
+        match (op, streamed) {
+            _ if quantize.takes(op) && is_inner => self.quantised(&key, shape, layout),
+            // A forward reads a few rows of it.
+            (Op::Embedding, true) => {
+                Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, &key, shape, self.placement())?))
             }
+            (_, true) if !is_head(&self.path) => self.dense(&key, shape, layout),
             _ => {
                 let weight = layout.of(self.weight(shape)?);
                 if layout == Layout::ChannelsLast {
@@ -170,31 +174,52 @@ impl Loader {
         }
     }
 
-    fn is_in_8_bits(&self, traits: &SiteTraits) -> bool {
-        !is_head(&self.path) && !traits.output && !self.weights.keeping().is_in_fp32(&self.path)
+    /// What the file has in 4 bits already stays so.
+    fn four_bit(&self, key: &str, shape: &[i64]) -> Result<Option<BaseWeight>> {
+        let Storage { quantize, .. } = self.weights.keeping().storage;
+        if !self.weights.is_four_bit(key) || self.weights.keeping().is_in_fp32(&self.path) {
+            return Ok(None);
+        }
+        if !matches!(quantize, Quantize::None | Quantize::Nf4) {
+            return Err(Error::file(
+                self.weights.origin(),
+                format!("is in 4 bits (NF4) already; leave ⟨quantize⟩ {} out", quantize.name()),
+            ));
+        }
+        match &self.sources {
+            None => self.weights.four_bit(key, shape, self.placement()),
+            Some(sources) => Ok(StreamedWeight::four_bit(&self.weights, key, shape, self.placement(), sources)?
+                .map(BaseWeight::Streamed)),
+        }
     }
 
-    /// A table of embeddings, of which a forward reads a few rows.
-    fn table(&self, key: &str, shape: &[i64]) -> Result<BaseWeight> {
-        Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, key, shape, self.placement())?))
+    /// Not quantised, from where such weights wait.
+    fn dense(&self, key: &str, shape: &[i64], layout: Layout) -> Result<BaseWeight> {
+        let placement = self.placement();
+        match &self.sources {
+            Some(sources) => {
+                let weight = StreamedWeight::dense(&self.weights, key, shape, layout, placement, sources)?;
+                Ok(BaseWeight::Streamed(weight))
+            }
+            None => Ok(BaseWeight::Dense(layout.of(self.weights.load(key, shape, placement)?))),
+        }
     }
 
-    fn streamed(&self, key: &str, shape: &[i64], layout: Layout) -> Result<BaseWeight> {
-        Ok(BaseWeight::Streamed(match &self.stream {
-            Some(stream) => StreamedWeight::pinned(&self.weights, key, shape, layout, self.placement(), stream)?,
-            None => StreamedWeight::in_file(&self.weights, key, shape, layout, self.placement())?,
-        }))
-    }
-
-    /// From the file's own dtype, as bitsandbytes does.
-    fn int8(&self, key: &str, shape: &[i64], layout: Layout, threshold: f64) -> Result<BaseWeight> {
-        let Placement { device, kind } = self.placement;
+    /// From the file's own dtype, as bitsandbytes does. Where it is to wait elsewhere it is made on the host.
+    fn quantised(&self, key: &str, shape: &[i64], layout: Layout) -> Result<BaseWeight> {
+        let Placement { device, kind } = self.placement();
+        let device = if self.sources.is_some() { Device::Cpu } else { device };
         let of_file = Placement { device, kind: self.weights.kind(key)? };
         let weight = layout.of(self.weights.load(key, shape, of_file)?);
-        let int8 = Int8Weight::quantise(&weight, kind, threshold);
-        drop(weight);
+        let made = self.weights.keeping().storage.quantised(weight, kind)?;
         self.weights.let_go(key);
-        Ok(BaseWeight::Int8(int8))
+        match &self.sources {
+            None => Ok(made),
+            Some(sources) => {
+                let waits = StreamedWeight::quantised(made, key, shape, layout, self.placement(), sources)?;
+                Ok(BaseWeight::Streamed(waits))
+            }
+        }
     }
 }
 

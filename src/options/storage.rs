@@ -2,7 +2,7 @@
 
 use super::checks::{in_range, refuse, MAX_FACTOR};
 use crate::error::Result;
-use crate::weights::{Storage, DEFAULT_THRESHOLD};
+use crate::weights::{Quantize, Storage, DEFAULT_THRESHOLD};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -19,14 +19,17 @@ pub enum Offload {
 /// How frozen weights are kept.
 #[derive(Debug, Clone, PartialEq, Args, Serialize)]
 pub struct StorageArgs {
-    /// Store the frozen weights of linear layers in 8 bits (LLM.int8())
-    #[arg(long, help_heading = "Memory")]
+    /// Bits of the frozen weights: int8 (LLM.int8()) and nf4 (4 bits, QLoRA) are for linear layers, fp8 (e4m3) for convolutions too
+    #[arg(long, value_enum, default_value_t = Quantize::None, hide_possible_values = true, help_heading = "Memory")]
+    pub quantize: Quantize,
+    /// The same as --quantize int8
+    #[arg(long, hide = true, help_heading = "Memory")]
     pub load_in_8bit: bool,
-    /// With --load-in-8bit: input features of at least this magnitude are computed in 16 bits [default: 6]
+    /// With --quantize int8: input features of at least this magnitude are computed in 16 bits [default: 6]
     #[arg(long, help_heading = "Memory")]
     pub int8_threshold: Option<f64>,
     /// cpu: keep the frozen weights in host memory and copy each block to the device when it is used; on the CPU they stay in
-    /// their files
+    /// files
     #[arg(long, value_enum, default_value_t = Offload::None, help_heading = "Memory")]
     pub offload: Offload,
 }
@@ -35,24 +38,34 @@ impl StorageArgs {
     /// Refuses what cannot be meant, by its flag and with what to give instead.
     pub fn check(&self) -> Result<()> {
         in_range("⟨int8_threshold⟩", self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD), MAX_FACTOR)?;
-        if self.int8_threshold.is_some() && !self.load_in_8bit {
-            return refuse("⟨int8_threshold⟩ needs ⟨load_in_8bit⟩, without which nothing is computed in 8 bits".into());
+        if self.load_in_8bit && !matches!(self.quantize, Quantize::None | Quantize::Int8) {
+            let other = self.quantize.name();
+            return refuse(format!(
+                "⟨load_in_8bit⟩ is ⟨quantize⟩ int8, and ⟨quantize⟩ {other} is given too; leave one out"
+            ));
         }
-        match (self.load_in_8bit, self.offload) {
-            (true, Offload::Cpu) => refuse(
-                "⟨load_in_8bit⟩ and ⟨offload⟩ cpu exclude each other; the first computes faster, the second takes less memory"
-                    .into(),
-            ),
-            _ => Ok(()),
+        if self.int8_threshold.is_some() && self.quantize() != Quantize::Int8 {
+            return refuse(
+                "⟨int8_threshold⟩ needs ⟨quantize⟩ int8, without which nothing is computed in 8 bits".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// In how many bits the weights of projections are kept.
+    pub fn quantize(&self) -> Quantize {
+        match self.load_in_8bit {
+            true => Quantize::Int8,
+            false => self.quantize,
         }
     }
 
     /// How the weights of projections are kept.
     pub fn storage(&self) -> Storage {
-        match (self.load_in_8bit, self.offload) {
-            (true, _) => Storage::Int8 { threshold: self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD) },
-            (false, Offload::Cpu) => Storage::Streamed,
-            (false, Offload::None) => Storage::Dense,
+        Storage {
+            quantize: self.quantize(),
+            int8_threshold: self.int8_threshold.unwrap_or(DEFAULT_THRESHOLD),
+            streamed: self.offload == Offload::Cpu,
         }
     }
 }

@@ -21,7 +21,7 @@ use std::path::Path;
 use tch::Device;
 
 /// What to do where memory is full.
-const EVALUATE_IN_LESS: &str = "turn on ⟨load_in_8bit⟩ or ⟨offload⟩ cpu, or lower ⟨max_seq_length⟩";
+const EVALUATE_IN_LESS: &str = "turn on ⟨quantize⟩ nf4 or ⟨offload⟩ cpu, or lower ⟨max_seq_length⟩";
 
 /// What was measured.
 #[derive(Debug)]

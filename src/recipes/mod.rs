@@ -26,7 +26,7 @@ use crate::plain_text::counted;
 use crate::train::memory_plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
-use crate::weights::Storage;
+use crate::weights::{Quantize, Storage};
 use serde_json::json;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -160,19 +160,26 @@ pub fn report_model(name: &str, kind: Option<&str>, observer: &mut dyn Observer)
 
 /// Reports how `weights` are kept, where that is not as they lie in memory anyway.
 pub fn report_weights(weights: &StorageArgs, device: Device, observer: &mut dyn Observer) {
-    let (kept, name) = match (weights.storage(), device) {
-        (Storage::Dense, _) => return,
-        (Storage::Int8 { threshold }, _) => {
-            (format!("linear layers in 8 bits; inputs of {threshold} or more are computed in 16"), "int8")
+    let Storage { quantize, int8_threshold, streamed } = weights.storage();
+    let bits = match quantize {
+        Quantize::None => None,
+        Quantize::Int8 => {
+            Some(format!("linear layers in 8 bits; inputs of {int8_threshold} or more are computed in 16"))
         }
-        (Storage::Streamed, Device::Cpu) => ("in their files, each block loaded when it is used".to_owned(), "files"),
-        (Storage::Streamed, _) => ("in host memory, each block copied when it is used".to_owned(), "host"),
+        Quantize::Nf4 => Some("linear layers in 4 bits (NF4)".to_owned()),
+        Quantize::Fp8 => Some("linear layers and convolutions in 8 bits (e4m3)".to_owned()),
     };
-    let threshold = match weights.storage() {
-        Storage::Int8 { threshold } => Some(threshold),
-        _ => None,
+    let waits = match (streamed, device, quantize) {
+        (false, ..) => None,
+        (true, Device::Cpu, Quantize::None) => Some(("in their files, each block loaded when it is used", "files")),
+        (true, Device::Cpu, _) => Some(("in files, each block loaded when it is used", "files")),
+        (true, ..) => Some(("in host memory, each block copied when it is used", "host")),
     };
-    observer.fact_with("weights", kept, json!({ "storage": name, "int8_threshold": threshold }));
+    let words: Vec<&str> = bits.as_deref().into_iter().chain(waits.map(|(words, _)| words)).collect();
+    let Some(storage) = bits.as_ref().map(|_| quantize.name()).or(waits.map(|(_, name)| name)) else { return };
+    let threshold = (quantize == Quantize::Int8).then_some(int8_threshold);
+    let fields = json!({ "storage": storage, "offload": waits.map(|(_, name)| name), "int8_threshold": threshold });
+    observer.fact_with("weights", words.join("; "), fields);
 }
 
 /// Reports an adapter, as `PATH=SCALE` names it.

@@ -216,12 +216,12 @@ fn suggestion(suggestions: &[Suggestion], fits: bool, peak: u64) -> Value {
     json!({ "options": options, "sentence": format!("{}; {then}", each.join("; ")) })
 }
 
-/// A suggestion, such as `⟨a⟩ 1 ⟨b⟩`, `no ⟨c⟩` or `⟨a⟩ 1 in place of ⟨b⟩`, as options.
+/// A suggestion, such as `⟨a⟩ 1 ⟨b⟩` or `no ⟨c⟩`, as options.
 fn as_options(flags: &str) -> Map<String, Value> {
     let mut options = Map::new();
     let (on, off) = match flags.strip_prefix("no ") {
         Some(off) => ("", off),
-        None => flags.split_once(" in place of ").unwrap_or((flags, "")),
+        None => (flags, ""),
     };
     let name = |word: &str| word.trim_matches(['⟨', '⟩']).to_owned();
     let mut words = on.split_whitespace().peekable();
@@ -251,6 +251,6 @@ mod tests {
             json!({ "train_batch_size": 1, "gradient_accumulation_steps": 4 })
         );
         assert_eq!(of("no ⟨train_text_encoder⟩"), json!({ "train_text_encoder": false }));
-        assert_eq!(of("⟨offload⟩ cpu in place of ⟨load_in_8bit⟩"), json!({ "offload": "cpu", "load_in_8bit": false }));
+        assert_eq!(of("⟨quantize⟩ nf4"), json!({ "quantize": "nf4" }));
     }
 }

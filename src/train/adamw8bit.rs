@@ -6,6 +6,7 @@ use super::adamw::{entry, names_in, parameter, AdamW, AdamWConfig};
 use super::Parameters;
 use crate::error::Result;
 use crate::libtorch::fused_adamw::decay_and_add;
+use crate::weights::storage::dynamic_map;
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
@@ -16,25 +17,6 @@ pub const BLOCK_SIZE: i64 = 256;
 const AT_ONCE: i64 = 1 << 22;
 /// Smaller parameters keep float32 moments: there is nothing to gain, and they are the sensitive ones.
 pub const MIN_8BIT_SIZE: i64 = 4096;
-
-/// The 256 values that a byte can stand for, ascending, in -1..=1 (signed) or 0..=1: as the exponent falls from 0 to -6
-/// the fraction has fewer bits (section 1.3 of the paper; `create_dynamic_map` of bitsandbytes). Float32 on the CPU.
-pub fn dynamic_map(signed: bool) -> Tensor {
-    let _guard = tch::no_grad_guard();
-    let mut values = vec![0f32, 1.];
-    for (i, magnitude) in [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.].into_iter().enumerate() {
-        let intervals = 1i64 << if signed { i } else { i + 1 };
-        let bounds = Tensor::linspace(0.1, 1., intervals + 1, (Kind::Float, Device::Cpu));
-        let means = (bounds.narrow(0, 0, intervals) + bounds.narrow(0, 1, intervals)) / 2. * magnitude;
-        let means: Vec<f32> = Vec::try_from(means).unwrap_or_default();
-        if signed {
-            values.extend(means.iter().map(|mean| -mean));
-        }
-        values.extend(means);
-    }
-    values.sort_by(f32::total_cmp);
-    Tensor::from_slice(&values)
-}
 
 /// A [`dynamic_map`] on a device, with the bounds between neighbours.
 #[derive(Debug)]

@@ -339,8 +339,8 @@ impl MemoryPlan {
             })
             .collect();
         let text_weights: Vec<String> = text_encoders.iter().map(|(name, _)| name.clone()).collect();
-        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::Dense);
-        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::Dense);
+        let encoder = weights("VAE encoder", walked_encoder(input.vae), input.vae_kind, Storage::default());
+        let decoder = weights("VAE decoder", walked_decoder(input.vae), input.vae_kind, Storage::default());
         let runtime = runtime(input.device, input.kind, step.work.products.len());
         let mut phases = Vec::new();
         let mut phase =
@@ -382,7 +382,7 @@ impl MemoryPlan {
             let (activations, work) = sampling(input, images);
             let mut parts = resident.clone();
             // What encoded the prompts goes to host memory meanwhile.
-            let is_parked = input.device != Device::Cpu && matches!(input.storage, Storage::Dense);
+            let is_parked = input.device != Device::Cpu && !input.storage.streamed;
             parts.retain(|(name, _)| !is_parked || !text_weights.contains(name));
             parts.extend([decoder, activations, runtime.clone()]);
             phase("sample images", parts, work);
@@ -417,7 +417,7 @@ fn gaps(device: Device, kept_small: u64) -> Option<(String, u64)> {
 /// Bytes of the token table that never come to memory where it is not streamed: it is mapped from the file, and prompts read few of
 /// its rows.
 fn unread_embeddings(input: &PlanInput, text: &ClipTextConfig) -> u64 {
-    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && input.storage != Storage::Streamed;
+    let stays_mapped = input.device == Device::Cpu && input.kind == Kind::Float && !input.storage.streamed;
     match stays_mapped {
         true => (text.vocab_size * text.hidden_size) as u64 * width(input.kind),
         false => 0,

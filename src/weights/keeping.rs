@@ -1,6 +1,6 @@
 //! How the weights of a model are kept and computed with, where that is not as they lie in their files.
 
-use super::base_weight::Storage;
+use super::storage::Storage;
 use crate::error::Error;
 use std::sync::Arc;
 

@@ -1,11 +1,9 @@
 //! Frozen numbers: where they are (folders, single files, the hub), how their keys are spelled, how they are kept.
 
-mod base_weight;
-mod block_stream;
 mod convolution;
+mod four_bit;
 pub mod gguf;
 pub mod hub;
-mod int8;
 pub mod json_fields;
 mod keeping;
 mod mapped_file;
@@ -13,20 +11,21 @@ mod original_stable_diffusion;
 mod original_unet;
 pub(crate) mod other_pipelines;
 pub mod spelling;
-mod streamed;
+pub mod storage;
 pub mod tensor_file;
 mod tensor_source;
 mod weight_files;
 mod weight_set;
 
-pub use base_weight::{BaseWeight, InputGradient, Op, Storage};
-pub use block_stream::{block_of, BlockStream};
 pub use convolution::{conv2d, Stride};
-pub use int8::{Int8Weight, DEFAULT_THRESHOLD, DENSE_AT_ONCE};
+pub use four_bit::quantised;
 pub use keeping::Keeping;
 pub use mapped_file::MappedFile;
 pub(crate) use original_stable_diffusion::original_vae;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalGeneration};
 pub use original_unet::{original_unet_module, unet_module};
-pub use streamed::{Layout, StreamedWeight};
+pub use storage::{
+    block_of, BaseWeight, Fp8Weight, Int8Weight, Layout, Nf4Weight, Op, Quantize, Sources, Storage, StreamedWeight,
+    DEFAULT_THRESHOLD, DENSE_AT_ONCE,
+};
 pub use weight_set::{is_float, Placement, WeightSet};

@@ -91,7 +91,8 @@ fn header(planned: Vec<Planned>, metadata: &BTreeMap<String, String>) -> Result<
     Ok((bytes, typed.into_iter().map(|(_, planned)| planned).collect()))
 }
 
-fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+/// The bytes of `tensor`, row by row.
+pub(super) fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
     let count = tensor.numel();
     let mut bytes = vec![0; count * tensor.kind().elt_size_in_bytes()];

@@ -1,6 +1,8 @@
 //! All weights of one model by key, from one file, from shards, or from a part of a single-file checkpoint.
 
+use super::four_bit::{FourBit, Named};
 use super::keeping::Keeping;
+use super::storage::BaseWeight;
 use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
@@ -48,10 +50,30 @@ pub(super) enum Part {
     Transposed,
 }
 
+#[derive(Clone)]
 struct Entry {
     file: Arc<dyn TensorSource>,
     name: String,
     part: Part,
+    four_bit: Option<Packed>,
+}
+
+/// A weight that the file has in 4 bits.
+#[derive(Clone)]
+struct Packed {
+    weight: Arc<FourBit>,
+    /// The model has it the other way round.
+    transposed: bool,
+}
+
+impl Packed {
+    fn shape(&self) -> Vec<i64> {
+        let mut shape = self.weight.shape().to_vec();
+        if self.transposed {
+            shape.reverse();
+        }
+        shape
+    }
 }
 
 /// The weights of one model by key.
@@ -87,8 +109,50 @@ impl WeightSet {
         let file = MappedFile::open(path)?;
         let names = file.names();
         let file: Arc<dyn TensorSource> = Arc::new(file);
-        let entries = names.into_iter().map(|name| (name.clone(), Entry::whole(&file, name))).collect();
-        Ok(Self { origin: path.to_owned(), entries, keeping: Keeping::default() })
+        Self::of_tensors(path, names.into_iter().map(|name| (name.clone(), (file.clone(), name))).collect())
+    }
+
+    /// Tensors by their names, those that make up a weight in 4 bits as one.
+    fn of_tensors(origin: &Path, mut tensors: BTreeMap<String, Named>) -> Result<Self> {
+        let packed = FourBit::take(&mut tensors, origin)?;
+        let mut entries: BTreeMap<String, Entry> =
+            tensors.into_iter().map(|(key, (file, name))| (key, Entry::whole(&file, name))).collect();
+        for (key, weight) in packed {
+            let (file, name) = weight.codes();
+            let four_bit = Some(Packed { weight: Arc::new(weight), transposed: false });
+            entries.insert(key, Entry { four_bit, ..Entry::whole(&file, name) });
+        }
+        Ok(Self { origin: origin.to_owned(), entries, keeping: Keeping::default() })
+    }
+
+    /// The same weights, where those in 4 bits of modules called as one of `names` are the other way round than the model has them:
+    /// bitsandbytes turns transformers' `Conv1D` into linear layers.
+    pub fn with_transposed(mut self, names: &[&str]) -> Self {
+        for (key, entry) in &mut self.entries {
+            let module = key.rsplit('.').nth(1).unwrap_or_default();
+            if let Some(packed) = entry.four_bit.as_mut().filter(|_| names.contains(&module)) {
+                packed.transposed = true;
+            }
+        }
+        self
+    }
+
+    /// Whether the weight `key` is in 4 bits in its file.
+    pub fn is_four_bit(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.four_bit.is_some())
+    }
+
+    /// The weight `key`, which is in 4 bits in its file, as it is there.
+    pub fn packed(&self, key: &str, placement: Placement) -> Result<BaseWeight> {
+        let missing = || Error::Internal(format!("`{key}` is not in 4 bits"));
+        self.entry(key)?.four_bit.as_ref().ok_or_else(missing)?.weight.on(placement.device, placement.kind)
+    }
+
+    /// The weight `key` of `shape` as it is in its file, where that has it in 4 bits: `[out, in]`, to be computed with at `placement`.
+    pub fn four_bit(&self, key: &str, shape: &[i64], placement: Placement) -> Result<Option<BaseWeight>> {
+        let Some(packed) = &self.entry(key)?.four_bit else { return Ok(None) };
+        self.check(key, shape)?;
+        Ok(Some(packed.weight.on(placement.device, placement.kind)?))
     }
 
     /// Opens the weights in a model's folder: `model.safetensors` or `diffusion_pytorch_model.safetensors`, their
@@ -121,7 +185,7 @@ impl WeightSet {
         let shards = shard_names(index)?;
         let folder = index.parent().unwrap_or(Path::new("."));
         let mut files: BTreeMap<String, Arc<dyn TensorSource>> = BTreeMap::new();
-        let mut entries = BTreeMap::new();
+        let mut tensors: BTreeMap<String, Named> = BTreeMap::new();
         for (key, shard) in shards {
             if !files.contains_key(&shard) {
                 files.insert(shard.clone(), Arc::new(MappedFile::open(&folder.join(&shard))?));
@@ -130,14 +194,14 @@ impl WeightSet {
             if file.info(&key).is_none() {
                 return Err(Error::MissingWeight { path: file.path().to_owned(), key });
             }
-            entries.insert(key.clone(), Entry::whole(file, key));
+            tensors.insert(key.clone(), (file.clone(), key));
         }
-        Ok(Self { origin: folder.to_owned(), entries, keeping: Keeping::default() })
+        Self::of_tensors(folder, tensors)
     }
 
     /// Tensors of one file under keys: each key with its tensor's name and the part of it that is the weight.
     pub(super) fn of_file(file: Arc<dyn TensorSource>, weights: impl Iterator<Item = (String, String, Part)>) -> Self {
-        let entry = |(key, name, part)| (key, Entry { file: file.clone(), name, part });
+        let entry = |(key, name, part)| (key, Entry { part, ..Entry::whole(&file, name) });
         Self { origin: file.path().to_owned(), entries: weights.map(entry).collect(), keeping: Keeping::default() }
     }
 
@@ -150,8 +214,7 @@ impl WeightSet {
 
     /// The same weights, that of `key` under the key `other` too.
     pub fn with_copy(mut self, key: &str, other: &str) -> Result<Self> {
-        let Entry { file, name, part } = self.entry(key)?;
-        let copy = Entry { file: file.clone(), name: name.clone(), part: *part };
+        let copy = self.entry(key)?.clone();
         self.entries.insert(other.to_owned(), copy);
         Ok(self)
     }
@@ -161,7 +224,7 @@ impl WeightSet {
         let mut entries = BTreeMap::new();
         for (key, entry) in &self.entries {
             for (new_key, part) in spell(key) {
-                entries.insert(new_key, Entry { file: entry.file.clone(), name: entry.name.clone(), part });
+                entries.insert(new_key, Entry { part, ..entry.clone() });
             }
         }
         Self { origin: self.origin.clone(), entries, keeping: self.keeping.clone() }
@@ -195,6 +258,9 @@ impl WeightSet {
     /// The shape of the weight `key`.
     pub fn shape(&self, key: &str) -> Option<Vec<i64>> {
         let entry = self.entries.get(key)?;
+        if let Some(packed) = &entry.four_bit {
+            return Some(packed.shape());
+        }
         let (mut shape, _) = entry.file.info(&entry.name)?;
         match (entry.part, shape.first_mut()) {
             (Part::Band { of, .. }, Some(rows)) => *rows /= of,
@@ -207,6 +273,9 @@ impl WeightSet {
     /// The dtype of the weight `key` in its file.
     pub fn kind(&self, key: &str) -> Result<Kind> {
         let entry = self.entry(key)?;
+        if let Some(packed) = &entry.four_bit {
+            return Ok(packed.weight.kind());
+        }
         let missing = || Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() };
         entry.file.info(&entry.name).ok_or_else(missing)?.1
     }
@@ -240,6 +309,12 @@ impl WeightSet {
             self.check(key, shape)?;
         }
         let entry = self.entry(key)?;
+        if let Some(packed) = &entry.four_bit {
+            let dense = packed.weight.on(Device::Cpu, placement.kind)?.dense(placement.kind);
+            packed.weight.let_go();
+            let laid_out = if packed.transposed { dense.f_t_copy()? } else { dense };
+            return Ok(laid_out.f_view(shape)?.f_to_device(placement.device)?);
+        }
         let tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?;
         let tensor = if tensor.size() == shape { tensor } else { tensor.f_view(shape)? };
         if tensor.kind() == placement.kind && placement.device == Device::Cpu {
@@ -309,8 +384,10 @@ impl WeightSet {
 
     /// Lets the file's pages of `key` leave memory, after the weight was copied elsewhere.
     pub fn let_go(&self, key: &str) {
-        if let Some(entry) = self.entries.get(key) {
-            entry.file.let_go(&entry.name);
+        match self.entries.get(key) {
+            Some(Entry { four_bit: Some(packed), .. }) => packed.weight.let_go(),
+            Some(entry) => entry.file.let_go(&entry.name),
+            None => {}
         }
     }
 }
@@ -344,6 +421,6 @@ impl Part {
 
 impl Entry {
     fn whole(file: &Arc<dyn TensorSource>, name: String) -> Self {
-        Self { file: file.clone(), name, part: Part::Whole }
+        Self { file: file.clone(), name, part: Part::Whole, four_bit: None }
     }
 }

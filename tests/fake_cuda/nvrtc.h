@@ -36,6 +36,7 @@ inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
 template <typename H> void convert(H x, float &y) { y = fake_cuda_wide(x.bits); }
 template <typename H> void convert(float x, H &y) { y.bits = fake_cuda_narrow(x); }
 template <typename T> void touch(T *&place) { if (place) fake_cuda_touch(place, !std::is_const_v<T>); }

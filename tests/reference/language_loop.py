@@ -7,6 +7,7 @@ adapter  the adapter to start from
 prompt   instead of one: the fields of a configuration of prompt learning, whose numbers are drawn
 label    causal-lm: the label follows the text and is what is learnt; else the text itself is
 device, dtype, gradient_checkpointing   cpu, float32, false
+nf4      QLoRA: the base in NF4 with double quantisation, prepared by peft; without validation
 beams    also the texts that `generate` writes with so many beams
 
 OUT/losses.json  {"losses": [...], "validation_loss": ..., "answers": [...]}: answers are classes, or the text that greedy `generate` writes;
@@ -25,7 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
-from peft import PeftModel, get_peft_config, get_peft_model
+from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import save_file
 
 NEW_TOKENS = 6
@@ -79,13 +80,19 @@ def answer(network, tokenizer, row, task, label, classes, beams=1):
 
 
 def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None, label=False, beams=1, device="cpu", dtype="float32",
-         gradient_checkpointing=False, **options):
+         gradient_checkpointing=False, nf4=False, **options):
     out, job = Path(out), Path(job)
     train = rows(job / "train.jsonl")
     classes = sorted({row["label"] for row in train if "label" in row})
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "model")
     labels = {"num_labels": len(classes)} if task == "seq-cls" else {}
-    base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=getattr(torch, dtype), **labels).to(device)
+    if nf4:
+        labels["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, dtype), llm_int8_skip_modules=["lm_head", "classifier", "score"])
+    base = getattr(transformers, options["class"]).from_pretrained(job / "model", dtype=getattr(torch, dtype), **labels)
+    if nf4:
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=gradient_checkpointing)
     network = with_prompt(base, prompt, out / "start") if prompt else PeftModel.from_pretrained(base, adapter, is_trainable=True)
     network.train()
     if gradient_checkpointing:
@@ -114,7 +121,8 @@ def main(out, job, task, steps, learning_rate, batch, adapter=None, prompt=None,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "peak_device_mib": torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None,
     }
-    if (job / "validation.jsonl").exists():
+    # bitsandbytes takes no layer of an odd size for evaluation on processors with units for bf16.
+    if (job / "validation.jsonl").exists() and not nf4:
         result |= validated(network, tokenizer, rows(job / "validation.jsonl"), task, label, classes, beams)
     (out / "losses.json").write_text(json.dumps(result))
 

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
 use crate::weights::gguf::GgufLanguageModel;
-use crate::weights::{Keeping, Placement, WeightSet};
+use crate::weights::{quantised, Keeping, Placement, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tch::Kind;
@@ -48,8 +48,7 @@ impl LanguageModelFiles {
             None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
         };
         let architecture = Architecture::of(&config, &path)?;
-        if let Some(how) = config.get("quantization_config") {
-            let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("an unknown method");
+        if let Some(method) = config.get("quantization_config").and_then(other_quantisation) {
             return Err(quantised(&path, &format!("`quantization_config` says {method}")));
         }
         Ok(Self { root: root.to_owned(), config, architecture, gguf, keeping: Keeping::default() })
@@ -154,13 +153,15 @@ impl LanguageModelFiles {
             Some(model) => Ok(model.weights()),
             None => {
                 let weights = WeightSet::open_folder(&self.root, None)?;
-                let is_quantised = |key: &&str| QUANTISED.iter().any(|end| key.ends_with(end));
-                if let Some(key) = weights.keys().find(is_quantised) {
-                    return Err(quantised(weights.origin(), &format!("it has `{key}`")));
-                }
-                Ok(weights.respelled(|key| Some(self.architecture.spell(key))))
+                let weights = weights.respelled(|key| Some(self.architecture.spell(key)));
+                Ok(weights.with_transposed(self.architecture.transposed))
             }
         }
+    }
+
+    /// Whether the files have the weights of linear layers in 4 bits.
+    pub fn is_four_bit(&self) -> bool {
+        self.config.get("quantization_config").is_some()
     }
 
     /// Loads the model.
@@ -173,16 +174,15 @@ impl LanguageModelFiles {
     }
 }
 
-/// Ends of the names that quantised weights have: GPTQ's and AWQ's, and bitsandbytes'.
-const QUANTISED: [&str; 6] = [".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_format"];
-
-/// The error for weights in a form that only the library reads that made it.
-fn quantised(path: &Path, told_by: &str) -> Error {
-    Error::file(
-        path,
-        format!(
-            "its weights are quantised ({told_by}), and such files are not read; take the model that it was made from: \
-             ⟨load_in_8bit⟩ quantises while it is loaded"
-        ),
-    )
+/// The method of a `quantization_config` that is not read.
+fn other_quantisation(how: &Value) -> Option<String> {
+    let text = |name: &str| how.get(name).and_then(Value::as_str);
+    let method = text("quant_method").unwrap_or("an unknown method");
+    let is_4_bit = how.get("load_in_4bit").and_then(Value::as_bool).unwrap_or(false);
+    match (method, is_4_bit, text("bnb_4bit_quant_type")) {
+        ("bitsandbytes", true, Some("nf4")) => None,
+        ("bitsandbytes", true, Some(kind)) => Some(format!("bitsandbytes with {kind}")),
+        ("bitsandbytes", ..) => Some("bitsandbytes with 8 bits".to_owned()),
+        _ => Some(method.to_owned()),
+    }
 }

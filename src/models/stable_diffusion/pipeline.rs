@@ -488,7 +488,7 @@ impl PipelineFiles {
     }
 
     fn kept_vae(&self) -> Result<WeightSet> {
-        let keeping = Keeping { storage: Storage::Dense, ..self.keeping.of_part("vae") };
+        let keeping = Keeping { storage: Storage::default(), ..self.keeping.of_part("vae") };
         Ok(self.vae_weights()?.stored_in(keeping))
     }
 

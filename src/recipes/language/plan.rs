@@ -11,6 +11,7 @@ use crate::options::language::LanguageConfig;
 use crate::recipes::training::memory_advice;
 use crate::train::memory_plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 use crate::train::precision::half_kind;
+use crate::weights::{Quantize, Storage};
 use tch::{Device, Kind};
 
 /// The sizes of a run's records.
@@ -65,6 +66,7 @@ impl RecordLengths {
 pub struct PlannedModel {
     outline: Outline,
     stored: Kind,
+    is_four_bit: bool,
     lora: Option<LoraConfig>,
     prompt: Option<PlannedPrompt>,
 }
@@ -81,7 +83,7 @@ impl PlannedModel {
             WantedAdapter::Lora(lora) => (Some(lora.clone().checked()?), None),
             WantedAdapter::Prompt(prompt) => (None, Some(planned(prompt, &outline)?)),
         };
-        Ok(Self { outline, stored: files.stored_kind()?, lora, prompt })
+        Ok(Self { outline, stored: files.stored_kind()?, is_four_bit: files.is_four_bit(), lora, prompt })
     }
 
     /// What it is made of.
@@ -110,7 +112,10 @@ impl PlannedModel {
             outline: &self.outline,
             stored: self.stored,
             kind: training.precision(device).compute_kind(),
-            storage: training.weights.storage(),
+            storage: match self.is_four_bit {
+                true => Storage { quantize: Quantize::Nf4, ..training.weights.storage() },
+                false => training.weights.storage(),
+            },
             lora: self.lora.clone(),
             prompt: self.prompt,
             half: half_kind(device),

@@ -95,7 +95,11 @@ struct Merged {
 
 impl Merged {
     fn new(files: &LanguageModelFiles, adapters: &GivenAdapters) -> Result<Self> {
-        let (weights, config) = (files.weights()?, files.config().clone());
+        let (weights, mut config) = (files.weights()?, files.config().clone());
+        // What is written has the dtype that codes of 4 bits stand for.
+        if let Some(fields) = config.as_object_mut() {
+            fields.shift_remove("quantization_config");
+        }
         let transposed = files.architecture().transposed;
         let merged = Self { config, weights, added: BTreeMap::new(), transposed, kind: None };
         let merged = match adapters.are_for(LanguageTask::SeqCls) {

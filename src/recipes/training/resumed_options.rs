@@ -28,7 +28,7 @@ const FREE: &[&str] = &[
 ];
 
 /// Options that came after checkpoints which do not name them, with the value that those mean.
-const LATER: &[(&str, &str)] = &[("gradient_accumulation_average", "full")];
+const LATER: &[(&str, &str)] = &[("gradient_accumulation_average", "full"), ("quantize", "none")];
 
 /// Of `all` options of a run, as run.json has them, those that are not `free` to change: flag → value in words. One that is
 /// off or not given is left out, so that a checkpoint is none the worse for options that came after it.

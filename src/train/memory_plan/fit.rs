@@ -4,7 +4,7 @@ use super::{MemoryPlan, Phase, PlanInput, SampledImages};
 use crate::error::{Error, Result};
 use crate::train::measure::Measure;
 use crate::train::precision::Precision;
-use crate::weights::Storage;
+use crate::weights::{Quantize, Storage};
 use tch::Kind;
 
 /// An option that saves memory.
@@ -60,6 +60,7 @@ pub(super) const HALF_PRECISION_COSTS: &str =
 pub(super) const CHECKPOINTING_COSTS: &str = "runs the forward pass twice: a step takes about a third longer";
 pub(super) const ADAM_8BIT_COSTS: &str = "8-bit optimizer state";
 pub(super) const SMALLER_BATCH_COSTS: &str = "the same gradient from smaller batches: somewhat slower";
+pub(super) const QUANTIZE_COSTS: &str = "frozen weights are rounded, and expanded for each use";
 pub(super) const OFFLOAD_COSTS: &str = "weights are loaded for each use: steps take longer where copying is slow";
 
 /// The flag that has a run compute in the 16-bit dtype `half`.
@@ -67,10 +68,6 @@ pub(super) fn half_precision_flag(half: Kind) -> String {
     let name = if half == Kind::Half { Precision::Fp16 } else { Precision::Bf16 }.flag();
     format!("⟨mixed_precision⟩ {name}")
 }
-
-pub(super) const INT8: &str = "⟨load_in_8bit⟩";
-const OFFLOAD: &str = "⟨offload⟩ cpu";
-const OFFLOAD_NOT_INT8: &str = "⟨offload⟩ cpu in place of ⟨load_in_8bit⟩";
 
 /// The next smaller batch that `batch` is a multiple of, and so many batches a step that the step stays as large.
 pub(super) fn smaller_batch(batch: i64, accumulation: u64) -> Option<(i64, u64)> {
@@ -88,13 +85,19 @@ pub(super) fn of_batch<I>(input: I, batch: i64, accumulation: u64) -> Changed<I>
     }
 }
 
-/// The flag that has weights streamed which are kept in `storage`.
-pub(super) fn offload_from(storage: Storage) -> Option<String> {
-    match storage {
-        Storage::Dense => Some(OFFLOAD.into()),
-        Storage::Int8 { .. } => Some(OFFLOAD_NOT_INT8.into()),
-        Storage::Streamed => None,
-    }
+/// `input`, whose weights wait elsewhere.
+pub(super) fn of_streamed<I>(input: I) -> Changed<I> {
+    Changed { input, what: "⟨offload⟩ cpu".into(), costs: OFFLOAD_COSTS, measure: Some(Measure::Offload) }
+}
+
+/// `storage` in the next fewer bits of `steps`, with the flag for it.
+pub(super) fn in_fewer_bits(storage: Storage, steps: [Quantize; 2]) -> Option<(Storage, String)> {
+    let quantize = match storage.quantize {
+        Quantize::None => steps[0],
+        Quantize::Nf4 => return None,
+        Quantize::Int8 | Quantize::Fp8 => steps[1],
+    };
+    Some((Storage { quantize, ..storage }, format!("⟨quantize⟩ {}", quantize.name())))
 }
 
 impl Planned for PlanInput<'_> {
@@ -110,6 +113,7 @@ impl Planned for PlanInput<'_> {
             Self::half_precision,
             Self::checkpointing,
             Self::adam_8bit,
+            Self::quantize,
             Self::sample_fewer,
             Self::slicing,
             Self::smaller_batch,
@@ -200,12 +204,13 @@ impl PlanInput<'_> {
     }
 
     fn offload(&self) -> Option<Changed<Self>> {
-        offload_from(self.storage).map(|what| Changed {
-            input: Self { storage: Storage::Streamed, ..self.clone() },
-            what,
-            costs: OFFLOAD_COSTS,
-            measure: (self.storage == Storage::Dense).then_some(Measure::Offload),
-        })
+        let storage = Storage { streamed: true, ..self.storage };
+        (!self.storage.streamed).then(|| of_streamed(Self { storage, ..self.clone() }))
+    }
+
+    fn quantize(&self) -> Option<Changed<Self>> {
+        let (storage, what) = in_fewer_bits(self.storage, [Quantize::Fp8, Quantize::Nf4])?;
+        Some(Changed { input: Self { storage, ..self.clone() }, what, costs: QUANTIZE_COSTS, measure: None })
     }
 
     fn only_unet(&self) -> Option<Changed<Self>> {
@@ -239,13 +244,6 @@ pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
             }
             (now, peak_bytes) = (input, with);
             found = Some(Suggestion { what, saves_bytes: before - with, costs: costs.to_owned() });
-        }
-        if let Some(found) = &mut found {
-            let int8 = suggestions.iter().position(|before: &Suggestion| before.what == INT8);
-            if let (OFFLOAD_NOT_INT8, Some(int8)) = (found.what.as_str(), int8) {
-                found.saves_bytes += suggestions.remove(int8).saves_bytes;
-                OFFLOAD.clone_into(&mut found.what);
-            }
         }
         suggestions.extend(found);
     }

@@ -9,13 +9,9 @@ use crate::adapters::LoraConfig;
 use crate::error::Result;
 use crate::models::language::{HeadOutline, Outline};
 use crate::train::measure::Measure;
-use crate::weights::{Storage, DEFAULT_THRESHOLD};
+use crate::weights::{Quantize, Storage};
 use std::rc::Rc;
 use tch::{Device, Kind};
-
-/// Bytes that quantising takes for each number of a weight, beside the file's own: it in float16 and float32, and its codes
-/// before they are rounded and after (`weights::int8`).
-const QUANTISING: u64 = 13;
 
 /// The lengths of a batch's texts.
 #[derive(Debug, Clone, Copy)]
@@ -111,7 +107,7 @@ impl LanguagePlanInput<'_> {
     /// of its rows.
     fn unread_embeddings(&self) -> u64 {
         let makes_logits = matches!(self.outline.head, HeadOutline::Tokens { tied: true, .. });
-        let stays_mapped = self.device == Device::Cpu && self.kind == self.stored && self.storage != Storage::Streamed;
+        let stays_mapped = self.device == Device::Cpu && self.kind == self.stored && !self.storage.streamed;
         let (_, rows, columns) = &self.outline.tables[0];
         match stays_mapped && !makes_logits {
             true => (rows * columns) as u64 * width(self.kind),
@@ -187,8 +183,9 @@ impl Planned for LanguagePlanInput<'_> {
         let weights = ("weights".to_owned(), kept - self.unread_embeddings());
         let runtime = runtime_text(self.device, self.kind);
         let mut phases = Vec::new();
-        if matches!(self.storage, Storage::Int8 { .. }) {
-            let largest = step.network.largest_linear() * (QUANTISING + width(self.stored));
+        let Storage { quantize, streamed, .. } = self.storage;
+        if quantize != Quantize::None && !streamed {
+            let largest = step.network.largest_quantised() * (quantize.bytes_in_the_making() + width(self.stored));
             let parts = vec![weights.clone(), ("largest weight in the making".to_owned(), largest)];
             phases.push(Phase { name: "loading", parts, work: Work::default() });
         }
@@ -217,7 +214,7 @@ impl Planned for LanguagePlanInput<'_> {
 
     fn choices(&self) -> Vec<Choice<Self>> {
         let first: Choice<Self> = Self::half_precision;
-        vec![first, Self::checkpointing, Self::int8, Self::adam_8bit, Self::smaller_batch, Self::offload]
+        vec![first, Self::checkpointing, Self::quantize, Self::adam_8bit, Self::smaller_batch, Self::offload]
     }
 
     fn smaller(&self) -> Option<Changed<Self>> {
@@ -253,13 +250,10 @@ impl LanguagePlanInput<'_> {
         })
     }
 
-    fn int8(&self) -> Option<Changed<Self>> {
-        (self.storage == Storage::Dense).then(|| Changed {
-            input: Self { storage: Storage::Int8 { threshold: DEFAULT_THRESHOLD }, ..self.clone() },
-            what: super::fit::INT8.into(),
-            costs: "frozen weights are rounded to 8 bits",
-            measure: None,
-        })
+    fn quantize(&self) -> Option<Changed<Self>> {
+        let (storage, what) = super::fit::in_fewer_bits(self.storage, [Quantize::Int8, Quantize::Nf4])?;
+        let costs = super::fit::QUANTIZE_COSTS;
+        Some(Changed { input: Self { storage, ..self.clone() }, what, costs, measure: None })
     }
 
     fn adam_8bit(&self) -> Option<Changed<Self>> {
@@ -277,11 +271,7 @@ impl LanguagePlanInput<'_> {
     }
 
     fn offload(&self) -> Option<Changed<Self>> {
-        super::fit::offload_from(self.storage).map(|what| Changed {
-            input: Self { storage: Storage::Streamed, ..self.clone() },
-            what,
-            costs: super::fit::OFFLOAD_COSTS,
-            measure: (self.storage == Storage::Dense).then_some(Measure::Offload),
-        })
+        let storage = Storage { streamed: true, ..self.storage };
+        (!self.storage.streamed).then(|| super::fit::of_streamed(Self { storage, ..self.clone() }))
     }
 }

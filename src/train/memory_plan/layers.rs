@@ -3,7 +3,7 @@
 use super::tape::{Product, Record, Shadow, Storage, Tape, Work};
 use crate::adapters::{Bias, LoraConfig, TargetRules};
 use crate::error::Result;
-use crate::weights::{self, block_of, Op, Stride, DENSE_AT_ONCE};
+use crate::weights::{self, block_of, Op, Quantize, Stride, DENSE_AT_ONCE};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Div;
@@ -18,10 +18,10 @@ pub(super) struct Network {
     storage: weights::Storage,
     /// Key of a weight to its shape.
     weights: RefCell<BTreeMap<String, Vec<i64>>>,
-    /// Keys of the weights that can be kept in 8 bits.
-    linear: RefCell<BTreeSet<String>>,
-    /// Keys of the weights that can be streamed to their numbers, also of those that are counted elsewhere.
-    streamed: RefCell<BTreeMap<String, u64>>,
+    /// Keys of the weights that can be kept in few bits, and what they are for.
+    inner: RefCell<BTreeMap<String, Op>>,
+    /// Keys of the weights that can be streamed to their shapes, also of those that are counted elsewhere.
+    streamed: RefCell<BTreeMap<String, Vec<i64>>>,
     /// Keys of tables of embeddings.
     tables: RefCell<BTreeSet<String>>,
     /// Path of a projection to the rank of its adapter and the number of trained elements.
@@ -38,42 +38,47 @@ impl Network {
         At { network: self.clone(), path: String::new(), role: Role::Inner }
     }
 
-    /// Bytes of the weights where they compute, in a dtype of `width` bytes: in 8 bits a byte a number of linear layers, and four for
-    /// each of their rows; streamed the most that is there at a time, and nothing of tables, which wait in their file.
+    /// Bytes of the weights where they compute, in a dtype of `width` bytes: streamed the most that is there at a time, and nothing of
+    /// tables, which wait in their file.
     pub(super) fn kept_bytes(&self, width: u64, storage: weights::Storage, device: Device) -> u64 {
-        let (linear, streamed, tables) = (self.linear.borrow(), self.streamed.borrow(), self.tables.borrow());
-        let bytes = |(key, shape): (&String, &Vec<i64>)| {
-            let elements = shape.iter().product::<i64>() as u64;
-            match storage {
-                weights::Storage::Int8 { .. } if linear.contains(key) => elements + 4 * shape[0] as u64,
-                weights::Storage::Streamed if streamed.contains_key(key) || tables.contains(key) => 0,
-                _ => elements * width,
-            }
+        let (streamed, tables) = (self.streamed.borrow(), self.tables.borrow());
+        let bytes = |(key, shape): (&String, &Vec<i64>)| match storage.streamed {
+            true if streamed.contains_key(key) || tables.contains(key) => 0,
+            _ => self.bytes_of(key, shape, width, storage),
         };
         let resident: u64 = self.weights.borrow().iter().map(bytes).sum();
-        match storage {
-            weights::Storage::Streamed => resident + self.most_streamed(device) * width,
-            _ => resident,
+        match storage.streamed {
+            true => resident + self.most_streamed(width, storage, device),
+            false => resident,
         }
     }
 
-    /// The most numbers of streamed weights that are there at a time: two blocks on a device; on the CPU one weight, beside what its
-    /// file has of it.
-    fn most_streamed(&self, device: Device) -> u64 {
+    fn bytes_of(&self, key: &str, shape: &[i64], width: u64, storage: weights::Storage) -> u64 {
+        let takes = |op: &Op| storage.quantize.takes(*op);
+        let quantised = storage.quantize.bytes(shape).filter(|_| self.inner.borrow().get(key).is_some_and(takes));
+        quantised.unwrap_or(shape.iter().product::<i64>() as u64 * width)
+    }
+
+    /// The most of streamed weights that is there at a time: two blocks on a device; on the CPU one weight, beside what its file has of
+    /// it.
+    fn most_streamed(&self, width: u64, storage: weights::Storage, device: Device) -> u64 {
         let streamed = self.streamed.borrow();
         let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
-        for (key, elements) in streamed.iter() {
+        for (key, shape) in streamed.iter() {
             let name = if device == Device::Cpu { key } else { block_of(key) };
-            *blocks.entry(name).or_default() += elements;
+            *blocks.entry(name).or_default() += self.bytes_of(key, shape, width, storage);
         }
         2 * blocks.into_values().max().unwrap_or(0)
     }
 
-    /// Numbers of the largest weight that is kept in 8 bits.
-    pub(super) fn largest_linear(&self) -> u64 {
-        let weights = self.weights.borrow();
-        let elements = |key: &String| weights[key].iter().product::<i64>() as u64;
-        self.linear.borrow().iter().map(elements).max().unwrap_or(0)
+    /// Numbers of the largest weight that is kept in few bits.
+    pub(super) fn largest_quantised(&self) -> u64 {
+        let (weights, quantize) = (self.weights.borrow(), self.storage.quantize);
+        let elements = |(key, op): (&String, &Op)| match quantize.takes(*op) {
+            true => weights[key].iter().product::<i64>() as u64,
+            false => 0,
+        };
+        self.inner.borrow().iter().map(elements).max().unwrap_or(0)
     }
 
     /// Key to shape of every weight that a walk passed.
@@ -121,7 +126,7 @@ pub(super) struct At {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Inner,
-    /// A classifier's head, which is never kept in 8 bits.
+    /// A classifier's head, which is never kept in few bits.
     Head,
     /// It makes a token's logits: that, and left out of `all-linear`.
     Output,
@@ -159,21 +164,19 @@ impl At {
         format!("{}.weight", self.path)
     }
 
-    /// The weight of a projection here.
-    fn projection_weight(&self, shape: &[i64]) {
+    /// The weight of a projection here; in how many bits it is kept.
+    fn projection_weight(&self, op: Op, shape: &[i64]) -> Quantize {
         self.weight("weight", shape);
         if self.role != Role::Head {
-            self.network.streamed.borrow_mut().insert(self.key(), shape.iter().product::<i64>() as u64);
+            self.network.streamed.borrow_mut().insert(self.key(), shape.to_vec());
         }
-    }
-
-    /// The weight of a linear layer here; whether it is kept in 8 bits.
-    fn linear_weight(&self, shape: &[i64]) -> bool {
-        self.projection_weight(shape);
         if self.role == Role::Inner {
-            self.network.linear.borrow_mut().insert(self.key());
+            self.network.inner.borrow_mut().insert(self.key(), op);
         }
-        matches!(self.network.storage, weights::Storage::Int8 { .. }) && self.role == Role::Inner
+        match self.network.storage.quantize {
+            quantize if self.role == Role::Inner && quantize.takes(op) => quantize,
+            _ => Quantize::None,
+        }
     }
 
     /// A table of embeddings here.
@@ -183,9 +186,13 @@ impl At {
         self.rank(Op::Embedding, &shape);
     }
 
-    /// The work of reading a weight of so many bytes. A streamed one is made from its file each time: read, written and read.
-    fn read_weight(&self, bytes: u64) -> Work {
-        let passes = if self.network.storage == weights::Storage::Streamed { 3.0 } else { 1.0 };
+    /// The work of reading a weight of so many bytes. A streamed one is made from its file each time, one in few bits from its codes: read, written and read.
+    fn read_weight(&self, bytes: u64, quantize: Quantize) -> Work {
+        let is_made = match quantize {
+            Quantize::None | Quantize::Int8 => self.network.storage.streamed,
+            Quantize::Nf4 | Quantize::Fp8 => true,
+        };
+        let passes = if is_made { 3.0 } else { 1.0 };
         Work { bytes: passes * bytes as f64, ..Work::default() }
     }
 
@@ -247,7 +254,7 @@ impl Tape {
     pub(super) fn linear(&self, at: &At, xs: &Shadow, outputs: i64, bias: bool) -> Shadow {
         let inputs = xs.shape.last().copied().unwrap_or(1);
         let shape = [outputs, inputs];
-        let int8 = at.linear_weight(&shape);
+        let quantize = at.projection_weight(Op::Linear, &shape);
         if bias {
             at.weight("bias", &[outputs]);
         }
@@ -256,21 +263,25 @@ impl Tape {
         out_shape.pop();
         out_shape.push(outputs);
         let product = |inputs: i64, outputs: i64| Work::of(Product::Matmul { rows, inputs, outputs });
-        let whole = product(inputs, outputs).plus(at.read_weight(self.width() * (inputs * outputs) as u64));
+        let whole = product(inputs, outputs).plus(at.read_weight(self.width() * (inputs * outputs) as u64, quantize));
         self.count(whole.clone());
         let rank = at.rank(Op::Linear, &shape);
         // A frozen weight needs nothing of the input.
         let mut record = Record { work: whole, ..Record::default() };
-        if int8 {
-            drop(self.bytes(self.int8_forward(rows, inputs, outputs)));
-            record.scratch = self.int8_backward(rows, inputs, outputs);
-        }
+        let (forward, backward) = match quantize {
+            Quantize::None => (0, 0),
+            Quantize::Int8 => (self.int8_forward(rows, inputs, outputs), self.int8_backward(rows, inputs, outputs)),
+            Quantize::Nf4 | Quantize::Fp8 => [(inputs * outputs) as u64 * self.width(); 2].into(),
+        };
+        let expanded = self.bytes(forward);
+        record.scratch = backward;
         if at.trains("weight") {
             record.saved = vec![xs.storage(), self.cast_copy(inputs * outputs).storage()];
             record.work = record.work.times(2.0);
         }
         record.trained = at.trains("weight") || bias && at.trains("bias");
         let ys = self.record_one(&[xs], self.tensor(&out_shape), record);
+        drop(expanded);
         if rank == 0 {
             return ys;
         }
@@ -365,18 +376,23 @@ impl Tape {
     pub(super) fn conv(&self, at: &At, xs: &Shadow, outputs: i64, kernel: i64, stride: i64) -> Shadow {
         let (inputs, padding) = (xs.shape[1], kernel / 2);
         let shape = [outputs, inputs, kernel, kernel];
-        at.projection_weight(&shape);
+        let op = Op::Conv2d(Stride { stride, padding });
+        let quantize = at.projection_weight(op, &shape);
         at.weight("bias", &[outputs]);
-        let rank = at.rank(Op::Conv2d(Stride { stride, padding }), &shape);
-        let ys = self.bare_conv(xs, outputs, kernel, stride, at.trains("weight") || at.trains("bias"));
+        let rank = at.rank(op, &shape);
+        let expanded = match quantize {
+            Quantize::None => 0,
+            Quantize::Int8 | Quantize::Nf4 | Quantize::Fp8 => shape.iter().product::<i64>() as u64 * self.width(),
+        };
+        let ys = self.bare_conv(xs, outputs, kernel, stride, at.trains("weight") || at.trains("bias"), expanded);
         if rank == 0 {
             return ys;
         }
         let input = self.adapter_input(at, xs);
-        let hidden = self.bare_conv(&input, rank, kernel, stride, true);
+        let hidden = self.bare_conv(&input, rank, kernel, stride, true, 0);
         let scaled = self.scaled(&hidden, &hidden.shape);
         drop(hidden);
-        let low = self.bare_conv(&scaled, outputs, 1, 1, true);
+        let low = self.bare_conv(&scaled, outputs, 1, 1, true, 0);
         if at.dora() {
             let change = self.add(&low, &ys);
             return self.add(&ys, &change);
@@ -384,7 +400,8 @@ impl Tape {
         self.add(&ys, &low)
     }
 
-    fn bare_conv(&self, xs: &Shadow, outputs: i64, kernel: i64, stride: i64, trained: bool) -> Shadow {
+    /// `expanded`: bytes of the weight that are made for this use.
+    fn bare_conv(&self, xs: &Shadow, outputs: i64, kernel: i64, stride: i64, trained: bool, expanded: u64) -> Shadow {
         let inputs = xs.shape[1];
         let out_shape = [xs.shape[0], outputs, xs.shape[2] / stride, xs.shape[3] / stride];
         let pixels = out_shape[0] * out_shape[2] * out_shape[3];
@@ -402,7 +419,7 @@ impl Tape {
             (1, true) => 0,
             (_, true) => columns as u64 * self.width(),
             (_, false) => weight as u64 * self.width(),
-        };
+        } + expanded;
         drop(self.bytes(scratch));
         // libtorch's own convolution keeps its input, for the gradient of the weight.
         let (saved, times) = if trained { (vec![xs.storage()], 2.0) } else { (Vec::new(), 1.0) };

@@ -1,5 +1,6 @@
 use super::*;
 use crate::adapters::TargetModules;
+use crate::weights::Quantize;
 
 fn unet(json: &str) -> UNetConfig {
     serde_json::from_str(json).unwrap()
@@ -51,7 +52,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         class_images: None,
         sample_images: None,
         kind: Kind::Float,
-        storage: Storage::Dense,
+        storage: Storage::default(),
         vae_kind: Kind::Float,
         exact_vae: false,
         unet_lora: lora("to_q,to_v"),
@@ -102,8 +103,8 @@ fn each_option_saves_memory() {
         let peak = |input: &PlanInput| MemoryPlan::new(input).unwrap().peak_bytes;
         let full = peak(&input);
         assert!(peak(&PlanInput { kind: Kind::BFloat16, ..input.clone() }) < full * 6 / 10);
-        assert!(peak(&PlanInput { storage: Storage::Int8 { threshold: 6.0 }, ..input.clone() }) < full * 9 / 10);
-        let streamed = PlanInput { storage: Storage::Streamed, ..input.clone() };
+        assert!(peak(&PlanInput { storage: Quantize::Int8.into(), ..input.clone() }) < full * 9 / 10);
+        let streamed = PlanInput { storage: Storage::STREAMED, ..input.clone() };
         assert!(peak(&streamed) < full - 2_500_000_000);
         // Two of the largest blocks, the attentions of 1280 channels.
         let on_device = PlanInput { device: Device::Cuda(0), ..streamed };

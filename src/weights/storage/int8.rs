@@ -3,7 +3,6 @@
 //!
 //! Shapes: m rows of the input, k inputs, n outputs.
 
-use super::convolution::with_gradient;
 use crate::libtorch::failure::or_panic;
 use crate::libtorch::int8_cuda;
 use tch::{Device, Kind, Tensor};
@@ -49,22 +48,13 @@ impl Int8Weight {
         Self { codes, scales: Tensor::cat(&scales, 0), threshold, kind }
     }
 
-    /// `xs Wᵀ + b`: `[m, k] -> [m, n]`, in the dtype of `xs`. Nothing but the codes is kept for backward.
-    pub fn run(&self, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let (inside, beside) = match bias {
-            Some(bias) if bias.requires_grad() => (None, Some(bias)),
-            bias => (bias, None),
-        };
-        let ys = tch::no_grad(|| self.product(xs, inside));
-        let (codes, scales) = (self.codes.shallow_clone(), self.scales.shallow_clone());
-        let ys = with_gradient(xs, ys, move |grad| input_gradient(grad, &codes, &scales));
-        match beside {
-            Some(bias) => ys + bias,
-            None => ys,
-        }
+    /// That of `codes` and `scales`, as [`Int8Weight::quantise`] makes them.
+    pub(super) fn of(codes: Tensor, scales: Tensor, threshold: f64, kind: Kind) -> Self {
+        Self { codes, scales, threshold, kind }
     }
 
-    fn product(&self, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    /// `xs Wᵀ + b`: `[m, k] -> [m, n]`, in the dtype of `xs` and without a gradient.
+    pub(super) fn product(&self, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let (n, k) = (self.codes.size()[0], self.codes.size()[1]);
         if n % CUDA_MULTIPLE == 0 && k % CUDA_MULTIPLE == 0 {
             let made = int8_cuda::product(xs, &self.codes, &self.scales, bias, self.threshold);
@@ -142,6 +132,11 @@ impl Int8Weight {
         &self.scales
     }
 
+    /// Inputs of at least this size make their column an outlier.
+    pub fn threshold(&self) -> f64 {
+        self.threshold
+    }
+
     /// `[n, k]`
     pub fn shape(&self) -> Vec<i64> {
         self.codes.size()
@@ -165,7 +160,7 @@ fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
 }
 
 /// `g W`: `[m, n] -> [m, k]`. The small operand takes the scales, and the codes are made dense a band at a time.
-pub(super) fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> Tensor {
+pub(super) fn input_gradient(grad: &Tensor, Int8Weight { codes, scales, .. }: &Int8Weight) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let (n, k) = (codes.size()[0], codes.size()[1]);
     let kind = grad.kind();
@@ -186,6 +181,11 @@ pub(super) fn input_gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::{BaseWeight, Op};
+
+    fn run(int8: Int8Weight, xs: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        BaseWeight::Int8(int8).run(Op::Linear, xs, bias)
+    }
 
     fn drawn(shape: &[i64], seed: i64) -> Tensor {
         crate::libtorch::random::Generator::new(seed).randn(shape)
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn a_row_of_zeros_stays_one() {
         let weight = Tensor::zeros([3, 16], (Kind::Float, Device::Cpu));
-        let ys = Int8Weight::quantise(&weight, Kind::Float, 6.0).run(&drawn(&[2, 16], 3), None);
+        let ys = run(Int8Weight::quantise(&weight, Kind::Float, 6.0), &drawn(&[2, 16], 3), None);
         assert_eq!(ys.abs().max().double_value(&[]), 0.0);
     }
 
@@ -221,7 +221,7 @@ mod tests {
         let exact = |int8: &Int8Weight| xs.to_kind(Kind::Double).matmul(&int8.dense(Kind::Double).tr());
         let error = |threshold: f64| {
             let int8 = Int8Weight::quantise(&weight, Kind::Float, threshold);
-            relative(&int8.run(&xs, None), &exact(&int8))
+            relative(&int8.product(&xs, None), &exact(&int8))
         };
         assert!(error(6.0) < 0.006, "{}", error(6.0));
         assert!(error(0.0) > 4.0 * error(6.0));
@@ -233,8 +233,8 @@ mod tests {
         let bias = drawn(&[48], 5);
         let xs = drawn(&[9, 40], 2).set_requires_grad(true);
         let grad = drawn(&[9, 48], 3);
-        (int8.run(&xs, Some(&bias)) * &grad).sum(Kind::Float).backward();
         let expected = grad.to_kind(Kind::Double).matmul(&int8.dense(Kind::Double));
+        (run(int8, &xs, Some(&bias)) * &grad).sum(Kind::Float).backward();
         assert!(relative(&xs.grad(), &expected) < 1e-6);
     }
 }
