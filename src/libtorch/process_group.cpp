@@ -1,5 +1,6 @@
 // c10d's rendezvous (TCPStore) and its process group over gloo.
 #include "process_group.h"
+#include <c10/util/Logging.h>
 
 namespace {
 std::vector<uint8_t> bytes(const char *text, int64_t length) { return {text, text + length}; }
@@ -33,6 +34,8 @@ extern "C" {
 // A connection to the store of `host`, which this process serves with `serves`; port 0 is a free one. `port` is the one it has.
 char *lorabooth_store_open(const char *host, int64_t *port, bool serves, int64_t timeout_ms, Store **out) {
   return guarded([&] {
+    // What fails is an error here: c10d's log says it again, with a backtrace.
+    FLAGS_caffe2_log_level = 3;
     c10d::TCPStoreOptions options;
     options.port = static_cast<uint16_t>(*port);
     options.isServer = serves;

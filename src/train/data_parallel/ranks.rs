@@ -14,6 +14,9 @@ use tch::{Device, Tensor};
 /// What a micro-step's seed grows by from rank to rank.
 const SEED_STRIDE: i64 = 1_000_003;
 
+/// How long a process waits for the store of its launcher.
+const LAUNCHER_PATIENCE: Duration = Duration::from_secs(20);
+
 /// The ranks of a run; by default it has but this one, and nothing is exchanged. Clones are of the same run.
 #[derive(Debug, Clone, Default)]
 pub struct Ranks(Option<Arc<Members>>);
@@ -36,7 +39,9 @@ impl Ranks {
                 first_sentence(&error.to_string())
             ))
         };
-        let mut store = Store::connect(host, *port, launch.serves, timeout).map_err(not_there)?;
+        // A launcher's store is there before its processes are.
+        let patience = if launch.server() == "rank 0" { timeout } else { timeout.min(LAUNCHER_PATIENCE) };
+        let mut store = Store::connect(host, *port, launch.serves, patience).map_err(not_there)?;
         let for_watch = Store::connect(host, *port, false, timeout).map_err(not_there)?;
         let watch = Watch::begin(for_watch, prefix.clone(), launch.clone(), timeout)?;
         let address = own_address(host, *port);
