@@ -56,7 +56,7 @@ def replayed(out, options, ranks):
         norms.append(trainer.optimizer_step()["grad_norm"])
         losses.append(sum(micro_losses) / len(micro_losses))
         micro_losses, micro_steps = [], 0
-    save(out, trainer.unet, trainer.text_encoder, losses, norms)
+    save(out, trainer.unet, trainer.encoders["text_encoder"], losses, norms)
 
 
 def accelerated(out, options):
@@ -64,8 +64,8 @@ def accelerated(out, options):
     accelerator = Accelerator(cpu=True)
     options = dreambooth_loop.Options(**options)
     trainer = dreambooth_loop.Trainer(options)
-    unet, text_encoder = trainer.unet, trainer.text_encoder
-    trainer.unet, trainer.text_encoder, trainer.optimizer = accelerator.prepare(unet, text_encoder, trainer.optimizer)
+    unet, text_encoder = trainer.unet, trainer.encoders["text_encoder"]
+    trainer.unet, trainer.encoders["text_encoder"], trainer.optimizer = accelerator.prepare(unet, text_encoder, trainer.optimizer)
     stream = dealt(trainer, options, accelerator.process_index, accelerator.num_processes)
     losses, norms = [], []
     for number in range(options.max_train_steps):
