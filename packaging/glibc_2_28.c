@@ -5,8 +5,10 @@
 // x86-64 glibc has. build.rs reads the names from this file.
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -134,3 +136,9 @@ pid_t __wrap_gettid(void) { return (pid_t)syscall(SYS_gettid); }
 
 // A variable of 2.32 that libstdc++'s headers read: reference counts are always counted as with more threads than one.
 __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+
+// A function of 2.29 that Rust's standard library asks for weakly, which the version of its symbol is not: looked up where there is one.
+int __wrap_posix_spawn_file_actions_addchdir_np(posix_spawn_file_actions_t *actions, const char *path) {
+  int (*own)(posix_spawn_file_actions_t *, const char *) = old_dlsym(RTLD_DEFAULT, "posix_spawn_file_actions_addchdir_np");
+  return own ? own(actions, path) : ENOSYS;
+}
