@@ -17,7 +17,7 @@ mod support;
 use jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use support::{interpreter, lorabooth, lorabooth_ok, model, photos, python, read, read_json, relative_norm_error};
+use support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
 
 /// Flags that every run here has: signs of life are waited for as long.
 const TIMEOUT: &str = "30";
@@ -52,18 +52,6 @@ fn assert_losses(what: &str, out: &Path, wanted: &[f64], bound: f64) {
     let worst = actual.iter().zip(wanted).map(|(a, b)| (a - b).abs() / b.abs()).fold(0f64, f64::max);
     println!("{what}: losses within {worst:.1e}");
     assert!(worst < bound, "{what}: {actual:?} is not {wanted:?} ({worst:.1e})");
-}
-
-/// The adapters as one list of numbers differ by less than `bound` of its norm.
-fn assert_adapters(what: &str, actual: &Path, wanted: &Path, bound: f64) {
-    let [actual, wanted] = [actual, wanted].map(|folder| read(folder.join("adapter_model.safetensors")));
-    assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{what}");
-    let whole = |tensors: &std::collections::BTreeMap<String, tch::Tensor>| {
-        tch::Tensor::cat(&tensors.values().map(|tensor| tensor.flatten(0, -1)).collect::<Vec<_>>(), 0)
-    };
-    let error = relative_norm_error(&whole(&actual), &whole(&wanted));
-    println!("{what}: adapters within {error:.1e}");
-    assert!(error < bound, "{what}: adapters differ by {error:.1e}");
 }
 
 /// The bytes of every adapter file of a run.

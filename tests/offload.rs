@@ -5,7 +5,7 @@ mod support;
 
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use support::{lorabooth_ok, made, model, photos, read_json};
+use support::{lorabooth_ok, made, read_json};
 
 /// A language model's job: a folder of `language_job.py`, and its task.
 fn job(class: &str, task: &'static str, dtype: &str, config: Value) -> (PathBuf, &'static str) {
@@ -84,19 +84,11 @@ fn language_models_learn_the_same_bits() {
 #[test]
 fn stable_diffusion_learns_the_same_bits_and_draws_the_same_image() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, photos) = (model("tiny-v").display().to_string(), photos(3, 0).display().to_string());
     let train = |name: &str, more: &[&str]| {
-        let out = folder.path().join(name).display().to_string();
-        let flags =
-            "train dreambooth --device cpu --threads 1 --quiet --mixed-precision no --resolution 128 --center-crop \
-            --train-text-encoder --max-train-steps 3 --lora-targets to_q,to_v,conv1,proj_out";
-        let mut args: Vec<&str> = flags.split_whitespace().collect();
-        args.extend(["--instance-prompt", "a photo of sks dog", "--instance-data-dir", &photos]);
-        args.extend(["--model", &model, "--output-dir", &out]);
-        args.extend(more);
-        lorabooth_ok(&args);
+        let out = folder.path().join(name);
+        support::train_with_convolutions(&out, more);
         let adapters = ["unet/adapter_model.safetensors", "text_encoder/adapter_model.safetensors"];
-        learned(Path::new(&out), &adapters)
+        learned(&out, &adapters)
     };
     assert_eq!(train("comes", &["--offload", "cpu"]), train("stays", &[]));
     let again = "--gradient-checkpointing";
@@ -104,10 +96,7 @@ fn stable_diffusion_learns_the_same_bits_and_draws_the_same_image() {
 
     let image = |offload: &str| {
         let path = folder.path().join(format!("{offload}.png"));
-        let flags = "generate --device cpu --threads 1 --quiet --dtype fp32 --steps 2 --prompt dog --offload";
-        let mut args: Vec<&str> = flags.split(' ').collect();
-        args.extend([offload, "--model", &model, "--output", path.to_str().unwrap()]);
-        lorabooth_ok(&args);
+        support::draw_quickly(&path, &["--offload", offload]);
         std::fs::read(path).unwrap()
     };
     assert!(image("cpu") == image("none"));

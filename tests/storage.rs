@@ -9,7 +9,7 @@ use jobs::{bert, close, job, lines, llama, opt, Job, LEARNING_RATE};
 use lorabooth::weights::{BaseWeight, Fp8Weight, Int8Weight, Nf4Weight, Op};
 use serde_json::{json, Value};
 use std::path::Path;
-use support::{lorabooth, lorabooth_ok, made, model, photos, python, read, read_json, relative_norm_error};
+use support::{lorabooth, lorabooth_ok, made, python, read, read_json, relative_norm_error};
 use tch::{Kind, Tensor};
 
 #[test]
@@ -195,27 +195,15 @@ fn every_storage_learns_nearly_the_same_and_waits_anywhere_with_the_same_bits() 
 #[test]
 fn pictures_and_trainings_of_stable_diffusion_take_every_storage() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, photos) = (model("tiny-v").display().to_string(), photos(3, 0).display().to_string());
     let learned = |name: &str, more: &[&str]| {
-        let out = folder.path().join(name).display().to_string();
-        let flags =
-            "train dreambooth --device cpu --threads 1 --quiet --mixed-precision no --resolution 128 --center-crop \
-            --train-text-encoder --max-train-steps 3 --lora-targets to_q,to_v,conv1,proj_out";
-        let mut args: Vec<&str> = flags.split_whitespace().collect();
-        args.extend(["--instance-prompt", "a photo of sks dog", "--instance-data-dir", &photos]);
-        args.extend(["--model", &model, "--output-dir", &out]);
-        args.extend(more);
-        lorabooth_ok(&args);
-        losses(Path::new(&out))
+        let out = folder.path().join(name);
+        support::train_with_convolutions(&out, more);
+        losses(&out)
     };
     let dense = learned("dense", &[]);
     let draw = |name: &str, more: &[&str]| {
         let path = folder.path().join(format!("{name}.png"));
-        let flags = "generate --device cpu --threads 1 --quiet --dtype fp32 --steps 2 --prompt dog";
-        let mut args: Vec<&str> = flags.split(' ').collect();
-        args.extend(["--model", &model, "--output", path.to_str().unwrap()]);
-        args.extend(more);
-        lorabooth_ok(&args);
+        support::draw_quickly(&path, more);
         path
     };
     let picture = draw("dense", &[]);

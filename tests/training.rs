@@ -4,10 +4,8 @@
 mod support;
 
 use serde_json::{json, Value};
-use std::collections::BTreeMap;
 use std::path::Path;
-use support::{lorabooth_ok, model, photos, python, read, read_json, relative_norm_error};
-use tch::Tensor;
+use support::{assert_adapters, lorabooth_ok, model, photos, python, read_json};
 
 /// Flags that name the same things for both sides.
 fn flags(options: &Value) -> Vec<String> {
@@ -80,14 +78,7 @@ fn check(variant: &str, change: Value) {
         assert_eq!(actual["epoch"], wanted["epoch"], "step {i}");
     }
     for part in ["unet", "text_encoder"] {
-        let [actual, wanted] = [&ours, &theirs].map(|run| read(run.join(part).join("adapter_model.safetensors")));
-        assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
-        let whole = |tensors: &BTreeMap<String, Tensor>| {
-            Tensor::cat(&tensors.values().map(|tensor| tensor.flatten(0, -1)).collect::<Vec<_>>(), 0)
-        };
-        let error = relative_norm_error(&whole(&actual), &whole(&wanted));
-        println!("{variant} {change}: {part} within {error:.1e} of its norm");
-        assert!(error < 1e-2, "{part} differs by {error:.1e} of its norm");
+        assert_adapters(&format!("{variant} {change}, {part}"), &ours.join(part), &theirs.join(part), 1e-2);
     }
     println!("{variant} {change}: losses within {worst:.1e}");
 

@@ -182,12 +182,14 @@ fn files_with(folder: &Path, ends: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(entries.flatten().map(|entry| entry.path()).filter(is_wanted).collect())
 }
 
-/// Writes `set` as PEFT's folders `folder/unet`, `folder/text_encoder` and so on.
-pub fn write_peft(folder: &Path, set: &AdapterSet, spelling: TextEncoderSpelling) -> Result<()> {
+/// Writes `set` as PEFT's folders `folder/unet`, `folder/text_encoder` and so on; the names of the files in `folder`.
+pub fn write_peft(folder: &Path, set: &AdapterSet, spelling: TextEncoderSpelling) -> Result<Vec<String>> {
+    let mut names = Vec::new();
     for (part, adapter) in set.parts() {
         peft_folder::write(&folder.join(part.name()), Some(part), adapter, spelling)?;
+        names.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{}/{name}", part.name())));
     }
-    Ok(())
+    Ok(names)
 }
 
 /// Writes `set` as diffusers' file in `folder`; the file's path.

@@ -142,7 +142,8 @@ impl Common {
                 match is_present(own) {
                     true => Ok(own),
                     false => Err(Error::invalid(format!(
-                        "process {local_rank} of this machine has no GPU of its own: {} were found; start as many processes as there                          are GPUs",
+                        "process {local_rank} of this machine has no GPU of its own: {} were found; start as many processes as there \
+                         are GPUs",
                         startup::cuda_devices()
                     ))),
                 }

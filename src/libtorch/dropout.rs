@@ -1,6 +1,7 @@
 //! Dropout (arXiv 1207.0580): libtorch's draws and numbers, made faster on the CPU, where a byte of each mask is kept instead of a
 //! number.
 
+use super::failure::or_panic;
 use super::{autograd_node, check};
 use crate::error::Result;
 use std::ffi::c_char;
@@ -20,11 +21,7 @@ extern "C" {
 /// `torch.nn.functional.dropout(xs, rate)`, `rate` in (0, 1): drawn from libtorch's global generator.
 /// Like every tensor operation in a forward it panics where libtorch fails; the step's boundary catches that.
 pub fn dropout(xs: &Tensor, rate: f64) -> Tensor {
-    match drawn(xs, 1.0 - rate) {
-        Ok(Some(ys)) => ys,
-        Ok(None) => xs.dropout(rate, true),
-        Err(error) => std::panic::panic_any(error),
-    }
+    or_panic(drawn(xs, 1.0 - rate)).unwrap_or_else(|| xs.dropout(rate, true))
 }
 
 fn drawn(xs: &Tensor, keep: f64) -> Result<Option<Tensor>> {

@@ -14,7 +14,7 @@ struct Bucket {
   std::unique_ptr<Sum> sum;
 };
 
-struct Reducer : std::enable_shared_from_this<Reducer> {
+struct Reducer {
   Group *group;
   std::vector<at::Tensor> params;
   std::vector<Bucket> buckets;

@@ -8,23 +8,15 @@
 #include <immintrin.h>
 #endif
 
+// What the sixteen codes stand for, here and in the kernels' source.
+#define NF4_CODE -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f, \
+  -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, \
+  0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
+#define AS_TEXT_(...) #__VA_ARGS__
+#define AS_TEXT(...) AS_TEXT_(__VA_ARGS__)
+
 namespace {
-constexpr float kCode[16] = {-1.0f,
-                             -0.6961928009986877f,
-                             -0.5250730514526367f,
-                             -0.39491748809814453f,
-                             -0.28444138169288635f,
-                             -0.18477343022823334f,
-                             -0.09105003625154495f,
-                             0.0f,
-                             0.07958029955625534f,
-                             0.16093020141124725f,
-                             0.24611230194568634f,
-                             0.33791524171829224f,
-                             0.44070982933044434f,
-                             0.5626170039176941f,
-                             0.7229568362236023f,
-                             1.0f};
+constexpr float kCode[16] = {NF4_CODE};
 // bitsandbytes' least scale to divide by.
 constexpr float kLeast = 1e-38f;
 // Numbers that a thread takes at least.
@@ -86,16 +78,22 @@ struct Scales {
 };
 
 #if defined(__x86_64__)
+// The 32 codes of 16 bytes, a byte each.
+__attribute__((target("ssse3"))) inline void take_apart(const uint8_t *packed, __m128i both[2]) {
+  const __m128i mask = _mm_set1_epi8(0xf), codes = _mm_loadu_si128((const __m128i *)packed);
+  const __m128i first = _mm_and_si128(_mm_srli_epi16(codes, 4), mask), second = _mm_and_si128(codes, mask);
+  both[0] = _mm_unpacklo_epi8(first, second);
+  both[1] = _mm_unpackhi_epi8(first, second);
+}
+
 // The numbers of 16 bytes of codes, of which `table` has the 16 that there are: a plane of bytes of the table at a time is looked up.
 __attribute__((target("ssse3"))) void look_up(const uint8_t *packed, const uint16_t *table, uint16_t *out, int64_t bytes) {
   alignas(16) uint8_t planes[2][16];
   for (int i = 0; i < 16; ++i) planes[0][i] = table[i] & 0xff, planes[1][i] = table[i] >> 8;
   const __m128i low = _mm_load_si128((const __m128i *)planes[0]), high = _mm_load_si128((const __m128i *)planes[1]);
-  const __m128i mask = _mm_set1_epi8(0xf);
   for (int64_t i = 0; i < bytes; i += 16) {
-    const __m128i codes = _mm_loadu_si128((const __m128i *)(packed + i));
-    const __m128i first = _mm_and_si128(_mm_srli_epi16(codes, 4), mask), second = _mm_and_si128(codes, mask);
-    const __m128i both[2] = {_mm_unpacklo_epi8(first, second), _mm_unpackhi_epi8(first, second)};
+    __m128i both[2];
+    take_apart(packed + i, both);
     for (int half = 0; half < 2; ++half) {
       const __m128i l = _mm_shuffle_epi8(low, both[half]), h = _mm_shuffle_epi8(high, both[half]);
       __m128i *to = (__m128i *)(out + 2 * i + 16 * half);
@@ -112,11 +110,9 @@ __attribute__((target("ssse3"))) void look_up(const uint8_t *packed, const uint3
     for (int i = 0; i < 16; ++i) planes[p][i] = table[i] >> (8 * p) & 0xff;
     plane[p] = _mm_load_si128((const __m128i *)planes[p]);
   }
-  const __m128i mask = _mm_set1_epi8(0xf);
   for (int64_t i = 0; i < bytes; i += 16) {
-    const __m128i codes = _mm_loadu_si128((const __m128i *)(packed + i));
-    const __m128i first = _mm_and_si128(_mm_srli_epi16(codes, 4), mask), second = _mm_and_si128(codes, mask);
-    const __m128i both[2] = {_mm_unpacklo_epi8(first, second), _mm_unpackhi_epi8(first, second)};
+    __m128i both[2];
+    take_apart(packed + i, both);
     for (int half = 0; half < 2; ++half) {
       __m128i b[4];
       for (int p = 0; p < 4; ++p) b[p] = _mm_shuffle_epi8(plane[p], both[half]);
@@ -165,10 +161,7 @@ template <typename T> void expand(const uint8_t *packed, const Scales &scales, i
   });
 }
 
-const char *const kSource = R"(
-__device__ const float kCode[16] = {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
-  -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,
-  0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+const char *const kSource = "__device__ const float kCode[16] = {" AS_TEXT(NF4_CODE) "};" R"(
 
 template <typename T> struct alignas(8 * sizeof(T) < 16 ? 8 * sizeof(T) : 16) Eight { T numbers[8]; };
 

@@ -210,23 +210,27 @@ impl<P> Deref for LoraOf<P> {
     }
 }
 
+/// The name of the option `name` of [`LoraArgs`] that begins with `prefix`.
+fn renamed(name: &str, prefix: &str) -> String {
+    format!("{prefix}{}", name.trim_start_matches("lora_"))
+}
+
 impl<P: LoraPart> LoraOf<P> {
     /// The name that the part has for the option `name` of [`LoraArgs`].
     fn named(name: &str) -> String {
-        format!("{}{}", P::PREFIX, name.trim_start_matches("lora_"))
+        renamed(name, P::PREFIX)
     }
 
     /// Refuses numbers that cannot be meant.
     pub fn check(&self) -> Result<()> {
-        let is_own = |name: &str| P::FALLBACK.is_none() || self.own.iter().any(|own| own == name);
-        let prefix = |name: &str| if is_own(name) { P::PREFIX } else { P::FALLBACK.unwrap_or(P::PREFIX) };
-        self.lora.check_as(|name| option(&format!("{}{}", prefix(name), name.trim_start_matches("lora_"))))
+        let prefix = |name: &str| P::FALLBACK.filter(|_| !self.is_own(name)).unwrap_or(P::PREFIX);
+        self.lora.check_as(|name| option(&renamed(name, prefix(name))))
     }
 
     /// The same with `targets` where none were given.
     pub fn with_usual_targets(&self, targets: &str) -> Self {
         let mut lora = self.lora.clone();
-        if !self.own.iter().any(|own| own == "lora_targets") {
+        if !self.is_own("lora_targets") {
             lora.lora_targets = Some(targets.to_owned());
         }
         Self { lora, own: self.own.clone(), part: PhantomData }
@@ -291,7 +295,7 @@ impl<P: LoraPart> FromArgMatches for LoraOf<P> {
             if matches.value_source(&name) == Some(ValueSource::CommandLine) {
                 own.push(inner.to_owned());
             } else if let Some(prefix) = P::FALLBACK {
-                name = format!("{prefix}{}", inner.trim_start_matches("lora_"));
+                name = renamed(inner, prefix);
             }
             for value in matches.get_raw(&name).into_iter().flatten() {
                 let mut word = OsString::from(format!("{}=", flag(arg.get_id().as_str())));

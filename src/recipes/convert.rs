@@ -80,7 +80,7 @@ pub fn convert(config: &ConvertConfig, interrupt: &Interrupt, observer: &mut dyn
                         .iter()
                         .try_for_each(|file| std::fs::remove_file(file).map_err(|e| Error::io("remove", file, e)))?;
                 }
-                false => into_folder(&path, Existing::Refuse, |folder| write_peft(folder, &set, spelling))?,
+                false => into_folder(&path, Existing::Refuse, |folder| write_peft(folder, &set, spelling).map(drop))?,
             }
         }
         OutputFormat::Diffusers => {

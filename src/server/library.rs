@@ -398,11 +398,7 @@ fn converted(folder: &Path, temporary: &Path, format: Format) -> Result<PathBuf>
     match format {
         Format::Peft => {
             let peft = temporary.join("peft");
-            write_peft(&peft, &set, TextEncoderSpelling::Today)?;
-            let mut files = Vec::new();
-            for (part, _) in set.parts() {
-                files.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{}/{name}", part.name())));
-            }
+            let files = write_peft(&peft, &set, TextEncoderSpelling::Today)?;
             zip_files(&peft, &files, &file)?;
         }
         Format::Diffusers => return write_diffusers(temporary, &set),

@@ -39,7 +39,7 @@ pub(super) fn conv2d_input_gradient(grad: &Tensor, weight: &Tensor, input: &[i64
 }
 
 /// `ys`, computed from `xs` without a gradient, with this one.
-pub(super) fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
+fn with_gradient(xs: &Tensor, ys: Tensor, gradient: impl Fn(&Tensor) -> Tensor + Send + 'static) -> Tensor {
     let backward = move |grads: &[Option<Tensor>], _: &[Tensor]| Ok(vec![grads[0].as_ref().map(&gradient)]);
     or_panic(autograd_node::attach(&[xs], &[], &[&ys], Box::new(backward)));
     ys

@@ -92,7 +92,7 @@ fn header(planned: Vec<Planned>, metadata: &BTreeMap<String, String>) -> Result<
 }
 
 /// The bytes of `tensor`, row by row.
-pub(super) fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+pub(crate) fn tensor_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
     let count = tensor.numel();
     let mut bytes = vec![0; count * tensor.kind().elt_size_in_bytes()];

@@ -3,6 +3,7 @@
 use super::four_bit::{FourBit, Named};
 use super::keeping::Keeping;
 use super::storage::BaseWeight;
+use super::tensor_file::tensor_bytes;
 use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
@@ -372,11 +373,9 @@ impl WeightSet {
     pub fn fingerprint(&self) -> Result<String> {
         let mut digest = Sha256::new();
         for (key, entry) in &self.entries {
-            let tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?.contiguous();
+            let tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?;
             digest.update(format!("{key} {:?} {:?}\0", tensor.kind(), tensor.size()));
-            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-            tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-            digest.update(&bytes);
+            digest.update(tensor_bytes(&tensor)?);
             entry.file.let_go(&entry.name);
         }
         Ok(hex(&digest.finalize()))

@@ -70,7 +70,7 @@ pub fn assert_whole(out: &Path) {
         if name.starts_with("checkpoint-") {
             read_json(entry.join("state.json"));
             for part in ["unet", "text_encoder"] {
-                super::read(entry.join(part).join("adapter_model.safetensors"));
+                super::support::read(entry.join(part).join("adapter_model.safetensors"));
             }
         }
     }

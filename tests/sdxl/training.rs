@@ -1,10 +1,8 @@
 //! Losses and adapters of a training run equal those of the reference loop with the same draws.
 
-use crate::support::{lorabooth, lorabooth_ok, model, photos, python, read, read_json, relative_norm_error};
+use crate::support::{assert_adapters, lorabooth, lorabooth_ok, model, photos, python, read, read_json};
 use serde_json::{json, Value};
-use std::collections::BTreeMap;
 use std::path::Path;
-use tch::Tensor;
 
 /// Flags that name the same things for both sides.
 fn flags(options: &Value) -> Vec<String> {
@@ -86,14 +84,7 @@ fn check(variant: &str, change: Value) {
         }
     }
     for part in parts(&options) {
-        let [actual, wanted] = [&ours, &theirs].map(|run| read(run.join(part).join("adapter_model.safetensors")));
-        assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>());
-        let whole = |tensors: &BTreeMap<String, Tensor>| {
-            Tensor::cat(&tensors.values().map(|tensor| tensor.flatten(0, -1)).collect::<Vec<_>>(), 0)
-        };
-        let error = relative_norm_error(&whole(&actual), &whole(&wanted));
-        println!("{variant}: {part} within {error:.1e} of its norm");
-        assert!(error < 1e-2, "{part} differs by {error:.1e} of its norm");
+        assert_adapters(&format!("{variant}, {part}"), &ours.join(part), &theirs.join(part), 1e-2);
     }
     println!("{variant}: losses within {worst:.1e}");
 }

@@ -1,6 +1,6 @@
 //! What the tests share: the Python reference, models that are made once, comparisons, the built binary.
 #![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -84,6 +84,39 @@ pub fn relative_error(actual: &Tensor, expected: &Tensor) -> f64 {
 /// The norm of the difference over the norm of `expected`; infinite where something is not a number.
 pub fn relative_norm_error(actual: &Tensor, expected: &Tensor) -> f64 {
     ratio(actual, expected, Tensor::norm)
+}
+
+/// The adapters in two of PEFT's folders, each as one list of numbers, differ by less than `bound` of the norm of `wanted`.
+pub fn assert_adapters(what: &str, actual: &Path, wanted: &Path, bound: f64) {
+    let [actual, wanted] = [actual, wanted].map(|folder| read(folder.join("adapter_model.safetensors")));
+    assert_eq!(actual.keys().collect::<Vec<_>>(), wanted.keys().collect::<Vec<_>>(), "{what}");
+    let whole = |tensors: &BTreeMap<String, Tensor>| {
+        Tensor::cat(&tensors.values().map(|tensor| tensor.flatten(0, -1)).collect::<Vec<_>>(), 0)
+    };
+    let error = relative_norm_error(&whole(&actual), &whole(&wanted));
+    println!("{what}: adapters within {error:.1e}");
+    assert!(error < bound, "{what}: adapters differ by {error:.1e}");
+}
+
+/// Three steps of the UNet and the text encoder of a tiny Stable Diffusion, with adapters on convolutions too.
+pub fn train_with_convolutions(out: &Path, more: &[&str]) {
+    let (model, photos) = (model("tiny-v"), photos(3, 0));
+    let flags =
+        "train dreambooth --device cpu --threads 1 --quiet --mixed-precision no --resolution 128 --center-crop \
+        --train-text-encoder --max-train-steps 3 --lora-targets to_q,to_v,conv1,proj_out";
+    let mut args: Vec<&str> = flags.split_whitespace().collect();
+    args.extend(["--instance-prompt", "a photo of sks dog", "--instance-data-dir", photos.to_str().unwrap()]);
+    args.extend(["--model", model.to_str().unwrap(), "--output-dir", out.to_str().unwrap()]);
+    lorabooth_ok(&[&args, more].concat());
+}
+
+/// A picture of the same model.
+pub fn draw_quickly(path: &Path, more: &[&str]) {
+    let flags = "generate --device cpu --threads 1 --quiet --dtype fp32 --steps 2 --prompt dog --model";
+    let mut args: Vec<&str> = flags.split(' ').collect();
+    let model = model("tiny-v");
+    args.extend([model.to_str().unwrap(), "--output", path.to_str().unwrap()]);
+    lorabooth_ok(&[&args, more].concat());
 }
 
 /// The size of the difference over that of `expected`; 0 where they are equal, be it that both are 0.

@@ -57,6 +57,7 @@ pub struct PipelineFiles {
     root: PathBuf,
     source: Source,
     tokenizer: Option<PathBuf>,
+    is_xl: bool,
     vae: Option<VaeFiles>,
     prediction_type: Option<String>,
     keeping: Keeping,
@@ -87,7 +88,7 @@ impl PipelineFiles {
                 ));
             }
         }
-        Ok(Self::new(root, Source::Folder { variant: variant.map(str::to_owned) }))
+        Ok(Self::new(root, xl, Source::Folder { variant: variant.map(str::to_owned) }))
     }
 
     /// The pipeline in the single-file checkpoint `path`, with the original Stable Diffusion key names, described by the
@@ -101,7 +102,8 @@ impl PipelineFiles {
             }
         }
         let facts = Arc::new(CheckpointFacts::of(&checkpoint)?);
-        Ok(Self::new(path, Source::Single { checkpoint, facts, configs: config_folder.map(Path::to_owned) }))
+        let is_xl = checkpoint.generation() == OriginalGeneration::Xl;
+        Ok(Self::new(path, is_xl, Source::Single { checkpoint, facts, configs: config_folder.map(Path::to_owned) }))
     }
 
     /// The pipeline that `model` names: a folder in the diffusers layout, a single `.safetensors` checkpoint or a hub id,
@@ -131,9 +133,9 @@ impl PipelineFiles {
         Ok(files)
     }
 
-    fn new(root: &Path, source: Source) -> Self {
+    fn new(root: &Path, is_xl: bool, source: Source) -> Self {
         let root = root.to_owned();
-        Self { root, source, tokenizer: None, vae: None, prediction_type: None, keeping: Keeping::default() }
+        Self { root, is_xl, source, tokenizer: None, vae: None, prediction_type: None, keeping: Keeping::default() }
     }
 
     /// The folder of the pipeline, or the single file.
@@ -143,10 +145,7 @@ impl PipelineFiles {
 
     /// Whether it is Stable Diffusion XL: two text encoders, and a UNet that is conditioned on sizes.
     pub fn is_xl(&self) -> bool {
-        match &self.source {
-            Source::Folder { .. } => is_xl_folder(&self.root),
-            Source::Single { checkpoint, .. } => checkpoint.generation() == OriginalGeneration::Xl,
-        }
+        self.is_xl
     }
 
     /// Its text encoders, in the order in which the UNet takes their embeddings.

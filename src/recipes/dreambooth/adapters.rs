@@ -100,7 +100,7 @@ impl Adapters {
 
     /// Writes them to `folder` as PEFT has them; each file is read back.
     pub fn write_peft(&self, folder: &Path) -> Result<()> {
-        write_peft(folder, &self.set(), TextEncoderSpelling::Today)
+        write_peft(folder, &self.set(), TextEncoderSpelling::Today).map(drop)
     }
 
     /// Writes them in all formats. Tells of what was written, and of what a format has no place for.

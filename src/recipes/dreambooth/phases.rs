@@ -30,6 +30,7 @@ use crate::sample::painter::Pictures;
 use crate::sample::pipeline::{Pipeline, Residence};
 use crate::sample::text_to_image::{EncodedPrompts, Sampling};
 use crate::train::folder_lock::FolderLock;
+use crate::weights::tensor_file::tensor_bytes;
 use crate::weights::Placement;
 use crate::whole_file::write_whole;
 use serde_json::json;
@@ -165,18 +166,16 @@ pub fn make_class_images(
     if is_first_here {
         remove_unfinished(folder)?;
     }
-    let found = || -> Result<Vec<u8>> {
+    let found = || -> Result<(usize, Vec<usize>)> {
         let present = count_images_but(folder, &config.apart_from_class())?;
         let mut missing = Vec::new();
         if present < config.num_class_images {
             std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
             missing = free_numbers(folder, config.num_class_images - present)?;
         }
-        serde_json::to_vec(&(present, missing)).map_err(|error| Error::Internal(error.to_string()))
+        Ok((present, missing))
     };
-    let found = ranks.of_first(found)?;
-    let (present, missing): (usize, Vec<usize>) =
-        serde_json::from_slice(&found).map_err(|error| Error::Internal(error.to_string()))?;
+    let (present, missing) = ranks.of_first(found)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -372,7 +371,7 @@ pub fn encode_photos(
     let own = |photo| ranks.has_share(photo);
     let mut cache = LatentCache::fill(dataset, config.cache_latents, run.seed, own, |pixels| {
         let bytes: Vec<u8> = match encodings.are_kept() {
-            true => Vec::<f32>::try_from(pixels.flatten(0, -1))?.into_iter().flat_map(f32::to_le_bytes).collect(),
+            true => tensor_bytes(pixels)?,
             false => Vec::new(),
         };
         let known = encodings.get_or_make(contents.clone().and(&bytes), || {

@@ -15,7 +15,6 @@ use crate::data::tokenizers::LanguageTokenizer;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
-use crate::libtorch::memory;
 use crate::libtorch::random::seed_globally;
 use crate::models::language::{HeadOptions, LanguageModel, LanguageModelFiles};
 use crate::models::Loaded;
@@ -51,15 +50,9 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Finished> {
     let config = with_output(config);
-    config.training.choose_kernels(device)?;
-    let mut adaptation = Adaptation::new(&config.training, config.output())?;
-    loop {
-        let outcome = start(&config, &mut adaptation, (device, seed), control, observer);
-        if !adaptation.goes_on() {
-            return outcome;
-        }
-        memory::release_cached(device)?;
-    }
+    Adaptation::of_starts(&config.training, config.output(), device, |adaptation| {
+        start(&config, adaptation, (device, seed), control, &mut *observer)
+    })
 }
 
 /// One start of the run, with all that it has changed of itself.

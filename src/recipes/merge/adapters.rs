@@ -32,15 +32,11 @@ pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Obs
         )));
     }
     let existing = Existing::of(config.overwrite);
-    match as_file {
-        true if !config.overwrite && std::fs::symlink_metadata(&config.output_dir).is_ok() => {
-            return Err(Error::is_there(config.output_dir.clone(), "⟨output_dir⟩"));
-        }
-        true => {}
-        false => model_folder::check(&config.output_dir, existing)?,
-    }
     if !as_file {
+        model_folder::check(&config.output_dir, existing)?;
         FolderLock::check_free(&config.output_dir)?;
+    } else if !config.overwrite && std::fs::symlink_metadata(&config.output_dir).is_ok() {
+        return Err(Error::is_there(config.output_dir.clone(), "⟨output_dir⟩"));
     }
     config.output_dir.parent().map_or(Ok(()), FolderLock::check_free)?;
     let out = (config.output_dir.as_path(), existing);

@@ -110,11 +110,7 @@ fn stable_diffusion_files(set: &mut AdapterSet, folder: &Path, observer: &mut dy
         part.config.base_model_name_or_path.clone_from(&name);
         told = told.or(name);
     }
-    write_peft(folder, set, TextEncoderSpelling::Today)?;
-    let mut names = Vec::new();
-    for (part, _) in set.parts() {
-        names.extend([CONFIG_FILE, MODEL_FILE].map(|name| format!("{}/{name}", part.name())));
-    }
+    let mut names = write_peft(folder, set, TextEncoderSpelling::Today)?;
     match write_diffusers(folder, set) {
         Ok(_) => names.push(FILE_NAME.to_owned()),
         Err(error @ Error::Invalid(_)) => observer.warning(format!("{FILE_NAME} is left out: {error}")),
@@ -123,7 +119,6 @@ fn stable_diffusion_files(set: &mut AdapterSet, folder: &Path, observer: &mut dy
     if let Some(text) = set.left_out_warning(Path::new(FILE_NAME)) {
         observer.warning(text);
     }
-    names.retain(|name| folder.join(name).exists());
     let xl = set.family == Some(Family::Xl);
     Ok((Kind::StableDiffusion { xl }, names.into_iter().map(|name| from_folder(folder, name)).collect(), told))
 }

@@ -5,18 +5,15 @@
 use super::memory_advice::with_advice;
 use super::observer::{Event, Observer};
 use super::restart::Earlier;
-use super::run::{Run, TRAINING};
+use super::run::{Finished, Run, TRAINING};
 use crate::error::{Error, Result};
-use crate::libtorch::memory::gib;
+use crate::libtorch::memory::{self, gib};
 use crate::options::training::{OnOom, TrainingArgs};
 use crate::train::checkpoint;
-use crate::train::data_parallel::Ranks;
 use crate::train::measure::{Because, Measure, Taken};
 use crate::train::memory_plan::{next_measure, Planned};
-use serde::de::DeserializeOwned;
-use serde::Serialize;
 use std::path::Path;
-use tch::Kind;
+use tch::{Device, Kind};
 
 /// So often numbers are lost before a run is given up: more layers than that are no exception.
 const MOST_REPAIRS: usize = 3;
@@ -32,20 +29,37 @@ pub struct Adaptation {
 
 impl Adaptation {
     /// That of a run with these options, which write to `output`: of one that resumes what it had changed before.
-    pub fn new(training: &TrainingArgs, output: &Path) -> Result<Self> {
+    fn new(training: &TrainingArgs, output: &Path) -> Result<Self> {
         let resumed = match (&training.resume_from_checkpoint, training.named_checkpoint(output)) {
             (Some(_), None) => checkpoint::latest(output)?,
             (_, named) => named,
         };
-        let taken = || resumed.map_or_else(Vec::new, |folder| checkpoint::measures_of(&folder));
-        let ranks = training.ranks.clone();
+        let taken = || Ok(resumed.map_or_else(Vec::new, |folder| checkpoint::measures_of(&folder)));
         Ok(Self {
             steps_down: training.on_oom == Some(OnOom::StepDown),
-            taken: of_first(&ranks, taken)?,
+            taken: training.ranks.of_first(taken)?,
             earlier: None,
             has_begun: false,
             goes_on: false,
         })
+    }
+
+    /// Runs `start`, and again with each change that a start makes of the run, until one ends it.
+    pub fn of_starts(
+        training: &TrainingArgs,
+        output: &Path,
+        device: Device,
+        mut start: impl FnMut(&mut Self) -> Result<Finished>,
+    ) -> Result<Finished> {
+        training.choose_kernels(device)?;
+        let mut adaptation = Self::new(training, output)?;
+        loop {
+            let outcome = start(&mut adaptation);
+            if !adaptation.goes_on {
+                return outcome;
+            }
+            memory::release_cached(device)?;
+        }
     }
 
     /// What was changed.
@@ -72,11 +86,6 @@ impl Adaptation {
         self.earlier.take()
     }
 
-    /// Whether the run is to start again, after [`Adaptation::weigh`].
-    pub fn goes_on(&self) -> bool {
-        self.goes_on
-    }
-
     /// Who hears of a start: of one that is not the first only what is new.
     pub fn hearing<'a>(&self, observer: &'a mut dyn Observer) -> Hearing<'a> {
         Hearing { observer, hears_all: !self.goes_on }
@@ -98,7 +107,7 @@ impl Adaptation {
         let next = next.filter(|_| run.can_start_again());
         let next = match (run.ranks.is_alone(), run.trouble_is_shared) {
             (true, _) => next,
-            (false, true) => of_first(&run.ranks, || next).ok().flatten(),
+            (false, true) => run.ranks.of_first(|| Ok(next)).ok().flatten(),
             // The other ranks do not know of it.
             (false, false) => None,
         };
@@ -173,16 +182,6 @@ impl Adaptation {
             other => other,
         }
     }
-}
-
-/// What the first rank has in place of what each would have.
-fn of_first<T: Serialize + DeserializeOwned>(ranks: &Ranks, own: impl FnOnce() -> T) -> Result<T> {
-    if ranks.is_alone() {
-        return Ok(own());
-    }
-    let invalid = |error: serde_json::Error| Error::Internal(error.to_string());
-    let text = ranks.of_first(|| serde_json::to_vec(&own()).map_err(invalid))?;
-    serde_json::from_slice(&text).map_err(invalid)
 }
 
 /// What a user is told of a measure.

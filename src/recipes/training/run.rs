@@ -61,9 +61,9 @@ pub struct RunOptions<'a> {
     pub training: &'a TrainingArgs,
     /// Before `--scale-lr`.
     pub learning_rate: f64,
-    /// Places in a batch, and in one as it was asked for.
+    /// Places in a batch.
     pub batch_size: usize,
-    /// The same as it was asked for.
+    /// Places in a batch as the run was asked for.
     pub asked_batch_size: usize,
     /// Folder for everything that the run writes.
     pub output_dir: &'a Path,
@@ -109,24 +109,15 @@ pub struct Trained {
 
 impl Trained {
     /// What has one learning rate, and the factor of that.
-    pub(super) fn groups(&self) -> Vec<(Parameters, f64)> {
-        let of = |name: &String| {
-            let found = self.lr_factors.iter().find(|(start, _)| name.starts_with(start));
-            found.map_or(1.0, |(_, factor)| *factor)
-        };
-        let mut groups: Vec<(Parameters, f64)> = Vec::new();
+    fn groups(&self) -> Vec<(Parameters, f64)> {
+        let factors = self.lr_factors.iter().map(|(_, factor)| *factor);
+        let mut groups: Vec<(Parameters, f64)> =
+            std::iter::once(1.0).chain(factors).map(|factor| (Parameters::new(), factor)).collect();
         for (name, param) in &self.params {
-            let factor = of(name);
-            let group = match groups.iter_mut().position(|(_, known)| *known == factor) {
-                Some(index) => &mut groups[index],
-                None => {
-                    groups.push((Parameters::new(), factor));
-                    let last = groups.len() - 1;
-                    &mut groups[last]
-                }
-            };
-            group.0.insert(name.clone(), param.shallow_clone());
+            let own = self.lr_factors.iter().position(|(start, _)| name.starts_with(start));
+            groups[own.map_or(0, |index| index + 1)].0.insert(name.clone(), param.shallow_clone());
         }
+        groups.retain(|(params, _)| !params.is_empty());
         groups
     }
 }
@@ -161,6 +152,8 @@ pub struct Run {
     pub scaler: Option<LossScaler>,
     /// By how many batches the gradients of the present group are divided.
     pub accumulated: u64,
+    /// What is trained, by learning rate.
+    pub(super) groups: Vec<(Parameters, f64)>,
     /// What it does, as its plan calls it.
     pub phase: &'static str,
     /// What it has changed of itself.
@@ -239,6 +232,7 @@ impl Run {
             total_steps: 0,
             evaluation_is_owed: false,
             trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0, lr_factors: Vec::new() },
+            groups: Vec::new(),
             optimizer,
             schedule,
             scaler: precision.needs_loss_scale().then(LossScaler::default),
@@ -282,6 +276,7 @@ impl Run {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         self.ranks.agree(data.name, &data.fingerprint)?;
+        self.groups = trained.groups();
         self.trained = trained;
         let training = &self.training;
         self.batches_per_epoch = data.batches_per_epoch;

@@ -162,9 +162,7 @@ impl Run {
             scaler: self.scaler.as_ref().map(LossScaler::state),
             optimizer: self.optimizer.state().iter().map(|(name, tensor)| Shape::of(name, tensor)).collect(),
         };
-        let invalid = |error: serde_json::Error| Error::Internal(error.to_string());
-        let text = self.ranks.of_first(|| serde_json::to_vec(&own).map_err(invalid))?;
-        let shared: SharedState = serde_json::from_slice(&text).map_err(invalid)?;
+        let shared = self.ranks.of_first(|| Ok(own))?;
         let mut optimizer = self.optimizer.state();
         if !self.ranks.is_first() {
             optimizer = shared.optimizer.iter().map(|shape| shape.zeros(self.device)).collect::<Result<_>>()?;

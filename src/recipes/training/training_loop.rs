@@ -302,7 +302,6 @@ fn optimizer_step(
         [total, norm.view([]), overflow.view([])].into_iter().chain(means).chain(asked).collect();
     let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?; // the host waits here, and nowhere else in a step
     let number = |i: usize| Some(f64::from(numbers[i])).filter(|number| number.is_finite());
-    run.is_asked_to_stop = run.reduction.is_some() && numbers[3 + parts.len()] > 0.0;
     run.heed_ranks(&numbers[3 + parts.len()..])?;
     let finite = numbers[2] == 0.0;
     if let Some(scaler) = &mut run.scaler {
@@ -314,12 +313,7 @@ fn optimizer_step(
     if finite && !diverged {
         gradients::clip(&grads, numbers[1], run.training.max_grad_norm)?;
         run.is_torn = true;
-        match run.trained.lr_factors.is_empty() {
-            true => run.optimizer.step(&run.trained.params, lr)?,
-            false => {
-                run.trained.groups().iter().try_for_each(|(params, factor)| run.optimizer.step(params, lr * factor))?
-            }
-        }
+        run.groups.iter().try_for_each(|(params, factor)| run.optimizer.step(params, lr * factor))?;
         run.is_torn = false;
     }
     run.optimizer.zero_grad(&run.trained.params)?;

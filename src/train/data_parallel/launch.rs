@@ -24,8 +24,8 @@ pub struct Launch {
     pub host: String,
     /// The port there.
     pub port: u16,
-    /// Whether this process serves the store in which they meet.
-    pub serves: bool,
+    /// Whether the launcher serves the store in which they meet, and not rank 0.
+    pub launcher_serves: bool,
     /// How often the launcher has started them again.
     pub restarts: u64,
 }
@@ -127,16 +127,12 @@ impl Launch {
         };
         let launcher_serves = get(LAUNCHER_SERVES_STORE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         let restarts = number(RESTARTS)?.unwrap_or(0) as u64;
-        let serves = rank == 0 && !launcher_serves;
-        Ok(Some(Self { rank, count, local_rank, local_count, host, port, serves, restarts }))
+        Ok(Some(Self { rank, count, local_rank, local_count, host, port, launcher_serves, restarts }))
     }
 
-    /// Who serves the store, in words.
-    pub(super) fn server(&self) -> &'static str {
-        match std::env::var(LAUNCHER_SERVES_STORE).is_ok_and(|value| value.eq_ignore_ascii_case("true")) {
-            true => "the launcher",
-            false => "rank 0",
-        }
+    /// Whether this process serves the store.
+    pub fn serves(&self) -> bool {
+        self.rank == 0 && !self.launcher_serves
     }
 }
 
@@ -165,17 +161,12 @@ mod tests {
 
     #[test]
     fn each_launcher_is_known_by_its_variables() {
-        let launch = |rank, count, local_rank, local_count, host: &str, port, serves| Launch {
-            rank,
-            count,
-            local_rank,
-            local_count,
-            host: host.to_owned(),
-            port,
-            serves,
-            restarts: 0,
+        let launch = |rank, count, local_rank, local_count, host: &str, port, serves| {
+            let (host, launcher_serves) = (host.to_owned(), false);
+            (Launch { rank, count, local_rank, local_count, host, port, launcher_serves, restarts: 0 }, serves)
         };
-        for (variables, expected) in [
+        let by_agent = launch(0, 2, 0, 2, "h", 29500, false);
+        for (variables, (expected, serves)) in [
             (
                 "RANK=3 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=h MASTER_PORT=1234",
                 launch(3, 4, 1, 2, "h", 1234, false),
@@ -186,7 +177,7 @@ mod tests {
             ),
             (
                 "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=2 MASTER_ADDR=h TORCHELASTIC_USE_AGENT_STORE=True",
-                launch(0, 2, 0, 2, "h", 29500, false),
+                (Launch { launcher_serves: true, ..by_agent.0 }, by_agent.1),
             ),
             ("PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=2", launch(1, 2, 1, 2, "127.0.0.1", 29500, false)),
             (
@@ -199,7 +190,9 @@ mod tests {
                 launch(5, 7, 1, 2, "gpu03", 29500, false),
             ),
         ] {
-            assert_eq!(of(variables).unwrap(), Some(expected), "{variables}");
+            let found = of(variables).unwrap().unwrap();
+            assert_eq!(found.serves(), serves, "{variables}");
+            assert_eq!(found, expected, "{variables}");
         }
         assert_eq!(of("RANK=1 WORLD_SIZE=2 MASTER_ADDR=h TORCHELASTIC_RESTART_COUNT=2").unwrap().unwrap().restarts, 2);
     }

@@ -40,8 +40,8 @@ impl Ranks {
             ))
         };
         // A launcher's store is there before its processes are.
-        let patience = if launch.server() == "rank 0" { timeout } else { timeout.min(LAUNCHER_PATIENCE) };
-        let mut store = Store::connect(host, *port, launch.serves, patience).map_err(not_there)?;
+        let patience = if launch.launcher_serves { timeout.min(LAUNCHER_PATIENCE) } else { timeout };
+        let mut store = Store::connect(host, *port, launch.serves(), patience).map_err(not_there)?;
         let for_watch = Store::connect(host, *port, false, timeout).map_err(not_there)?;
         let watch = Watch::begin(for_watch, prefix.clone(), launch.clone(), timeout)?;
         let address = own_address(host, *port);
@@ -124,7 +124,6 @@ impl Ranks {
         if self.is_alone() {
             return own;
         }
-        let invalid = |error: serde_json::Error| Error::Internal(error.to_string());
         let own = match own {
             Err(Error::Interrupted(_)) => Vec::new(),
             own => serde_json::to_vec(&own?).map_err(invalid)?,
@@ -138,10 +137,13 @@ impl Ranks {
         Ok(shares.into_iter().flatten().collect())
     }
 
-    /// What the first rank gives.
-    pub fn of_first(&self, own: impl FnOnce() -> Result<Vec<u8>>) -> Result<Vec<u8>> {
-        let own = if self.is_first() { own()? } else { Vec::new() };
-        Ok(self.gather(own)?.swap_remove(0))
+    /// What the first rank has, in place of what each would have.
+    pub fn of_first<T: Serialize + DeserializeOwned>(&self, own: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.is_alone() {
+            return own();
+        }
+        let own = if self.is_first() { serde_json::to_vec(&own()?).map_err(invalid)? } else { Vec::new() };
+        serde_json::from_slice(&self.gather(own)?[0]).map_err(invalid)
     }
 
     /// Makes `tensors` those of rank `root`, in place: each rank has as many, of the same shapes.
@@ -220,19 +222,18 @@ impl Members {
     }
 }
 
-/// The address of this machine that `host` is reached from: what the others reach it by.
+fn invalid(error: serde_json::Error) -> Error {
+    Error::Internal(error.to_string())
+}
+
+/// The address of this machine that `host` is reached from, by IPv4 or else IPv6: what the others reach it by.
 fn own_address(host: &str, port: u16) -> String {
-    let address = || {
-        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    let address = |any: &str| {
+        let socket = UdpSocket::bind(any).ok()?;
         socket.connect((host, port)).ok()?;
         Some(socket.local_addr().ok()?.ip().to_string())
     };
-    let address_6 = || {
-        let socket = UdpSocket::bind("[::]:0").ok()?;
-        socket.connect((host, port)).ok()?;
-        Some(socket.local_addr().ok()?.ip().to_string())
-    };
-    address().or_else(address_6).unwrap_or_else(|| "127.0.0.1".to_owned())
+    ["0.0.0.0:0", "[::]:0"].into_iter().find_map(address).unwrap_or_else(|| "127.0.0.1".to_owned())
 }
 
 fn first_sentence(text: &str) -> &str {

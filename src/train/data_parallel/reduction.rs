@@ -69,11 +69,6 @@ impl Reduction {
         let nowhere = Vec::<i64>::try_from(present)?.into_iter().zip(&self.params).filter(|(ranks, _)| *ranks == 0);
         crate::libtorch::fused_adamw::clear_grads(nowhere.map(|(_, param)| param))
     }
-
-    /// Bytes that each rank gives in a step: those of the parameters, and a few numbers.
-    pub fn bytes(params: &Parameters) -> u64 {
-        params.values().map(|param| param.numel() as u64 * 4).sum()
-    }
 }
 
 /// Where buckets of parameters of these `sizes` end.

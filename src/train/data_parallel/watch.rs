@@ -206,19 +206,18 @@ impl Watch {
             }
         }
         if let Some(text) = &state.store_is_lost {
-            let server = self.launch.server();
             let text = text.split(". This may").next().unwrap_or(text);
             let step = state.heard[0].sign.step;
-            return Some(Error::OtherRank(match server {
-                "rank 0" => format!("{} has died after step {step}: its store is gone ({text})", self.name(state, 0)),
-                server => format!("{server} at {}:{} is gone ({text})", self.launch.host, self.launch.port),
+            return Some(Error::OtherRank(match self.launch.launcher_serves {
+                false => format!("{} has died after step {step}: its store is gone ({text})", self.name(state, 0)),
+                true => format!("the launcher at {}:{} is gone ({text})", self.launch.host, self.launch.port),
             }));
         }
         // Where the store does not answer, nobody can be heard.
         if state.answered.elapsed() > silence {
             return Some(Error::OtherRank(format!(
                 "{} at {} has not been heard of for {} s; its last known step is {}",
-                if self.launch.server() == "rank 0" { self.name(state, 0) } else { "the launcher".to_owned() },
+                if self.launch.launcher_serves { "the launcher".to_owned() } else { self.name(state, 0) },
                 self.launch.host,
                 state.answered.elapsed().as_secs(),
                 state.heard[0].sign.step
@@ -240,7 +239,7 @@ impl Watch {
     /// Tells the others of the end, and waits until they have heard of it where this process serves the store.
     pub fn end(&self, end: End) {
         let is_done = end == End::Done;
-        let lingers = self.launch.serves && !is_done;
+        let lingers = self.launch.serves() && !is_done;
         self.say(|own| own.end = Some(end));
         let until = Instant::now() + PATIENCE;
         let mut state = self.state();

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::libtorch::file_map::FileMap;
 use crate::libtorch::mapped_tensor;
+use crate::plain_text::hex;
 use crate::weights::tensor_file::tensor_bytes;
 use std::fs::File;
 use std::io::Write;
@@ -84,8 +85,7 @@ impl PackedFile {
 fn unnamed(folder: &Path) -> std::io::Result<File> {
     let mut name = [0; 16];
     getrandom::fill(&mut name).map_err(|error| std::io::Error::other(error.to_string()))?;
-    let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = folder.join(format!("lorabooth-{name}"));
+    let path = folder.join(format!("lorabooth-{}", hex(&name)));
     let file = File::options().read(true).write(true).create_new(true).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
