@@ -74,7 +74,14 @@ def accelerated(out, options):
         losses.append(accelerator.gather(torch.tensor([loss])).mean().item())
     if accelerator.is_main_process:
         save(out, unet, text_encoder, losses, norms)
-    accelerator.end_training()
+    leave(accelerator)
+
+
+def leave(accelerator):
+    """Ends this process once all ranks are here: one that frees its DistributedDataParallel when another is gone waits for minutes."""
+    accelerator.wait_for_everyone()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def save(out, unet, text_encoder, losses, norms):
@@ -110,7 +117,7 @@ def accelerated_language(out, job, task, steps, learning_rate, batch, adapter, l
     if accelerator.is_main_process:
         peft_model.save_pretrained(out / "adapter")
         (out / "losses.json").write_text(json.dumps({"losses": losses, "grad_norms": norms}))
-    accelerator.end_training()
+    leave(accelerator)
 
 
 def main(out, ranks=1, dreambooth=None, language=None):
