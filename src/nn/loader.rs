@@ -43,7 +43,7 @@ impl Loader {
     /// The root of `weights`; what is loaded is registered in `sites`.
     pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Result<Self> {
         let is_streamed = weights.keeping().storage.streamed;
-        let sources = is_streamed.then(|| Sources::of(placement.device)).transpose()?;
+        let sources = is_streamed.then(|| Sources::of(placement.device, weights.origin())).transpose()?;
         Ok(Self { weights: Arc::new(weights), sources, sites, placement, path: String::new() })
     }
 

@@ -22,8 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(6);
 struct Sign {
     /// Counts up.
     pulse: u64,
-    /// Meetings that it has come to.
+    /// Meetings that it has come to since the last trouble.
     meeting: u64,
+    /// How often it has called all together anew.
+    troubles: u64,
     /// Optimizer steps done.
     step: u64,
     host: String,
@@ -145,9 +147,30 @@ impl Watch {
         state.own.meeting += 1;
         (state.is_meeting, state.is_news) = (true, true);
         self.shared.1.notify_all();
-        let own = state.own.meeting;
+        let own = (state.own.troubles, state.own.meeting);
+        self.wait_for_all(state, |sign| (sign.troubles, sign.meeting) >= own)
+    }
+
+    /// Has all ranks leave what they wait for each other in, and waits until they have: memory of one was full. Those that did not call learn
+    /// of it at their next meeting, and come here too.
+    pub fn come_together_anew(&self) -> Result<()> {
+        let mut state = self.state();
+        (state.own.troubles, state.own.meeting) = (state.own.troubles + 1, 0);
+        (state.is_meeting, state.is_news) = (true, true);
+        self.shared.1.notify_all();
+        let own = state.own.troubles;
+        self.wait_for_all(state, |sign| sign.troubles >= own)
+    }
+
+    /// Waits until the signs of all others are as `is_there` wants them.
+    fn wait_for_all(&self, mut state: MutexGuard<'_, State>, is_there: impl Fn(&Sign) -> bool) -> Result<()> {
         loop {
-            if state.others(self.launch.rank).all(|heard| heard.sign.meeting >= own) {
+            let called = |rank: &usize| state.heard[*rank].sign.troubles > state.own.troubles;
+            if let Some(rank) = (0..self.launch.count).find(called) {
+                state.is_meeting = false;
+                return Err(full_elsewhere(self.name(&state, rank), "it says so"));
+            }
+            if state.others(self.launch.rank).all(|heard| is_there(&heard.sign)) {
                 state.is_meeting = false;
                 return Ok(());
             }
@@ -185,6 +208,11 @@ impl Watch {
             }
             state = self.wait(state, PULSE);
         }
+    }
+
+    /// What this rank is called elsewhere.
+    pub fn own_name(&self) -> String {
+        format!("rank {} on {}", self.launch.rank, self.state().own.host)
     }
 
     fn name(&self, state: &State, rank: usize) -> String {
@@ -226,7 +254,12 @@ impl Watch {
         let lost = others().find(|&rank| state.heard[rank].at.elapsed() > silence)?;
         let Heard { sign, at } = &state.heard[lost];
         Some(Error::OtherRank(match sign.pulse {
-            0 => format!("rank {lost} has not come within {} s", at.elapsed().as_secs()),
+            0 => format!(
+                "rank {lost} has not come to {}:{} within {} s (⟨timeout⟩); was it started, and can it reach that address?",
+                self.launch.host,
+                self.launch.port,
+                at.elapsed().as_secs()
+            ),
             _ => format!(
                 "{} died or hangs: nothing was heard of it for {} s, after step {}",
                 self.name(state, lost),
@@ -271,6 +304,11 @@ impl Watch {
             state = self.wait(state, PULSE / 10);
         }
     }
+}
+
+/// Memory of the rank `name` is full.
+pub(super) fn full_elsewhere(name: impl Into<String>, cause: impl Into<String>) -> Error {
+    Error::OutOfMemory { device: name.into(), cause: cause.into(), advice: String::new() }
 }
 
 impl State {

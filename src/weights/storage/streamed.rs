@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::libtorch::failure::or_panic;
 use crate::libtorch::upload::upload;
 use crate::weights::{Placement, WeightSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Tensor};
 
@@ -62,11 +63,11 @@ pub enum Sources {
 }
 
 impl Sources {
-    /// Those for `device`.
-    pub fn of(device: Device) -> Result<Self> {
+    /// Those for `device`, of weights that are loaded from `origin`.
+    pub fn of(device: Device, origin: &Path) -> Result<Self> {
         Ok(match device {
             Device::Cpu => Self::Files(Arc::new(PackedFile::new()?)),
-            device => Self::Pinned(Arc::new(BlockStream::to(device))),
+            device => Self::Pinned(Arc::new(BlockStream::to(device, origin))),
         })
     }
 }
@@ -301,7 +302,7 @@ mod tests {
         let expected = computed(|op, key, shape, layout, xs, bias| {
             op.run(xs, &layout.of(weights.load(key, shape, placement).unwrap()), bias)
         });
-        let files = Sources::of(Device::Cpu).unwrap();
+        let files = Sources::of(Device::Cpu, Path::new("")).unwrap();
         let in_file = computed(|op, key, shape, layout, xs, bias| {
             let streamed = StreamedWeight::dense(&weights, key, shape, layout, placement, &files).unwrap();
             BaseWeight::Streamed(streamed).run(op, xs, bias)
@@ -313,7 +314,7 @@ mod tests {
         }
 
         // All blocks go through two rooms, forth and back: a weight that the graph kept would be another's by then.
-        let stream = Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu)));
+        let stream = Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu, Path::new(""))));
         let all: std::collections::BTreeMap<String, BaseWeight> = weights
             .keys()
             .map(|key| {
@@ -344,7 +345,10 @@ mod tests {
             };
             let stays =
                 computed(|op, key, shape, layout, xs, bias| quantised(op, key, shape, layout).run(op, xs, bias));
-            let sources = [Sources::of(Device::Cpu).unwrap(), Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu)))];
+            let sources = [
+                Sources::of(Device::Cpu, Path::new("")).unwrap(),
+                Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu, Path::new("")))),
+            ];
             let comes = sources.map(|sources| {
                 let all = std::cell::RefCell::new(std::collections::BTreeMap::new());
                 // All of them are there before the first is used.
