@@ -194,9 +194,7 @@ fn train(mut command: TrainCommand, common: &Common, reporter: &mut Reporter, in
 /// How many processes there are, and what they exchange gradients through.
 fn report_ranks(ranks: &Ranks, device: Device, observer: &mut dyn Observer) -> Result<()> {
     let backend = ranks.use_device(device)?;
-    if device != Device::Cpu {
-        ranks.share_host_memory()?;
-    }
+    ranks.share_host_memory()?;
     if !ranks.is_alone() {
         let place = if ranks.share_a_machine() { "on this machine" } else { "on several machines" };
         let text = format!("{} {place}, gradients by {backend}", processes(ranks.count()));

@@ -1,5 +1,5 @@
-//! Host memory that the processes of one machine share, and that each pins for its own device: frozen weights that all of them read are
-//! there once.
+//! Host memory that the processes of one machine share, and that each pins for its own device where it has one: frozen weights that all of
+//! them read are there once.
 //!
 //! It is a file in memory (memfd_create(2)) without a name, so it is gone with the last process that has it open, however that ends, and
 //! /dev/shm, which containers keep small, has no part in it. One process makes it, and the others open it by way of /proc. A weight
@@ -26,8 +26,9 @@ extern "C" {
     fn lorabooth_host_unregister(index: i64, start: *mut c_void) -> *mut c_char;
 }
 
-/// Bytes that are pinned at a time; a larger weight has a part of its own.
-const PART: u64 = 1 << 26;
+/// Bytes that are pinned, or without a device taken, at a time; a larger weight has a part of its own.
+const PINNED_PART: u64 = 1 << 26;
+const HOST_PART: u64 = 1 << 21;
 /// Weights start at multiples of this in a part, as CUDA's own allocations do.
 const ALIGNMENT: u64 = 512;
 const PAGE: u64 = 4096;
@@ -182,7 +183,7 @@ impl Locked<'_> {
     }
 
     /// A part of `family` with room for `bytes`, which is made where there is none: its number.
-    fn part_with_room(&self, family: u64, bytes: u64) -> Result<usize> {
+    fn part_with_room(&self, family: u64, bytes: u64, device: Device) -> Result<usize> {
         let parts = self.parts()?;
         let has_room = |part: &Part| part.family == family && part.bytes >= part.used + bytes;
         if let Some(number) = parts.iter().position(has_room) {
@@ -190,7 +191,8 @@ impl Locked<'_> {
         }
         let start = parts.iter().map(|part| part.start + part.bytes).max().unwrap_or(DATA_AT);
         // One that was given back keeps its start: what comes behind the last one is free.
-        let bytes = bytes.max(PART).next_multiple_of(PAGE);
+        let least = if device == Device::Cpu { HOST_PART } else { PINNED_PART };
+        let bytes = bytes.max(least).next_multiple_of(PAGE);
         fallocate(&*self.0, FallocateFlags::empty(), start, bytes).map_err(|error| cannot("grow", error))?;
         self.write_part(parts.len(), Part { start, bytes, family, ..Part::default() })?;
         self.write(0, &[parts.len() as u64 + 1])?;
@@ -330,7 +332,7 @@ impl SharedWeights {
     /// Writes `bytes` and then their record: what a process leaves that is killed meanwhile is never found.
     fn write(&mut self, lists: &Locked, wanted: Place, bytes: &Tensor) -> Result<Tensor> {
         let taken = wanted.bytes.next_multiple_of(ALIGNMENT);
-        let number = lists.part_with_room(self.family, taken)?;
+        let number = lists.part_with_room(self.family, taken, self.device)?;
         let mapped = self.mapped(lists, number)?;
         let part = lists.parts()?[number];
         let place = Place { part: number as u64, start: part.used, ..wanted };
@@ -404,10 +406,10 @@ mod tests {
         assert_eq!(lists.counts().unwrap(), [1, 20]);
         assert_eq!(lists.parts().unwrap()[0].holders, 2);
         drop(lists);
-        assert!(bytes_there(&memories[0]) < PART + (1 << 20));
+        assert!(bytes_there(&memories[0]) < HOST_PART + (1 << 20));
         // The last one gives the pages back.
         held.pop();
-        assert!(bytes_there(&memories[0]) > PART);
+        assert!(bytes_there(&memories[0]) > HOST_PART);
         held.clear();
         assert!(bytes_there(&memories[0]) < 1 << 20);
         assert_eq!(memories[1].lock().unwrap().counts().unwrap()[1], 0);
@@ -422,7 +424,7 @@ mod tests {
         let _ = other.narrow(0, 8999, 1).fill_(1);
         let held = [&zeros, &other, &zeros].map(|weight| shared.hold(weight).unwrap());
         assert!(held[0] == zeros && held[1] == other && held[2].data_ptr() == held[0].data_ptr());
-        let large = Tensor::zeros([PART as i64 + 5], (Kind::Uint8, Device::Cpu));
+        let large = Tensor::zeros([HOST_PART as i64 + 5], (Kind::Uint8, Device::Cpu));
         assert_eq!(shared.hold(&large).unwrap().size(), large.size());
         // What comes after it still has its place in the first part.
         let small = shared.hold(&Tensor::ones([3], (Kind::Double, Device::Cpu))).unwrap();

@@ -7,6 +7,7 @@ use serde_json::{json, Value};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
+use std::time::Instant;
 
 /// What ranks on one card print, which all have the variables of `all`, and each its own.
 fn ranks_on_cards<const N: usize>(args: &[String], all: &[(&str, &str)], own: [&[(&str, &str)]; N]) -> [Output; N] {
@@ -127,6 +128,13 @@ fn a_full_memory_of_one_rank_is_answered_by_all() {
     assert!(said.contains("out of memory on the GPU of rank 1 on ") && said.contains("Tried to allocate"), "{said}");
     assert!(text(&outputs[1]).is_empty() || text(&outputs[1]).contains("[rank 1]"), "{}", text(&outputs[1]));
     assert!(out.join("checkpoint-1").exists());
+    // Behind the exchange of its step, when the other is in the next one: NCCL would wait as long as it is told to.
+    let (out, began) = (folder.path().join("behind"), Instant::now());
+    let outputs = on_cards(&out, "--timeout 300", &[("FAKE_CUDA_FAIL_AT", &(last - 3).to_string())]);
+    outputs.iter().for_each(|output| assert_eq!(output.status.code(), Some(1)));
+    let said = text(&outputs[0]);
+    assert!(said.contains("rank 1 on ") && said.contains("out of memory on the GPU ("), "{said}");
+    assert!(began.elapsed().as_secs() < 120, "the first rank waited for {:?}", began.elapsed());
 }
 
 /// Before the training, in the optimizer's first step, and while the first rank draws samples, in which the others wait.
@@ -159,7 +167,8 @@ fn a_full_memory_outside_a_step_is_answered_by_all() {
         let outputs = ranks_on_cards(&on_card(&out, &format!("{flags} --on-oom step-down")), &[], own);
         println!("{what}: {}", text(&outputs[0]).trim());
         assert_all_succeeded(&outputs, &what);
-        assert!(text(&outputs[0]).contains("memory of "), "{what}: {}", text(&outputs[0]));
+        let of = if victim == 0 { "memory of the GPU was full" } else { "memory of the GPU of rank 1 on " };
+        assert!(text(&outputs[0]).contains(of), "{what}: {}", text(&outputs[0]));
         assert_losses(&what, &out, &wanted, 1e-4);
         // Without it, both end, and the first says whose memory it was.
         let out = folder.path().join(format!("{number}-stopped"));
@@ -172,7 +181,7 @@ fn a_full_memory_outside_a_step_is_answered_by_all() {
 }
 
 /// Sums of a field of the mappings of shared weights in a process, in bytes.
-fn of_shared_weights(process: u32, field: &str) -> u64 {
+pub fn of_shared_weights(process: u32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/smaps")).unwrap();
     let (mut is_shared, mut sum) = (false, 0);
     for line in text.lines() {
@@ -188,7 +197,7 @@ fn of_shared_weights(process: u32, field: &str) -> u64 {
 }
 
 /// A model of 142 MB in 16 bits with records, trained by two ranks whose frozen weights wait on the host.
-fn large_language_job(out: &Path, more: &str) -> Vec<String> {
+pub fn large_language_job(out: &Path, more: &str) -> Vec<String> {
     let config = json!({ "n_positions": 32, "n_embd": 768, "n_layer": 10, "n_head": 12,
         "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0 });
     let options = json!({ "class": "GPT2LMHeadModel", "config": config, "dtype": "bfloat16" });

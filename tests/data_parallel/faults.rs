@@ -13,7 +13,7 @@ pub const EVERYTHING: &str =
     "--lora-dropout 0.1 --gradient-accumulation-steps 2 --lr-scheduler cosine --noise-offset 0.1 \
     --checkpointing-steps 2 --max-train-steps 12";
 
-fn start(command: &[String]) -> Child {
+pub fn start(command: &[String]) -> Child {
     lorabooth_command(command).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -1,5 +1,7 @@
 //! What several ranks train beside Stable Diffusion 1: both text encoders of XL, and networks whose frozen weights are in few bits.
 
+use super::cards::{large_language_job, of_shared_weights};
+use super::faults::{end_of, ranks_of, start, wait_for_steps};
 use super::support::{assert_adapters, lorabooth_ok, model, photos, python, read_json};
 use super::{adapter_bytes, assert_losses, dreambooth, losses, numbers, reference_options, start_of};
 use serde_json::json;
@@ -66,7 +68,7 @@ fn ranks_of_networks_in_few_bits_have_the_losses_of_processes_with_their_seeds()
         let run = |seed: i64, more: &str| {
             let out = folder.path().join(format!("{name}-{seed}"));
             let flags = format!(
-                "--model {} --instance-data-dir {} --learning-rate 1e-30 --lr-scheduler constant --max-train-steps 4 --overwrite \
+                "--model {} --instance-data-dir {} --learning-rate 1e-30 --center-crop --max-train-steps 4 --overwrite \
                  --seed {seed} {more}",
                 model(name).display(),
                 photos(1, 5).display()
@@ -79,5 +81,34 @@ fn ranks_of_networks_in_few_bits_have_the_losses_of_processes_with_their_seeds()
         let wanted: Vec<f64> = first.iter().zip(&second).map(|(a, b)| (a + b) / 2.0).collect();
         run(7, &format!("{more} --processes 2"));
         assert_losses(&what, &folder.path().join(format!("{name}-7")), &wanted, 1e-5);
+    }
+}
+
+/// Weights that are not used as their file has them are in memory once, and the numbers are those of one process.
+#[test]
+fn weights_of_the_cpu_are_there_once_for_two_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for (more, weights) in
+        [("--mixed-precision no", 10 * 12 * 768 * 768 * 4), ("--quantize nf4", 10 * 12 * 768 * 768 / 2)]
+    {
+        let job = |name: &str, flags: &str| {
+            large_language_job(
+                &path(name),
+                &format!("--device cpu --mixed-precision no --overwrite --no-shuffle {more} {flags}"),
+            )
+        };
+        let child = start(&job("two", "--max-train-steps 6 --processes 2"));
+        wait_for_steps(&path("two"), 1);
+        let shares = ranks_of(child.id())
+            .into_iter()
+            .map(|rank| ["Rss", "Pss"].map(|field| of_shared_weights(rank, field) as f64));
+        let shares: Vec<[f64; 2]> = shares.collect();
+        let ended = end_of(child, 120);
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        println!("{more}: of {weights} bytes each rank has, and has for its share, {shares:?}");
+        assert!(shares.len() == 2 && shares.iter().all(|[all, own]| *all > f64::from(weights) && *own < 0.51 * all));
+        lorabooth_ok(&job("one", "--max-train-steps 6 --gradient-accumulation-steps 2"));
+        assert_losses(more, &path("two"), &losses(&path("one")), 1e-5);
     }
 }

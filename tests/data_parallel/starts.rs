@@ -81,7 +81,7 @@ fn ranks_with_different_options_or_photos_are_refused() {
         ("", "--learning-rate 0.01", "--learning-rate is 0.001 for rank 0 on "),
         ("", "--checkpointing-steps 3", "--checkpointing-steps is 500 for rank 0 on "),
         ("--seed 1", "--seed 2", "--seed is 1 for rank 0 on "),
-        ("--validation-prompt sks", "", "--validation-prompt is "),
+        ("", "--validation-prompt sks", "--validation-prompt is not given for rank 0 on "),
     ] {
         let [said, other] = both(first, second);
         assert!(said.contains("the ranks were started with different options") && said.contains(words), "{said}");

@@ -95,12 +95,12 @@ impl Adaptation {
     pub fn weigh<I: Planned>(
         &mut self,
         error: Error,
-        mut run: Run,
+        run: Run,
         planned: impl Fn() -> Result<I>,
         observer: &mut dyn Observer,
     ) -> Error {
         let is_shared = match &error {
-            Error::OutOfMemory { .. } if self.steps_down => run.share_trouble(),
+            Error::OutOfMemory { .. } if self.steps_down => run.share_trouble(&error),
             _ => run.trouble_is_shared,
         };
         let next = match &error {

@@ -107,9 +107,9 @@ impl Run {
 
     /// Has all ranks know that memory of this one, or of another, is full, unless they do: whether they do. Not in a step, where they wait for
     /// each other's gradients.
-    pub(super) fn share_trouble(&mut self) -> bool {
+    pub(super) fn share_trouble(&self, error: &Error) -> bool {
         let is_shared = self.trouble_is_shared || self.ranks.is_alone();
-        is_shared || !self.is_in_exchange && self.ranks.come_together_anew().is_ok()
+        is_shared || !self.is_in_exchange && self.ranks.come_together_anew(error).is_ok()
     }
 
     /// The layer that lost a number first, on whichever rank that was.

@@ -109,9 +109,13 @@ impl Ranks {
         self.0.as_ref().map_or(Ok(()), |members| members.watch.meet())
     }
 
-    /// Has all ranks leave what they wait for each other in, each with [`Error::OutOfMemory`], and come here.
-    pub fn come_together_anew(&self) -> Result<()> {
-        self.0.as_ref().map_or(Ok(()), |members| members.watch.come_together_anew())
+    /// Has all ranks leave what they wait for each other in, each with [`Error::OutOfMemory`] as `error` is, and come here.
+    pub fn come_together_anew(&self, error: &Error) -> Result<()> {
+        let why = match error {
+            Error::OutOfMemory { device, cause, .. } => Some((device.clone(), cause.clone())),
+            _ => None,
+        };
+        self.0.as_ref().map_or(Ok(()), |members| members.watch.come_together_anew(why))
     }
 
     /// Memory of a rank is full, as all of them know: the error of it on each. `own` is that of a rank whose memory it is.
@@ -199,7 +203,11 @@ impl Ranks {
         for (name, options) in &all[1..] {
             let names = all[0].1.keys().chain(options.keys());
             if let Some(option) = names.into_iter().find(|option| all[0].1.get(*option) != options.get(*option)) {
-                let [first, other] = [&all[0].1, options].map(|of| of.get(option).cloned().unwrap_or_default());
+                let value = |of: &Map<String, Value>| match of.get(option) {
+                    Some(Value::Null) | None => "not given".to_owned(),
+                    Some(value) => value.to_string(),
+                };
+                let [first, other] = [&all[0].1, options].map(value);
                 return Err(Error::invalid(format!(
                     "the ranks were started with different options: ⟨{option}⟩ is {first} for {} and {other} for {name}; give all of \
                      them the same",
@@ -227,7 +235,7 @@ impl Ranks {
         }
     }
 
-    /// Has the ranks of each machine hold weights that wait on the host in memory that they share. Those that cannot have their own.
+    /// Has the ranks of each machine hold frozen weights that are on the host in memory that they share. Those that cannot have their own.
     pub fn share_host_memory(&self) -> Result<()> {
         let Some(Members { launch, .. }) = self.0.as_deref() else { return Ok(()) };
         let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

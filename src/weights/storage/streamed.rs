@@ -7,6 +7,7 @@ use super::packed_file::{PackedFile, Part};
 use super::Form;
 use crate::error::Result;
 use crate::libtorch::failure::or_panic;
+use crate::libtorch::shared_memory::SharedWeights;
 use crate::libtorch::upload::upload;
 use crate::weights::{Placement, WeightSet};
 use std::path::Path;
@@ -51,6 +52,13 @@ impl Layout {
             _ => part,
         }
     }
+}
+
+/// `weight` for the CPU, which is in `layout`, as it lies in the memory that processes share.
+pub fn on_shared_host(weight: &BaseWeight, layout: Layout, shared: &mut SharedWeights) -> Result<BaseWeight> {
+    let (form, parts) = weight.parts();
+    let held = parts.iter().map(|part| Ok(layout.arrived(shared.hold(&layout.arriving(part, &form))?, &form)));
+    Ok(form.weight(held.collect::<Result<_>>()?, weight.kind()))
 }
 
 /// From where weights are brought to what computes with them.
