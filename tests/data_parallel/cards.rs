@@ -98,10 +98,10 @@ fn ranks_on_cards_learn_what_those_on_the_cpu_do() {
     }
     let group = [("LORABOOTH_GROUP_OF_ONE", "1")];
     let [alone] = ranks_on_cards(&on_card(&path("alone"), flags), &[], [&[]]);
-    let [of_one] = ranks_on_cards(&on_card(&path("of one"), flags), &group, [&[]]);
+    let [of_one] = ranks_on_cards(&on_card(&path("of-one"), flags), &group, [&[]]);
     assert_all_succeeded(&[alone, of_one], "one rank");
-    assert!(losses(&path("alone")) == losses(&path("of one")));
-    assert!(super::adapter_bytes(&path("alone")) == super::adapter_bytes(&path("of one")));
+    assert!(losses(&path("alone")) == losses(&path("of-one")));
+    assert!(super::adapter_bytes(&path("alone")) == super::adapter_bytes(&path("of-one")));
 }
 
 /// Wherever in its step that is: both make the step again, with the same measure, and without a checkpoint of a step that was not made.
