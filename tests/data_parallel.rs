@@ -6,23 +6,19 @@
 mod cards;
 #[path = "data_parallel/faults.rs"]
 mod faults;
-#[path = "support/jobs.rs"]
-mod jobs;
 #[path = "data_parallel/launchers.rs"]
 mod launchers;
 #[path = "data_parallel/machines.rs"]
 mod machines;
 #[path = "data_parallel/networks.rs"]
 mod networks;
-#[path = "support/stand_in.rs"]
-mod stand_in;
 #[path = "data_parallel/starts.rs"]
 mod starts;
 mod support;
 
-use jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
+use support::jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
 
 /// Flags that every run here has: signs of life are waited for as long.
