@@ -15,6 +15,7 @@ from pathlib import Path
 
 LORABOOTH, PYTHON, DEVICE, VARIANT = (os.environ[name] for name in ("LORABOOTH", "PYTHON", "DEVICE", "VARIANT"))
 RESOLUTION, STEPS, OUT = int(os.environ["RESOLUTION"]), int(os.environ["STEPS"]), Path(os.environ["OUT"])
+PARTS = os.environ["PARTS"].split()
 REFERENCE = Path(__file__).parent.parent / "reference"
 WORK = Path(tempfile.mkdtemp())
 PROMPT = "a photo of sks dog"
@@ -207,14 +208,58 @@ def plan(model, flags):
     return next(value["peak_bytes"] for value in map(json.loads, lines) if "peak_bytes" in value)
 
 
+def ranks(name, model, flags, variables):
+    """Losses of a run of several processes, or of a group of one, and what they exchanged gradients through."""
+    out = WORK / name
+    command = [LORABOOTH, "train", "dreambooth", "--json", "--model", str(model), "--output-dir", str(out), "--instance-prompt", PROMPT]
+    command += ["--instance-data-dir", str(WORK / "photos"), "--center-crop", "--resolution", "128", "--train-text-encoder"]
+    command += ["--learning-rate", "1e-4", "--mixed-precision", "no", "--max-train-steps", "10", *flags]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr, flush=True)
+        return [], "nothing"
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    backend = next((line["backend"] for line in said if line.get("name") == "processes"), "nothing")
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()], backend
+
+
+def data_parallel(model):
+    """One rank that goes through NCCL as a group of one, and two ranks where there are two GPUs. On the CPU it is Gloo."""
+    on_gpu = DEVICE.startswith("cuda")
+    wanted = "NCCL" if on_gpu else "Gloo"
+    alone, _ = ranks("alone", model, ["--device", DEVICE], {})
+    group = {"LORABOOTH_GROUP_OF_ONE": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    of_one, backend = ranks("group-of-one", model, ["--device", DEVICE], group)
+    check(f"a group of one exchanges through {wanted}", backend == wanted, backend)
+    error = difference(of_one, alone)
+    # Its sums are of one number each: what is left is the order in which atomic additions of the backward end.
+    check("losses of a group of one and of none", error < 1e-4, f"{error:.1e} (below 1e-04)")
+    gpus = 0
+    if on_gpu:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True) if shutil.which("nvidia-smi") else None
+        gpus = len(listed.stdout.splitlines()) if listed else 0
+    if on_gpu and gpus < 2:
+        print(f"two ranks through NCCL are left out: this machine has {gpus} GPUs that nvidia-smi lists", flush=True)
+        return
+    on_cpu, _ = ranks("two-on-cpu", model, ["--device", "cpu", "--processes", "2"], {})
+    two, backend = ranks("two", model, ["--gpus", "2"] if on_gpu else ["--device", "cpu", "--processes", "2"], {})
+    check(f"two ranks exchange through {wanted}", backend == wanted, backend)
+    error = difference(two, on_cpu)
+    check(f"losses of two ranks on {DEVICE} and CPU", error < 5e-3, f"{error:.1e} (below 5e-03)")
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     script("sample_photos.py", WORK / "photos", {"count": 5})
     script("models.py", WORK / "tiny4", {"variant": "tiny4"})
-    script("models.py", WORK / VARIANT, {"variant": VARIANT})
-    same_numbers(WORK / "tiny4")
-    memory_and_speed(WORK / VARIANT)
-    if DEVICE.startswith("cuda"):
+    if "numbers" in PARTS:
+        same_numbers(WORK / "tiny4")
+    if "ranks" in PARTS:
+        data_parallel(WORK / "tiny4")
+    if "pictures" in PARTS:
+        script("models.py", WORK / VARIANT, {"variant": VARIANT})
+        memory_and_speed(WORK / VARIANT)
+    if "texts" in PARTS and DEVICE.startswith("cuda"):
         language_models()
     header = ("precision", "s a step", "PEFT's loop", "times as fast", "peak MiB", "PEFT's loop")
     table = [header, ("---",) * len(header), *rows]
