@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every check that needs a GPU, in a few minutes: CUDA gives the CPU's numbers; peak memory of Stable Diffusion 1.5 shapes under caps
-# of 4 and 11 GB; the launch's two language models, in 8 bits and with their weights in host memory; speed beside PEFT's loop on the same
-# card; the plan beside the peak. The language models take 14 GB of disk.
+# of 4 and 11 GB, and in 8 and 4 bits, Stable Diffusion XL's too; the launch's two language models, in 8 bits and with their weights in host
+# memory; speed beside PEFT's loop on the same card; the plan beside the peak. The language models take 14 GB of disk.
 #   PYTHON      with torch 2.11, diffusers, transformers, peft and open_clip_torch (python3)
 #   LORABOOTH   the binary (target/release/lorabooth); it may have been built elsewhere and stripped
 #   OUT         where report.md and report.json go (a temporary folder)
