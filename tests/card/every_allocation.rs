@@ -1,8 +1,8 @@
 //! Memory that is full at each allocation of a run in turn, on the stand-in for a card: the run is made in this process again and again, and
-//! each time a later allocation is refused. What fails leaves a folder from which the next one resumes. Of the first way to train it is the
-//! whole run, from its model to its adapter file, of the others what comes from the step on.
+//! each time a later allocation is refused: of the first way to train from the model's first on, of the others from the step's first on.
+//! What fails leaves a folder from which the next one resumes.
 //!
-//! By default every 41st allocation is refused, from another one on in each way; `LORABOOTH_EVERY_ALLOCATION=1` refuses each.
+//! By default every 97th allocation is refused, from another one on in each way; `LORABOOTH_EVERY_ALLOCATION=1` refuses each from the step on.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 use super::full_memory::{check_sentence, dreambooth, language_model, numbers, words};
@@ -15,9 +15,9 @@ use std::process::ExitCode;
 use tch::Device;
 
 /// Allocations from one that is refused to the next.
-const APART: u64 = 41;
+const APART: u64 = 97;
 /// Of so many runs that failed, one is resumed to its end.
-const RESUMED: u64 = 20;
+const RESUMED: u64 = 10;
 
 /// The process' own command line, on the stand-in.
 struct Program {
@@ -71,10 +71,15 @@ impl Outcome {
     }
 }
 
-/// The allocations behind `before` that are refused, until there is none: from another one on in each of the ways.
-fn tried(way: u64, before: u64) -> impl Iterator<Item = u64> {
-    let apart = if std::env::var_os("LORABOOTH_EVERY_ALLOCATION").is_some() { 1 } else { APART };
-    (before + 1 + way * 17 % apart..).step_by(apart as usize)
+/// The allocations that are refused, until there is none: from another one on in each of the ways.
+fn tried(way: u64, step: u64) -> impl Iterator<Item = u64> {
+    let every = std::env::var_os("LORABOOTH_EVERY_ALLOCATION").is_some();
+    let first = if way == 0 { 1 } else { step };
+    let sample = (first + way * 17 % APART..).step_by(APART as usize);
+    let before = sample.clone().take_while(move |&number| number < step);
+    let from_step: Box<dyn Iterator<Item = u64>> =
+        if every { Box::new(step..) } else { Box::new(sample.skip_while(move |&number| number < step)) };
+    before.chain(from_step)
 }
 
 /// A run of two steps that goes on from its first, with each allocation of it refused in turn.
@@ -88,10 +93,10 @@ fn fails_well(program: &Program, way: u64, name: &str, args: impl Fn(&str, &Path
     // The peak is read when the training begins, after the step and at the end; and now.
     let reads = program.run_ok(&args).reads;
     fs::remove_dir_all(&out).unwrap();
-    let before_the_step = if way == 0 { 0 } else { reads[reads.len().saturating_sub(4)] };
+    let step = reads[reads.len().saturating_sub(4)] + 1;
     copy(&first, &out);
     let (mut runs, mut failed_in_a_row, mut before) = (0, 0, read_json(out.join("run.json")));
-    for number in tried(way, before_the_step) {
+    for number in tried(way, step) {
         let which = format!("{name}, allocation {number}");
         let outcome = program.run(&args, number);
         let ended = outcome.code == ExitCode::SUCCESS;
@@ -115,7 +120,7 @@ fn fails_well(program: &Program, way: u64, name: &str, args: impl Fn(&str, &Path
         }
         if !outcome.refused {
             assert!(ended, "{which}: {}", outcome.said);
-            println!("{name}: {runs} runs, from allocation {before_the_step} of {}", reads.last().unwrap());
+            println!("{name}: {runs} runs; the step begins with allocation {step} of {}", reads.last().unwrap());
             return;
         }
     }
@@ -132,23 +137,32 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+fn of_dreambooth(test: &str, ways: &[(u64, &str)]) {
+    (model("tiny"), photos(5, 0));
+    let Some(folder) = on_the_stand_in(&format!("every_allocation::{test}")) else { return };
+    let program = Program { folder };
+    for (way, more) in ways {
+        fails_well(&program, *way, more, |steps, out| dreambooth(&format!("{more} {steps}"), out));
+    }
+}
+
 #[test]
 fn of_stable_diffusion() {
-    (model("tiny"), photos(5, 0));
-    let Some(folder) = on_the_stand_in("every_allocation::of_stable_diffusion") else { return };
-    let program = Program { folder };
-    for (way, more) in [
-        "",
-        "--train-text-encoder --use-8bit-adam --lora-r 64 --gradient-checkpointing",
-        "--train-text-encoder --gradient-checkpointing --offload cpu --checkpointing-steps 9",
-        "--load-in-8bit --cache-latents false",
-        "--validation-prompt sks --num-validation-images 1 --validation-steps 2 --slicing",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        fails_well(&program, way as u64, more, |steps, out| dreambooth(&format!("{more} {steps}"), out));
-    }
+    let ways = [
+        (0, ""),
+        (1, "--train-text-encoder --use-8bit-adam --lora-r 64 --gradient-checkpointing"),
+        (2, "--train-text-encoder --gradient-checkpointing --offload cpu --checkpointing-steps 9"),
+    ];
+    of_dreambooth("of_stable_diffusion", &ways);
+}
+
+#[test]
+fn of_stable_diffusion_in_8_bits_or_with_samples() {
+    let ways = [
+        (3, "--load-in-8bit --cache-latents false"),
+        (4, "--validation-prompt sks --num-validation-images 1 --validation-steps 2 --slicing"),
+    ];
+    of_dreambooth("of_stable_diffusion_in_8_bits_or_with_samples", &ways);
 }
 
 #[test]
@@ -186,7 +200,7 @@ fn of_pictures_and_texts() {
         format!("complete --device cuda --threads 1 --quiet --model {language} --prompt one --max-new-tokens 3");
     for (way, args) in [words(&generate), words(&complete)].into_iter().enumerate() {
         program.run_ok(&args);
-        for number in tried(way as u64, 0) {
+        for number in tried(way as u64, 1) {
             let outcome = program.run(&args, number);
             // A picture is decoded again, with the other networks elsewhere.
             if outcome.code != ExitCode::SUCCESS {

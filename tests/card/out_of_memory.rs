@@ -8,7 +8,7 @@
 use super::full_memory::{self, dreambooth, language_model, numbers, words};
 use crate::support::jobs::{gpt2, lines, t5};
 use crate::support::stand_in::{on_card, on_card_ok};
-use crate::support::{jobs, model, read_json};
+use crate::support::{model, read_json};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
