@@ -179,7 +179,7 @@ impl Loader {
         match (op, streamed) {
             _ if quantize.takes(op) && is_inner => self.quantised(&key, shape, layout),
             // A forward reads a few rows of it.
-            (Op::Embedding, true) => {
+            (Op::Embedding, _) if streamed || (traits.waits_in_file && self.placement().device.is_cuda()) => {
                 Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, &key, shape, self.placement())?))
             }
             (_, true) if !is_head(&self.path) => self.dense(&key, shape, layout),

@@ -199,6 +199,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("view", ::view);
   library.impl("_reshape_alias", ::reshape_alias);
   library.impl("mm", fake_cuda::mm);
+  library.impl("mm.out", fake_cuda::mm_out);
   library.impl("mm.dtype", fake_cuda::mm_wide);
   library.impl("bmm", fake_cuda::bmm);
   library.impl("addmm", fake_cuda::addmm);

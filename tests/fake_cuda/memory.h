@@ -170,7 +170,7 @@ public:
     if (bytes == 0) return {nullptr, nullptr, &Memory::release, device};
     const auto guard = locked();
     counts().allocation();
-    if (++number == settings().fails_at) fail(bytes);
+    if (++number == atol(setting("FAKE_CUDA_FAIL_AT", "0").c_str())) fail(bytes); // which a process may set anew for itself
     const size_t size = rounded(bytes, kStep);
     const bool is_small = size <= kSmall;
     Block *block = cached(size, is_small, current_stream);

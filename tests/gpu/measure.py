@@ -21,7 +21,7 @@ WORK = Path(tempfile.mkdtemp())
 PROMPT = "a photo of sks dog"
 GIGABYTE = 1e9
 
-rows, language_rows, failures, figures = [], [], [], {}
+rows, bits_rows, language_rows, failures, figures = [], [], [], [], {}
 
 
 def check(name, holds, figure):
@@ -138,6 +138,43 @@ def memory_and_speed(model):
             rows.append((name, f"{step:.3f}", f"{seconds:.3f}", f"{seconds / step:.2f}", f"{measured / 2**20:.0f}", f"{peak:.0f}"))
 
 
+def few_bits(name, model, resolution, flags, bounds):
+    """Weights in 16, 8 and 4 bits: peaks beside the plan's, seconds a step, and losses beside bf16's where these are bounded."""
+    steps, wanted, dense = min(STEPS, 10), None, math.inf
+    for bits in ("bf16", *bounds):
+        case = f"{name}, {bits}"
+        own = [*flags, "--mixed-precision", "bf16", "--gradient-checkpointing", *([] if bits == "bf16" else ["--quantize", bits])]
+        result = train(f"bits-{len(figures)}", model, own, steps, resolution=resolution)
+        check(f"trains, {case}", result is not None, "yes" if result else "no")
+        if not result:
+            continue
+        metrics, run = result
+        memory = run["peak_memory_bytes"]
+        measured = memory["device"] or memory["host_above_start"]
+        planned = plan(model, own, resolution)
+        step = statistics.median(line["step_s"] for line in metrics[2:])
+        bits_rows.append((name, bits, f"{step:.3f}", f"{measured / 2**20:.0f}", f"{planned / 2**20:.0f}"))
+        if DEVICE.startswith("cuda"):
+            error = planned / measured - 1
+            check(f"plan, {case}", abs(error) < 0.1, f"{error:+.1%} of the peak (within 10 %)")
+        if bits == "bf16":
+            wanted, dense = losses(result), measured
+            continue
+        if DEVICE.startswith("cuda"):
+            check(f"peak, {case}", measured < dense, f"{measured / GIGABYTE:.2f} GB (below bf16's)")
+        if bounds[bits]:
+            error = difference(losses(result), wanted)
+            check(f"losses of {bits} and bf16, {name}", error < bounds[bits], f"{error:.1e} (below {bounds[bits]:.0e})")
+
+
+def all_few_bits(model):
+    """Stable Diffusion 1.5, whose weights are random, and the shapes of XL at 1024 px, whose weights are all 0."""
+    large, size = ("sdxl", 1024) if DEVICE.startswith("cuda") else ("tiny-xl", RESOLUTION)
+    script("hollow_models.py", WORK / large, {"variant": large})
+    few_bits("Stable Diffusion 1.5", model, RESOLUTION, ["--train-text-encoder"], {"int8": 5e-2, "fp8": 5e-2, "nf4": 2e-1})
+    few_bits("Stable Diffusion XL", WORK / large, size, ["--lora-r", "8"], {"fp8": None, "nf4": None})
+
+
 def train_llm(name, job, flags, steps=STEPS):
     """A language run's seconds a step, its peak on the device in bytes and its losses, or None where it failed."""
     out = WORK / name
@@ -201,9 +238,10 @@ def language_models():
         check("losses with offload and without", difference(offloaded[2], stayed[2]) < 1e-6, f"{difference(offloaded[2], stayed[2]):.1e} (below 1e-06)")
 
 
-def plan(model, flags):
+def plan(model, flags, resolution=None):
     """Planned bytes at the peak."""
-    command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--resolution", str(RESOLUTION), "--center-crop"]
+    command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--center-crop"]
+    command += ["--resolution", str(resolution or RESOLUTION)]
     lines = subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout.splitlines()
     return next(value["peak_bytes"] for value in map(json.loads, lines) if "peak_bytes" in value)
 
@@ -256,17 +294,22 @@ def main():
         same_numbers(WORK / "tiny4")
     if "ranks" in PARTS:
         data_parallel(WORK / "tiny4")
-    if "pictures" in PARTS:
+    if "pictures" in PARTS or "bits" in PARTS:
         script("models.py", WORK / VARIANT, {"variant": VARIANT})
+    if "pictures" in PARTS:
         memory_and_speed(WORK / VARIANT)
+    if "bits" in PARTS:
+        all_few_bits(WORK / VARIANT)
     if "texts" in PARTS and DEVICE.startswith("cuda"):
         language_models()
     header = ("precision", "s a step", "PEFT's loop", "times as fast", "peak MiB", "PEFT's loop")
     table = [header, ("---",) * len(header), *rows]
     language_header = ("language model", "s a step", "PEFT's loop", "peak MiB", "PEFT's loop")
     language_table = [language_header, ("---",) * len(language_header), *language_rows] if language_rows else []
+    bits_header = ("model", "weights", "s a step", "peak MiB", "planned MiB")
+    bits_table = [bits_header, ("---",) * len(bits_header), *bits_rows]
     lines = lambda table: "\n".join("| " + " | ".join(row) + " |" for row in table)
-    report = lines(table) + "\n\n" + lines(language_table)
+    report = "\n\n".join(lines(each) for each in (table, bits_table, language_table))
     (OUT / "report.md").write_text(report + "\n")
     (OUT / "report.json").write_text(json.dumps({"checks": figures, "failures": failures}, indent=2) + "\n")
     print(f"\n{report}\n\nin {OUT}")
