@@ -24,7 +24,7 @@ pub(super) const ADAPTER_FILES: &[&str] =
 /// Beside the best one, what it was chosen by.
 pub const BEST_EVALUATION: &str = "evaluation.json";
 /// Folders with the adapters of a pipeline's parts.
-pub(super) const PART_FOLDERS: &[&str] = &["unet", "text_encoder"];
+pub(super) const PART_FOLDERS: &[&str] = &["unet", "text_encoder", "text_encoder_2"];
 /// The one with the adapter of a language model's best evaluation.
 pub const BEST: &str = "best";
 const SAMPLES: &str = "samples";

@@ -87,11 +87,11 @@ fn ranks_of_networks_in_few_bits_have_the_losses_of_processes_with_their_seeds()
 /// Weights that are not used as their file has them are in memory once, and the numbers are those of one process.
 #[test]
 fn weights_of_the_cpu_are_there_once_for_two_ranks() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
     for (more, weights) in
         [("--mixed-precision no", 10 * 12 * 768 * 768 * 4), ("--quantize nf4", 10 * 12 * 768 * 768 / 2)]
     {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
         let job = |name: &str, flags: &str| {
             large_language_job(
                 &path(name),
