@@ -6,7 +6,7 @@ use clap::Args;
 use lorabooth::error::Result;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::models::stable_diffusion::PipelineFiles;
-use lorabooth::train::memory_plan::{text_encoder_weights, unet_weights, vae_weights};
+use lorabooth::plan::{text_encoder_weights, unet_weights, vae_weights};
 use lorabooth::whole_file::write_json;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
