@@ -18,7 +18,7 @@ fn main() {
     for file in shims
         .iter()
         .map(|path| path.display().to_string())
-        .chain(["shim.h", "process_group.h", "mod.rs"].map(in_libtorch))
+        .chain(["shim.h", "process_group.h", "planned.h", "cuda_kernels.h", "mod.rs"].map(in_libtorch))
     {
         println!("cargo:rerun-if-changed={file}");
     }

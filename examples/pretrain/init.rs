@@ -33,11 +33,11 @@ pub fn run(args: &InitArgs) -> Result<()> {
     }
     train_tokenizer(&args.corpus.join("words.txt"), &output.join("tokenizer"))?;
 
-    let unet = unet_weights(&lorabooth::models::stable_diffusion::UNetConfig::from_folder(&output.join("unet"))?);
-    let vae = vae_weights(&lorabooth::models::stable_diffusion::VaeConfig::from_folder(&output.join("vae"))?);
+    let unet = unet_weights(&lorabooth::models::stable_diffusion::UNetConfig::from_folder(&output.join("unet"))?)?;
+    let vae = vae_weights(&lorabooth::models::stable_diffusion::VaeConfig::from_folder(&output.join("vae"))?)?;
     let text = text_encoder_weights(&lorabooth::models::stable_diffusion::ClipTextConfig::from_folder(
         &output.join("text_encoder"),
-    )?);
+    )?)?;
     let mut generator = Generator::new(args.seed);
     for (network, shapes) in [(Network::Unet, unet), (Network::Vae, vae), (Network::TextEncoder, text)] {
         let draw = |(key, shape): (String, Vec<i64>)| {

@@ -235,7 +235,7 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
         false => (model.open_files(reporter)?, None, None),
     };
     let model = PlannedModel::of(&files, &WantedAdapter::new(&config, files.architecture())?, labels)?;
-    let lengths = records.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().longest));
+    let lengths = records.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().shape.longest));
     let input = LanguagePlanInput { half: place.half(), ..model.input(&config, lengths, place.device) };
     let assumed = || {
         let longest = input.texts.most.length;

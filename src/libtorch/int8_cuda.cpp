@@ -137,7 +137,7 @@ char *lorabooth_int8_product(at::Tensor *xs_in, at::Tensor *codes, at::Tensor *s
     const auto numbers = [&](at::ScalarType kind) { return xs.options().dtype(kind); };
     // The columns' marks, the columns that are marked, and how many they are.
     auto columns = at::zeros({2 * int64_t(k) + 1}, numbers(at::kInt));
-    int *marks = columns.data_ptr<int>(), *list = marks + k, *count = list + k;
+    int *marks = static_cast<int *>(columns.data_ptr()), *list = marks + k, *count = list + k;
     auto rows = at::empty({std::max<int64_t>(m, kRows), k}, numbers(at::kChar));
     auto largest = at::empty({m}, numbers(at::kFloat));
     auto ys = at::empty({m, n}, xs.options());
