@@ -6,17 +6,13 @@
 mod cards;
 #[path = "data_parallel/faults.rs"]
 mod faults;
-#[path = "support/jobs.rs"]
-mod jobs;
 #[path = "data_parallel/machines.rs"]
 mod machines;
-#[path = "support/stand_in.rs"]
-mod stand_in;
 mod support;
 
-use jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
+use support::jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
 
 /// Flags that every run here has: signs of life are waited for as long.

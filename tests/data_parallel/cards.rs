@@ -1,6 +1,6 @@
 //! Two ranks on the stand-in for a card, where the memory of one can be made full.
 
-use super::stand_in::bring_along;
+use super::support::stand_in::bring_along;
 use super::support::{lorabooth_command, read_json};
 use super::{assert_losses, dreambooth, losses};
 use std::net::TcpListener;

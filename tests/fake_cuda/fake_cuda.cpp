@@ -1,7 +1,7 @@
 // A stand-in for a CUDA device, so that what runs on a card can be tested where there is none: a libtorch_cuda.so whose device keeps its
 // memory on the host and computes with the CPU's kernels, under CUDA's dispatch key. The unmodified program takes it for a card.
 //
-// tests/card.rs builds and uses it. By hand, with TORCH a libtorch 2.11 with headers:
+// tests/support/stand_in.rs builds and uses it. By hand, with TORCH a libtorch 2.11 with headers:
 //
 //   tests/fake_cuda/build.sh TORCH FOLDER
 //   FAKE_CUDA_REPORT=steps.jsonl tests/fake_cuda/with.sh FOLDER lorabooth train dreambooth --device cuda …

@@ -1,6 +1,4 @@
 //! The stand-in for a CUDA device (tests/fake_cuda): built once, brought along with a program by the system's loader, and what it counted.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::lorabooth_command;
 use serde_json::Value;

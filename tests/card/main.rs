@@ -1,0 +1,6 @@
+//! What runs on a card, on the stand-in for one (tests/fake_cuda).
+
+mod out_of_memory;
+mod steps;
+#[path = "../support/mod.rs"]
+mod support;
