@@ -1,10 +1,10 @@
 //! The memory and the work of a DreamBooth run.
 
-use super::networks::{adapted, state_bytes, weights_of, Inference, Place, Step};
+use super::networks::{adapted, new_gradients, state_bytes, trained_numbers, weights_of, Inference, Place, Step};
 use super::{adapter_parts, gaps, runtime, width, MemoryPlan, Phase, Work};
 use crate::adapters::{Attached, LoraConfig, Part};
 use crate::error::{Error, Result};
-use crate::libtorch::planned::{give_gradient, Planning, PLANNED};
+use crate::libtorch::planned::{Planning, PLANNED};
 use crate::models::stable_diffusion::{
     ClipTextConfig, ClipTextModel, Conditioning, SizeIds, TextEncoders, UNet2DConditionModel, UNetConfig, VaeConfig,
     VaeDecoder, VaeEncoder,
@@ -232,17 +232,14 @@ impl Training {
             for ((_, sites), lora) in std::iter::zip(encoders.sites(), &input.text_loras) {
                 adapters.push(adapted(sites, lora)?);
             }
-            if input.accumulation > 1 {
-                adapters.iter().flat_map(|adapter| adapter.params.values()).try_for_each(give_gradient)?;
-            }
-            let trained = adapters.iter().map(Attached::trainable).sum::<i64>().unsigned_abs();
+            let (trained, gradients) = (trained_numbers(&adapters), new_gradients(&adapters, input.accumulation)?);
             let named = |(part, adapter): (usize, &Attached)| {
                 let param = |(name, param): (&String, &Tensor)| (format!("{part}.{name}"), param.shallow_clone());
                 adapter.params.iter().map(param).collect::<Vec<_>>()
             };
             let params = adapters.iter().enumerate().flat_map(named).collect();
             let state = state_bytes(planning, &params, input.optimizer_8bit)?;
-            let step = Step::of(planning, trained, || {
+            let step = Step::of(planning, gradients, || {
                 let images = input.images_a_step();
                 let [latents, timesteps] = input.noisy(&place, images);
                 let on = match input.text_loras.is_empty() {

@@ -1,11 +1,13 @@
 //! The memory and the work of fine-tuning a language model, predicted from its configuration.
 
 use super::fit::{Changed, Choice, Planned};
-use super::networks::{adapted, largest_quantised, state_bytes, Inference, Place, Step};
+use super::networks::{
+    adapted, largest_quantised, new_gradients, state_bytes, trained_numbers, Inference, Place, Step,
+};
 use super::{adapter_parts, gaps, runtime_text, width, MemoryPlan, Phase, Work};
-use crate::adapters::{Attached, LoraConfig};
+use crate::adapters::LoraConfig;
 use crate::error::Result;
-use crate::libtorch::planned::{give_gradient, PLANNED};
+use crate::libtorch::planned::PLANNED;
 use crate::models::language::{
     ClassifierInputs, DecoderInputs, Encoded, HeadOptions, HeadOutline, LanguageModel, LanguageModelFiles, Outline,
     Tokens,
@@ -211,13 +213,11 @@ impl Training {
             let (network, weights) = place.load(planning, |loader| input.build(loader))?;
             let adapter = input.lora.as_ref().map(|lora| adapted(&network.sites, lora)).transpose()?;
             network.sites.set_training(true);
-            if let (Some(adapter), true) = (&adapter, input.accumulation > 1) {
-                adapter.params.values().try_for_each(give_gradient)?;
-            }
-            let on_model = adapter.as_ref().map_or(0, Attached::trainable).unsigned_abs();
+            let adapters = adapter.as_slice();
+            let (on_model, gradients) = (trained_numbers(adapters), new_gradients(adapters, input.accumulation)?);
             let checkpointing = input.gradient_checkpointing;
             let loss = || input.loss(&network.model, input.batch, texts, checkpointing);
-            let step = Step::of(planning, on_model, loss)?;
+            let step = Step::of(planning, gradients, loss)?;
             let prompt = numbers_of_prompt(input);
             let params = adapter.map_or(prompt, |adapter| adapter.params);
             let state = state_bytes(planning, &params, input.optimizer_8bit)?;

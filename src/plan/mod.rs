@@ -129,4 +129,6 @@ fn host_runtime(bytes: u64) -> (String, u64) {
 }
 
 #[cfg(test)]
+mod language_tests;
+#[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use super::Work;
 use crate::adapters::{attach, Attached, Init, LoraConfig, Sites};
 use crate::error::Result;
 use crate::libtorch::failure::catching;
-use crate::libtorch::planned::{Planning, PLANNED};
+use crate::libtorch::planned::{give_gradient, Planning, PLANNED};
 use crate::libtorch::random::Generator;
 use crate::models::Loaded;
 use crate::nn::Loader;
@@ -106,6 +106,21 @@ pub(super) fn adapted(sites: &Sites, lora: &LoraConfig) -> Result<Attached> {
     Ok(attached)
 }
 
+/// Numbers that `adapters` train.
+pub(super) fn trained_numbers(adapters: &[Attached]) -> u64 {
+    adapters.iter().map(Attached::trainable).sum::<i64>().unsigned_abs()
+}
+
+/// Of how many numbers a micro-step makes the gradients: of all, or of none where those of the batches before are there, which are made
+/// here.
+pub(super) fn new_gradients(adapters: &[Attached], accumulation: u64) -> Result<u64> {
+    if accumulation <= 1 {
+        return Ok(trained_numbers(adapters));
+    }
+    adapters.iter().flat_map(|adapter| adapter.params.values()).try_for_each(give_gradient)?;
+    Ok(0)
+}
+
 /// Bytes of an optimizer's state of `params`.
 pub(super) fn state_bytes(planning: &Planning, params: &Parameters, optimizer_8bit: bool) -> Result<u64> {
     let before = planning.live();
@@ -139,8 +154,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// That of `loss` and its backward, which fill the gradients of `trained` numbers.
-    pub(super) fn of(planning: &Planning, trained: u64, loss: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
+    /// That of `loss` and its backward, which make the gradients of so many numbers.
+    pub(super) fn of(planning: &Planning, gradients: u64, loss: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
         let (before, small) = (planning.live(), planning.small());
         planning.restart();
         let loss = loss()?;
@@ -148,7 +163,7 @@ impl Step {
         if loss.requires_grad() {
             loss.backward();
         }
-        let on_top = (planning.peak() - before).saturating_sub(kept + trained * GRADIENT_BYTES);
+        let on_top = (planning.peak() - before).saturating_sub(kept + gradients * GRADIENT_BYTES);
         Ok(Self { kept, kept_small, on_top, work: planning.computed().into() })
     }
 }
