@@ -234,8 +234,6 @@ void lorabooth_planning_reset_work(void *raw) {
   own.bytes = own.operations = 0;
 }
 
-void lorabooth_count_moved(double bytes) { count_moved(bytes); }
-
 // Has a planned leaf's gradient there, as it is after a step.
 char *lorabooth_planned_gradient(at::Tensor *leaf) {
   return guarded([&] { leaf->mutable_grad() = at::empty_like(*leaf); });

@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor &grad, cons
           wanted[2] ? numbers(grad, {grad.size(1)}, grad.scalar_type()) : Tensor()};
 }
 
-// Images and rows [b, h, q, d] as libtorch's kernels lay them out: heads side by side.
+// Like `xs` [b, h, q, d] as libtorch's kernels lay out what they give: heads side by side.
 Tensor heads_side_by_side(const Tensor &xs) {
   return at::empty({xs.size(0), xs.size(2), xs.size(1), xs.size(3)}, xs.options()).transpose(1, 2);
 }
