@@ -25,6 +25,7 @@ pub mod openmp_waiting;
 pub mod planned;
 pub mod process_group;
 pub mod random;
+pub mod shared_memory;
 pub mod side_stream;
 pub mod startup;
 pub mod threads;

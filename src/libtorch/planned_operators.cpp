@@ -33,6 +33,12 @@ Tensor mm(const Tensor &a, const Tensor &b) {
   return made;
 }
 
+Tensor &mm_out(const Tensor &a, const Tensor &b, Tensor &out) {
+  at::meta::mm_out(out, a, b);
+  count_matmul(a, b);
+  return out;
+}
+
 Tensor mm_in(const Tensor &a, const Tensor &b, at::ScalarType kind) {
   count_matmul(a, b);
   return numbers(a, {a.size(0), b.size(1)}, kind);
@@ -208,6 +214,7 @@ torch::Library *registered() {
   const c10::WarningUtils::WarningHandlerGuard guard(&silent);
   auto *library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Meta, __FILE__, __LINE__);
   library->impl("mm", TORCH_FN(mm));
+  library->impl("mm.out", TORCH_FN(mm_out));
   library->impl("mm.dtype", TORCH_FN(mm_in));
   library->impl("_int_mm", TORCH_FN(int_mm));
   library->impl("bmm", TORCH_FN(bmm));

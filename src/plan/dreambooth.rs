@@ -247,9 +247,7 @@ impl Training {
                     false => {
                         let rows =
                             vec![vec![vec![0; input.text_length() as usize]; input.texts.len()]; images as usize];
-                        encoders
-                            .forward(&rows, PLANNED, input.gradient_checkpointing)
-                            .with_size_ids(&input.sizes(images))
+                        encoders.forward(&rows, input.gradient_checkpointing).with_size_ids(&input.sizes(images))
                     }
                 };
                 let predicted = unet.model.forward(&latents, &timesteps, &on, input.gradient_checkpointing);

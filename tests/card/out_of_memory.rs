@@ -1,49 +1,21 @@
 //! Memory that is full, on the stand-in for a card: wherever an allocation fails, one sentence and a run that goes on from there; and with
 //! `--on-oom step-down` a run that helps itself.
 //!
-//! A step is some 1,500 allocations, of which each run here fails one. By default a sample of them is tried, another one in each way to
-//! train; `LORABOOTH_EVERY_ALLOCATION=1` tries all.
+//! A step is some 1,500 allocations, of which each run here fails one: a sample of them is tried, another one in each way to train. All are
+//! tried in one process by `every_allocation.rs`.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
+use super::full_memory::{self, dreambooth, language_model, numbers, words};
 use crate::support::jobs::{gpt2, lines, t5};
 use crate::support::stand_in::{on_card, on_card_ok};
-use crate::support::{jobs, model, photos, read_json};
+use crate::support::{model, read_json};
 use serde_json::{json, Value};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Output;
 
 /// Failures that are tried of each way to train.
-const SAMPLE: u64 = 5;
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
-
-fn dreambooth(more: &str, out: &Path) -> Vec<String> {
-    words(&format!(
-        "train dreambooth --device cuda --threads 1 --quiet --model {} --instance-data-dir {} --instance-prompt sks --resolution 32 \
-         --learning-rate 1e-3 --max-train-steps 3 --checkpointing-steps 1 --output-dir {} {more}",
-        model("tiny").display(),
-        photos(5, 0).display(),
-        out.display()
-    ))
-}
-
-fn language_model(job: &jobs::Job, more: &str, out: &Path) -> Vec<String> {
-    let more = format!("--max-train-steps 3 --checkpointing-steps 1 --device cuda --mixed-precision auto {more}");
-    job.train(out, &more.split_whitespace().collect::<Vec<_>>())
-}
-
-/// What a run learned, and each loss on the way.
-fn numbers(out: &Path) -> (Vec<Value>, BTreeMap<String, Vec<u8>>) {
-    let losses = lines(&out.join("metrics.jsonl")).iter().map(|line| json!([line["step"], line["loss"]])).collect();
-    let names =
-        ["unet/adapter_model.safetensors", "text_encoder/adapter_model.safetensors", "adapter_model.safetensors"];
-    let read = |name: &str| Some((name.to_owned(), fs::read(out.join(name)).ok()?));
-    (losses, names.into_iter().filter_map(read).collect())
-}
+const SAMPLE: u64 = 3;
 
 /// The number of the last allocation before the first step, and of the last of each step: the peak is read there.
 fn allocations(args: &[String], folder: &Path) -> Vec<u64> {
@@ -63,23 +35,14 @@ fn allocations(args: &[String], folder: &Path) -> Vec<u64> {
     ends.split_off(steps.map_or(0, |steps| ends.len().saturating_sub(steps + 2)))
 }
 
-/// One sentence that says what did not fit and what helps, and nothing that only a developer reads.
+/// [`full_memory::check_sentence`] of what a program said.
 fn check_sentence(output: &Output, which: &str) -> String {
-    let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    let text = error.lines().filter(|line| !line.starts_with("warning: ")).collect::<Vec<_>>().join("\n");
-    assert_eq!(output.status.code(), Some(1), "{which}: {error}");
-    assert_eq!(text.lines().count(), 1, "{which}: {error}");
-    assert!(text.starts_with("error: out of memory on the GPU (Tried to allocate"), "{which}: {error}");
-    assert!(["turn on", "lower "].iter().any(|cure| text.contains(cure)), "{which}: {error}");
-    assert_eq!(text.matches("out of memory").count(), 1, "{which}: {error}");
-    assert!(!["panicked", "frame #", ".cpp"].iter().any(|word| error.contains(word)), "{which}: {error}");
-    text
+    full_memory::check_sentence(output.status.code(), &String::from_utf8_lossy(&output.stderr), which)
 }
 
 /// The numbers from `first` to `last` that are tried, a prime apart, from another one in each way.
 fn tried(first: u64, last: u64, way: u64) -> Vec<u64> {
-    let every = std::env::var_os("LORABOOTH_EVERY_ALLOCATION").is_some();
-    let apart = if every { 1 } else { ((last - first) / SAMPLE).max(1) };
+    let apart = ((last - first) / SAMPLE).max(1);
     (first + (way * 37) % apart..=last).step_by(apart as usize).collect()
 }
 

@@ -5,9 +5,11 @@
 mod mistakes;
 
 use crate::support::stand_in::{counted, folder, on_card_ok, Counts};
-use crate::support::{jobs, lorabooth_ok, made, model, photos, psnr, python, read_json, stand_in};
+use crate::support::{jobs, lorabooth_ok, made, model, photos, psnr, python, read_json, relative_error, stand_in};
+use lorabooth::weights::{BaseWeight, Int8Weight, Op};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
+use tch::{Device, Kind};
 
 const COUNT_ALONE: (&str, &str) = ("FAKE_CUDA_COMPUTE", "0");
 
@@ -201,13 +203,13 @@ fn a_step_of_stable_diffusion_stays_under_its_ceilings() {
     let common = "--device cuda --mixed-precision fp16 --resolution 512 --center-crop --max-train-steps 3 --lora-r 8 --lora-text-encoder-r 8";
     let mut over = Vec::new();
     for (flags, most) in [
-        ("--gradient-checkpointing", [3000, 2, 3400, 2200, 2250]),
-        ("--gradient-checkpointing --use-8bit-adam", [3100, 2, 3400, 2200, 2250]),
-        ("--gradient-checkpointing --load-in-8bit", [5700, 2, 6100, 1850, 1900]),
-        ("--gradient-checkpointing --quantize fp8", [4050, 2, 4400, 1250, 1280]),
-        ("--gradient-checkpointing --quantize nf4", [3750, 2, 4100, 1680, 1750]),
+        ("--gradient-checkpointing", [3000, 2, 3400, 2110, 2160]),
+        ("--gradient-checkpointing --use-8bit-adam", [3100, 2, 3400, 2110, 2160]),
+        ("--gradient-checkpointing --load-in-8bit", [4350, 2, 5550, 1760, 1800]),
+        ("--gradient-checkpointing --quantize fp8", [4050, 2, 4400, 1160, 1200]),
+        ("--gradient-checkpointing --quantize nf4", [3750, 2, 4100, 1570, 1640]),
         ("--gradient-checkpointing --offload cpu", [3700, 2, 3400, 420, 450]),
-        ("", [2100, 2, 2300, 2650, 2700]),
+        ("", [2100, 2, 2300, 2540, 2580]),
     ] {
         let args = dreambooth(&model, &folder.path().join("out"), &format!("{common} {flags}"));
         over.extend(check(&format!("Stable Diffusion 1.5 {flags}"), &counted(&args, &[COUNT_ALONE], 3), most).err());
@@ -260,7 +262,7 @@ fn a_step_of_a_language_model_stays_under_its_ceilings() {
     for (name, flags, most) in [
         ("gpt2", "", [440, 1, 550, 305, 320]),
         ("gpt2", "--gradient-checkpointing", [610, 1, 820, 275, 290]),
-        ("gpt2", "--load-in-8bit", [740, 1, 850, 220, 245]),
+        ("gpt2", "--load-in-8bit", [580, 1, 780, 220, 245]),
         ("llama", "", [3400, 1, 3150, 400, 440]),
         ("t5", "", [1050, 1, 1150, 180, 190]),
     ] {
@@ -275,6 +277,68 @@ fn a_step_of_a_language_model_stays_under_its_ceilings() {
         over.extend(check(&format!("{name} {flags}"), &counted(&args, &[COUNT_ALONE], 3), most).err());
     }
     assert!(over.is_empty(), "{}", over.join("\n"));
+}
+
+/// A query sees nothing behind it: only padding before a text has to be hidden from one.
+#[test]
+fn padding_takes_a_mask_where_it_could_be_seen_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for (job, batch, masked) in [
+        (jobs::gpt2(true), 3, false),
+        (jobs::llama(), 3, false),
+        (jobs::gpt2_classifier(), 3, false),
+        (jobs::bert(), 1, false),
+        (jobs::bert(), 3, true),
+    ] {
+        let more =
+            format!("--overwrite --device cuda --mixed-precision fp16 --max-train-steps 2 --train-batch-size {batch}");
+        let args = job.train(&folder.path().join("out"), &more.split(' ').collect::<Vec<_>>());
+        let step = counted(&args, &[COUNT_ALONE, ("FAKE_CUDA_CAPABILITY", "8.0")], 2).pop().unwrap();
+        let launches = [step.launches_of("attention (masked)") > 0, step.launches_of("attention") > 0];
+        assert_eq!(launches, [masked, !masked], "{}, {batch} texts: {}", job.name, step.told());
+    }
+}
+
+#[test]
+fn a_plan_has_its_products_queued() {
+    let plan = format!(
+        "plan dreambooth --device cuda --threads 1 --resolution 64 --train-text-encoder --model {}",
+        model("tiny").display()
+    );
+    let counts = counted(&words(&plan), &[COUNT_ALONE], 0).pop().unwrap();
+    println!("a plan: {} launches, {} waits", counts.launches(), counts.waits());
+    assert!(counts.launches() > 10 * counts.waits(), "{}", counts.told());
+    assert!(counts.waits() <= 300, "{}", counts.told());
+}
+
+/// Outliers and their columns, rows that are few, widths of several blocks, and gradients of a weight that is made dense in two parts.
+#[test]
+fn a_product_in_8_bits_is_the_cpus() {
+    let Some(_) = stand_in::on_the_stand_in("steps::a_product_in_8_bits_is_the_cpus") else { return };
+    let mut generator = lorabooth::libtorch::random::Generator::new(0);
+    for (m, k, n, threshold, outliers) in
+        [(40, 304, 72, 6.0, 9), (3, 8200, 2056, 6.0, 300), (17, 64, 136, 6.0, 0), (5, 64, 16, 0.0, 4)]
+    {
+        let (weight, bias) = (generator.randn(&[n, k]), generator.randn(&[n]));
+        let (xs, grad) = (generator.randn(&[m, k]).clamp(-3.0, 3.0), generator.randn(&[m, n]));
+        for place in Vec::<i64>::try_from(generator.randint(0, m * k, &[outliers])).unwrap() {
+            drop(xs.view([-1]).get(place).fill_(if place % 2 == 0 { 7.5 } else { -31.0 }));
+        }
+        let made = |device: Device| {
+            let int8 = BaseWeight::Int8(Int8Weight::quantise(&weight.to_device(device), Kind::Float, threshold));
+            let xs = xs.to_device(device).set_requires_grad(true);
+            // What it marks is not marked in the next.
+            drop(int8.run(Op::Linear, &(&xs * 3.0), None));
+            let ys = int8.run(Op::Linear, &xs, Some(&bias.to_device(device)));
+            (&ys * grad.to_device(device)).sum(Kind::Float).backward();
+            [ys.detach(), xs.grad()].map(|tensor| tensor.to_device(Device::Cpu))
+        };
+        // A code may be its neighbour: the CPU multiplies by a reciprocal where the kernel divides.
+        for ((card, cpu), bound) in made(Device::Cuda(0)).iter().zip(&made(Device::Cpu)).zip([2e-3, 2e-6]) {
+            let error = relative_error(card, cpu);
+            assert!(error < bound, "{m} {k} {n} {threshold}: {error:.1e}, at most {bound:.0e}");
+        }
+    }
 }
 
 /// NVRTC comes with libtorch for CUDA; without it there is nothing to compile with.

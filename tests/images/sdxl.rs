@@ -31,7 +31,7 @@ fn check_networks(files: &PipelineFiles, folder: &Path, file_variant: Option<&st
     let rows: Vec<Vec<Vec<i64>>> = (0..2).map(|text| vec![row(first, text), row(second, text)]).collect();
     for checkpointing in [false, true] {
         let encoders = files.load_text_encoders(FLOAT32).unwrap();
-        let on = tch::no_grad(|| encoders.forward(&rows, Device::Cpu, checkpointing));
+        let on = tch::no_grad(|| encoders.forward(&rows, checkpointing));
         assert_equal("text_encoder.output", &on.context);
         assert_equal("text_encoder.pooled", on.pooled.as_ref().unwrap());
     }

@@ -3,8 +3,10 @@
 
 use crate::support::stand_in::bring_along;
 use lorabooth::libtorch::memory::{pinned, synchronize};
+use lorabooth::libtorch::shared_memory::{SharedMemory, SharedWeights};
 use lorabooth::libtorch::side_stream::SideStream;
 use lorabooth::libtorch::startup::cuda_devices;
+use std::path::Path;
 use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
@@ -48,6 +50,14 @@ fn make(mistake: &str) {
             let (mut lane, _to) = copying(&host);
             lane.wait().unwrap();
             drop(host);
+        }
+        "unregistered early" => {
+            SharedMemory::create().unwrap().0.install();
+            let mut shared = SharedWeights::of(Path::new("model"), CARD).unwrap();
+            let held = shared.hold(&Tensor::ones([4096], (Kind::Uint8, Device::Cpu))).unwrap();
+            let (mut lane, _to) = copying(&held);
+            lane.wait().unwrap();
+            drop((held, shared));
         }
         "pinned memory written early" => {
             let (mut lane, _to) = copying(&host);
@@ -94,6 +104,7 @@ fn each_mistake_is_found() {
         ("freed while written", "memory is freed that stream 1 still uses"),
         ("not pinned", "memory is not pinned"),
         ("unpinned early", "freed before the copy from it has ended"),
+        ("unregistered early", "unregistered before the copy from it has ended"),
         ("pinned memory written early", "written before the copy from it had ended"),
     ] {
         let (code, text) = said(mistake, &[]);
