@@ -30,6 +30,8 @@ pub mod data;
 
 pub mod train;
 
+pub mod plan;
+
 pub mod sample;
 
 pub mod options;

@@ -6,7 +6,7 @@ use clap::Args;
 use lorabooth::error::Result;
 use lorabooth::libtorch::random::Generator;
 use lorabooth::models::stable_diffusion::PipelineFiles;
-use lorabooth::train::memory_plan::{text_encoder_weights, unet_weights, vae_weights};
+use lorabooth::plan::{text_encoder_weights, unet_weights, vae_weights};
 use lorabooth::whole_file::write_json;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
@@ -33,11 +33,11 @@ pub fn run(args: &InitArgs) -> Result<()> {
     }
     train_tokenizer(&args.corpus.join("words.txt"), &output.join("tokenizer"))?;
 
-    let unet = unet_weights(&lorabooth::models::stable_diffusion::UNetConfig::from_folder(&output.join("unet"))?);
-    let vae = vae_weights(&lorabooth::models::stable_diffusion::VaeConfig::from_folder(&output.join("vae"))?);
+    let unet = unet_weights(&lorabooth::models::stable_diffusion::UNetConfig::from_folder(&output.join("unet"))?)?;
+    let vae = vae_weights(&lorabooth::models::stable_diffusion::VaeConfig::from_folder(&output.join("vae"))?)?;
     let text = text_encoder_weights(&lorabooth::models::stable_diffusion::ClipTextConfig::from_folder(
         &output.join("text_encoder"),
-    )?);
+    )?)?;
     let mut generator = Generator::new(args.seed);
     for (network, shapes) in [(Network::Unet, unet), (Network::Vae, vae), (Network::TextEncoder, text)] {
         let draw = |(key, shape): (String, Vec<i64>)| {

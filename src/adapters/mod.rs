@@ -43,4 +43,4 @@ pub use prompt::{EncoderTensors, Prompt, PromptEncoder, PromptMethod, PromptPlac
 pub use prompt_config::{PromptConfig, PromptSizes};
 pub use prompt_tuning::{PromptTuningInit, PromptTuningOptions};
 pub use site::{Param, Site, SiteTraits, Sites};
-pub use targets::{matching_sites, short_name, TargetRules};
+pub use targets::{matching_sites, short_name};

@@ -6,6 +6,7 @@ use super::projections::{self, LowRank};
 use crate::error::{Error, Result};
 use crate::libtorch::failure::or_panic;
 use crate::libtorch::low_rank::Factors;
+use crate::libtorch::planned::device_of;
 use crate::libtorch::upload::upload;
 use crate::weights::{BaseWeight, Op};
 use std::cell::{Cell, RefCell};
@@ -162,7 +163,7 @@ impl Site {
         let width = shape.pop().unwrap_or(1);
         let is_flat = shape.len() == 1;
         let rows = if is_flat { xs.shallow_clone() } else { xs.reshape([-1, width]) };
-        let is_on_card = matches!(xs.device(), Device::Cuda(_)) && sites.iter().all(|site| site.computes_in(xs.kind()));
+        let is_on_card = device_of(xs).is_cuda() && sites.iter().all(|site| site.computes_in(xs.kind()));
         let together = is_on_card.then(|| or_panic(projections::project(sites, &rows))).flatten();
         let outputs = together.unwrap_or_else(|| sites.iter().map(|site| site.forward_flat(&rows)).collect());
         let shaped = |ys: Tensor| match is_flat {
@@ -384,6 +385,14 @@ impl Sites {
     /// Has every projection look for numbers that are none, or none any more.
     pub fn look_with(&self, probe: Option<Probe>) {
         *self.probe.borrow_mut() = probe;
+    }
+
+    /// Key to shape of every weight, as the checkpoint has it.
+    pub fn weight_shapes(&self) -> BTreeMap<String, Vec<i64>> {
+        let sites = self.all().into_iter().filter(|site| site.traits.tied_to.is_none());
+        let of_sites = sites.map(|site| (format!("{}.weight", site.path()), site.stored_shape()));
+        let of_params = self.params().into_iter().map(|param| (param.key().to_owned(), param.frozen.size()));
+        of_sites.chain(of_params).collect()
     }
 
     /// All sites, by path.

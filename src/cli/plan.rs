@@ -11,6 +11,7 @@ use crate::options::language::LanguageConfig;
 use crate::options::precision::MixedPrecision;
 use crate::options::training::TrainingArgs;
 use crate::plain_text::counted;
+use crate::plan::{fit, parse_size, Card, Fit, LanguagePlanInput, MemoryPlan, PlanInput, Planned, Rates, Work};
 use crate::recipes::dreambooth::plan::{plan_input, why_that_length, NetworkConfigs, Photos};
 use crate::recipes::language::adapter::WantedAdapter;
 use crate::recipes::language::base::WantedModel;
@@ -18,9 +19,6 @@ use crate::recipes::language::plan::{PlannedModel, RecordLengths};
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::{device_flag, dtype_name};
 use crate::sentence::{flag, with_options};
-use crate::train::memory_plan::{
-    fit, parse_size, Card, Fit, LanguagePlanInput, MemoryPlan, PlanInput, Planned, Rates, Work,
-};
 use crate::train::precision::{half_kind, Precision};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Arg, Args, Subcommand};
@@ -237,7 +235,7 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
         false => (model.open_files(reporter)?, None, None),
     };
     let model = PlannedModel::of(&files, &WantedAdapter::new(&config, files.architecture())?, labels)?;
-    let lengths = records.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().longest));
+    let lengths = records.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().shape.longest));
     let input = LanguagePlanInput { half: place.half(), ..model.input(&config, lengths, place.device) };
     let assumed = || {
         let longest = input.texts.most.length;

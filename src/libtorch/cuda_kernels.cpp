@@ -1,4 +1,5 @@
 #include "cuda_kernels.h"
+#include "planned.h"
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 #include <set>
@@ -85,7 +86,8 @@ void CudaKernels::compile() {
 
 bool CudaKernels::take(const at::Tensor &xs) {
   const auto kind = xs.scalar_type();
-  if (!xs.is_cuda() || (kind != at::kHalf && kind != at::kBFloat16 && kind != at::kFloat)) return false;
+  if (kind != at::kHalf && kind != at::kBFloat16 && kind != at::kFloat) return false;
+  if (!xs.is_cuda()) return is_planned_on_cuda(xs);
   std::call_once(compiled, [&] { compile(); });
   return is_compiled;
 }
@@ -103,6 +105,7 @@ void *CudaKernels::found(const std::string &name, int device) {
 
 void CudaKernels::run(const std::string &name, at::ScalarType kind, c10::Device device, std::array<unsigned, 2> blocks,
                       std::initializer_list<void *> arguments) {
+  if (device.is_meta()) return;
   // The runtime makes a device's context the thread's at its first kernel; the driver's calls want it there.
   static thread_local std::set<int> ready;
   if (ready.insert(device.index()).second) at::zeros({1}, at::TensorOptions(device));

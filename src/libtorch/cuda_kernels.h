@@ -24,10 +24,11 @@ class CudaKernels {
 public:
   explicit CudaKernels(const char *source) : source(source) {}
 
-  // Whether `xs` is on a CUDA device, in a dtype that the kernels take, and they could be compiled.
+  // Whether `xs` is on a CUDA device, in a dtype that the kernels take, and they could be compiled; or is planned for one.
   bool take(const at::Tensor &xs);
 
-  // Launches the kernel `name` for `kind` on the present stream of `device`, whose arguments these are addresses of.
+  // Launches the kernel `name` for `kind` on the present stream of `device`, whose arguments these are addresses of; nothing for what is
+  // planned.
   void run(const std::string &name, at::ScalarType kind, c10::Device device, std::array<unsigned, 2> blocks,
            std::initializer_list<void *> arguments);
 };

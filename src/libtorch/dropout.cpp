@@ -1,6 +1,6 @@
 // Dropout on the CPU with the draws of libtorch's own, which takes them one by one through a function pointer, on one thread, and
 // keeps a number for each: here they are made in blocks, and a byte is kept.
-#include "shim.h"
+#include "planned.h"
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/Dispatch.h>
@@ -105,6 +105,10 @@ extern "C" {
 char *lorabooth_dropout_mask(at::Tensor *xs, double keep, at::Tensor **out) {
   return guarded([&] {
     *out = nullptr;
+    if (is_planned(*xs)) {
+      *out = new at::Tensor(at::empty_like(*xs, xs->options().dtype(at::kByte)));
+      return;
+    }
     if (!xs->device().is_cpu() || !xs->is_non_overlapping_and_dense() || !draws_alike()) return;
     auto mask = at::empty_like(*xs, xs->options().dtype(at::kByte));
     auto generator = at::detail::getDefaultCPUGenerator();
@@ -118,6 +122,11 @@ char *lorabooth_dropout_apply(at::Tensor *xs, at::Tensor *mask, double keep, at:
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto ys = at::empty_like(*mask, xs->options());
+    if (is_planned(ys)) {
+      count_moved(2.0 * ys.nbytes() + mask->nbytes());
+      *out = new at::Tensor(ys);
+      return;
+    }
     const auto in = xs->strides() == mask->strides() ? *xs : ys.copy_(*xs);
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, xs->scalar_type(), "dropout", [&] {
       const auto factor = at::ones({}, xs->options()).div_(keep).item<scalar_t>();

@@ -1,5 +1,6 @@
 // The element-wise nonlinearities of transformers on a CUDA device, in one kernel forward and one backward.
 #include "cuda_kernels.h"
+#include "planned.h"
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -73,6 +74,7 @@ struct Gate : torch::autograd::Function<Gate> {
     const void *x = xs.data_ptr();
     void *y = ys.data_ptr();
     kernels().run(name, xs.scalar_type(), xs.device(), {parts(numbers, 256), 1}, {&x, &width, &numbers, &y});
+    if (is_planned(xs)) count_moved(double(xs.nbytes() + ys.nbytes()));
     ctx->save_for_backward({xs});
     ctx->saved_data["name"] = name;
     return ys;
@@ -89,6 +91,7 @@ struct Gate : torch::autograd::Function<Gate> {
     void *to = to_xs.data_ptr();
     kernels().run(ctx->saved_data["name"].toStringRef() + "_gradient", xs.scalar_type(), xs.device(), {parts(numbers, 256), 1},
                   {&g, &x, &width, &numbers, &to});
+    if (is_planned(xs)) count_moved(double(grad.nbytes() + 2 * xs.nbytes()));
     return {to_xs, at::Tensor(), at::Tensor()};
   }
 };

@@ -1,6 +1,7 @@
 // Group normalisation (arXiv 1803.08494) of channels-last images on a CUDA device, with SiLU behind it where wanted, in one kernel forward and
 // one backward. libtorch's own takes and makes images of the other layout, so that each of its norms costs two copies beside a convolution.
 #include "cuda_kernels.h"
+#include "planned.h"
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -186,6 +187,7 @@ struct GroupNorm : torch::autograd::Function<GroupNorm> {
     if (count > 1) kernels().run("moments", xs.scalar_type(), xs.device(), blocks, {&x, &places, &channels, &groups, &size, &m});
     kernels().run("norm", xs.scalar_type(), xs.device(), blocks,
                   {&x, &w, &b, &m, &count, &places, &channels, &groups, &size, &eps, &silu, &y, &s});
+    if (is_planned(xs)) count_moved(3.0 * xs.nbytes());
     ctx->save_for_backward({xs, weight, bias, stats});
     ctx->saved_data["groups"] = groups_;
     ctx->saved_data["silu"] = silu_;
@@ -204,6 +206,7 @@ struct GroupNorm : torch::autograd::Function<GroupNorm> {
     void *to = to_xs.data_ptr();
     kernels().run("norm_gradient", xs.scalar_type(), xs.device(), {unsigned(xs.size(0)) * groups, 1},
                   {&g, &x, &w, &b, &s, &places, &channels, &groups, &silu, &to});
+    if (is_planned(xs)) count_moved(4.0 * xs.nbytes());
     return {to_xs, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };

@@ -1,6 +1,6 @@
 // A low-rank product added to the output of a linear layer, as one autograd node: nine kernels forward and backward where the
 // operations one by one take sixteen.
-#include "shim.h"
+#include "planned.h"
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -63,7 +63,7 @@ char *lorabooth_wide_product(at::Tensor *x, at::Tensor *y, at::Tensor **out) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     const bool is_wide = x->scalar_type() == at::kFloat;
-    *out = new at::Tensor(is_wide ? at::mm(*x, *y) : x->is_cuda() ? at::mm(*x, *y, at::kFloat) : at::mm(*x, *y).to(at::kFloat));
+    *out = new at::Tensor(is_wide ? at::mm(*x, *y) : x->is_cuda() || is_planned_on_cuda(*x) ? at::mm(*x, *y, at::kFloat) : at::mm(*x, *y).to(at::kFloat));
   });
 }
 

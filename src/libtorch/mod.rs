@@ -22,6 +22,7 @@ pub mod memory;
 pub mod nf4;
 pub mod nvidia_driver;
 pub mod openmp_waiting;
+pub mod planned;
 pub mod process_group;
 pub mod random;
 pub mod shared_memory;

@@ -1,6 +1,7 @@
 // NF4: weights in blocks with one scale each, of which every number is one of 16 (Dettmers et al., "QLoRA", arXiv 2305.14314, appendix E).
 // Codes, scales and their bytes are those of bitsandbytes.
 #include "cuda_kernels.h"
+#include "planned.h"
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <c10/core/DeviceGuard.h>
@@ -242,7 +243,9 @@ char *lorabooth_nf4_expand(at::Tensor *packed_in, at::Tensor *scales_in, at::Ten
     int64_t n = 1;
     for (const int64_t d : sizes) n *= d;
     auto weight = at::empty(sizes, packed.options().dtype(kind));
-    if (n == 0) {
+    // Codes are read, and numbers written and read.
+    if (is_planned(packed)) count_moved(double(packed.nbytes()) + 2.0 * weight.nbytes());
+    if (n == 0 || is_planned(packed)) {
       *out = new at::Tensor(weight);
       return;
     }

@@ -2,6 +2,7 @@
 //! depend on a seed alone, on whatever thread and device it runs.
 
 use super::check;
+use super::planned::{is_planning, PLANNED};
 use crate::error::Result;
 use std::ffi::{c_char, c_void};
 use tch::{Device, Tensor};
@@ -23,7 +24,7 @@ extern "C" {
     fn lorabooth_set_rng_state(cuda_index: i64, state: *mut C_tensor) -> *mut c_char;
 }
 
-/// A CPU generator of its own: the same draws as `torch.Generator("cpu").manual_seed(seed)`.
+/// A CPU generator of its own: the same draws as `torch.Generator("cpu").manual_seed(seed)`. While a plan is made it draws no numbers.
 pub struct Generator(*mut c_void);
 
 // SAFETY: the C++ generator is heap-allocated and only reached through `&mut self`.
@@ -79,6 +80,9 @@ impl Generator {
     }
 
     fn fill(&mut self, size: &[i64], kind: tch::Kind, draw: Draw, low: f64, high: f64) -> Tensor {
+        if is_planning() {
+            return Tensor::empty(size, (kind, PLANNED));
+        }
         let tensor = Tensor::empty(size, (kind, Device::Cpu));
         // SAFETY: both handles live through the call; the tensor is fresh, so filling it in place is unseen.
         let filled =

@@ -6,6 +6,7 @@
 use super::attention_mask::AttentionMask;
 use crate::libtorch::checkpoint::checkpoint;
 use crate::libtorch::dropout::dropout;
+use crate::libtorch::planned::device_of;
 use tch::{Device, Kind, Tensor};
 
 /// Attention of `queries` to `keys` and `values`, all `[batch, length, heads · width]`. Returns
@@ -80,7 +81,7 @@ impl Attending<'_> {
         let (mask, causal) = match self.mask {
             AttentionMask::Whole(_) => return self.by_scores(q, k, v),
             // Where weights are dropped, libtorch's kernels for the CPU hold the matrix of scores too, more slowly.
-            _ if self.dropout > 0.0 && q.device() == Device::Cpu => return self.by_scores(q, k, v),
+            _ if self.dropout > 0.0 && device_of(q) == Device::Cpu => return self.by_scores(q, k, v),
             AttentionMask::Full => (None, false),
             AttentionMask::Causal => (None, true),
             AttentionMask::Tensor(mask) => (Some(mask), false),
@@ -117,7 +118,7 @@ pub fn attend_heads(queries: &Tensor, keys: &Tensor, values: &Tensor, attending:
     }
     // Only CUDA's kernel without a mask reads a group's keys where they are (arXiv 2305.13245); the others would
     // compute the matrix of scores.
-    if queries.device() != Device::Cpu && matches!(attending.mask, AttentionMask::Full | AttentionMask::Causal) {
+    if device_of(queries) != Device::Cpu && matches!(attending.mask, AttentionMask::Full | AttentionMask::Causal) {
         return merge_heads(&attending.run(queries, keys, values, true));
     }
     let (keys, values) = (repeated(keys, heads / groups), repeated(values, heads / groups));

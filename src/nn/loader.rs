@@ -3,6 +3,7 @@
 use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::{Error, Result};
 use crate::interrupt;
+use crate::libtorch::planned::computing_device;
 use crate::libtorch::shared_memory::SharedWeights;
 use crate::weights::{
     on_shared_host, BaseWeight, Layout, Op, Placement, Quantize, Sources, Storage, StreamedWeight, WeightSet,
@@ -179,7 +180,9 @@ impl Loader {
         match (op, streamed) {
             _ if quantize.takes(op) && is_inner => self.quantised(&key, shape, layout),
             // A forward reads a few rows of it.
-            (Op::Embedding, _) if streamed || (traits.waits_in_file && self.placement().device.is_cuda()) => {
+            (Op::Embedding, _)
+                if streamed || (traits.waits_in_file && computing_device(self.placement().device).is_cuda()) =>
+            {
                 Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, &key, shape, self.placement())?))
             }
             (_, true) if !is_head(&self.path) => self.dense(&key, shape, layout),

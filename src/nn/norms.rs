@@ -5,6 +5,7 @@ use super::loader::Loader;
 use crate::adapters::Param;
 use crate::error::Result;
 use crate::libtorch::group_norm::group_norm;
+use crate::libtorch::planned::device_of;
 use std::rc::Rc;
 use tch::{Device, Kind, Tensor};
 
@@ -98,7 +99,7 @@ impl GroupNorm {
         let (channels, places) = (xs.size()[1], xs.size()[2..].iter().product::<i64>());
         let of_a_group = channels / self.groups;
         let partly_filled = of_a_group < 2 * VECTOR && of_a_group % VECTOR != 0;
-        xs.device() == Device::Cpu && partly_filled && places < SMALL_IMAGE && !xs.is_contiguous()
+        device_of(xs) == Device::Cpu && partly_filled && places < SMALL_IMAGE && !xs.is_contiguous()
     }
 }
 

@@ -23,7 +23,7 @@ use crate::models::stable_diffusion::{ModelOptions, PipelineFiles};
 use crate::options::adapter_argument;
 use crate::options::storage::StorageArgs;
 use crate::plain_text::counted;
-use crate::train::memory_plan::Rates;
+use crate::plan::Rates;
 use crate::train::precision::Precision;
 use crate::weights::hub::{Download, Listener};
 use crate::weights::{Quantize, Storage};

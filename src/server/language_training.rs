@@ -154,7 +154,7 @@ pub fn planned(app: &App, owner: &str, wanted: &Map<String, Value>, set: Option<
         lengths = Some(RecordLengths::of(&data, None, config.train_batch_size));
     }
     let model = PlannedModel::of(&base.files, &WantedAdapter::new(&config, base.files.architecture())?, labels)?;
-    let lengths = lengths.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().longest));
+    let lengths = lengths.unwrap_or_else(|| RecordLengths::longest(&config, model.outline().shape.longest));
     let input = model.input(&config, lengths, app.device);
     let asked = plan::Asked { kind: input.kind, steps: input.steps, warnings: warnings.0, command };
     plan::shown(app, &input, asked)

@@ -69,6 +69,13 @@ impl AdamW {
         Self { config, moments: BTreeMap::new() }
     }
 
+    /// Makes the moments of `params` that have none.
+    pub(super) fn make_state<'a>(&mut self, params: impl Iterator<Item = (&'a String, &'a Tensor)>) {
+        for (name, param) in params {
+            self.moments.entry(name.clone()).or_insert_with(|| Moments::zeros(param));
+        }
+    }
+
     /// One update of each of `params` that has a gradient, in place; the others stay as they are, as in torch.
     pub fn step(&mut self, params: &Parameters, lr: f64) -> Result<()> {
         self.step_those(params.iter(), lr)

@@ -133,6 +133,15 @@ impl AdamW8bit {
         Self { config, small: AdamW::new(config), moments: BTreeMap::new(), codebooks: None }
     }
 
+    /// Makes the moments of `params` that have none.
+    pub(super) fn make_state(&mut self, params: &Parameters) {
+        let (large, small): (Vec<_>, Vec<_>) = params.iter().partition(|(_, param)| is_quantized(param));
+        self.small.make_state(small.into_iter());
+        for (name, param) in large {
+            self.moments.entry(name.clone()).or_insert_with(|| QuantizedMoments::zeros(param));
+        }
+    }
+
     /// One update of each of `params` that has a gradient, in place.
     pub fn step(&mut self, params: &Parameters, lr: f64) -> Result<()> {
         let _guard = tch::no_grad_guard();

@@ -9,9 +9,9 @@ use crate::libtorch::autograd_node;
 use tch::{no_grad, with_grad, Kind, Tensor};
 
 /// Logits that exist at once: 128 MiB of float32. A part's product should stay large enough to be computed at full speed.
-pub(super) const LOGITS_AT_ONCE: i64 = 1 << 25;
+const LOGITS_AT_ONCE: i64 = 1 << 25;
 /// Logits whose probabilities exist at once beside them: few enough for a processor's cache.
-pub(super) const PROBABILITIES_AT_ONCE: i64 = 1 << 21;
+const PROBABILITIES_AT_ONCE: i64 = 1 << 21;
 
 /// Mean cross entropy, in float32, of `labels` `[n]` given `hidden` `[n, d]` through `logits` `[n, d] -> [n, v]`, whose outputs are
 /// overwritten: the same as `torch.nn.functional.cross_entropy(logits(hidden).float(), labels)`.

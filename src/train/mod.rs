@@ -13,7 +13,6 @@ pub mod loss_curve;
 pub mod losses;
 pub mod lr_schedule;
 pub mod measure;
-pub mod memory_plan;
 pub mod metrics;
 pub mod optimizer;
 pub mod plot_font;

@@ -27,6 +27,14 @@ impl Optimizer {
         })
     }
 
+    /// Makes the state of `params`, which steps make by themselves: what a run's memory must have room for.
+    pub fn make_state(&mut self, params: &Parameters) {
+        match self {
+            Self::AdamW(optimizer) => optimizer.make_state(params.iter()),
+            Self::AdamW8bit(optimizer) => optimizer.make_state(params),
+        }
+    }
+
     /// One update, in place, of each of `params` that has a gradient.
     pub fn step(&mut self, params: &Parameters, lr: f64) -> Result<()> {
         match self {

@@ -9,6 +9,7 @@
 
 use crate::libtorch::autograd_node;
 use crate::libtorch::failure::or_panic;
+use crate::libtorch::planned::device_of;
 use tch::{Device, Kind, Tensor};
 
 /// Step and padding of a square kernel.
@@ -90,7 +91,7 @@ impl Convolution {
     }
 
     fn forward(self, xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        match self.way(xs.device()) {
+        match self.way(device_of(xs)) {
             Way::Projection => {
                 let rows = xs.permute([0, 2, 3, 1]).reshape([-1, self.inputs]); // [b·h·w, c]
                 self.to_image(&rows.linear(&weight.view([self.outputs, self.inputs]), bias))
@@ -103,7 +104,7 @@ impl Convolution {
     /// `[b, o, y, x] -> [b, c, h, w]`
     fn input_gradient(self, grad: &Tensor, weight: &Tensor) -> Tensor {
         let rows = || grad.permute([0, 2, 3, 1]).reshape([-1, self.outputs]); // [b·y·x, o]
-        match self.way(grad.device()) {
+        match self.way(device_of(grad)) {
             Way::Projection => {
                 let rows = rows().mm(&weight.view([self.outputs, self.inputs]));
                 rows.view([self.batch, self.from.0, self.from.1, self.inputs]).permute([0, 3, 1, 2])
@@ -155,7 +156,7 @@ impl Convolution {
         let (y, x) = self.to;
         let columns = columns.view([self.batch, y, x, self.kernel, self.kernel, self.inputs]);
         let (tall, wide) = (height + 2 * self.padding, width + 2 * self.padding);
-        let sum = Tensor::zeros([self.batch, tall, wide, self.inputs], (Kind::Float, Device::Cpu));
+        let sum = Tensor::zeros([self.batch, tall, wide, self.inputs], (Kind::Float, columns.device()));
         for row in 0..self.kernel {
             for column in 0..self.kernel {
                 let last = |first: i64, count: i64| first + (count - 1) * self.stride + 1;

@@ -26,6 +26,6 @@ pub use original_stable_diffusion::{OriginalCheckpoint, OriginalGeneration};
 pub use original_unet::{original_unet_module, unet_module};
 pub use storage::{
     block_of, on_shared_host, BaseWeight, Fp8Weight, Int8Weight, Layout, Nf4Weight, Op, Quantize, Sources, Storage,
-    StreamedWeight, DEFAULT_THRESHOLD, DENSE_AT_ONCE,
+    StreamedWeight, DEFAULT_THRESHOLD,
 };
 pub use weight_set::{is_float, Placement, WeightSet};

@@ -8,6 +8,7 @@ use super::tensor_source::TensorSource;
 use super::weight_files::{self, WeightFile};
 use super::MappedFile;
 use crate::error::{Error, Result};
+use crate::libtorch::planned::PLANNED;
 use crate::plain_text::hex;
 use crate::regular_file::{self, FileKind};
 use serde::Deserialize;
@@ -82,6 +83,15 @@ pub struct WeightSet {
     origin: PathBuf,
     entries: BTreeMap<String, Entry>,
     keeping: Keeping,
+    planned: Option<Planned>,
+}
+
+/// Every weight that is asked for is there, without numbers.
+#[derive(Clone, Copy)]
+struct Planned {
+    kind: Kind,
+    /// Weights that a model may have in common are the same.
+    shares: bool,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +115,13 @@ pub(super) fn shard_names(index: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 impl WeightSet {
+    /// The weights of whatever model is loaded from them, stored in `kind`: tensors without numbers. Where the model `shares` weights
+    /// between layers, there is one for both.
+    pub fn planned(kind: Kind, shares: bool) -> Self {
+        let planned = Some(Planned { kind, shares });
+        Self { origin: PathBuf::new(), entries: BTreeMap::new(), keeping: Keeping::default(), planned }
+    }
+
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
@@ -123,7 +140,7 @@ impl WeightSet {
             let four_bit = Some(Packed { weight: Arc::new(weight), transposed: false });
             entries.insert(key, Entry { four_bit, ..Entry::whole(&file, name) });
         }
-        Ok(Self { origin: origin.to_owned(), entries, keeping: Keeping::default() })
+        Ok(Self { origin: origin.to_owned(), entries, keeping: Keeping::default(), planned: None })
     }
 
     /// The same weights, where those in 4 bits of modules called as one of `names` are the other way round than the model has them:
@@ -203,14 +220,15 @@ impl WeightSet {
     /// Tensors of one file under keys: each key with its tensor's name and the part of it that is the weight.
     pub(super) fn of_file(file: Arc<dyn TensorSource>, weights: impl Iterator<Item = (String, String, Part)>) -> Self {
         let entry = |(key, name, part)| (key, Entry { part, ..Entry::whole(&file, name) });
-        Self { origin: file.path().to_owned(), entries: weights.map(entry).collect(), keeping: Keeping::default() }
+        let (origin, entries) = (file.path().to_owned(), weights.map(entry).collect());
+        Self { origin, entries, keeping: Keeping::default(), planned: None }
     }
 
     /// The same weights under other keys; `spell` returns `None` for weights that are not of this model.
     pub fn respelled(self, spell: impl Fn(&str) -> Option<String>) -> Self {
         let entries =
             self.entries.into_iter().filter_map(|(key, entry)| spell(&key).map(|new_key| (new_key, entry))).collect();
-        Self { origin: self.origin, entries, keeping: self.keeping }
+        Self { entries, ..self }
     }
 
     /// The same weights, that of `key` under the key `other` too.
@@ -228,7 +246,7 @@ impl WeightSet {
                 entries.insert(new_key, Entry { part, ..entry.clone() });
             }
         }
-        Self { origin: self.origin.clone(), entries, keeping: self.keeping.clone() }
+        Self { origin: self.origin.clone(), entries, keeping: self.keeping.clone(), planned: self.planned }
     }
 
     /// The same weights, to be kept so.
@@ -253,7 +271,7 @@ impl WeightSet {
 
     /// Whether there is a weight `key`.
     pub fn contains(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
+        self.planned.is_some() || self.entries.contains_key(key)
     }
 
     /// The shape of the weight `key`.
@@ -273,6 +291,9 @@ impl WeightSet {
 
     /// The dtype of the weight `key` in its file.
     pub fn kind(&self, key: &str) -> Result<Kind> {
+        if let Some(planned) = self.planned {
+            return Ok(planned.kind);
+        }
         let entry = self.entry(key)?;
         if let Some(packed) = &entry.four_bit {
             return Ok(packed.weight.kind());
@@ -290,6 +311,9 @@ impl WeightSet {
             let message = format!("weight `{key}` is {kind:?}; a model's weights must be f32, f16 or bf16");
             return Err(Error::file(&self.origin, message));
         }
+        if self.planned.is_some() {
+            return Ok(());
+        }
         let found = self.shape(key).unwrap_or_default();
         let core = |shape: &[i64]| shape.strip_suffix(&[1, 1]).unwrap_or(shape).to_vec();
         match found == shape || core(&found) == core(shape) {
@@ -306,6 +330,9 @@ impl WeightSet {
     /// The weight `key` as `shape` at `placement`. Where dtype and device are the file's, the tensor lies over the
     /// mapped file and must not be written to; else it is converted and the file's pages are let go.
     pub fn load(&self, key: &str, shape: &[i64], placement: Placement) -> Result<Tensor> {
+        if self.planned.is_some() {
+            return Ok(Tensor::f_empty(shape, (placement.kind, PLANNED))?);
+        }
         if is_float(placement.kind) {
             self.check(key, shape)?;
         }
@@ -331,6 +358,9 @@ impl WeightSet {
 
     /// Whether two weights are the same numbers.
     pub fn are_equal(&self, one: &str, other: &str) -> Result<bool> {
+        if let Some(planned) = self.planned {
+            return Ok(planned.shares);
+        }
         let (one, other) = (self.entry(one)?, self.entry(other)?);
         let equal = one.part.of(&one.file.tensor(&one.name)?)? == other.part.of(&other.file.tensor(&other.name)?)?;
         [one, other].iter().for_each(|entry| entry.file.let_go(&entry.name));

@@ -4,15 +4,12 @@
 //!
 //! Shapes: b batch, t length, d width.
 
-use super::architectures::{labels, Build};
+use super::architectures::Build;
 use super::bert_config::{BertConfig, Family};
 use super::bert_layer::BertLayer;
 use super::blocks;
 use super::interface::{ClassifierInputs, LanguageModel, SequenceClassifier, Tokens, TransformerShape};
-use super::outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+use super::outline::{HeadOutline, Outline};
 use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::config_file::check_sizes;
@@ -37,61 +34,15 @@ fn load(loader: &Loader, build: &Build, family: Family) -> Result<LanguageModel>
 }
 
 /// What the model of a configuration is made of.
-pub(super) fn outline(value: &Value, family: Family) -> std::result::Result<Outline, String> {
-    let config = BertConfig::new(value, family)?;
-    let (root, width, heads) = (root(family), config.hidden_size, config.num_attention_heads);
-    let attention = AttentionOutline {
-        inputs: ["query", "key", "value"]
-            .map(|name| Projection::new(&format!("attention.self.{name}"), width, true))
-            .into(),
-        output: Projection::new("attention.output.dense", width, true),
-        reads_encoder: false,
-        heads,
-        groups: heads,
-        head_width: width / heads,
-        dropout: config.attention_probs_dropout_prob,
-        mask: MaskOutline::Padding,
-        rotary: false,
-    };
-    let feed_forward = FeedForwardOutline {
-        up: Projection::new("intermediate.dense", config.intermediate_size, true),
-        gate: None,
-        down: Projection::new("output.dense", width, true),
-        activation: config.hidden_act,
-        dropout: 0.0,
-    };
-    let part =
-        |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout_prob, body };
-    let stack = StackOutline {
-        path: format!("{root}.encoder.layer"),
-        embeddings: format!("{root}.embeddings.word_embeddings"),
-        blocks: config.num_hidden_layers,
-        width,
-        norm: NormOutline::Layer,
-        norms_after: true,
-        parts: vec![
-            part("attention.output.LayerNorm", BodyOutline::Attention(attention)),
-            part("output.LayerNorm", BodyOutline::FeedForward(feed_forward)),
-        ],
-        norms_before_blocks: vec![format!("{root}.embeddings.LayerNorm")],
-        norms_behind_blocks: Vec::new(),
-        projections: None,
-        dropout: config.hidden_dropout_prob,
-    };
-    let (dense, out_proj) = head_paths(family);
-    let table = |name: &str, rows: i64| (format!("{root}.embeddings.{name}"), rows, width);
+pub(super) fn outline(config: &Value, family: Family) -> std::result::Result<Outline, String> {
+    let config = BertConfig::new(config, family)?;
     Ok(Outline {
-        tables: vec![
-            table("word_embeddings", config.vocab_size),
-            table("position_embeddings", config.max_position_embeddings),
-            table("token_type_embeddings", config.type_vocab_size),
-        ],
-        stacks: vec![Rc::new(stack)],
-        head: HeadOutline::Classes(vec![
-            Projection::new(dense, width, true),
-            Projection::new(out_proj, labels(value), true),
-        ]),
-        longest: Some(config.longest()),
+        table: format!("{}.embeddings.word_embeddings", root(family)),
+        readers: Vec::new(),
+        embedding_width: config.hidden_size,
+        shape: config.shape(),
+        encoder_blocks: None,
+        head: HeadOutline::Classes(<[&str; 2]>::from(head_paths(family)).map(str::to_owned).into()),
         made_for: None,
     })
 }

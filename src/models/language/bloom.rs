@@ -6,10 +6,7 @@
 use super::architectures::Build;
 use super::blocks::{self, Block};
 use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
-use super::outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+use super::outline::{HeadOutline, Outline};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -53,6 +50,20 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The model's sizes.
+    fn shape(&self) -> TransformerShape {
+        let (width, heads) = (self.hidden_size, self.n_head);
+        TransformerShape {
+            blocks: self.n_layer,
+            heads,
+            key_value_heads: heads,
+            head_width: width / heads,
+            width,
+            vocabulary: self.vocab_size,
+            longest: None,
+        }
+    }
+
     fn new(value: &Value) -> std::result::Result<Self, String> {
         let config: Self = config_file::parse(&config_file::with_defaults(value, json!({}), ALIASES), &[])?;
         config.check()?;
@@ -79,47 +90,13 @@ pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
 /// What the model of a configuration is made of.
 pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
     let config = Config::new(config)?;
-    let (width, heads) = (config.hidden_size, config.n_head);
-    let attention = AttentionOutline {
-        inputs: vec![Projection::new("self_attention.query_key_value", 3 * width, true)],
-        output: Projection::new("self_attention.dense", width, true),
-        reads_encoder: false,
-        heads,
-        groups: heads,
-        head_width: width / heads,
-        dropout: config.attention_dropout,
-        mask: MaskOutline::BiasOnScores,
-        rotary: false,
-    };
-    let feed_forward = FeedForwardOutline {
-        up: Projection::new("mlp.dense_h_to_4h", 4 * width, true),
-        gate: None,
-        down: Projection::new("mlp.dense_4h_to_h", width, true),
-        activation: Activation::GeluNew,
-        dropout: 0.0,
-    };
-    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.hidden_dropout, body };
-    let stack = StackOutline {
-        path: "transformer.h".into(),
-        embeddings: "transformer.word_embeddings".into(),
-        blocks: config.n_layer,
-        width,
-        norm: NormOutline::Layer,
-        norms_after: false,
-        parts: vec![
-            part("input_layernorm", BodyOutline::Attention(attention)),
-            part("post_attention_layernorm", BodyOutline::FeedForward(feed_forward)),
-        ],
-        norms_before_blocks: vec!["transformer.word_embeddings_layernorm".into()],
-        norms_behind_blocks: vec!["transformer.ln_f".into()],
-        projections: None,
-        dropout: 0.0,
-    };
     Ok(Outline {
-        tables: vec![("transformer.word_embeddings".into(), config.vocab_size, width)],
-        stacks: vec![Rc::new(stack)],
+        table: "transformer.word_embeddings".into(),
+        readers: Vec::new(),
+        embedding_width: config.hidden_size,
+        shape: config.shape(),
+        encoder_blocks: None,
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
-        longest: None,
         made_for: None,
     })
 }
@@ -164,16 +141,7 @@ impl Bloom {
 
 impl CausalLm for Bloom {
     fn shape(&self) -> TransformerShape {
-        let (width, heads) = (self.config.hidden_size, self.config.n_head);
-        TransformerShape {
-            blocks: self.config.n_layer,
-            heads,
-            key_value_heads: heads,
-            head_width: width / heads,
-            width,
-            vocabulary: self.config.vocab_size,
-            longest: None,
-        }
+        self.config.shape()
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {

@@ -6,6 +6,7 @@ use super::outline::{HeadOutline, Outline};
 use crate::error::{Error, Result};
 use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
+use crate::nn::Loader;
 use crate::weights::gguf::GgufLanguageModel;
 use crate::weights::{quantised, Keeping, Placement, WeightSet};
 use serde_json::Value;
@@ -117,17 +118,15 @@ impl LanguageModelFiles {
         let outline = (self.architecture.outline)(&self.config);
         let outline = outline.map_err(|message| Error::file(self.config_path(), message))?;
         Ok(match self.is_classifier() {
-            true => Outline { head: outline.head.with_labels(architectures::labels(&self.config)), ..outline },
+            true => Outline { head: outline.head.of_classes(), ..outline },
             false => outline,
         })
     }
 
     /// Keys of the weights of its head as a classifier, the last of which has a row for each class.
     pub fn classifier_keys(&self) -> Result<Vec<String>> {
-        match self.outline()?.head.with_labels(0) {
-            HeadOutline::Classes(projections) => {
-                Ok(projections.iter().map(|projection| format!("{}.weight", projection.path)).collect())
-            }
+        match self.outline()?.head.of_classes() {
+            HeadOutline::Classes(paths) => Ok(paths.iter().map(|path| format!("{path}.weight")).collect()),
             HeadOutline::Tokens { .. } => Ok(Vec::new()),
         }
     }
@@ -135,7 +134,7 @@ impl LanguageModelFiles {
     /// The dtype that its weights are stored in: that of the token table, or where there are no weights what its configuration
     /// says.
     pub fn stored_kind(&self) -> Result<Kind> {
-        let key = format!("{}.weight", self.outline()?.tables[0].0);
+        let key = format!("{}.weight", self.outline()?.table);
         if let Ok(kind) = self.weights().and_then(|weights| weights.kind(&key)) {
             return Ok(kind);
         }
@@ -166,11 +165,14 @@ impl LanguageModelFiles {
 
     /// Loads the model.
     pub fn load(&self, placement: Placement, head: HeadOptions) -> Result<Loaded<LanguageModel>> {
+        load(self.weights()?.stored_in(self.keeping.clone()), placement, |loader| self.build(loader, head))
+    }
+
+    /// The model of a loader's weights.
+    pub fn build(&self, loader: &Loader, head: HeadOptions) -> Result<LanguageModel> {
         let path = self.config_path();
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
-        load(self.weights()?.stored_in(self.keeping.clone()), placement, |loader| {
-            (self.architecture.load)(loader, &build)
-        })
+        (self.architecture.load)(loader, &build)
     }
 }
 

@@ -7,10 +7,7 @@
 use super::architectures::Build;
 use super::blocks::{self, Block};
 use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
-use super::outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+use super::outline::{HeadOutline, Outline};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -64,6 +61,20 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The model's sizes.
+    fn shape(&self) -> TransformerShape {
+        let Config { n_embd: width, n_head: heads, .. } = *self;
+        TransformerShape {
+            blocks: self.n_layer,
+            heads,
+            key_value_heads: heads,
+            head_width: width / heads,
+            width,
+            vocabulary: self.vocab_size,
+            longest: Some(self.n_positions),
+        }
+    }
+
     fn new(value: &Value) -> std::result::Result<Self, String> {
         let fixed: &[(&str, &[&str])] = &[("add_cross_attention", &["false"])];
         let config: Self = config_file::parse(&config_file::with_defaults(value, json!({}), ALIASES), fixed)?;
@@ -104,50 +115,13 @@ pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
 /// What the model of a configuration is made of.
 pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
     let config = Config::new(config)?;
-    let (width, inner, heads) = (config.n_embd, config.inner(), config.n_head);
-    let attention = AttentionOutline {
-        inputs: vec![Projection::new("attn.c_attn", 3 * width, true)],
-        output: Projection::new("attn.c_proj", width, true),
-        reads_encoder: false,
-        heads,
-        groups: heads,
-        head_width: width / heads,
-        dropout: config.attn_pdrop,
-        mask: MaskOutline::Causal,
-        rotary: false,
-    };
-    let feed_forward = FeedForwardOutline {
-        up: Projection::new("mlp.c_fc", inner, true),
-        gate: None,
-        down: Projection::new("mlp.c_proj", width, true),
-        activation: config.activation_function,
-        dropout: 0.0,
-    };
-    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.resid_pdrop, body };
-    let stack = StackOutline {
-        path: "transformer.h".into(),
-        embeddings: "transformer.wte".into(),
-        blocks: config.n_layer,
-        width,
-        norm: NormOutline::Layer,
-        norms_after: false,
-        parts: vec![
-            part("ln_1", BodyOutline::Attention(attention)),
-            part("ln_2", BodyOutline::FeedForward(feed_forward)),
-        ],
-        norms_before_blocks: Vec::new(),
-        norms_behind_blocks: vec!["transformer.ln_f".into()],
-        projections: None,
-        dropout: config.embd_pdrop,
-    };
     Ok(Outline {
-        tables: vec![
-            ("transformer.wte".into(), config.vocab_size, width),
-            ("transformer.wpe".into(), config.n_positions, width),
-        ],
-        stacks: vec![Rc::new(stack)],
+        table: "transformer.wte".into(),
+        readers: Vec::new(),
+        embedding_width: config.n_embd,
+        shape: config.shape(),
+        encoder_blocks: None,
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
-        longest: Some(config.n_positions),
         made_for: None,
     })
 }
@@ -185,16 +159,7 @@ impl Gpt2 {
 
 impl CausalLm for Gpt2 {
     fn shape(&self) -> TransformerShape {
-        let Config { n_embd: width, n_head: heads, .. } = self.config;
-        TransformerShape {
-            blocks: self.config.n_layer,
-            heads,
-            key_value_heads: heads,
-            head_width: width / heads,
-            width,
-            vocabulary: self.config.vocab_size,
-            longest: Some(self.config.n_positions),
-        }
+        self.config.shape()
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {

@@ -8,10 +8,7 @@ use super::architectures::Build;
 use super::blocks::{self, Block, Shared};
 use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
 use super::llama_config::{Family, LlamaConfig};
-use super::outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+use super::outline::{HeadOutline, Outline};
 use super::rope::Rope;
 use crate::error::Result;
 use crate::nn::{
@@ -46,52 +43,13 @@ fn load(loader: &Loader, build: &Build, family: Family) -> Result<LanguageModel>
 /// What the model of a configuration is made of.
 pub(super) fn outline(config: &Value, family: Family) -> std::result::Result<Outline, String> {
     let config = LlamaConfig::new(config, family)?;
-    let (width, inner, heads) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
-    let (groups, head_width) = (config.key_value_heads(), config.head_width());
-    let (bias, output_bias) = config.attention_biases();
-    let input =
-        |name: &str, heads: i64| Projection::new(&format!("self_attn.{name}"), heads * head_width, bias == Bias::Yes);
-    let attention = AttentionOutline {
-        inputs: vec![input("q_proj", heads), input("k_proj", groups), input("v_proj", groups)],
-        output: Projection::new("self_attn.o_proj", width, output_bias == Bias::Yes),
-        reads_encoder: false,
-        heads,
-        groups,
-        head_width,
-        dropout: config.attention_dropout,
-        mask: MaskOutline::Causal,
-        rotary: true,
-    };
-    let projection = |path: &str, outputs: i64| Projection::new(path, outputs, config.mlp_bias);
-    let feed_forward = FeedForwardOutline {
-        up: projection("mlp.gate_proj", inner),
-        gate: Some(projection("mlp.up_proj", inner)),
-        down: projection("mlp.down_proj", width),
-        activation: config.hidden_act,
-        dropout: 0.0,
-    };
-    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: 0.0, body };
-    let stack = StackOutline {
-        path: "model.layers".into(),
-        embeddings: "model.embed_tokens".into(),
-        blocks: config.num_hidden_layers,
-        width,
-        norm: NormOutline::RootMeanSquare,
-        norms_after: false,
-        parts: vec![
-            part("input_layernorm", BodyOutline::Attention(attention)),
-            part("post_attention_layernorm", BodyOutline::FeedForward(feed_forward)),
-        ],
-        norms_before_blocks: Vec::new(),
-        norms_behind_blocks: vec!["model.norm".into()],
-        projections: None,
-        dropout: 0.0,
-    };
     Ok(Outline {
-        tables: vec![("model.embed_tokens".into(), config.vocab_size, width)],
-        stacks: vec![Rc::new(stack)],
+        table: "model.embed_tokens".into(),
+        readers: Vec::new(),
+        embedding_width: config.hidden_size,
+        shape: config.shape(),
+        encoder_blocks: None,
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
-        longest: None,
         made_for: Some(config.max_position_embeddings),
     })
 }
@@ -127,15 +85,7 @@ impl Llama {
 
 impl CausalLm for Llama {
     fn shape(&self) -> TransformerShape {
-        TransformerShape {
-            blocks: self.config.num_hidden_layers,
-            heads: self.config.num_attention_heads,
-            key_value_heads: self.config.key_value_heads(),
-            head_width: self.config.head_width(),
-            width: self.config.hidden_size,
-            vocabulary: self.config.vocab_size,
-            longest: None,
-        }
+        self.config.shape()
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {

@@ -1,5 +1,6 @@
 //! The configurations of LLaMA, Mistral and Qwen2, and in what the three differ.
 
+use super::interface::TransformerShape;
 use super::rope::{Rope, RopeContext, RopeParameters};
 use crate::models::config_file::{self, check_layers, check_sizes};
 use crate::nn::{Activation, Bias};
@@ -90,6 +91,19 @@ impl Default for LlamaConfig {
 }
 
 impl LlamaConfig {
+    /// The model's sizes.
+    pub(super) fn shape(&self) -> TransformerShape {
+        TransformerShape {
+            blocks: self.num_hidden_layers,
+            heads: self.num_attention_heads,
+            key_value_heads: self.key_value_heads(),
+            head_width: self.head_width(),
+            width: self.hidden_size,
+            vocabulary: self.vocab_size,
+            longest: None,
+        }
+    }
+
     /// Reads the fields of `value`; absent ones are transformers' defaults.
     pub(super) fn new(value: &Value, family: Family) -> Result<Self, String> {
         let fields = config_file::with_defaults(value, family.defaults(), &[]);

@@ -28,7 +28,4 @@ pub use interface::{
     CausalLm, ClassifierInputs, DecoderInputs, Encoded, EncoderDecoder, LanguageModel, SequenceClassifier, Tokens,
     TransformerShape,
 };
-pub use outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+pub use outline::{HeadOutline, Outline};

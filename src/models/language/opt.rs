@@ -6,10 +6,7 @@
 use super::architectures::Build;
 use super::blocks::{self, Block};
 use super::interface::{CausalLm, DecoderInputs, LanguageModel, TransformerShape};
-use super::outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+use super::outline::{HeadOutline, Outline};
 use crate::error::Result;
 use crate::models::config_file::{self, check_heads, check_layers, check_sizes};
 use crate::nn::{
@@ -71,6 +68,20 @@ impl Default for Config {
 const FIXED: &[(&str, &[&str])] = &[("layer_norm_elementwise_affine", &["true"]), ("layerdrop", &["0", "0.0"])];
 
 impl Config {
+    /// The model's sizes.
+    fn shape(&self) -> TransformerShape {
+        let Config { hidden_size: width, num_attention_heads: heads, .. } = *self;
+        TransformerShape {
+            blocks: self.num_hidden_layers,
+            heads,
+            key_value_heads: heads,
+            head_width: width / heads,
+            width,
+            vocabulary: self.vocab_size,
+            longest: Some(self.max_position_embeddings),
+        }
+    }
+
     fn new(value: &Value) -> std::result::Result<Self, String> {
         let config: Self = config_file::parse(value, FIXED)?;
         config.check()?;
@@ -114,57 +125,13 @@ pub(super) fn load(loader: &Loader, build: &Build) -> Result<LanguageModel> {
 /// What the model of a configuration is made of.
 pub(super) fn outline(config: &Value) -> std::result::Result<Outline, String> {
     let config = Config::new(config)?;
-    let (width, narrow, heads, bias) =
-        (config.hidden_size, config.embedding_width(), config.num_attention_heads, config.enable_bias);
-    let projection = |path: &str, outputs: i64| Projection::new(path, outputs, bias);
-    let attention = AttentionOutline {
-        inputs: ["q_proj", "k_proj", "v_proj"].map(|name| projection(&format!("self_attn.{name}"), width)).into(),
-        output: projection("self_attn.out_proj", width),
-        reads_encoder: false,
-        heads,
-        groups: heads,
-        head_width: width / heads,
-        dropout: config.attention_dropout,
-        mask: MaskOutline::Causal,
-        rotary: false,
-    };
-    let feed_forward = FeedForwardOutline {
-        up: projection("fc1", config.ffn_dim),
-        gate: None,
-        down: projection("fc2", width),
-        activation: config.activation_function,
-        dropout: 0.0,
-    };
-    let part = |norm: &str, body: BodyOutline| PartOutline { norm: norm.into(), dropout: config.dropout, body };
-    let outer = |name: &str, outputs: i64| Projection::new(&format!("model.decoder.{name}"), outputs, false);
-    let stack = StackOutline {
-        path: "model.decoder.layers".into(),
-        embeddings: "model.decoder.embed_tokens".into(),
-        blocks: config.num_hidden_layers,
-        width,
-        norm: NormOutline::Layer,
-        norms_after: !config.do_layer_norm_before,
-        parts: vec![
-            part("self_attn_layer_norm", BodyOutline::Attention(attention)),
-            part("final_layer_norm", BodyOutline::FeedForward(feed_forward)),
-        ],
-        norms_before_blocks: Vec::new(),
-        norms_behind_blocks: config
-            .has_final_norm()
-            .then(|| "model.decoder.final_layer_norm".to_owned())
-            .into_iter()
-            .collect(),
-        projections: (width != narrow).then(|| (outer("project_in", width), outer("project_out", narrow))),
-        dropout: 0.0,
-    };
     Ok(Outline {
-        tables: vec![
-            ("model.decoder.embed_tokens".into(), config.vocab_size, narrow),
-            ("model.decoder.embed_positions".into(), config.max_position_embeddings + OFFSET, width),
-        ],
-        stacks: vec![Rc::new(stack)],
+        table: "model.decoder.embed_tokens".into(),
+        readers: Vec::new(),
+        embedding_width: config.embedding_width(),
+        shape: config.shape(),
+        encoder_blocks: None,
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.tie_word_embeddings },
-        longest: Some(config.max_position_embeddings),
         made_for: None,
     })
 }
@@ -225,16 +192,7 @@ impl Opt {
 
 impl CausalLm for Opt {
     fn shape(&self) -> TransformerShape {
-        let Config { hidden_size: width, num_attention_heads: heads, .. } = self.config;
-        TransformerShape {
-            blocks: self.config.num_hidden_layers,
-            heads,
-            key_value_heads: heads,
-            head_width: width / heads,
-            width,
-            vocabulary: self.config.vocab_size,
-            longest: Some(self.config.max_position_embeddings),
-        }
+        self.config.shape()
     }
 
     fn embed(&self, ids: &Tensor) -> Tensor {

@@ -6,12 +6,9 @@
 use super::architectures::Build;
 use super::blocks;
 use super::interface::{DecoderInputs, Encoded, EncoderDecoder, LanguageModel, Tokens, TransformerShape};
-use super::outline::{
-    AttentionOutline, BodyOutline, FeedForwardOutline, HeadOutline, MaskOutline, NormOutline, Outline, PartOutline,
-    Projection, StackOutline,
-};
+use super::outline::{HeadOutline, Outline};
 use super::t5_block::{AttentionContext, T5Block};
-use super::t5_config::{FeedForward, T5Config};
+use super::t5_config::T5Config;
 use crate::error::Result;
 use crate::nn::{
     AttentionMask, Dropout, Embedding, KeyValueCache, Linear, Loader, RelativePositionBias, RelativePositions, RmsNorm,
@@ -36,82 +33,24 @@ fn load(loader: &Loader, config: T5Config) -> Result<LanguageModel> {
 
 /// What the T5 of a configuration is made of.
 pub(super) fn outline_t5(config: &Value) -> std::result::Result<Outline, String> {
-    outline(&T5Config::t5(config)?)
+    Ok(outline(&T5Config::t5(config)?))
 }
 
 /// What the mT5 of a configuration is made of.
 pub(super) fn outline_mt5(config: &Value) -> std::result::Result<Outline, String> {
-    outline(&T5Config::mt5(config)?)
+    Ok(outline(&T5Config::mt5(config)?))
 }
 
-fn outline(config: &T5Config) -> std::result::Result<Outline, String> {
-    let heads = config.num_heads;
-    let tables = [false, true].map(|is_decoder| {
-        let stack = if is_decoder { "decoder" } else { "encoder" };
-        let path = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias");
-        (path, config.relative_attention_num_buckets, heads)
-    });
-    let tokens = ("shared".to_owned(), config.vocab_size, config.d_model);
-    Ok(Outline {
-        tables: std::iter::once(tokens).chain(tables).collect(),
-        stacks: vec![Rc::new(stack_outline(config, false)?), Rc::new(stack_outline(config, true)?)],
+fn outline(config: &T5Config) -> Outline {
+    Outline {
+        table: "shared".into(),
+        readers: ["encoder.embed_tokens", "decoder.embed_tokens"].map(str::to_owned).into(),
+        embedding_width: config.d_model,
+        shape: config.shape(),
+        encoder_blocks: Some(config.num_layers),
         head: HeadOutline::Tokens { path: "lm_head".into(), tied: config.ties_embeddings() },
-        longest: None,
         made_for: None,
-    })
-}
-
-fn stack_outline(config: &T5Config, is_decoder: bool) -> std::result::Result<StackOutline, String> {
-    let (width, heads) = (config.d_model, config.num_heads);
-    let stack = if is_decoder { "decoder" } else { "encoder" };
-    let attention = |name: &str, reads_encoder: bool| {
-        let projection = |part: &str, outputs: i64| Projection::new(&format!("{name}.{part}"), outputs, false);
-        AttentionOutline {
-            inputs: ["q", "k", "v"].map(|part| projection(part, heads * config.d_kv)).into(),
-            output: projection("o", width),
-            reads_encoder,
-            heads,
-            groups: heads,
-            head_width: config.d_kv,
-            dropout: config.dropout_rate,
-            mask: if reads_encoder { MaskOutline::Padding } else { MaskOutline::Bias },
-            rotary: false,
-        }
-    };
-    let last = if is_decoder { 2 } else { 1 };
-    let FeedForward { activation, gated } = config.feed_forward()?;
-    let dense =
-        |name: &str, outputs: i64| Projection::new(&format!("layer.{last}.DenseReluDense.{name}"), outputs, false);
-    let feed_forward = FeedForwardOutline {
-        up: dense(if gated { "wi_0" } else { "wi" }, config.d_ff),
-        gate: gated.then(|| dense("wi_1", config.d_ff)),
-        down: dense("wo", width),
-        activation,
-        dropout: config.dropout_rate,
-    };
-    let part = |layer: i64, body: BodyOutline| PartOutline {
-        norm: format!("layer.{layer}.layer_norm"),
-        dropout: config.dropout_rate,
-        body,
-    };
-    let mut parts = vec![part(0, BodyOutline::Attention(attention("layer.0.SelfAttention", false)))];
-    if is_decoder {
-        parts.push(part(1, BodyOutline::Attention(attention("layer.1.EncDecAttention", true))));
     }
-    parts.push(part(last, BodyOutline::FeedForward(feed_forward)));
-    Ok(StackOutline {
-        path: format!("{stack}.block"),
-        embeddings: format!("{stack}.embed_tokens"),
-        blocks: if is_decoder { config.decoder_layers() } else { config.num_layers },
-        width,
-        norm: NormOutline::RootMeanSquare,
-        norms_after: false,
-        parts,
-        norms_before_blocks: Vec::new(),
-        norms_behind_blocks: vec![format!("{stack}.final_layer_norm")],
-        projections: None,
-        dropout: config.dropout_rate,
-    })
 }
 
 struct T5 {
@@ -135,15 +74,7 @@ impl T5 {
 
 impl EncoderDecoder for T5 {
     fn shape(&self) -> TransformerShape {
-        TransformerShape {
-            blocks: self.config.decoder_layers(),
-            heads: self.config.num_heads,
-            key_value_heads: self.config.num_heads,
-            head_width: self.config.d_kv,
-            width: self.config.d_model,
-            vocabulary: self.config.vocab_size,
-            longest: None,
-        }
+        self.config.shape()
     }
 
     fn encoder_blocks(&self) -> i64 {

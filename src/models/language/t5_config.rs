@@ -1,5 +1,6 @@
 //! The configurations of T5 and mT5, and in what the two differ.
 
+use super::interface::TransformerShape;
 use crate::models::config_file::{self, check_layers, check_sizes};
 use crate::nn::Activation;
 use serde::Deserialize;
@@ -67,6 +68,19 @@ const ALIASES: &[(&str, &str)] = &[
 ];
 
 impl T5Config {
+    /// The model's sizes.
+    pub(super) fn shape(&self) -> TransformerShape {
+        TransformerShape {
+            blocks: self.decoder_layers(),
+            heads: self.num_heads,
+            key_value_heads: self.num_heads,
+            head_width: self.d_kv,
+            width: self.d_model,
+            vocabulary: self.vocab_size,
+            longest: None,
+        }
+    }
+
     /// T5's own.
     pub(super) fn t5(value: &Value) -> Result<Self, String> {
         Self::checked(&config_file::with_defaults(value, json!({}), ALIASES))

@@ -82,7 +82,7 @@ pub fn check_positions(
              ⟨max_seq_length⟩ cuts texts"
         ));
     }
-    let Some(most) = model.longest else { return Ok(()) };
+    let Some(most) = model.shape.longest else { return Ok(()) };
     let room = most - virtual_tokens;
     if longest as i64 <= room {
         return Ok(());

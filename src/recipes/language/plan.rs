@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::libtorch::random::Generator;
 use crate::models::language::{LanguageModelFiles, Outline};
 use crate::options::language::LanguageConfig;
+use crate::plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 use crate::recipes::training::memory_advice;
-use crate::train::memory_plan::{Evaluations, LanguagePlanInput, Lengths, PlannedPrompt, Texts};
 use crate::train::precision::half_kind;
 use crate::weights::{Quantize, Storage};
 use tch::{Device, Kind};
@@ -63,27 +63,30 @@ impl RecordLengths {
 }
 
 /// The model that a run is planned for.
-pub struct PlannedModel {
+pub struct PlannedModel<'a> {
+    files: &'a LanguageModelFiles,
     outline: Outline,
+    labels: Option<i64>,
     stored: Kind,
     is_four_bit: bool,
     lora: Option<LoraConfig>,
     prompt: Option<PlannedPrompt>,
 }
 
-impl PlannedModel {
+impl<'a> PlannedModel<'a> {
     /// That of `files`, of which nothing but the configuration and the headers is read, with what `wanted` trains. A classifier
     /// has `labels` classes where they are known.
-    pub fn of(files: &LanguageModelFiles, wanted: &WantedAdapter, labels: Option<i64>) -> Result<Self> {
+    pub fn of(files: &'a LanguageModelFiles, wanted: &WantedAdapter, labels: Option<i64>) -> Result<Self> {
         let mut outline = files.outline()?;
-        if let Some(labels) = labels {
-            outline.head = outline.head.with_labels(labels);
+        if labels.is_some() {
+            outline.head = outline.head.of_classes();
         }
         let (lora, prompt) = match wanted {
             WantedAdapter::Lora(lora) => (Some(lora.clone().checked()?), None),
             WantedAdapter::Prompt(prompt) => (None, Some(planned(prompt, &outline)?)),
         };
-        Ok(Self { outline, stored: files.stored_kind()?, is_four_bit: files.is_four_bit(), lora, prompt })
+        let (stored, is_four_bit) = (files.stored_kind()?, files.is_four_bit());
+        Ok(Self { files, outline, labels, stored, is_four_bit, lora, prompt })
     }
 
     /// What it is made of.
@@ -109,7 +112,9 @@ impl PlannedModel {
             written: (writes && records.are_answered).then_some(config.data.eval_max_new_tokens as i64),
         });
         LanguagePlanInput {
+            files: self.files,
             outline: &self.outline,
+            labels: self.labels,
             stored: self.stored,
             kind: training.precision(device).compute_kind(),
             storage: match self.is_four_bit {
@@ -145,7 +150,7 @@ impl PlannedModel {
 /// The size of a prompt on a model, from one that is made for no more than that.
 fn planned(prompt: &PromptConfig, outline: &Outline) -> Result<PlannedPrompt> {
     let alone = PromptConfig { modules_to_save: None, ..prompt.clone() };
-    let prompt = fitted_to(alone, outline.shape(), outline.encoder_blocks(), outline.tables[0].2)?;
+    let prompt = fitted_to(alone, outline.shape, outline.encoder_blocks, outline.embedding_width)?;
     let made = Prompt::attach(&Sites::new(), Device::Cpu, prompt, Init::Draw(&mut Generator::new(0)))?;
     Ok(PlannedPrompt { tokens: made.length(), trained: made.trainable() as u64 })
 }

@@ -172,14 +172,13 @@ impl Merged {
             let key = format!("{path}.weight");
             adapters.on_weights().any(|(adapter, _)| adapter.tensors.keys().any(|name| merge::weight_of(name) == key))
         };
-        let table = &outline.tables[0].0;
-        let of_stacks = outline.stacks.iter().map(|stack| &stack.embeddings);
-        let shared = of_stacks.filter(|path| *path != table).any(|path| changes(path));
+        let table = &outline.table;
+        let shared = outline.readers.iter().any(|path| changes(path));
         let output = match &outline.head {
             HeadOutline::Tokens { path, tied: true } if changes(path) || changes(table) => Some(path),
             _ => None,
         };
-        if shared || (output.is_some() && outline.encoder_blocks().is_some()) {
+        if shared || (output.is_some() && outline.encoder_blocks.is_some()) {
             return Err(Error::invalid(
                 "the adapter changes a table of embeddings, of which this model has one for encoder, decoder and output: folded in, \
                  it would change all of them; use the adapter beside the model",

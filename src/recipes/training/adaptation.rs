@@ -9,9 +9,9 @@ use super::run::{Finished, Run, TRAINING};
 use crate::error::{Error, Result};
 use crate::libtorch::memory::{self, gib};
 use crate::options::training::{OnOom, TrainingArgs};
+use crate::plan::{next_measure, Planned};
 use crate::train::checkpoint;
 use crate::train::measure::{Because, Measure, Taken};
-use crate::train::memory_plan::{next_measure, Planned};
 use std::path::Path;
 use tch::{Device, Kind};
 

@@ -4,7 +4,7 @@ use super::adaptation::size;
 use super::observer::Observer;
 use crate::error::{Error, Result};
 use crate::libtorch::memory::{self, gib};
-use crate::train::memory_plan::{fit, Planned, Suggestion};
+use crate::plan::{fit, Planned, Suggestion};
 use serde_json::json;
 use tch::Device;
 

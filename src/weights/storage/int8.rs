@@ -5,6 +5,7 @@
 
 use crate::libtorch::failure::or_panic;
 use crate::libtorch::int8_cuda;
+use crate::libtorch::planned::device_of;
 use tch::{Device, Kind, Tensor};
 
 /// bitsandbytes' default of the size from which inputs are outliers.
@@ -12,7 +13,7 @@ pub const DEFAULT_THRESHOLD: f64 = 6.0;
 /// The largest code.
 const LARGEST: f64 = 127.0;
 /// Numbers of a weight that are made dense at a time in backward.
-pub const DENSE_AT_ONCE: i64 = 1 << 24;
+const DENSE_AT_ONCE: i64 = 1 << 24;
 /// Numbers that are quantised at a time: so many stay in the processor's cache.
 const QUANTISED_AT_ONCE: i64 = 1 << 19;
 /// CUDA's int8 product takes no fewer rows, and widths that are multiples of `CUDA_MULTIPLE`.
@@ -46,6 +47,13 @@ impl Int8Weight {
             scales.push(largest / LARGEST);
         }
         Self { codes, scales: Tensor::cat(&scales, 0), threshold, kind }
+    }
+
+    /// That of a planned weight.
+    pub(super) fn planned(weight: &Tensor, kind: Kind, threshold: f64) -> Self {
+        let numbers = |shape: &[i64], kind: Kind| Tensor::empty(shape, (kind, weight.device()));
+        let shape = weight.size();
+        Self { codes: numbers(&shape, Kind::Int8), scales: numbers(&shape[..1], Kind::Float), threshold, kind }
     }
 
     /// That of `codes` and `scales`, as [`Int8Weight::quantise`] makes them.
@@ -105,7 +113,7 @@ impl Int8Weight {
     /// int8 `[m, k]` with the codes: int32 `[m, n]`, or the same numbers in float32.
     fn int8_product(&self, rows: &Tensor) -> Tensor {
         let (m, k, n) = (rows.size()[0], self.codes.size()[1], self.codes.size()[0]);
-        match self.codes.device() {
+        match device_of(&self.codes) {
             Device::Cuda(_) if k % CUDA_MULTIPLE != 0 || n % CUDA_MULTIPLE != 0 => {
                 rows.to_kind(Kind::Float).matmul(&self.codes.to_kind(Kind::Float).tr())
             }

@@ -1,5 +1,5 @@
 //! How frozen weights are kept: as they are, in fewer bits, where they compute or elsewhere. A new way to keep them is a file here, an arm
-//! of [`Quantize`], [`BaseWeight`] and [`Form`], and what it takes by [`Quantize::bytes`].
+//! of [`Quantize`], [`BaseWeight`] and [`Form`].
 
 mod base_weight;
 mod block_stream;
@@ -14,12 +14,13 @@ pub use base_weight::{BaseWeight, Op};
 pub use block_stream::{block_of, BlockStream};
 pub use dynamic_map::dynamic_map;
 pub use fp8::Fp8Weight;
-pub use int8::{Int8Weight, DEFAULT_THRESHOLD, DENSE_AT_ONCE};
+pub use int8::{Int8Weight, DEFAULT_THRESHOLD};
 pub use nf4::{Nf4Form, Nf4Weight};
 pub use packed_file::PackedFile;
 pub use streamed::{on_shared_host, Layout, Sources, StreamedWeight};
 
 use crate::error::Result;
+use crate::libtorch::planned::is_planned;
 use clap::ValueEnum;
 use serde::Serialize;
 use tch::{Kind, Tensor};
@@ -56,17 +57,6 @@ impl Quantize {
             Self::None => false,
             Self::Int8 | Self::Nf4 => op == Op::Linear,
             Self::Fp8 => matches!(op, Op::Linear | Op::Conv2d(_)),
-        }
-    }
-
-    /// Bytes of a quantised weight of `shape`; none where it is not quantised.
-    pub fn bytes(self, shape: &[i64]) -> Option<u64> {
-        let numbers = shape.iter().product::<i64>() as u64;
-        match self {
-            Self::None => None,
-            Self::Int8 => Some(numbers + 4 * shape[0] as u64),
-            Self::Nf4 => Some(nf4::bytes(numbers)),
-            Self::Fp8 => Some(numbers),
         }
     }
 
@@ -114,6 +104,10 @@ impl Storage {
         let _no_grad = tch::no_grad_guard();
         Ok(match self.quantize {
             Quantize::None => BaseWeight::Dense(weight.f_to_kind(kind)?),
+            Quantize::Int8 if is_planned(&weight) => {
+                BaseWeight::Int8(Int8Weight::planned(&weight, kind, self.int8_threshold))
+            }
+            Quantize::Nf4 if is_planned(&weight) => BaseWeight::Nf4(Nf4Weight::planned(&weight, kind)),
             Quantize::Int8 => BaseWeight::Int8(Int8Weight::quantise(&weight, kind, self.int8_threshold)),
             Quantize::Nf4 => BaseWeight::Nf4(Nf4Weight::quantise(&weight, kind, true)?),
             Quantize::Fp8 => BaseWeight::Fp8(Fp8Weight::quantise(&weight, kind)?),

@@ -14,12 +14,6 @@ const NESTED_BLOCK: i64 = 256;
 /// bitsandbytes' steps from -1 to 1, each of which has the code nearest to it.
 const STEPS: i64 = 1 << 16;
 
-/// Bytes of so many numbers with their scales, which are quantised.
-pub(super) fn bytes(numbers: u64) -> u64 {
-    let blocks = numbers.div_ceil(BLOCK as u64);
-    numbers.div_ceil(2) + blocks + 4 * blocks.div_ceil(NESTED_BLOCK as u64) + 4 * 256
-}
-
 /// What NF4 codes are of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nf4Form {
@@ -51,6 +45,17 @@ impl Nf4Weight {
         let form = Nf4Form { shape: weight.size(), block: BLOCK, nested: None };
         let single = Self { form, packed, scales, over: None, kind };
         if double { single.doubly() } else { Ok(single) }.map(|made| made.on(weight.device()))
+    }
+
+    /// That of a planned weight, with quantised scales.
+    pub(super) fn planned(weight: &Tensor, kind: Kind) -> Self {
+        let form = Nf4Form { shape: weight.size(), block: BLOCK, nested: Some((NESTED_BLOCK, 0.0)) };
+        let numbers = weight.numel() as u64;
+        let blocks = numbers.div_ceil(BLOCK as u64);
+        let made = |count: u64, kind: Kind| Tensor::empty([count as i64], (kind, weight.device()));
+        let over = (made(blocks.div_ceil(NESTED_BLOCK as u64), Kind::Float), made(256, Kind::Float));
+        let (packed, scales) = (made(numbers.div_ceil(2), Kind::Uint8), made(blocks, Kind::Uint8));
+        Self { form, packed, scales, over: Some(over), kind }
     }
 
     /// The same with quantised scales.

@@ -7,12 +7,13 @@ use super::packed_file::{PackedFile, Part};
 use super::Form;
 use crate::error::Result;
 use crate::libtorch::failure::or_panic;
+use crate::libtorch::planned::{uncounted, PLANNED};
 use crate::libtorch::shared_memory::SharedWeights;
 use crate::libtorch::upload::upload;
 use crate::weights::{Placement, WeightSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// How a weight lies in memory, from how its file has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub enum Sources {
     Pinned(Arc<BlockStream>),
     /// For the CPU: from the model's files, and what is quantised from one of their own.
     Files(Arc<PackedFile>),
+    /// For a plan.
+    Planned,
 }
 
 impl Sources {
@@ -75,6 +78,7 @@ impl Sources {
     pub fn of(device: Device, origin: &Path) -> Result<Self> {
         Ok(match device {
             Device::Cpu => Self::Files(Arc::new(PackedFile::new()?)),
+            PLANNED => Self::Planned,
             device => Self::Pinned(Arc::new(BlockStream::to(device, origin))),
         })
     }
@@ -88,6 +92,8 @@ enum Waiting {
     Packed(Arc<PackedFile>, Vec<Part>),
     /// In pinned memory, for a device that copies from there while it computes.
     Pinned(Arc<BlockStream>, Vec<Place>),
+    /// Nowhere: shapes and dtypes of the parts of a planned weight, as they arrive.
+    Planned(Vec<(Vec<i64>, Kind)>),
     /// A table of embeddings on the host, in the dtype of its file and mapped where it can be: its rows are brought. Behind a lock,
     /// as tensors are for one thread at a time.
     Table(Mutex<Tensor>),
@@ -124,6 +130,10 @@ impl StreamedWeight {
             weights.let_go(key);
             return pinned;
         }
+        if let Sources::Planned = sources {
+            let weight = uncounted(|| weights.load(key, shape, placement).map(|stored| layout.of(stored)))?;
+            return Self::quantised(BaseWeight::Dense(weight), key, shape, layout, placement, sources);
+        }
         weights.check(key, shape)?;
         Ok(Self::new(key, shape, layout, placement, Form::Dense, Waiting::InFile(weights.clone())))
     }
@@ -141,6 +151,7 @@ impl StreamedWeight {
         let shape = weight.shape();
         let made = match sources {
             Sources::Pinned(stream) => Self::pinned(weight, key, &shape, Layout::AsStored, placement, stream)?,
+            Sources::Planned => return Ok(None),
             Sources::Files(_) => {
                 let (form, _) = weight.parts();
                 Self::new(key, &shape, Layout::AsStored, placement, form, Waiting::InFile(weights.clone()))
@@ -161,6 +172,12 @@ impl StreamedWeight {
     ) -> Result<Self> {
         match sources {
             Sources::Pinned(stream) => Self::pinned(weight, key, shape, layout, placement, stream),
+            Sources::Planned => {
+                let (form, parts) = weight.parts();
+                let arriving = |part: &Tensor| (layout.arriving(part, &form).size(), part.kind());
+                let parts = parts.iter().map(arriving).collect();
+                Ok(Self::new(key, shape, layout, placement, form, Waiting::Planned(parts)))
+            }
             Sources::Files(file) => {
                 let (form, parts) = weight.parts();
                 let parts = parts.iter().map(|part| file.add(&layout.arriving(part, &form))).collect::<Result<_>>()?;
@@ -187,7 +204,8 @@ impl StreamedWeight {
     /// The table of embeddings `key` of `weights`, which waits in its file for any device.
     pub fn table(weights: &WeightSet, key: &str, shape: &[i64], placement: Placement) -> Result<Self> {
         let in_file = Placement { device: Device::Cpu, kind: weights.kind(key)? };
-        let table = Waiting::Table(Mutex::new(weights.load(key, shape, in_file)?));
+        // It takes no memory where it computes.
+        let table = Waiting::Table(Mutex::new(uncounted(|| weights.load(key, shape, in_file))?));
         Ok(Self::new(key, shape, Layout::AsStored, placement, Form::Dense, table))
     }
 
@@ -221,13 +239,16 @@ impl StreamedWeight {
             Waiting::Pinned(stream, places) => {
                 arrived(or_panic(places.iter().map(|place| stream.get(*place)).collect::<Result<_>>()))
             }
+            Waiting::Planned(parts) => uncounted(|| {
+                arrived(parts.iter().map(|(shape, kind)| Tensor::empty(shape, (*kind, PLANNED))).collect())
+            }),
             Waiting::Table(table) => BaseWeight::Dense(placement.of(&unlocked(table))),
         };
         let made = compute(&weight);
         match waiting {
             Waiting::InFile(weights) => weights.let_go(key),
             Waiting::Packed(file, parts) => file.let_go(parts),
-            Waiting::Pinned(..) | Waiting::Table(_) => {}
+            Waiting::Pinned(..) | Waiting::Planned(_) | Waiting::Table(_) => {}
         }
         made
     }
@@ -236,8 +257,17 @@ impl StreamedWeight {
     pub fn rows(&self, ids: &Tensor) -> Option<Tensor> {
         let Waiting::Table(table) = &self.0.waiting else { return None };
         let Placement { device, kind } = self.0.placement;
-        let rows = Op::Embedding.run(&ids.to_device(Device::Cpu), &unlocked(table), None);
+        let table = unlocked(table);
+        let rows = Op::Embedding.run(&ids.to_device(table.device()), &table, None);
         Some(upload(&rows.to_kind(kind), device))
+    }
+
+    /// Bytes that a planned weight takes while it is brought.
+    pub fn planned_bytes(&self) -> u64 {
+        let Waiting::Planned(parts) = &self.0.waiting else { return 0 };
+        let bytes =
+            |(shape, kind): &(Vec<i64>, Kind)| shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
+        parts.iter().map(|part| bytes(part) as u64).sum()
     }
 
     /// Shape of the weight in its layout.
@@ -264,7 +294,6 @@ mod tests {
     use super::*;
     use crate::libtorch::random::Generator;
     use crate::weights::{Quantize, Storage, Stride};
-    use tch::Kind;
 
     const BLOCKS: usize = 5;
 

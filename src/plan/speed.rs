@@ -1,6 +1,6 @@
 //! How fast a device computes, measured in about a second on the products that a run is made of, and how long work takes then.
 
-use super::tape::{Product, Work};
+use super::work::{Product, Work};
 use crate::error::Result;
 use crate::libtorch::memory::synchronize;
 use crate::weights::{conv2d, Stride};

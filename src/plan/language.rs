@@ -1,20 +1,26 @@
-//! The memory and the work of fine-tuning a language model, predicted from its outline.
+//! The memory and the work of fine-tuning a language model, predicted from its configuration.
 
 use super::fit::{Changed, Choice, Planned};
-use super::language_networks::{loss, Batch};
-use super::layers::Network;
-use super::tape::Tape;
+use super::networks::{
+    adapted, largest_quantised, new_gradients, state_bytes, trained_numbers, Inference, Place, Step,
+};
 use super::{adapter_parts, gaps, runtime_text, width, MemoryPlan, Phase, Work};
 use crate::adapters::LoraConfig;
 use crate::error::Result;
-use crate::models::language::{HeadOutline, Outline};
+use crate::libtorch::planned::PLANNED;
+use crate::models::language::{
+    ClassifierInputs, DecoderInputs, Encoded, HeadOptions, HeadOutline, LanguageModel, LanguageModelFiles, Outline,
+    Tokens,
+};
+use crate::nn::Loader;
+use crate::train::head_loss::mean_cross_entropy;
 use crate::train::measure::Measure;
+use crate::train::Parameters;
 use crate::weights::{Quantize, Storage};
-use std::rc::Rc;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 /// The lengths of a batch's texts.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Texts {
     /// Tokens of the longest that is read.
     pub length: i64,
@@ -56,10 +62,14 @@ pub struct PlannedPrompt {
 }
 
 /// All that a run's memory and time depend on.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LanguagePlanInput<'a> {
     /// The model.
+    pub files: &'a LanguageModelFiles,
+    /// What of it is asked for beside.
     pub outline: &'a Outline,
+    /// Number of classes of a classifier, where the data say it.
+    pub labels: Option<i64>,
     /// The dtype of its files.
     pub stored: Kind,
     /// The dtype of the computation.
@@ -91,16 +101,13 @@ pub struct LanguagePlanInput<'a> {
 }
 
 impl LanguagePlanInput<'_> {
-    fn batch(&self, texts: i64, lengths: Texts, training: bool) -> Batch {
-        Batch {
-            texts,
-            length: lengths.length + self.prompt.map_or(0, |prompt| prompt.tokens),
-            learnt: lengths.learnt,
-            training,
-            learns_from_embeddings: self.prompt.is_some(),
-            drops_out_scores: self.device == Device::Cpu,
-            checkpointing: training && self.gradient_checkpointing,
-        }
+    fn place(&self) -> Place {
+        let shares = matches!(self.outline.head, HeadOutline::Tokens { tied: true, .. });
+        Place { device: self.device, kind: self.kind, stored: self.stored, shares, keeping: self.storage.into() }
+    }
+
+    fn build(&self, loader: &Loader) -> Result<LanguageModel> {
+        self.files.build(loader, HeadOptions { labels: self.labels, seed: 0 })
     }
 
     /// Bytes of the tokens' table that never come to memory where it is not streamed: it is mapped from the file, and texts read few
@@ -108,26 +115,60 @@ impl LanguagePlanInput<'_> {
     fn unread_embeddings(&self) -> u64 {
         let makes_logits = matches!(self.outline.head, HeadOutline::Tokens { tied: true, .. });
         let stays_mapped = self.device == Device::Cpu && self.kind == self.stored && !self.storage.streamed;
-        let (_, rows, columns) = &self.outline.tables[0];
+        let (rows, columns) = (self.outline.shape.vocabulary, self.outline.embedding_width);
         match stays_mapped && !makes_logits {
             true => (rows * columns) as u64 * width(self.kind),
             false => 0,
         }
     }
 
-    /// What a pass without gradients needs beside weights.
-    fn inference(&self, texts: i64, lengths: Texts) -> Result<(u64, Work)> {
-        let (network, tape) = (Network::new(None, self.storage)?, Tape::new(width(self.kind), false));
-        drop(loss(&tape, &network.root(), self.outline, self.batch(texts, lengths, false)));
-        Ok((tape.meter().peak(), tape.meter().work()))
+    /// What a pass without gradients needs.
+    fn inference(&self, texts: i64, lengths: Texts) -> Result<Inference> {
+        let run = |model: &LanguageModel| self.loss(model, texts, lengths, false).map(drop);
+        self.place().inference(|loader| self.build(loader), run)
+    }
+
+    /// The loss of a batch, behind the trained prompt where there is one.
+    fn loss(&self, model: &LanguageModel, texts: i64, lengths: Texts, checkpointing: bool) -> Result<Tensor> {
+        let ids = |length: i64| Tensor::empty([texts, length], (Kind::Int64, PLANNED));
+        let numbers = |count: i64| Tensor::empty([count], (Kind::Int64, PLANNED));
+        let text = ids(lengths.length + self.prompt.map_or(0, |prompt| prompt.tokens));
+        let mask = text.ones_like();
+        let embedded = self.prompt.map(|_| model.embed(&text).detach().set_requires_grad(true));
+        let tokens = embedded.as_ref().map_or(Tokens::Ids(&text), Tokens::Embeddings);
+        let written = ids(lengths.learnt);
+        let hidden = match model {
+            LanguageModel::Causal(model) => {
+                model.forward(DecoderInputs { checkpointing, ..DecoderInputs::new(tokens) })
+            }
+            LanguageModel::EncoderDecoder(model) => {
+                let read = model.encode(tokens, Some(&mask), checkpointing);
+                let inputs = DecoderInputs { checkpointing, ..DecoderInputs::new(Tokens::Ids(&written)) };
+                model.decode(inputs, Encoded { hidden: &read, attention_mask: Some(&mask) })
+            }
+            LanguageModel::Classifier(model) => {
+                let inputs =
+                    ClassifierInputs { attention_mask: Some(&mask), checkpointing, ..ClassifierInputs::new(tokens) };
+                let logits = model.classify(inputs).to_kind(Kind::Float);
+                return Ok(logits.cross_entropy_for_logits(&numbers(texts)));
+            }
+        };
+        let learnt = numbers(texts * lengths.learnt);
+        let rows = hidden.reshape([-1, hidden.size()[2]]).index_select(0, &learnt);
+        drop(hidden);
+        mean_cross_entropy(&rows, &learnt, |rows| match model {
+            LanguageModel::Causal(model) => model.logits(rows),
+            LanguageModel::EncoderDecoder(model) => model.logits(rows),
+            LanguageModel::Classifier(_) => rows.shallow_clone(),
+        })
     }
 
     /// Bytes of the keys and values that `batch` texts of these lengths leave while answers to them are written: their buffers grow
     /// twofold (`nn::KeyValueCache`).
     fn keys_and_values(&self, batch: i64, lengths: Texts, written: i64) -> u64 {
-        let shape = self.outline.shape();
+        let shape = self.outline.shape;
         let before = lengths.length + self.prompt.map_or(0, |prompt| prompt.tokens);
-        let tokens = match self.outline.encoder_blocks() {
+        let tokens = match self.outline.encoder_blocks {
             Some(_) => before + 2 * written,
             None => (2 * before).max(before + written),
         };
@@ -138,62 +179,80 @@ impl LanguagePlanInput<'_> {
     /// The work of all evaluations: the loss, and the answers.
     fn evaluating(&self, how: &Evaluations) -> Result<Work> {
         let batches = how.records.div_ceil(how.batch as u64) as f64;
-        let (_, read) = self.inference(how.batch, how.lengths.usual)?;
+        let read = self.inference(how.batch, how.lengths.usual)?.work;
         let Some(most) = how.written else {
             return Ok(read.times(batches * how.times as f64));
         };
-        let (_, one) = self.inference(how.batch, Texts { length: 1, learnt: 1 })?;
+        let one = self.inference(how.batch, Texts { length: 1, learnt: 1 })?.work;
         // An answer's tokens go through the decoder alone.
-        let token = if self.outline.encoder_blocks().is_some() { one.times(0.5) } else { one };
+        let token = if self.outline.encoder_blocks.is_some() { one.times(0.5) } else { one };
         // What has learned nothing yet writes as much as it may; later answers are as long as those that are right.
         let learned = how.lengths.usual.learnt.min(most) as u64;
         let tokens = (most as u64 + how.times.saturating_sub(1) * learned) as f64;
-        let (_, prompts) = self.inference(how.batch, Texts { learnt: 1, ..how.lengths.usual })?;
+        let prompts = self.inference(how.batch, Texts { learnt: 1, ..how.lengths.usual })?.work;
         let passes = read.plus(prompts).times(how.times as f64);
         Ok(passes.plus(token.times(tokens)).times(batches))
     }
 }
 
-/// A micro-step of training.
-struct Step {
-    network: Rc<Network>,
-    kept: u64,
-    kept_small: u64,
-    on_top: u64,
-    work: Work,
+/// What a micro-step needs, and what it takes.
+struct Training {
+    weights: u64,
+    /// Numbers of the largest weight in few bits.
+    largest: u64,
+    trained: u64,
+    /// Bytes of the optimizer's state.
+    state: u64,
+    step: Step,
 }
 
-impl Step {
+impl Training {
     fn of(input: &LanguagePlanInput, texts: Texts) -> Result<Self> {
-        let network = Network::new(input.lora.as_ref(), input.storage)?;
-        let tape = Tape::new(width(input.kind), true);
-        let loss = loss(&tape, &network.root(), input.outline, input.batch(input.batch, texts, true));
-        let (kept, kept_small) = (tape.meter().live(), tape.meter().small());
-        tape.backward(loss);
-        let (on_top, work) = (tape.meter().peak().saturating_sub(kept), tape.meter().work());
-        Ok(Self { network, kept, kept_small, on_top, work })
+        let place = input.place();
+        place.planned(|planning| {
+            let (network, weights) = place.load(planning, |loader| input.build(loader))?;
+            let adapter = input.lora.as_ref().map(|lora| adapted(&network.sites, lora)).transpose()?;
+            network.sites.set_training(true);
+            let adapters = adapter.as_slice();
+            let (on_model, gradients) = (trained_numbers(adapters), new_gradients(adapters, input.accumulation)?);
+            let checkpointing = input.gradient_checkpointing;
+            let loss = || input.loss(&network.model, input.batch, texts, checkpointing);
+            let step = Step::of(planning, gradients, loss)?;
+            let prompt = numbers_of_prompt(input);
+            let params = adapter.map_or(prompt, |adapter| adapter.params);
+            let state = state_bytes(planning, &params, input.optimizer_8bit)?;
+            let trained = on_model + input.prompt.map_or(0, |prompt| prompt.trained);
+            Ok(Self { weights, largest: largest_quantised(&network.sites), trained, state, step })
+        })
     }
+}
+
+/// What a trained prompt has the optimizer keep a state of.
+fn numbers_of_prompt(input: &LanguagePlanInput) -> Parameters {
+    let numbers = |prompt: PlannedPrompt| Tensor::empty([prompt.trained as i64], (Kind::Float, PLANNED));
+    input.prompt.map(|prompt| ("prompt".to_owned(), numbers(prompt))).into_iter().collect()
 }
 
 impl Planned for LanguagePlanInput<'_> {
     fn plan(&self) -> Result<MemoryPlan> {
-        let step = Step::of(self, self.texts.most)?;
-        let usual = Step::of(self, self.texts.usual)?.work;
-        let kept = step.network.kept_bytes(width(self.kind), self.storage, self.device);
-        let weights = ("weights".to_owned(), kept - self.unread_embeddings());
+        let Training { weights, largest, trained, state, step } = Training::of(self, self.texts.most)?;
+        let usual = match self.texts.usual == self.texts.most {
+            true => step.work.clone(),
+            false => Training::of(self, self.texts.usual)?.step.work,
+        };
+        let weights = ("weights".to_owned(), weights - self.unread_embeddings());
         let runtime = runtime_text(self.device, self.kind);
         let mut phases = Vec::new();
         let Storage { quantize, streamed, .. } = self.storage;
         if quantize != Quantize::None && !streamed {
-            let largest = step.network.largest_quantised() * (quantize.bytes_in_the_making() + width(self.stored));
-            let parts = vec![weights.clone(), ("largest weight in the making".to_owned(), largest)];
+            let making = largest * (quantize.bytes_in_the_making() + width(self.stored));
+            let parts = vec![weights.clone(), ("largest weight in the making".to_owned(), making)];
             phases.push(Phase { name: "loading", parts, work: Work::default() });
         }
-        let trained = step.network.trained_elements() + self.prompt.map_or(0, |prompt| prompt.trained);
         let mut resident = vec![weights];
-        resident.extend(adapter_parts(trained, self.optimizer_8bit));
+        resident.extend(adapter_parts(trained, state));
         if let Some(how) = &self.evaluations {
-            let (peak, _) = self.inference(how.batch, how.lengths.most)?;
+            let peak = self.inference(how.batch, how.lengths.most)?.peak;
             let mut parts = resident.clone();
             parts.push(("activations".to_owned(), peak));
             if let Some(written) = how.written {

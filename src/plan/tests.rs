@@ -1,6 +1,8 @@
 use super::*;
-use crate::adapters::TargetModules;
-use crate::weights::Quantize;
+use crate::adapters::{LoraConfig, TargetModules};
+use crate::models::stable_diffusion::{ClipTextConfig, UNetConfig, VaeConfig};
+use crate::weights::{Quantize, Storage};
+use std::collections::BTreeMap;
 
 fn unet(json: &str) -> UNetConfig {
     serde_json::from_str(json).unwrap()
@@ -71,12 +73,16 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
 
 #[test]
 fn the_published_networks_have_their_published_sizes() {
-    assert_eq!(walked_unet(&sd15_unet()).elements(), 859_520_964);
-    assert_eq!(walked_unet(&sd21_unet()).elements(), 865_910_724);
-    assert_eq!(walked_text(&clip_l()).elements(), 123_060_480);
-    assert_eq!(walked_unet(&sdxl_unet()).elements(), 2_567_463_684);
-    assert_eq!(walked_text(&big_g()).elements(), 694_659_840);
-    assert_eq!(walked_encoder(&vae()).elements() + walked_decoder(&vae()).elements(), 83_653_863);
+    let numbers = |shapes: BTreeMap<String, Vec<i64>>| -> i64 {
+        shapes.values().map(|shape| shape.iter().product::<i64>()).sum()
+    };
+    let unet = |config: &UNetConfig| numbers(unet_weights(config).unwrap());
+    assert_eq!(unet(&sd15_unet()), 859_520_964);
+    assert_eq!(unet(&sd21_unet()), 865_910_724);
+    assert_eq!(unet(&sdxl_unet()), 2_567_463_684);
+    let text = |config: &ClipTextConfig| numbers(text_encoder_weights(config).unwrap());
+    assert_eq!((text(&clip_l()), text(&big_g())), (123_060_480, 694_659_840));
+    assert_eq!(numbers(vae_weights(&vae()).unwrap()), 83_653_863);
 }
 
 /// What peft counts on the published shapes.
@@ -115,10 +121,12 @@ fn each_option_saves_memory() {
         assert!(peak(&PlanInput { text_loras: Vec::new(), ..input.clone() }) < full);
         assert!(peak(&PlanInput { resolution: 256, ..input.clone() }) < full);
         assert!(peak(&PlanInput { batch: 2, ..input.clone() }) > full);
-        assert_eq!(
+        let [two, prior] = [
             peak(&PlanInput { batch: 2, ..input.clone() }),
-            peak(&PlanInput { prior_preservation: true, ..input.clone() })
-        );
+            peak(&PlanInput { prior_preservation: true, ..input.clone() }),
+        ];
+        // The parts of the loss are apart.
+        assert!(two.abs_diff(prior) < two / 1000, "{two} {prior}");
     });
 }
 
@@ -185,7 +193,15 @@ fn only_what_follows_the_first_adapter_is_kept() {
     with_input(|input| {
         let kept = |targets: &str| {
             let input = PlanInput { text_loras: Vec::new(), unet_lora: lora(targets), ..input.clone() };
-            Step::of(&input).unwrap().kept
+            MemoryPlan::new(&input)
+                .unwrap()
+                .phase("training")
+                .unwrap()
+                .parts
+                .iter()
+                .find(|(name, _)| name.starts_with("activations kept"))
+                .unwrap()
+                .1
         };
         assert!(kept("up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_q") < kept("to_q") / 8);
     });
