@@ -202,7 +202,6 @@ struct Networks {
     files: PipelineFiles,
     tokenizers: PromptTokenizers,
     scheduler: SchedulerConfig,
-    placement: Placement,
 }
 
 impl Networks {
@@ -216,7 +215,6 @@ impl Networks {
             files: files.clone(),
             tokenizers: PromptTokenizers::of(files)?,
             scheduler: scheduler_config(files)?.for_stable_diffusion(),
-            placement,
         })
     }
 

@@ -138,7 +138,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn of_dreambooth(test: &str, ways: &[(u64, &str)]) {
-    (model("tiny"), photos(5, 0));
+    model("tiny");
+    photos(5, 0);
     let Some(folder) = on_the_stand_in(&format!("every_allocation::{test}")) else { return };
     let program = Program { folder };
     for (way, more) in ways {
