@@ -97,6 +97,8 @@ pub struct PlanInput<'a> {
     pub gradient_checkpointing: bool,
     /// The VAE takes one image at a time.
     pub slicing: bool,
+    /// The VAE takes large images tile by tile.
+    pub vae_tiling: bool,
     /// AdamW with states of one byte each.
     pub optimizer_8bit: bool,
     /// The VAE runs before training and is freed.
@@ -206,22 +208,32 @@ impl Inference {
         Self { peak: tape.meter().peak(), work: tape.meter().work() }
     }
 
+    /// The work of whole images, and the memory of what is encoded at once.
     fn encode(input: &PlanInput, batch: i64) -> Self {
-        Self::of(input.vae_kind, |tape, root| {
-            let images = tape.tensor(&[batch, input.vae.in_channels, input.resolution, input.resolution]);
-            networks::vae_encode(tape, root, input.vae, &images);
-        })
+        let of = |side: i64| {
+            Self::of(input.vae_kind, |tape, root| {
+                let images = |side: i64| tape.tensor(&[batch, input.vae.in_channels, side, side]);
+                let _whole = (side < input.resolution).then(|| images(input.resolution));
+                networks::vae_encode(tape, root, input.vae, &images(side));
+            })
+        };
+        let tile = input.vae.tile_side().map(|side| side * input.vae.scale_factor());
+        let encoded = of(input.resolution);
+        match tile.filter(|side| input.vae_tiling && *side < input.resolution) {
+            Some(side) => Self { peak: of(side).peak, ..encoded },
+            None => encoded,
+        }
     }
 
     /// The work of a whole picture, and the memory of what is decoded at once.
-    fn decode(input: &PlanInput) -> Self {
+    fn decode(input: &PlanInput, tiled: bool) -> Self {
         let whole = latent_side(input);
         let of = |side: i64| {
             Self::of(input.vae_kind, |tape, root| {
                 networks::vae_decode(tape, root, input.vae, &tape.tensor(&[1, input.vae.latent_channels, side, side]));
             })
         };
-        let tile = input.vae.tile_side().filter(|side| input.slicing && *side < whole);
+        let tile = input.vae.tile_side().filter(|side| tiled && *side < whole);
         let decoded = of(whole);
         match tile {
             Some(side) => Self { peak: of(side).peak, ..decoded },
@@ -240,8 +252,8 @@ impl Inference {
 }
 
 /// The name and bytes of what is largest beside weights while `images` are made, and the work.
-fn sampling(input: &PlanInput, images: SampledImages) -> ((String, u64), Work) {
-    let (predict, decode) = (Inference::predict(input, images.batch, images.kind), Inference::decode(input));
+fn sampling(input: &PlanInput, images: SampledImages, tiled: bool) -> ((String, u64), Work) {
+    let (predict, decode) = (Inference::predict(input, images.batch, images.kind), Inference::decode(input, tiled));
     let part = match predict.peak > decode.peak {
         true => ("activations of the UNet".to_owned(), predict.peak),
         false => ("activations of the decoder".to_owned(), decode.peak),
@@ -346,7 +358,7 @@ impl MemoryPlan {
         let mut phase =
             |name: &'static str, parts: Vec<(String, u64)>, work: Work| phases.push(Phase { name, parts, work });
         if let Some(images) = input.class_images {
-            let (activations, work) = sampling(input, images);
+            let (activations, work) = sampling(input, images, input.vae_tiling);
             phase("class images", vec![unet(images.kind), decoder.clone(), activations, runtime.clone()], work);
         }
         let encode = Inference::encode(input, 1);
@@ -379,7 +391,7 @@ impl MemoryPlan {
             }
         }
         if let Some(images) = input.sample_images {
-            let (activations, work) = sampling(input, images);
+            let (activations, work) = sampling(input, images, input.slicing || input.vae_tiling);
             let mut parts = resident.clone();
             // What encoded the prompts goes to host memory meanwhile.
             let is_parked = input.device != Device::Cpu && !input.storage.streamed;
