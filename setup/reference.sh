@@ -6,6 +6,7 @@ python=${1:?usage: setup/reference.sh VENV/bin/python}
 venv=$(dirname "$(dirname "$python")")
 packages=(torch==2.11.0 torchvision==0.26.0 'peft==0.21.*' 'diffusers==0.42.*' 'transformers==5.23.*' accelerate pillow safetensors numpy
   scipy 'tensorboard>=2.20' 'bitsandbytes>=0.50' 'gguf==0.19.*'   # diffusers' LMS needs scipy; bitsandbytes: 8-bit weights and optimizers; gguf: llama.cpp's weight files
+  'openmpi==5.*'   # an mpirun
   'playwright==1.65.*' 'axe-playwright-python==0.1.*' 'gradio_client==2.7.*' 'jsonschema==4.*')   # the page in a browser, a client of the server, what the server answers
 alone=('open-clip-torch==3.3.*')   # only its BPE vocabulary is used, not what it depends on
 wanted="${packages[*]} ${alone[*]}"

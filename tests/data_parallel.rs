@@ -6,17 +6,19 @@
 mod cards;
 #[path = "data_parallel/faults.rs"]
 mod faults;
-#[path = "support/jobs.rs"]
-mod jobs;
+#[path = "data_parallel/launchers.rs"]
+mod launchers;
 #[path = "data_parallel/machines.rs"]
 mod machines;
-#[path = "support/stand_in.rs"]
-mod stand_in;
+#[path = "data_parallel/networks.rs"]
+mod networks;
+#[path = "data_parallel/starts.rs"]
+mod starts;
 mod support;
 
-use jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
+use support::jobs::{bert, close, gpt2, lines, llama, t5, Job};
 use support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
 
 /// Flags that every run here has: signs of life are waited for as long.
@@ -130,6 +132,9 @@ fn ranks_of_each_language_task_and_method_equal_a_process_that_accumulates() {
         (gpt2(true), 2, "--peft-method prompt-tuning --num-virtual-tokens 3"),
         (llama(), 2, "--peft-method p-tuning --num-virtual-tokens 3"),
         (bert(), 2, "--peft-method p-tuning --num-virtual-tokens 3"),
+        (llama(), 2, "--quantize int8"),
+        (gpt2(true), 2, "--quantize nf4 --offload cpu"),
+        (t5(), 3, "--quantize fp8"),
     ];
     for (job, ranks, more) in &all {
         let folder = tempfile::tempdir().unwrap();
@@ -224,6 +229,31 @@ fn class_images_of_two_ranks_are_those_of_one_process() {
     let (one, two) = (names(1), names(2));
     assert_eq!(one.len(), 5);
     assert_eq!(one, two);
+}
+
+/// Each rank draws a share of them, the third one none of the last round; the first one writes them and draws their grid.
+#[test]
+fn sample_images_of_three_ranks_are_those_of_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = |ranks: usize| {
+        let out = folder.path().join(format!("{ranks}"));
+        let flags = format!(
+            "--learning-rate 1e-30 --max-train-steps 2 --validation-prompt sks --validation-steps 2 --num-validation-images 5 \
+             --processes {ranks}"
+        );
+        lorabooth_ok(&dreambooth(&out, &flags));
+        let mut files: Vec<(String, Vec<u8>)> = std::fs::read_dir(out.join("samples"))
+            .unwrap()
+            .map(|file| file.unwrap())
+            .map(|file| (file.file_name().into_string().unwrap(), std::fs::read(file.path()).unwrap()))
+            .collect();
+        files.sort();
+        files
+    };
+    let (one, three) = (files(1), files(3));
+    // At the beginning and at the end, and a grid of each.
+    assert_eq!(one.len(), 12);
+    assert!(one == three);
 }
 
 /// All refuse what the first refuses, in one line.

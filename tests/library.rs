@@ -1,12 +1,9 @@
 //! The library as a server uses it: runs that another thread holds, and models that stay in memory from one job to the next.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-#[path = "support/jobs.rs"]
-mod jobs;
 mod support;
 
 use clap::Parser;
-use jobs::gpt2;
 use lorabooth::error::{Error, Result};
 use lorabooth::interrupt::Interrupt;
 use lorabooth::options::complete::CompleteConfig;
@@ -25,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::jobs::{self, gpt2};
 use support::{made, model, photos};
 use tch::Device;
 

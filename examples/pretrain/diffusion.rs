@@ -202,7 +202,6 @@ struct Networks {
     files: PipelineFiles,
     tokenizers: PromptTokenizers,
     scheduler: SchedulerConfig,
-    placement: Placement,
 }
 
 impl Networks {
@@ -216,14 +215,13 @@ impl Networks {
             files: files.clone(),
             tokenizers: PromptTokenizers::of(files)?,
             scheduler: scheduler_config(files)?.for_stable_diffusion(),
-            placement,
         })
     }
 
     /// Embeddings of captions, with the graph that leads to them.
     fn embed(&self, captions: &[String]) -> Result<Conditioning> {
         let rows = captions.iter().map(|caption| self.tokenizers.encode(caption, None)).collect::<Result<Vec<_>>>()?;
-        catching(|| Ok(self.text_encoders.forward(&rows, self.placement.device, false)))
+        catching(|| Ok(self.text_encoders.forward(&rows, false)))
     }
 }
 
@@ -262,7 +260,7 @@ fn images_of(networks: &Networks, prompts: &[String], seed: i64) -> Result<Vec<R
         sampling,
     };
     let (tokenizers, encoders) = (&networks.tokenizers, &networks.text_encoders);
-    let on = EncodedPrompts::encode(tokenizers, encoders, networks.placement.device, (prompts, None), None)?;
+    let on = EncodedPrompts::encode(tokenizers, encoders, (prompts, None), None)?;
     let load_exact = || networks.files.load_vae_decoder(Placement { kind: Kind::Float, ..networks.vae });
     let painter = Painter {
         unet: &networks.unet.model,

@@ -221,7 +221,7 @@ mod tests {
         let mut generator = Generator::new(5);
         let mut randn = |shape: &[i64]| generator.randn(shape);
         let sites = Sites::new();
-        let sources = Sources::of(Device::Cpu).unwrap();
+        let sources = Sources::of(Device::Cpu, std::path::Path::new("")).unwrap();
         let placement = Placement { device: Device::Cpu, kind: Kind::Float };
         let weight = |op: Op, weight: Tensor| {
             let (shape, quantize) = (weight.size(), storage.quantize);

@@ -62,6 +62,8 @@ pub struct SiteTraits {
     pub output: bool,
     /// Path of the embedding whose weight it has, which is counted there.
     pub tied_to: Option<String>,
+    /// A table of which few rows are read, none of them twice: it waits in its file for a GPU.
+    pub waits_in_file: bool,
 }
 
 struct OnSite {

@@ -25,7 +25,7 @@ use crate::train::data_parallel::{processes, Ranks};
 use crate::weights::hub::Hub;
 use crate::weights::{Quantize, Storage, DEFAULT_THRESHOLD};
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{json, Map, Value};
 use std::path::Path;
 use std::time::Instant;
 use tch::Device;
@@ -84,7 +84,8 @@ fn as_rank(
 ) -> Result<u8> {
     let ranks = Ranks::join(launch, asked.timeout()).map_err(|error| of_rank(launch.rank, error))?;
     training_args(&mut command).ranks = ranks.clone();
-    let outcome = train(command, common, reporter, interrupt);
+    let agreed = options_of(&command, common.seed).and_then(|own| ranks.agree_on_options(&own));
+    let outcome = agreed.and_then(|()| train(command, common, reporter, interrupt));
     ranks.end(&outcome);
     match outcome {
         Ok(()) => Ok(0),
@@ -95,6 +96,36 @@ fn as_rank(
         Err(_) if ranks.first_has_ended() => Ok(1),
         Err(error) => Err(of_rank(launch.rank, error)),
     }
+}
+
+/// Options of which each process may have its own.
+const OWN_OPTIONS: &[&str] = &[
+    "output_dir",
+    "logging_dir",
+    "cache_dir",
+    "overwrite",
+    "push_to_hub",
+    "hub_model_id",
+    "gpus",
+    "processes",
+    "timeout",
+];
+
+/// What all processes must have been started with, the program's version too.
+fn options_of(command: &TrainCommand, seed: i64) -> Result<Map<String, Value>> {
+    let options = match command {
+        TrainCommand::Dreambooth(config) => serde_json::to_value(config),
+        TrainCommand::Llm(config) => serde_json::to_value(config),
+    };
+    let mut all = match options {
+        Ok(Value::Object(options)) => options,
+        Ok(_) => Map::new(),
+        Err(error) => return Err(Error::Internal(error.to_string())),
+    };
+    OWN_OPTIONS.iter().for_each(|name| drop(all.remove(*name)));
+    all.insert("seed".to_owned(), seed.into());
+    all.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+    Ok(all)
 }
 
 /// The error with the rank that has it before it.
@@ -163,6 +194,7 @@ fn train(mut command: TrainCommand, common: &Common, reporter: &mut Reporter, in
 /// How many processes there are, and what they exchange gradients through.
 fn report_ranks(ranks: &Ranks, device: Device, observer: &mut dyn Observer) -> Result<()> {
     let backend = ranks.use_device(device)?;
+    ranks.share_host_memory()?;
     if !ranks.is_alone() {
         let place = if ranks.share_a_machine() { "on this machine" } else { "on several machines" };
         let text = format!("{} {place}, gradients by {backend}", processes(ranks.count()));

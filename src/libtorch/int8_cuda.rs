@@ -15,7 +15,13 @@ extern "C" {
         threshold: f64,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
-    fn lorabooth_int8_scaled(grad: *mut C_tensor, scales: *mut C_tensor, out: *mut *mut C_tensor) -> *mut c_char;
+    fn lorabooth_int8_gradient(
+        grad: *mut C_tensor,
+        codes: *mut C_tensor,
+        scales: *mut C_tensor,
+        at_once: i64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
 }
 
 /// `xs` `[m, k]` times the transpose of the weight that `codes` (int8 `[n, k]`) and `scales` (float32 `[n]`) stand for, plus `bias`
@@ -33,8 +39,9 @@ pub fn product(
     made(|out| unsafe { lorabooth_int8_product(raw(xs), raw(codes), raw(scales), bias, threshold, out) })
 }
 
-/// `grad` `[m, n]` with each column times its number of `scales` (float32 `[n]`), in the dtype of `grad`; `None` as for [`product`].
-pub fn scaled(grad: &Tensor, scales: &Tensor) -> Result<Option<Tensor>> {
+/// `grad` `[m, n]` times the weight that `codes` (int8 `[n, k]`) and `scales` (float32 `[n]`) stand for, of which about `at_once` numbers are
+/// made dense at a time: `[m, k]` in the dtype of `grad`. `k` is a multiple of 8. `None` as for [`product`].
+pub fn gradient(grad: &Tensor, codes: &Tensor, scales: &Tensor, at_once: i64) -> Result<Option<Tensor>> {
     // SAFETY: the handles live through the call.
-    made(|out| unsafe { lorabooth_int8_scaled(raw(grad), raw(scales), out) })
+    made(|out| unsafe { lorabooth_int8_gradient(raw(grad), raw(codes), raw(scales), at_once, out) })
 }

@@ -22,9 +22,9 @@ extern "C" {
     ) -> *mut c_char;
 }
 
-unsafe extern "C" fn release(owner: *mut c_void) {
-    // SAFETY: C++ calls this once, with the box of `over`.
-    drop(unsafe { Box::from_raw(owner.cast::<Arc<FileMap>>()) });
+unsafe extern "C" fn release<T>(owner: *mut c_void) {
+    // SAFETY: C++ calls this once, with the box of `over_memory`.
+    drop(unsafe { Box::from_raw(owner.cast::<Arc<T>>()) });
 }
 
 /// A CPU tensor of `shape` over `map[start..]`, which it keeps mapped. It must never be written to: the map is
@@ -35,14 +35,27 @@ pub fn over(map: &Arc<FileMap>, start: usize, shape: &[i64], kind: Kind) -> Resu
     if end.is_none_or(|end| end > map.len()) {
         return Err(Error::invalid(format!("a tensor of shape {shape:?} ends after its file")));
     }
+    // SAFETY: the range was checked above.
+    unsafe { over_memory(map.clone(), map.as_ptr().add(start), shape, kind) }
+}
+
+/// A CPU tensor of `shape` over the memory at `data`, which `owner` keeps.
+///
+/// # Safety
+/// There are as many bytes, for as long as `owner` lives, and no thread writes them while another reads them.
+pub(super) unsafe fn over_memory<T: Send + Sync>(
+    owner: Arc<T>,
+    data: *const u8,
+    shape: &[i64],
+    kind: Kind,
+) -> Result<Tensor> {
     let scalar_type = scalar_type(kind)?;
-    let owner = Box::into_raw(Box::new(Arc::clone(map))).cast();
+    let owner = Box::into_raw(Box::new(owner)).cast();
     let mut out = std::ptr::null_mut();
-    // SAFETY: the range was checked above; the box keeps the map alive until C++ drops the storage. On failure C++
-    // calls `release` too.
+    // SAFETY: the caller's promise; the box keeps the memory until C++ drops the storage. On failure C++ calls `release` too.
     unsafe {
-        let data = map.as_ptr().add(start);
-        check(lorabooth_from_memory(data, shape.as_ptr(), shape.len() as i64, scalar_type, owner, release, &mut out))?;
+        let dims = shape.len() as i64;
+        check(lorabooth_from_memory(data, shape.as_ptr(), dims, scalar_type, owner, release::<T>, &mut out))?;
         Ok(Tensor::from_ptr(out))
     }
 }

@@ -24,6 +24,7 @@ pub mod nvidia_driver;
 pub mod openmp_waiting;
 pub mod process_group;
 pub mod random;
+pub mod shared_memory;
 pub mod side_stream;
 pub mod startup;
 pub mod threads;

@@ -4,6 +4,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <atomic>
 #include <dlfcn.h>
 #include <thread>
 
@@ -63,6 +64,8 @@ struct Nccl {
 void NcclFree::operator()(Nccl *nccl) const { delete nccl; }
 
 namespace {
+std::atomic<bool> another_failed{false};
+
 struct NcclSum : Sum {
   Nccl &nccl;
   at::Tensor tensor;
@@ -76,7 +79,7 @@ struct NcclSum : Sum {
   void wait() override {
     auto until = std::chrono::steady_clock::now() + timeout;
     while (!done.query()) {
-      if (std::chrono::steady_clock::now() > until) {
+      if (another_failed || std::chrono::steady_clock::now() > until) {
         Library::loaded().comm_abort(nccl.comm);
         nccl.comm = nullptr;
         TORCH_CHECK(false, "NCCL: no answer of another rank");
@@ -102,6 +105,8 @@ std::unique_ptr<Sum> begin_nccl_sum(Nccl &nccl, const at::Tensor &tensor, std::c
 }
 
 extern "C" {
+void lorabooth_nccl_give_up() { another_failed = true; }
+
 int64_t lorabooth_nccl_id_bytes() { return ID_BYTES; }
 
 // A name for a new group, which its first rank makes; an error where there is no NCCL.

@@ -8,6 +8,7 @@
 
 use super::threads;
 use std::ffi::{c_uint, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, Sender};
 use std::time::{Duration, Instant};
 
@@ -20,9 +21,13 @@ const PERIOD: Duration = Duration::from_millis(500);
 const BUSY: f64 = 0.2;
 const QUIET: f64 = 0.05;
 
-/// Watches what other programs compute, from a thread of its own, for as long as the process lives. Does nothing where the user
-/// decided by an environment variable, or without GNU's libgomp, or without Linux' /proc.
+/// Watches what other programs compute, from a thread of its own, for as long as the process lives: once, however often it is called.
+/// Does nothing where the user decided by an environment variable, or without GNU's libgomp, or without Linux' /proc.
 pub fn sleep_while_others_compute() {
+    static WATCHES: AtomicBool = AtomicBool::new(false);
+    if WATCHES.swap(true, Ordering::Relaxed) {
+        return;
+    }
     let decided = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some());
     let (Some(parallel), Some(mut before), false) = (gomp_parallel(), Load::now(), decided) else { return };
     // Where the system gives no more threads, they wait as libgomp has it.

@@ -50,7 +50,14 @@ extern "C" {
     fn lorabooth_group_gather(group: *mut CGroup, tensor: *mut C_tensor, out: *const *mut C_tensor) -> *mut c_char;
     fn lorabooth_nccl_id_bytes() -> i64;
     fn lorabooth_nccl_id(out: *mut c_char) -> *mut c_char;
+    fn lorabooth_nccl_give_up();
     fn lorabooth_group_use_nccl(group: *mut CGroup, index: i64, name: *const c_char) -> *mut c_char;
+}
+
+/// Another rank has failed: sums that go through NCCL, which does not see that, fail too. Gloo sees it.
+pub fn give_up_sums() {
+    // SAFETY: sets one atomic of the process.
+    unsafe { lorabooth_nccl_give_up() }
 }
 
 fn c_text(text: &str) -> Result<CString> {

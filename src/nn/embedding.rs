@@ -16,6 +16,12 @@ impl Embedding {
         Ok(Self(loader.site(Op::Embedding, &[rows, width], Bias::No, SiteTraits::default())?))
     }
 
+    /// Loads a table `[rows, width]` that waits in its file for a GPU.
+    pub fn load_waiting(loader: &Loader, rows: i64, width: i64) -> Result<Self> {
+        let traits = SiteTraits { waits_in_file: true, ..SiteTraits::default() };
+        Ok(Self(loader.site(Op::Embedding, &[rows, width], Bias::No, traits)?))
+    }
+
     /// Loads a small table, which stays where it computes also where weights are streamed.
     pub(super) fn load_small(loader: &Loader, rows: i64, width: i64) -> Result<Self> {
         Ok(Self(loader.put(Op::Embedding, loader.weight(&[rows, width])?, None)))

@@ -3,8 +3,11 @@
 use crate::adapters::{Param, Site, SiteTraits, Sites};
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::weights::{BaseWeight, Layout, Op, Placement, Quantize, Sources, Storage, StreamedWeight, WeightSet};
-use std::cell::Cell;
+use crate::libtorch::shared_memory::SharedWeights;
+use crate::weights::{
+    on_shared_host, BaseWeight, Layout, Op, Placement, Quantize, Sources, Storage, StreamedWeight, WeightSet,
+};
+use std::cell::{Cell, RefCell};
 use std::ops::Div;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,6 +37,8 @@ pub struct Loader {
     weights: Arc<WeightSet>,
     /// From where weights are brought that are not kept where they compute.
     sources: Option<Sources>,
+    /// Where weights of the CPU lie that are not mapped from their files, in memory that processes share.
+    shared: Option<Rc<RefCell<SharedWeights>>>,
     sites: Rc<Sites>,
     placement: Placement,
     path: String,
@@ -43,8 +48,11 @@ impl Loader {
     /// The root of `weights`; what is loaded is registered in `sites`.
     pub fn new(weights: WeightSet, sites: Rc<Sites>, placement: Placement) -> Result<Self> {
         let is_streamed = weights.keeping().storage.streamed;
-        let sources = is_streamed.then(|| Sources::of(placement.device)).transpose()?;
-        Ok(Self { weights: Arc::new(weights), sources, sites, placement, path: String::new() })
+        let sources = is_streamed.then(|| Sources::of(placement.device, weights.origin())).transpose()?;
+        let is_kept_here = sources.is_none() && placement.device == Device::Cpu;
+        let shared = is_kept_here.then(|| SharedWeights::of(weights.origin(), placement.device)).flatten();
+        let shared = shared.map(|shared| Rc::new(RefCell::new(shared)));
+        Ok(Self { weights: Arc::new(weights), sources, shared, sites, placement, path: String::new() })
     }
 
     fn key(&self, name: &str) -> String {
@@ -139,12 +147,23 @@ impl Loader {
             _ if traits.transposed => Layout::Transposed,
             _ => Layout::AsStored,
         };
-        let weight = self.kept(op, shape, layout, &traits)?;
+        let weight = self.shared(self.kept(op, shape, layout, &traits)?, layout)?;
         let bias = match bias {
             Bias::Yes => Some(self.param("bias", &weight.shape()[..1])?),
             Bias::No => None,
         };
         Ok(self.sites.register_with(&self.path, op, weight, bias, traits))
+    }
+
+    /// `weight` as other processes have it, unless it is mapped from its file, as they have it too, or is trained itself.
+    fn shared(&self, weight: BaseWeight, layout: Layout) -> Result<BaseWeight> {
+        let Some(shared) = self.shared.as_ref().filter(|_| !is_head(&self.path)) else { return Ok(weight) };
+        let is_as_stored = weight.is_dense() && layout != Layout::ChannelsLast;
+        match is_as_stored && self.weights.kind(&self.key("weight"))? == weight.kind() {
+            true => Ok(weight),
+            // What cannot be shared is this process' own.
+            false => Ok(on_shared_host(&weight, layout, &mut shared.borrow_mut()).unwrap_or(weight)),
+        }
     }
 
     /// The weight of the projection at this path as it is to be kept. Classifiers' heads stay as they are, as in bitsandbytes: they
@@ -160,7 +179,7 @@ impl Loader {
         match (op, streamed) {
             _ if quantize.takes(op) && is_inner => self.quantised(&key, shape, layout),
             // A forward reads a few rows of it.
-            (Op::Embedding, true) => {
+            (Op::Embedding, _) if streamed || (traits.waits_in_file && self.placement().device.is_cuda()) => {
                 Ok(BaseWeight::Streamed(StreamedWeight::table(&self.weights, &key, shape, self.placement())?))
             }
             (_, true) if !is_head(&self.path) => self.dense(&key, shape, layout),

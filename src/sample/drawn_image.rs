@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 use image::RgbImage;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// An adapter by its name, and how strongly it is used: 1 is as trained.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NamedStrength {
     /// Its name.
     pub name: String,
@@ -15,12 +15,12 @@ pub struct NamedStrength {
 }
 
 /// What a picture was drawn with: the same numbers draw it again.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageParameters {
     /// What it shows.
     pub prompt: String,
     /// What a second text encoder read instead.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_2: Option<String>,
     /// What it must not show; empty for nothing.
     pub negative_prompt: String,
@@ -33,7 +33,7 @@ pub struct ImageParameters {
     /// Strength of the guidance.
     pub guidance_scale: f64,
     /// How much of it is brought back to the spread of a prediction without guidance.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub guidance_rescale: f64,
     /// Seed of its noise.
     pub seed: i64,

@@ -173,9 +173,9 @@ impl Pipeline {
                 loaded
             }
         };
-        let (device, negative) = (self.placement.device, pictures.negative_prompt.as_deref());
+        let negative = pictures.negative_prompt.as_deref();
         let prompts = (&pictures.prompts[..], pictures.prompt_2.as_deref());
-        let on = EncodedPrompts::encode(&self.tokenizers, &text_encoders, device, prompts, negative);
+        let on = EncodedPrompts::encode(&self.tokenizers, &text_encoders, prompts, negative);
         match self.residence {
             Residence::Together => self.text_encoders = Some(text_encoders),
             Residence::InTurn => drop(text_encoders),

@@ -58,14 +58,13 @@ impl EncodedPrompts {
     pub fn encode<S: AsRef<str>>(
         tokenizers: &PromptTokenizers,
         encoders: &TextEncoders,
-        device: Device,
         (prompts, second): (&[S], Option<&str>),
         negative: Option<&str>,
     ) -> Result<Self> {
         let encode = |texts: &[&str], second: Option<&str>| -> Result<Conditioning> {
             let rows = texts.iter().map(|text| tokenizers.encode(text, second)).collect::<Result<Vec<_>>>()?;
             rows.iter().try_for_each(|row| encoders.check_ids(row))?;
-            catching(|| Ok(tch::no_grad(|| encoders.forward(&rows, device, false))))
+            catching(|| Ok(tch::no_grad(|| encoders.forward(&rows, false))))
         };
         let prompts: Vec<&str> = prompts.iter().map(AsRef::as_ref).collect();
         let prompt = encode(&prompts, second)?;

@@ -26,7 +26,7 @@ pub(crate) use original_stable_diffusion::original_vae;
 pub use original_stable_diffusion::{OriginalCheckpoint, OriginalGeneration};
 pub use original_unet::{original_unet_module, unet_module};
 pub use storage::{
-    block_of, BaseWeight, Fp8Weight, Int8Weight, Layout, Nf4Weight, Op, Quantize, Sources, Storage, StreamedWeight,
-    DEFAULT_THRESHOLD, DENSE_AT_ONCE,
+    block_of, on_shared_host, BaseWeight, Fp8Weight, Int8Weight, Layout, Nf4Weight, Op, Quantize, Sources, Storage,
+    StreamedWeight, DEFAULT_THRESHOLD, DENSE_AT_ONCE,
 };
 pub use weight_set::{is_finite, is_float, with_room, Placement, WeightSet};

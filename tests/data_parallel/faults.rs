@@ -9,10 +9,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A run with everything that has a state.
-const EVERYTHING: &str = "--lora-dropout 0.1 --gradient-accumulation-steps 2 --lr-scheduler cosine --noise-offset 0.1 \
+pub const EVERYTHING: &str =
+    "--lora-dropout 0.1 --gradient-accumulation-steps 2 --lr-scheduler cosine --noise-offset 0.1 \
     --checkpointing-steps 2 --max-train-steps 12";
 
-fn start(command: &[String]) -> Child {
+pub fn start(command: &[String]) -> Child {
     lorabooth_command(command).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -77,7 +78,7 @@ pub fn assert_whole(out: &Path) {
 }
 
 /// The bits of a run that is never stopped.
-fn unstopped(folder: &Path, more: &str) -> (Vec<Vec<u8>>, Vec<f64>) {
+pub fn unstopped(folder: &Path, more: &str) -> (Vec<Vec<u8>>, Vec<f64>) {
     let out = folder.join("unstopped");
     lorabooth_ok(&dreambooth(&out, &format!("{EVERYTHING} {more}")));
     (adapter_bytes(&out), losses(&out))
@@ -248,4 +249,77 @@ fn torchrun_starts_the_ranks_and_starts_them_again_after_one_died() {
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
     assert!((adapter_bytes(&out), losses(&out)) == wanted);
     assert!(read_json(out.join("run.json"))["resumed"]["step"].as_u64().unwrap() > 0);
+}
+
+/// The first rank alone saves, and draws: on this disk longer than the timeout, for which exchanges wait.
+#[test]
+fn ranks_wait_for_one_that_works_longer_than_the_timeout() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, library) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data_parallel/slow_disk.c"), folder.path().join("slow.so"));
+    let built =
+        Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl").output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let more = "--validation-prompt sks --validation-steps 3 --num-validation-images 1 --checkpointing-steps 2 --max-train-steps 6";
+    let run = |name: &str, library: Option<&Path>| {
+        let out = folder.path().join(name);
+        let mut command = lorabooth_command(&dreambooth(&out, &format!("{more} --processes 2 --timeout 5")));
+        command.envs(library.map(|library| ("LD_PRELOAD", library)));
+        let (began, ended) = (Instant::now(), command.output().unwrap());
+        assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+        (adapter_bytes(&out), losses(&out), began.elapsed())
+    };
+    let (quick, slow) = (run("quick", None), run("slow", Some(&library)));
+    assert!(quick.0 == slow.0 && quick.1 == slow.1);
+    assert!(slow.2 > Duration::from_secs(16), "the disk was not slow: {:?}", slow.2);
+}
+
+/// The first rank's disk is full: it says so, and all end.
+#[test]
+fn a_full_disk_of_the_first_rank_ends_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&disk).output().unwrap();
+    if !mounted.status.success() {
+        return println!("skipped: nothing can be mounted here");
+    }
+    let out = disk.join("out");
+    let child = start(&dreambooth(&out, "--checkpointing-steps 1 --max-train-steps 5000 --processes 2"));
+    let ended = end_of(child, 60);
+    let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+    let unmounted = Command::new("umount").arg("-l").arg(&disk).status().unwrap();
+    assert!(unmounted.success());
+    assert_eq!(ended.status.code(), Some(1), "{text}");
+    assert!(text.contains("no space left on device") && text.trim().lines().count() == 1, "{text}");
+}
+
+/// The first rank hangs, which the launcher ends; and the launcher, which serves the store.
+#[test]
+fn a_first_rank_and_a_launcher_that_hang_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, is_launcher, words) in [("rank", false, "rank 0 on "), ("launcher", true, "the launcher at 127.0.0.1")] {
+        let out = folder.path().join(name);
+        let child =
+            start(&dreambooth(&out, "--max-train-steps 5000 --checkpointing-steps 2 --processes 2 --timeout 5"));
+        wait_for_steps(&out, 3);
+        let (launcher, ranks) = (child.id(), ranks_of(child.id()));
+        signal(if is_launcher { launcher } else { ranks[0] }, "-STOP");
+        if is_launcher {
+            let until = Instant::now() + Duration::from_secs(30);
+            let runs =
+                |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+            while ranks.iter().any(runs) {
+                assert!(Instant::now() < until, "ranks outlive their launcher");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            signal(launcher, "-CONT");
+        }
+        let ended = end_of(child, 5 + 20);
+        let text = String::from_utf8_lossy(&ended.stderr).into_owned();
+        println!("{name}: {text}");
+        assert!(!ended.status.success() && text.contains(words) && text.contains("step"), "{name}: {text}");
+        assert_all_are_gone(&ranks);
+        assert_whole(&out);
+    }
 }

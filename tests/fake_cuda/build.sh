@@ -7,3 +7,4 @@ mkdir -p "$out"
   -o "$out/libtorch_cuda.so" -Wl,-soname,libtorch_cuda.so -L "$torch/lib" -Wl,-rpath,"$torch/lib" -ltorch_cpu -lc10 -ldl
 ln -sf libtorch_cuda.so "$out/libcuda.so.1"
 ln -sf libtorch_cuda.so "$out/libcaffe2_nvrtc.so"
+ln -sf libtorch_cuda.so "$out/libnccl.so.2"

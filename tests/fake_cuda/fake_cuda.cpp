@@ -1,7 +1,7 @@
 // A stand-in for a CUDA device, so that what runs on a card can be tested where there is none: a libtorch_cuda.so whose device keeps its
 // memory on the host and computes with the CPU's kernels, under CUDA's dispatch key. The unmodified program takes it for a card.
 //
-// tests/card.rs builds and uses it. By hand, with TORCH a libtorch 2.11 with headers:
+// tests/support/stand_in.rs builds and uses it. By hand, with TORCH a libtorch 2.11 with headers:
 //
 //   tests/fake_cuda/build.sh TORCH FOLDER
 //   FAKE_CUDA_REPORT=steps.jsonl tests/fake_cuda/with.sh FOLDER lorabooth train dreambooth --device cuda …
@@ -11,6 +11,7 @@
 //   FAKE_CUDA_COMPUTE=0   nothing is computed: results have their shapes and take their memory, and all numbers that reach the host are
 //                         0. For counts and bytes of real models, whose files may be sparse
 //   FAKE_CUDA_CAPABILITY  7.5 (a T4)         FAKE_CUDA_MIB  the card's memory         FAKE_CUDA_FAIL_AT=N  the N-th allocation fails
+//   FAKE_CUDA_NCCL=0, FAKE_CUDA_REGISTER=0   there is no NCCL, and memory of the host cannot be registered
 //
 // It is loaded before the program by LD_PRELOAD: a program that finds libtorch's CUDA part in its process uses it, with or without a driver.
 // A mistake that on a card would show as wrong numbers now and then ends the process with a sentence and the code 86: memory that is used
@@ -18,6 +19,7 @@
 // that is written or freed before the copy has ended. Memory that was never written is no number (0xff in each byte).
 //
 // What it cannot show: the kernels' own numerics, their workspaces, what they wait for, and speed.
+#include "nccl.h"
 #include "nvrtc.h"
 #include "operators.h"
 #include "products.h"
@@ -58,29 +60,33 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 
   void record(void **event, const c10::Stream &stream, c10::DeviceIndex, c10::EventFlag) const override {
     const auto guard = Memory::all().locked();
-    if (!*event) *event = new Clock;
-    *static_cast<Clock *>(*event) = Memory::all().order.streams[stream.id()];
+    if (!*event) *event = new Event;
+    *static_cast<Event *>(*event) = {Memory::all().order.streams[stream.id()], Memory::all().begun_on(stream.id())};
     counts().event("record");
   }
   void block(void *event, const c10::Stream &stream) const override {
+    if (event) Memory::wait_for(static_cast<Event *>(event)->begun);
     const auto guard = Memory::all().locked();
-    if (event) advance(Memory::all().order.streams[stream.id()], *static_cast<Clock *>(event));
+    if (event) advance(Memory::all().order.streams[stream.id()], static_cast<Event *>(event)->clock);
     counts().event("wait");
   }
   void synchronizeEvent(void *event) const override {
-    const auto guard = Memory::all().locked();
-    if (event) advance(Memory::all().order.host, *static_cast<Clock *>(event));
+    if (event) Memory::wait_for(static_cast<Event *>(event)->begun);
+    if (event) Memory::all().host_saw(*static_cast<Event *>(event));
     counts().wait("synchronizeEvent");
   }
-  // Done as far as the host knows for certain.
-  bool queryEvent(void *event) const override {
+  // Done as far as the host knows for certain. What ends by itself is asked for until it has.
+  bool queryEvent(void *of) const override {
+    if (!of) return true;
+    const auto &event = *static_cast<Event *>(of);
+    if (!std::all_of(event.begun.begin(), event.begun.end(), [](const Done &done) { return done->load(); })) return false;
+    if (!event.begun.empty()) Memory::all().host_saw(event);
     const auto guard = Memory::all().locked();
-    if (event)
-      for (const auto &[stream, tick] : *static_cast<Clock *>(event))
-        if (!includes(Memory::all().order.host, stream, tick)) return false;
+    for (const auto &[stream, tick] : event.clock)
+      if (!includes(Memory::all().order.host, stream, tick)) return false;
     return true;
   }
-  void destroyEvent(void *event, c10::DeviceIndex) const noexcept override { delete static_cast<Clock *>(event); }
+  void destroyEvent(void *event, c10::DeviceIndex) const noexcept override { delete static_cast<Event *>(event); }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
@@ -193,6 +199,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("view", ::view);
   library.impl("_reshape_alias", ::reshape_alias);
   library.impl("mm", fake_cuda::mm);
+  library.impl("mm.out", fake_cuda::mm_out);
   library.impl("mm.dtype", fake_cuda::mm_wide);
   library.impl("bmm", fake_cuda::bmm);
   library.impl("addmm", fake_cuda::addmm);
@@ -206,6 +213,16 @@ TORCH_LIBRARY_IMPL(aten, CUDA, library) {
   library.impl("_fused_rms_norm", fake_cuda::rms_norm);
   library.impl("_fused_rms_norm_backward", fake_cuda::rms_norm_backward);
   register_whole_operators(library);
+}
+
+extern "C" {
+// Memory of the host is pinned by CUDA's runtime.
+int cudaHostRegister(void *start, size_t bytes, unsigned) {
+  if (setting("FAKE_CUDA_REGISTER", "1") == "0") return 801;                                 // cudaErrorNotSupported
+  return Memory::all().register_host(static_cast<char *>(start), bytes) ? 0 : 712; // cudaErrorHostMemoryAlreadyRegistered
+}
+int cudaHostUnregister(void *start) { return Memory::all().unregister_host(static_cast<char *>(start)) ? 0 : 713; }
+const char *cudaGetErrorString(int code) { return code == 801 ? "operation not supported" : "invalid argument"; }
 }
 
 // The compute capability is asked of CUDA's runtime.

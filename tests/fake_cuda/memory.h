@@ -6,12 +6,22 @@
 #include "order.h"
 #include <c10/core/AllocatorConfig.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <set>
 #include <sys/mman.h>
+#include <thread>
 
 namespace fake_cuda {
+// Whether what another thread does in a card's place is done.
+using Done = std::shared_ptr<std::atomic<bool>>;
+
+struct Event {
+  Clock clock;
+  std::vector<Done> begun; // on its stream, before it was recorded
+};
+
 constexpr size_t kStep = 512, kSmall = 1 << 20, kSmallSegment = 2 << 20, kLargeSegment = 20 << 20, kSegmentOfItsOwn = 10 << 20;
 
 inline size_t rounded(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
@@ -44,7 +54,8 @@ class Memory final : public c10::DeviceAllocator {
     std::vector<size_t> sums;
   };
   std::map<const char *, Pinned> pinned;
-  long pinned_bytes = 0, pinned_taken = 0;
+  long pinned_bytes = 0, pinned_taken = 0, registered_bytes = 0;
+  std::map<int64_t, std::vector<Done>> begun; // by stream
 
   Block *cached(size_t size, bool is_small, int64_t stream) {
     Block wanted{nullptr, size, stream};
@@ -159,7 +170,7 @@ public:
     if (bytes == 0) return {nullptr, nullptr, &Memory::release, device};
     const auto guard = locked();
     counts().allocation();
-    if (++number == settings().fails_at) fail(bytes);
+    if (++number == atol(setting("FAKE_CUDA_FAIL_AT", "0").c_str())) fail(bytes); // which a process may set anew for itself
     const size_t size = rounded(bytes, kStep);
     const bool is_small = size <= kSmall;
     Block *block = cached(size, is_small, current_stream);
@@ -220,8 +231,38 @@ public:
     return ++order.made;
   }
 
+  // Something begins on `stream` that ends by itself.
+  Done begins(int64_t stream) {
+    const auto guard = locked();
+    auto done = std::make_shared<std::atomic<bool>>(false);
+    auto &all = begun[stream];
+    all.erase(std::remove_if(all.begin(), all.end(), [](const Done &one) { return one->load(); }), all.end());
+    all.push_back(done);
+    return done;
+  }
+  std::vector<Done> begun_on(int64_t stream) {
+    const auto guard = locked();
+    return begun[stream];
+  }
+  static void wait_for(const std::vector<Done> &begun) {
+    for (const auto &done : begun)
+      while (!*done) std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  // The host has seen that `event` has come.
+  void host_saw(const Event &event) {
+    const auto guard = locked();
+    advance(order.host, event.clock);
+  }
+
   void host_waits(const std::string &reason, std::optional<int64_t> stream) {
     counts().wait(reason);
+    std::map<int64_t, std::vector<Done>> all;
+    {
+      const auto guard = locked();
+      all = begun;
+    }
+    for (const auto &[of, some] : all)
+      if (!stream || of == *stream) wait_for(some);
     const auto guard = locked();
     stream ? order.host_waits_for(*stream) : order.host_waits_for_all();
     check_all_copies();
@@ -265,7 +306,7 @@ public:
     const auto guard = locked();
     const auto field = [](const char *name, long value) { return std::string("\"") + name + "\": " + std::to_string(value); };
     counts().write(field("allocated", allocated) + ", " + field("peak_allocated", most_allocated) + ", " + field("reserved", reserved) + ", " +
-                   field("peak_reserved", most_reserved) + ", " + field("peak_since_last", most_since_report) + ", " + field("pinned", pinned_bytes) + ", " + field("pinned_taken", pinned_taken) +
+                   field("peak_reserved", most_reserved) + ", " + field("peak_since_last", most_since_report) + ", " + field("pinned", pinned_bytes) + ", " + field("pinned_taken", pinned_taken) + ", " + field("registered", registered_bytes) +
                    ", " + field("allocations_so_far", number));
     most_since_report = allocated;
   }
@@ -291,6 +332,25 @@ public:
     memory.pinned_bytes -= found->second.size, memory.pinned_taken -= found->second.taken;
     memory.pinned.erase(found);
     ::free(start);
+  }
+  // The program's own memory, of which no part may be pinned already.
+  bool register_host(char *start, size_t bytes) {
+    const auto guard = locked();
+    const auto behind = pinned.lower_bound(start + bytes);
+    if (behind != pinned.begin() && std::prev(behind)->first + std::prev(behind)->second.size > start) return false;
+    pinned[start] = {bytes, 0};
+    registered_bytes += bytes;
+    return true;
+  }
+  bool unregister_host(char *start) {
+    const auto guard = locked();
+    const auto found = pinned.find(start);
+    if (found == pinned.end() || found->second.taken > 0) return false;
+    check_copies(found->second);
+    if (!found->second.copies.empty()) stop("memory of the host is unregistered before the copy from it has ended");
+    registered_bytes -= found->second.size;
+    pinned.erase(found);
+    return true;
   }
   bool is_pinned(const void *place) {
     const auto guard = locked();

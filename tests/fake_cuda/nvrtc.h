@@ -34,6 +34,8 @@ template <typename To, typename From> To same_bits(From from) { To to; memcpy(&t
 inline float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
+inline unsigned atomicOr(unsigned *at, unsigned bits) { const unsigned was = *at; *at |= bits; return was; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }

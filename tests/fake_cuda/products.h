@@ -28,6 +28,15 @@ inline Tensor mm(const Tensor &a, const Tensor &b) {
   return narrow(at::mm(wide(a), wide(b)), a, "mm");
 }
 
+// Into columns of a wider matrix, too.
+inline Tensor &mm_out(const Tensor &a, const Tensor &b, Tensor &ys) {
+  check_kinds(a, b), check_kinds(ys, a);
+  launch("mm", {a, b});
+  touch(ys, true, "mm");
+  if (settings().computes) host(ys).copy_(at::mm(wide(a), wide(b)));
+  return ys;
+}
+
 inline Tensor bmm(const Tensor &a, const Tensor &b) {
   check_kinds(a, b);
   launch("bmm", {a, b});
@@ -149,9 +158,10 @@ inline Tensor by_rows(const Tensor &xs, const Tensor &like, const char *name) {
 
 inline std::tuple<Tensor, Tensor, Tensor, Tensor> attention(const Tensor &q, const Tensor &k, const Tensor &v, const OptionalTensor &mask, bool sums,
                                                             double dropout, bool causal, std::optional<double> scale) {
-  launch("attention", {q, k, v});
+  const bool masked = mask && mask->defined();
+  launch(masked ? "attention (masked)" : "attention", {q, k, v});
   TORCH_CHECK(dropout == 0 || !settings().computes, "dropout inside attention is not stood in for");
-  if (mask && mask->defined()) {
+  if (masked) {
     TORCH_CHECK(is_here(*mask) && mask->scalar_type() == q.scalar_type(), "invalid dtype for bias - should match query's dtype");
     touch(*mask, false, "attention");
   }

@@ -19,7 +19,6 @@ struct Settings {
   std::string report = setting("FAKE_CUDA_REPORT", "");
   bool computes = setting("FAKE_CUDA_COMPUTE", "1") != "0";
   long memory = atol(setting("FAKE_CUDA_MIB", "1048576").c_str()) << 20;
-  long fails_at = atol(setting("FAKE_CUDA_FAIL_AT", "0").c_str());
   int major = 7, minor = 5;
 
   Settings() { sscanf(setting("FAKE_CUDA_CAPABILITY", "7.5").c_str(), "%d.%d", &major, &minor); }

@@ -15,12 +15,13 @@ from pathlib import Path
 
 LORABOOTH, PYTHON, DEVICE, VARIANT = (os.environ[name] for name in ("LORABOOTH", "PYTHON", "DEVICE", "VARIANT"))
 RESOLUTION, STEPS, OUT = int(os.environ["RESOLUTION"]), int(os.environ["STEPS"]), Path(os.environ["OUT"])
+PARTS = os.environ["PARTS"].split()
 REFERENCE = Path(__file__).parent.parent / "reference"
 WORK = Path(tempfile.mkdtemp())
 PROMPT = "a photo of sks dog"
 GIGABYTE = 1e9
 
-rows, language_rows, failures, figures = [], [], [], {}
+rows, bits_rows, language_rows, failures, figures = [], [], [], [], {}
 
 
 def check(name, holds, figure):
@@ -137,6 +138,43 @@ def memory_and_speed(model):
             rows.append((name, f"{step:.3f}", f"{seconds:.3f}", f"{seconds / step:.2f}", f"{measured / 2**20:.0f}", f"{peak:.0f}"))
 
 
+def few_bits(name, model, resolution, flags, bounds):
+    """Weights in 16, 8 and 4 bits: peaks beside the plan's, seconds a step, and losses beside bf16's where these are bounded."""
+    steps, wanted, dense = min(STEPS, 10), None, math.inf
+    for bits in ("bf16", *bounds):
+        case = f"{name}, {bits}"
+        own = [*flags, "--mixed-precision", "bf16", "--gradient-checkpointing", *([] if bits == "bf16" else ["--quantize", bits])]
+        result = train(f"bits-{len(figures)}", model, own, steps, resolution=resolution)
+        check(f"trains, {case}", result is not None, "yes" if result else "no")
+        if not result:
+            continue
+        metrics, run = result
+        memory = run["peak_memory_bytes"]
+        measured = memory["device"] or memory["host_above_start"]
+        planned = plan(model, own, resolution)
+        step = statistics.median(line["step_s"] for line in metrics[2:])
+        bits_rows.append((name, bits, f"{step:.3f}", f"{measured / 2**20:.0f}", f"{planned / 2**20:.0f}"))
+        if DEVICE.startswith("cuda"):
+            error = planned / measured - 1
+            check(f"plan, {case}", abs(error) < 0.1, f"{error:+.1%} of the peak (within 10 %)")
+        if bits == "bf16":
+            wanted, dense = losses(result), measured
+            continue
+        if DEVICE.startswith("cuda"):
+            check(f"peak, {case}", measured < dense, f"{measured / GIGABYTE:.2f} GB (below bf16's)")
+        if bounds[bits]:
+            error = difference(losses(result), wanted)
+            check(f"losses of {bits} and bf16, {name}", error < bounds[bits], f"{error:.1e} (below {bounds[bits]:.0e})")
+
+
+def all_few_bits(model):
+    """Stable Diffusion 1.5, whose weights are random, and the shapes of XL at 1024 px, whose weights are all 0."""
+    large, size = ("sdxl", 1024) if DEVICE.startswith("cuda") else ("tiny-xl", RESOLUTION)
+    script("hollow_models.py", WORK / large, {"variant": large})
+    few_bits("Stable Diffusion 1.5", model, RESOLUTION, ["--train-text-encoder"], {"int8": 5e-2, "fp8": 5e-2, "nf4": 2e-1})
+    few_bits("Stable Diffusion XL", WORK / large, size, ["--lora-r", "8"], {"fp8": None, "nf4": None})
+
+
 def train_llm(name, job, flags, steps=STEPS):
     """A language run's seconds a step, its peak on the device in bytes and its losses, or None where it failed."""
     out = WORK / name
@@ -200,28 +238,78 @@ def language_models():
         check("losses with offload and without", difference(offloaded[2], stayed[2]) < 1e-6, f"{difference(offloaded[2], stayed[2]):.1e} (below 1e-06)")
 
 
-def plan(model, flags):
+def plan(model, flags, resolution=None):
     """Planned bytes at the peak."""
-    command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--resolution", str(RESOLUTION), "--center-crop"]
+    command = [LORABOOTH, "plan", "--json", "--device", DEVICE, "--model", str(model), "--center-crop"]
+    command += ["--resolution", str(resolution or RESOLUTION)]
     lines = subprocess.run([*command, *flags], check=True, capture_output=True, text=True).stdout.splitlines()
     return next(value["peak_bytes"] for value in map(json.loads, lines) if "peak_bytes" in value)
+
+
+def ranks(name, model, flags, variables):
+    """Losses of a run of several processes, or of a group of one, and what they exchanged gradients through."""
+    out = WORK / name
+    command = [LORABOOTH, "train", "dreambooth", "--json", "--model", str(model), "--output-dir", str(out), "--instance-prompt", PROMPT]
+    command += ["--instance-data-dir", str(WORK / "photos"), "--center-crop", "--resolution", "128", "--train-text-encoder"]
+    command += ["--learning-rate", "1e-4", "--mixed-precision", "no", "--max-train-steps", "10", *flags]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr, flush=True)
+        return [], "nothing"
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    backend = next((line["backend"] for line in said if line.get("name") == "processes"), "nothing")
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()], backend
+
+
+def data_parallel(model):
+    """One rank that goes through NCCL as a group of one, and two ranks where there are two GPUs. On the CPU it is Gloo."""
+    on_gpu = DEVICE.startswith("cuda")
+    wanted = "NCCL" if on_gpu else "Gloo"
+    alone, _ = ranks("alone", model, ["--device", DEVICE], {})
+    group = {"LORABOOTH_GROUP_OF_ONE": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    of_one, backend = ranks("group-of-one", model, ["--device", DEVICE], group)
+    check(f"a group of one exchanges through {wanted}", backend == wanted, backend)
+    error = difference(of_one, alone)
+    # Its sums are of one number each: what is left is the order in which atomic additions of the backward end.
+    check("losses of a group of one and of none", error < 1e-4, f"{error:.1e} (below 1e-04)")
+    gpus = 0
+    if on_gpu:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True) if shutil.which("nvidia-smi") else None
+        gpus = len(listed.stdout.splitlines()) if listed else 0
+    if on_gpu and gpus < 2:
+        print(f"two ranks through NCCL are left out: this machine has {gpus} GPUs that nvidia-smi lists", flush=True)
+        return
+    on_cpu, _ = ranks("two-on-cpu", model, ["--device", "cpu", "--processes", "2"], {})
+    two, backend = ranks("two", model, ["--gpus", "2"] if on_gpu else ["--device", "cpu", "--processes", "2"], {})
+    check(f"two ranks exchange through {wanted}", backend == wanted, backend)
+    error = difference(two, on_cpu)
+    check(f"losses of two ranks on {DEVICE} and CPU", error < 5e-3, f"{error:.1e} (below 5e-03)")
 
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     script("sample_photos.py", WORK / "photos", {"count": 5})
     script("models.py", WORK / "tiny4", {"variant": "tiny4"})
-    script("models.py", WORK / VARIANT, {"variant": VARIANT})
-    same_numbers(WORK / "tiny4")
-    memory_and_speed(WORK / VARIANT)
-    if DEVICE.startswith("cuda"):
+    if "numbers" in PARTS:
+        same_numbers(WORK / "tiny4")
+    if "ranks" in PARTS:
+        data_parallel(WORK / "tiny4")
+    if "pictures" in PARTS or "bits" in PARTS:
+        script("models.py", WORK / VARIANT, {"variant": VARIANT})
+    if "pictures" in PARTS:
+        memory_and_speed(WORK / VARIANT)
+    if "bits" in PARTS:
+        all_few_bits(WORK / VARIANT)
+    if "texts" in PARTS and DEVICE.startswith("cuda"):
         language_models()
     header = ("precision", "s a step", "PEFT's loop", "times as fast", "peak MiB", "PEFT's loop")
     table = [header, ("---",) * len(header), *rows]
     language_header = ("language model", "s a step", "PEFT's loop", "peak MiB", "PEFT's loop")
     language_table = [language_header, ("---",) * len(language_header), *language_rows] if language_rows else []
+    bits_header = ("model", "weights", "s a step", "peak MiB", "planned MiB")
+    bits_table = [bits_header, ("---",) * len(bits_header), *bits_rows]
     lines = lambda table: "\n".join("| " + " | ".join(row) + " |" for row in table)
-    report = lines(table) + "\n\n" + lines(language_table)
+    report = "\n\n".join(lines(each) for each in (table, bits_table, language_table))
     (OUT / "report.md").write_text(report + "\n")
     (OUT / "report.json").write_text(json.dumps({"checks": figures, "failures": failures}, indent=2) + "\n")
     print(f"\n{report}\n\nin {OUT}")

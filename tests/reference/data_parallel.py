@@ -5,8 +5,8 @@
     torchrun ... data_parallel.py OUT_DIR '{"language": {...}}'               options of language_loop.py: job, class, task, adapter, ...
 
 Rank k's micro-step s draws from the generator seeded with `seed + s + 1_000_003 * k`; batches are dealt by accelerate. Writes
-OUT_DIR/losses.json, {"losses": [...], "grad_norms": [...]}, means over the ranks, and the adapter as peft saves it: OUT_DIR/unet and
-OUT_DIR/text_encoder, or OUT_DIR/adapter.
+OUT_DIR/losses.json, {"losses": [...], "grad_norms": [...]}, means over the ranks, and the adapter as peft saves it: OUT_DIR/unet,
+OUT_DIR/text_encoder and SDXL's OUT_DIR/text_encoder_2, or OUT_DIR/adapter.
 """
 
 import json
@@ -52,11 +52,12 @@ def replayed(out, options, ranks):
         if not last and micro_steps < options.gradient_accumulation_steps:
             continue
         for parameter in trainer.parameters:
-            parameter.grad.div_(ranks)
+            if parameter.grad is not None:  # SDXL does not use the last layer of its first text encoder
+                parameter.grad.div_(ranks)
         norms.append(trainer.optimizer_step()["grad_norm"])
         losses.append(sum(micro_losses) / len(micro_losses))
         micro_losses, micro_steps = [], 0
-    save(out, trainer.unet, trainer.encoders["text_encoder"], losses, norms)
+    save(out, trainer.unet, trainer.encoders, losses, norms)
 
 
 def accelerated(out, options):
@@ -73,7 +74,7 @@ def accelerated(out, options):
         norms.append(trainer.optimizer_step()["grad_norm"])
         losses.append(accelerator.gather(torch.tensor([loss])).mean().item())
     if accelerator.is_main_process:
-        save(out, unet, text_encoder, losses, norms)
+        save(out, unet, {"text_encoder": text_encoder}, losses, norms)
     leave(accelerator)
 
 
@@ -84,9 +85,9 @@ def leave(accelerator):
     os._exit(0)
 
 
-def save(out, unet, text_encoder, losses, norms):
-    unet.save_pretrained(out / "unet")
-    text_encoder.save_pretrained(out / "text_encoder")
+def save(out, unet, text_encoders, losses, norms):
+    for part, network in {"unet": unet, **text_encoders}.items():
+        network.save_pretrained(out / part)
     (out / "losses.json").write_text(json.dumps({"losses": losses, "grad_norms": norms}))
 
 

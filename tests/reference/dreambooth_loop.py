@@ -61,6 +61,7 @@ class Options:
     gradient_accumulation_steps: int = 1
     gradient_accumulation_average: str = "full"  # or "present": a short last group is divided by the micro-steps that it has
     gradient_checkpointing: bool = False
+    cache: bool = False  # what is frozen runs once: the VAE on each photo, whose crop is fixed, and the text encoders on each prompt
     learning_rate: float = 1e-4
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 0
@@ -149,7 +150,7 @@ def losses(prediction, target, timesteps, scheduler, options):
 class Trainer:
     def __init__(self, options):
         torch.manual_seed(options.seed)
-        self.options = options
+        self.options, self.kept = options, {}
         weight_dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.mixed_precision]
         self.weight_dtype = weight_dtype
         self.scheduler = DDPMScheduler.from_pretrained(options.model, subfolder="scheduler")
@@ -199,6 +200,20 @@ class Trainer:
             return contextlib.nullcontext()
         return torch.autocast(self.options.device.split(":")[0], dtype=self.weight_dtype)
 
+    def frozen(self, key, compute):
+        """What does not train gives for `key`."""
+        if key in self.kept:
+            return self.kept[key]
+        with torch.no_grad():
+            result = compute()
+        if self.options.cache:
+            self.kept[key] = result
+        return result
+
+    def encode(self, pixels):
+        posterior = self.vae.encode(pixels.to(self.options.device, dtype=self.weight_dtype)).latent_dist
+        return posterior.mean, posterior.std
+
     def embed(self, input_ids):
         """The UNet's context, and the embedding of whole texts where there are two text encoders."""
         outputs = [encoder(input_ids[:, i], output_hidden_states=True) for i, encoder in enumerate(self.encoders.values())]
@@ -217,10 +232,9 @@ class Trainer:
         pixels, time_ids = torch.stack(pixels), torch.tensor(time_ids, dtype=torch.float32, device=device)
         input_ids = torch.stack([folder.input_ids(place) for folder in self.folders for place in places]).to(device)
 
-        with torch.no_grad():
-            posterior = self.vae.encode(pixels.to(device, dtype=self.weight_dtype)).latent_dist
-        shape = posterior.mean.shape
-        latents = (posterior.mean + posterior.std * torch.randn(shape).to(posterior.mean)) * self.vae.config.scaling_factor
+        mean, std = self.frozen(("photos", *places), lambda: self.encode(pixels))
+        shape = mean.shape
+        latents = (mean + std * torch.randn(shape).to(mean)) * self.vae.config.scaling_factor
         noise = torch.randn(shape).to(latents)
         if options.noise_offset:
             noise = noise + options.noise_offset * torch.randn(shape[0], shape[1], 1, 1).to(latents)
@@ -228,7 +242,8 @@ class Trainer:
         noisy_latents = self.scheduler.add_noise(latents, noise, timesteps)
 
         with self.autocast():
-            context, pooled = self.embed(input_ids)
+            embed = lambda: self.embed(input_ids)
+            context, pooled = embed() if options.train_text_encoder else self.frozen(tuple(input_ids.flatten().tolist()), embed)
             added = None if pooled is None else {"text_embeds": pooled, "time_ids": time_ids}
             prediction = self.unet(noisy_latents, timesteps, context, added_cond_kwargs=added).sample
         velocity = self.scheduler.config.prediction_type == "v_prediction"

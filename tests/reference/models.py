@@ -40,52 +40,54 @@ HUB_CONFIG_KEYS = {
 HUB_VAE_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
-def randomize(model, generator):
-    """Fills the parameters in place, by what they are."""
+def randomize(model, generator, dtype=torch.float32):
+    """Gives the model new parameters, by what they are. They are drawn in float32, one at a time: the whole is never in memory in it."""
     for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            with torch.no_grad():
-                parameter.normal_(generator=generator)
-                if name == "bias":
-                    parameter.mul_(0.1)
-                elif isinstance(module, torch.nn.Embedding):
-                    parameter.mul_(0.5)
-                elif parameter.ndim == 1:
-                    parameter.mul_(0.2).add_(1)
-                else:
-                    parameter.div_(math.sqrt(parameter[0].numel()))
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            drawn = torch.empty(parameter.shape).normal_(generator=generator)
+            if name == "bias":
+                drawn.mul_(0.1)
+            elif isinstance(module, torch.nn.Embedding):
+                drawn.mul_(0.5)
+            elif drawn.ndim == 1:
+                drawn.mul_(0.2).add_(1)
+            else:
+                drawn.div_(math.sqrt(drawn[0].numel()))
+            if parameter.is_meta:
+                setattr(module, name, torch.nn.Parameter(drawn.to(dtype)))
+            else:  # which keeps tied parameters tied
+                parameter.data = drawn.to(dtype)
     return model
 
 
 def empty(model_class, **config):
-    """A diffusers model whose weights are not drawn twice: made without storage, filled by `randomize`."""
+    """A diffusers model without storage, whose parameters `randomize` makes."""
     with torch.device("meta"):
-        model = model_class(**config)
-    return model.to_empty(device="cpu")
+        return model_class(**config)
 
 
-def pipeline(variant, seed=0, prediction_type=None):
-    """The pipeline in memory, float32; its tokenizer and scheduler are written by `save`."""
-    generator = torch.Generator().manual_seed(seed)
+def pipeline(variant, seed=0, prediction_type=None, dtype="float32"):
+    """The pipeline in memory; its tokenizer and scheduler are written by `save`."""
+    generator, dtype = torch.Generator().manual_seed(seed), getattr(torch, dtype)
     scheduler = dict(configs.scheduler(variant))
     if prediction_type:
         scheduler["prediction_type"] = prediction_type
     scheduler_class = {"DDIMScheduler": DDIMScheduler, "PNDMScheduler": PNDMScheduler, "EulerDiscreteScheduler": EulerDiscreteScheduler}[scheduler["_class_name"]]
     if configs.is_xl(variant):
         return StableDiffusionXLPipeline(
-            text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**configs.text_encoder(variant))), generator),
-            text_encoder_2=randomize(CLIPTextModelWithProjection(CLIPTextConfig(**configs.text_encoder_2(variant))), generator),
-            vae=randomize(empty(AutoencoderKL, **configs.vae(variant)), generator),
-            unet=randomize(empty(UNet2DConditionModel, **configs.unet(variant)), generator),
+            text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**configs.text_encoder(variant))), generator, dtype),
+            text_encoder_2=randomize(CLIPTextModelWithProjection(CLIPTextConfig(**configs.text_encoder_2(variant))), generator, dtype),
+            vae=randomize(empty(AutoencoderKL, **configs.vae(variant)), generator, dtype),
+            unet=randomize(empty(UNet2DConditionModel, **configs.unet(variant)), generator, dtype),
             tokenizer=CLIPTokenizer(pad_token="<|endoftext|>"),
             tokenizer_2=CLIPTokenizer(pad_token="!"),
             scheduler=scheduler_class.from_config(scheduler),
             add_watermarker=False,
         )
     return StableDiffusionPipeline(
-        text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**configs.text_encoder(variant))), generator),
-        vae=randomize(empty(AutoencoderKL, **configs.vae(variant)), generator),
-        unet=randomize(empty(UNet2DConditionModel, **configs.unet(variant)), generator),
+        text_encoder=randomize(CLIPTextModel(CLIPTextConfig(**configs.text_encoder(variant))), generator, dtype),
+        vae=randomize(empty(AutoencoderKL, **configs.vae(variant)), generator, dtype),
+        unet=randomize(empty(UNet2DConditionModel, **configs.unet(variant)), generator, dtype),
         tokenizer=CLIPTokenizer(pad_token="!" if configs.is_v2(variant) else "<|endoftext|>"),
         scheduler=scheduler_class.from_config(scheduler),
         safety_checker=None,
@@ -117,8 +119,7 @@ def save(folder, variant, seed=0, dtype="float32", max_shard_size=None, file_var
     assert variant in configs.VARIANTS and spelling in ("today", "hub") and tokenizer in ("today", "hub")
     assert not (spelling == "hub" and max_shard_size), "the repositories on the hub are not sharded"
     folder = Path(folder)
-    made = pipeline(variant, seed, prediction_type)
-    made.to(getattr(torch, dtype))
+    made = pipeline(variant, seed, prediction_type, dtype)
     sharding = {"max_shard_size": max_shard_size} if max_shard_size else {}
     made.save_pretrained(folder, variant=file_variant, **sharding)
 

@@ -31,6 +31,9 @@ def main(out, library, sources):
     library = ctypes.CDLL(library)
     texts = {path.name: re.findall(r'R"\((.*?)\)"', path.read_text(), re.DOTALL) for path in Path(sources).glob("*.cpp")}
     prelude = texts.pop("cuda_kernels.cpp")[0]
+    # A table that its source begins with comes from a macro.
+    code = re.search(r"#define NF4_CODE (.*?[^\\])\n", (Path(sources) / "nf4.cpp").read_text(), re.DOTALL)[1].replace("\\\n", "")
+    prelude += f"__device__ const float kCode[16] = {{{code}}};\n"
     Path(out).write_text(json.dumps({name: compiled(library, prelude + found[0]) for name, found in texts.items() if found}))
 
 

@@ -1,8 +1,8 @@
 //! Whether answers are what `/openapi.json` says, each with the schema of its address.
 
 use super::client::{photo, subject, text, training, Server};
-use super::hub::{HubServer, TOKEN};
-use super::language_jobs::gpt2;
+use crate::support::jobs::gpt2;
+use crate::support::push_hub::{HubServer, TOKEN};
 use serde_json::{json, Value};
 
 #[test]

@@ -1,8 +1,8 @@
 //! Models of the hub, which are looked at before they are chosen.
 
 use super::client::{text, Server};
-use super::hub_of_files::{Server as Hub, ID};
-use super::{hub_of_files, language_jobs};
+use crate::support::hub_mirror::{self, Server as Hub, ID};
+use crate::support::jobs;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,7 +40,7 @@ fn a_model_of_the_hub_is_looked_at_without_its_weights() {
     let demo = folder.path().join("demo");
     drop(Server::start(&demo));
     let images = files(&demo.join("models/demo"));
-    let texts = files(&language_jobs::gpt2(true).folder.join("model"));
+    let texts = files(&jobs::gpt2(true).folder.join("model"));
     for (files, kind, size, tasks) in [
         (images, "stable_diffusion", json!(64), json!(null)),
         (texts, "language", json!(null), json!(["CAUSAL_LM", "SEQ_CLS"])),
@@ -55,7 +55,7 @@ fn a_model_of_the_hub_is_looked_at_without_its_weights() {
         );
         assert_eq!((&model["native_size"], &model["tasks"]), (&size, &tasks), "{model}");
         let asked = hub.asked();
-        assert!(asked.iter().any(hub_of_files::Asked::is_for_the_list));
+        assert!(asked.iter().any(hub_mirror::Asked::is_for_the_list));
         let weights: Vec<_> = asked.iter().filter(|asked| asked.path.ends_with(".safetensors")).collect();
         assert!(weights.is_empty(), "{weights:?}");
     }

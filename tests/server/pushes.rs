@@ -1,7 +1,7 @@
 //! Adapters that are pushed to a hub from a page.
 
 use super::client::{subject, text, training, Server};
-use super::hub::{HubServer, TOKEN};
+use crate::support::push_hub::{HubServer, TOKEN};
 use serde_json::{json, Value};
 use std::path::Path;
 

@@ -1,10 +1,10 @@
 //! Language models: records, trainings, texts.
 
 use super::client::{text, Server};
-use super::language_jobs::{bert, gpt2};
+use crate::support::jobs::{bert, gpt2};
 use serde_json::{json, Value};
 
-fn records(server: &Server, job: &super::language_jobs::Job) -> Value {
+fn records(server: &Server, job: &crate::support::jobs::Job) -> Value {
     server.set_of(&[("my records.jsonl", std::fs::read(job.folder.join("train.jsonl")).unwrap())])
 }
 

@@ -1,7 +1,7 @@
 //! A public server, of which each visitor sees their own part.
 
 use super::client::{photo, text, training, Server};
-use super::hub::{HubServer, TOKEN};
+use crate::support::push_hub::{HubServer, TOKEN};
 use serde_json::{json, Value};
 
 /// A visitor by their cookie.

@@ -1,7 +1,6 @@
 //! Commands that must be refused in one plain line.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
 
-use super::support::lorabooth;
+use super::lorabooth;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

@@ -1,6 +1,4 @@
 //! The tables of docs/files.md.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};

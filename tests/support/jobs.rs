@@ -1,8 +1,6 @@
 //! Small jobs for `lorabooth train llm`: models of random weights with tokenizers, and records.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use super::support::made;
+use super::made;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 

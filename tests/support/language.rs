@@ -1,8 +1,6 @@
 //! Small language models of random weights, made by transformers, and what it computes with them.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
-use super::support::{made, read, relative_error};
+use super::{made, read, relative_error};
 use lorabooth::models::language::{
     ClassifierInputs, DecoderInputs, Encoded, HeadOptions, LanguageModel, LanguageModelFiles, Tokens,
 };

@@ -2,6 +2,16 @@
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
+pub mod complaints;
+pub mod documented;
+pub mod dreambooth_commands;
+pub mod hub_mirror;
+pub mod jobs;
+pub mod language;
+pub mod push_hub;
+pub mod stand_in;
+pub mod tiny_run;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::linux::net::SocketAddrExt;

@@ -1,6 +1,4 @@
 //! The stand-in for a CUDA device (tests/fake_cuda): built once, brought along with a program by the system's loader, and what it counted.
-#![allow(dead_code, reason = "each test file uses its own part of this")]
-#![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::lorabooth_command;
 use serde_json::Value;
@@ -110,4 +108,30 @@ pub fn counted<S: AsRef<OsStr>>(args: &[S], variables: &[(&str, &str)], steps: u
     let counts: Vec<Counts> = text.lines().map(|line| Counts(serde_json::from_str(line).unwrap())).collect();
     assert!(counts.len() > steps, "{} lines for {steps} steps", counts.len());
     counts.into_iter().take(steps + 1).collect()
+}
+
+/// In the process that is on the stand-in: the folder in which its report and its standard error output, `said`, are.
+const FOLDER: &str = "LORABOOTH_TEST_FOLDER";
+
+/// Makes the test `name` in a process of its own that has the stand-in, where this is not yet that: it is given that one's folder.
+/// What Python makes is to be made before, as it is a program on libtorch too.
+pub fn on_the_stand_in(name: &str) -> Option<PathBuf> {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        return Some(folder.into());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let said = folder.path().join("said");
+    let mut own = Command::new(std::env::current_exe().unwrap());
+    bring_along(&mut own);
+    own.args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(FOLDER, folder.path())
+        .env("FAKE_CUDA_REPORT", folder.path().join("report"))
+        .env("OMP_NUM_THREADS", "1")
+        .env("HF_HUB_OFFLINE", "1")
+        .stderr(std::fs::File::create(&said).unwrap());
+    let status = own.status().unwrap();
+    let said = std::fs::read_to_string(said).unwrap();
+    let last: Vec<&str> = said.lines().rev().take(20).collect();
+    assert!(status.success(), "{name}: {status}\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    None
 }

@@ -1,6 +1,6 @@
 //! A short DreamBooth run on the tiny model, and the lines of its logs.
 
-use super::support::{model, photos};
+use super::{model, photos};
 use serde_json::Value;
 use std::path::Path;
 

@@ -45,8 +45,9 @@ impl SequenceClassifier for DecoderClassifier {
     }
 
     fn classify(&self, inputs: ClassifierInputs) -> Tensor {
-        let ClassifierInputs { tokens, attention_mask, cache, checkpointing, .. } = inputs;
+        let ClassifierInputs { tokens, attention_mask, padded_behind, cache, checkpointing, .. } = inputs;
         let last = self.last(tokens, attention_mask);
+        let attention_mask = attention_mask.filter(|_| !padded_behind);
         let hidden =
             self.decoder.forward(DecoderInputs { attention_mask, cache, checkpointing, ..DecoderInputs::new(tokens) });
         let width = hidden.size()[2];

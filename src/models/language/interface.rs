@@ -168,6 +168,8 @@ pub struct ClassifierInputs<'a> {
     pub tokens: Tokens<'a>,
     /// int64 `[b, p + t]`: 1 at tokens, 0 at padding; none: all are tokens.
     pub attention_mask: Option<&'a Tensor>,
+    /// All padding of the mask stands behind the texts. Where tokens see what is before them alone, it takes no part in attention then.
+    pub padded_behind: bool,
     /// int64 `[b, t]`: which of two texts a token is of; none: all of the first.
     pub token_type_ids: Option<&'a Tensor>,
     /// What every token sees beside the text, as if it stood before it; the text's keys and values are added to it.
@@ -179,7 +181,14 @@ pub struct ClassifierInputs<'a> {
 impl<'a> ClassifierInputs<'a> {
     /// A whole text.
     pub fn new(tokens: Tokens<'a>) -> Self {
-        Self { tokens, attention_mask: None, token_type_ids: None, cache: None, checkpointing: false }
+        Self {
+            tokens,
+            attention_mask: None,
+            padded_behind: false,
+            token_type_ids: None,
+            cache: None,
+            checkpointing: false,
+        }
     }
 
     pub(super) fn past(&self) -> i64 {

@@ -113,7 +113,7 @@ impl ClipTextModel {
         let width = config.hidden_size;
         Ok(Self {
             rows: (config.vocab_size, config.max_position_embeddings),
-            token_embedding: Embedding::load(&(&embeddings / "token_embedding"), config.vocab_size, width)?,
+            token_embedding: Embedding::load_waiting(&(&embeddings / "token_embedding"), config.vocab_size, width)?,
             position_embedding: Embedding::load(
                 &(&embeddings / "position_embedding"),
                 config.max_position_embeddings,
@@ -145,7 +145,7 @@ impl ClipTextModel {
         let pooled = self.text_projection.as_ref().map(|project| {
             let ys = self.final_layer_norm.forward(&self.run(hidden.shallow_clone(), last, checkpointing));
             let rows = Tensor::arange(ys.size()[0], (Kind::Int64, ys.device()));
-            project.forward(&ys.index(&[Some(rows), Some(self.ends(ids).to_device(ys.device()))]))
+            project.forward(&ys.index(&[Some(rows), Some(upload(&self.ends(ids), ys.device()))]))
             // [b, d] -> [b, p]
         });
         (hidden, pooled)
@@ -192,11 +192,11 @@ impl ClipTextModel {
         }
     }
 
-    /// The dtype-preserving ids tensor of token lists of one length: `[b, t]`.
-    pub fn ids(rows: &[Vec<i64>], device: tch::Device) -> Tensor {
+    /// The ids of texts of one length, on the host as the table of tokens is: int64 `[b, t]`.
+    pub fn ids(rows: &[Vec<i64>]) -> Tensor {
         let width = rows.first().map_or(0, Vec::len) as i64;
         let flat: Vec<i64> = rows.iter().flatten().copied().collect();
-        upload(&Tensor::from_slice(&flat).view([rows.len() as i64, width]), device)
+        Tensor::from_slice(&flat).view([rows.len() as i64, width])
     }
 }
 

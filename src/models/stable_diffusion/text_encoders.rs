@@ -4,7 +4,7 @@
 use super::{ClipTextModel, Conditioning, Loaded};
 use crate::adapters::{Part, Sites};
 use crate::error::Result;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 /// All of a pipeline's text encoders.
 pub struct TextEncoders {
@@ -41,10 +41,10 @@ impl TextEncoders {
 
     /// The embeddings of texts, of each of which `rows` has the token ids for every network. One network gives its normed last
     /// hidden states; of two the last but one are put side by side, and the whole text is the second's.
-    pub fn forward(&self, rows: &[Vec<Vec<i64>>], device: Device, checkpointing: bool) -> Conditioning {
+    pub fn forward(&self, rows: &[Vec<Vec<i64>>], checkpointing: bool) -> Conditioning {
         let ids = |index: usize| {
             let of_network: Vec<Vec<i64>> = rows.iter().map(|row| row[index].clone()).collect();
-            ClipTextModel::ids(&of_network, device)
+            ClipTextModel::ids(&of_network)
         };
         if let [(_, only)] = &self.networks[..] {
             return only.model.forward(&ids(0), checkpointing).into();

@@ -110,9 +110,8 @@ impl Embeddings {
         files: &PipelineFiles,
         carried: &[(Part, PartAdapter)],
     ) -> Result<EncodedPrompts> {
-        let encode = |encoders: &TextEncoders| {
-            EncodedPrompts::encode(&self.tokenizers, encoders, networks.device, (&[prompt], None), negative)
-        };
+        let encode =
+            |encoders: &TextEncoders| EncodedPrompts::encode(&self.tokenizers, encoders, (&[prompt], None), negative);
         let known = self.validation.as_ref().filter(|(known, _)| known == prompt && negative.is_none());
         match (&networks.text_encoders, known) {
             (Some(encoders), _) => encode(encoders),
@@ -132,7 +131,7 @@ impl Embeddings {
             None => Conditioning::cat(&prompts.map(|prompt| self.known[prompt].shallow_clone()).collect::<Vec<_>>()),
             Some(encoders) => {
                 let rows: Vec<Vec<Vec<i64>>> = prompts.map(|prompt| self.ids[prompt].clone()).collect();
-                encoders.forward(&rows, Device::Cpu, checkpointing)
+                encoders.forward(&rows, checkpointing)
             }
         };
         texts.with_size_ids(ids)
@@ -507,7 +506,7 @@ pub fn encode_prompts(
             let encoders = frozen.encoders()?;
             encoders.check_ids(ids)?;
             let rows = std::slice::from_ref(ids);
-            let encoded = catching(|| Ok(tch::no_grad(|| encoders.forward(rows, run.device, false))))?;
+            let encoded = catching(|| Ok(tch::no_grad(|| encoders.forward(rows, false))))?;
             Ok(encoded.into_named(""))
         })?;
         embeddings.known.insert(prompt.clone(), Conditioning::from_named(&known, "", run.device)?);
@@ -517,7 +516,7 @@ pub fn encode_prompts(
         let contents = contents.and_text(&format!("{first:?} without {none:?}"));
         let known = encodings.get_or_make(contents, || {
             let prompts = (std::slice::from_ref(prompt), None);
-            let on = EncodedPrompts::encode(&embeddings.tokenizers, frozen.encoders()?, run.device, prompts, None)?;
+            let on = EncodedPrompts::encode(&embeddings.tokenizers, frozen.encoders()?, prompts, None)?;
             let mut named = on.prompt.into_named("prompt.");
             named.extend(on.negative.into_named("negative."));
             Ok(named)

@@ -11,8 +11,8 @@ use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::control::SampleRequest;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::recipes::training::run::Run;
-use crate::recipes::training::watched::WatchedDrawing;
-use crate::sample::drawn_image::DrawnImage;
+use crate::recipes::training::watched::{Take, WatchedDrawing};
+use crate::sample::drawn_image::{DrawnImage, ImageParameters};
 use crate::sample::grid::grid;
 use crate::sample::painter::{Painter, Pictures};
 use crate::sample::pipeline::{sampling_schedule, short_name};
@@ -21,7 +21,7 @@ use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use image::RgbImage;
 use std::path::{Path, PathBuf};
-use tch::Kind;
+use tch::{Device, Kind};
 
 /// Steps of the sampler for a sample image.
 pub const SAMPLE_STEPS: usize = 25;
@@ -66,7 +66,8 @@ impl Samples<'_> {
         self.pictures((request.prompt.as_deref().unwrap_or(prompt), negative), request.seed.unwrap_or(seed), count)
     }
 
-    /// Draws them to the run's folder `samples` as `step-000100-NAME.png`, NAME by [`Series`], until `interrupt` is set.
+    /// Draws them to the run's folder `samples` as `step-000100-NAME.png`, NAME by [`Series`], until `interrupt` is set. Several ranks each
+    /// draw a share of those that are due, and the first one writes all.
     pub fn draw(
         &self,
         pictures: &Pictures,
@@ -76,9 +77,86 @@ impl Samples<'_> {
         interrupt: &Interrupt,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let (step, device) = (run.step, run.device);
-        let names = Names { folder: run.folder.join("samples"), step, series };
+        let names = Names { folder: run.folder.join("samples"), step: run.step, series };
         let first = names.first_free();
+        let (mut images, mut paths): (Vec<RgbImage>, Vec<PathBuf>) = Default::default();
+        let mut write = |drawn: &DrawnImage, run: &mut Run, observer: &mut dyn Observer| -> Result<()> {
+            let path = names.path(&(first + drawn.index).to_string());
+            let png = drawn.png()?;
+            write_whole(&path, &png)?;
+            if series == Series::Validation {
+                run.events_image(&format!("samples/{}", drawn.index), &png, drawn.image.dimensions())?;
+            }
+            let parameters = drawn.parameters.clone();
+            observer.on(Event::Image { path: path.clone(), step: Some(names.step), parameters });
+            images.push(drawn.image.clone());
+            paths.push(path);
+            Ok(())
+        };
+        let device = run.device;
+        match series {
+            Series::Validation if !run.ranks.is_alone() => {
+                for drawn in self.draw_in_shares(pictures, on, run, interrupt, observer)? {
+                    write(&drawn, run, observer)?;
+                }
+            }
+            _ => {
+                let mut take = |drawn: &DrawnImage, observer: &mut dyn Observer| write(drawn, run, observer);
+                self.paint(pictures, on, device, interrupt, observer, &mut take)?;
+            }
+        }
+        let grid = match (images.len(), series) {
+            (2.., Series::Validation) => {
+                let path = names.path("grid");
+                write_png(&path, &grid(&images))?;
+                Some(path)
+            }
+            _ => None,
+        };
+        observer.on(Event::WroteImages { paths, grid });
+        memory::release_cached(device)
+    }
+
+    /// This rank's share of `pictures`, and on the first rank those of all others.
+    fn draw_in_shares(
+        &self,
+        pictures: &Pictures,
+        on: &EncodedPrompts,
+        run: &Run,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<DrawnImage>> {
+        let ranks = &run.ranks;
+        let places: Vec<usize> = (0..pictures.seeds.len()).filter(|&place| ranks.has_share(place)).collect();
+        let own = Pictures { seeds: places.iter().map(|&place| pictures.seeds[place]).collect(), ..pictures.clone() };
+        let mut drawn: Vec<DrawnImage> = Vec::new();
+        let outcome = match places.is_empty() {
+            true => Ok(()),
+            false => self.paint(&own, on, run.device, interrupt, observer, &mut |image, _| {
+                drawn.push(DrawnImage { index: places[image.index], ..image.clone() });
+                Ok(())
+            }),
+        };
+        let rounds = ranks.collect(outcome.map(|()| vec![drawn.len()]))?.into_iter().max().unwrap_or(0);
+        let mut all = Vec::new();
+        for round in 0..rounds {
+            let own = drawn.get(round).map_or(Ok(Vec::new()), packed)?;
+            all.extend(ranks.gather(own)?.iter().filter_map(|bytes| unpacked(bytes)));
+        }
+        all.sort_by_key(|drawn| drawn.index);
+        Ok(if ranks.is_first() { all } else { Vec::new() })
+    }
+
+    /// Draws `pictures`, each of which `take` gets as it is finished.
+    fn paint(
+        &self,
+        pictures: &Pictures,
+        on: &EncodedPrompts,
+        device: Device,
+        interrupt: &Interrupt,
+        observer: &mut dyn Observer,
+        take: Take,
+    ) -> Result<()> {
         let place = Placement { device, kind: self.networks.vae_kind };
         let mut vae = self.files.load_vae_decoder(place)?;
         let tiling = self.config.slicing || self.config.vae_tiling;
@@ -100,21 +178,7 @@ impl Samples<'_> {
             model: &short_name(Path::new(&self.config.model.name)),
             adapters: &[],
         };
-        let (mut images, mut paths): (Vec<RgbImage>, Vec<PathBuf>) = Default::default();
-        let mut write = |drawn: &DrawnImage, observer: &mut dyn Observer| -> Result<()> {
-            let path = names.path(&(first + drawn.index).to_string());
-            let png = drawn.png()?;
-            write_whole(&path, &png)?;
-            if series == Series::Validation {
-                run.events_image(&format!("samples/{}", drawn.index), &png, drawn.image.dimensions())?;
-            }
-            let parameters = drawn.parameters.clone();
-            observer.on(Event::Image { path: path.clone(), step: Some(step), parameters });
-            images.push(drawn.image.clone());
-            paths.push(path);
-            Ok(())
-        };
-        let mut listener = WatchedDrawing::begin("sampling", pictures, interrupt, observer, &mut write);
+        let mut listener = WatchedDrawing::begin("sampling", pictures, interrupt, observer, take);
         // The prompts are encoded: what encoded them makes room for the decoder.
         let encoders: Vec<&Sites> =
             self.networks.text_encoders.iter().flat_map(TextEncoders::sites).map(|(_, sites)| sites).collect();
@@ -122,19 +186,22 @@ impl Samples<'_> {
         let outcome = catching(|| painter.draw(pictures, on, &mut listener));
         drop(listener);
         encoders.iter().try_for_each(|sites| sites.unpark(device))?;
-        outcome?;
-        let grid = match (images.len(), series) {
-            (2.., Series::Validation) => {
-                let path = names.path("grid");
-                write_png(&path, &grid(&images))?;
-                Some(path)
-            }
-            _ => None,
-        };
-        observer.on(Event::WroteImages { paths, grid });
-        drop(vae);
-        memory::release_cached(device)
+        outcome
     }
+}
+
+/// A picture's place and what it was drawn with, a 0, its pixels.
+fn packed(drawn: &DrawnImage) -> Result<Vec<u8>> {
+    let header = serde_json::to_vec(&(drawn.index, &drawn.parameters));
+    let header = header.map_err(|error| Error::Internal(error.to_string()))?;
+    Ok([&header, &[0][..], &drawn.image].concat())
+}
+
+fn unpacked(bytes: &[u8]) -> Option<DrawnImage> {
+    let end = bytes.iter().position(|&byte| byte == 0)?;
+    let (index, parameters): (usize, ImageParameters) = serde_json::from_slice(&bytes[..end]).ok()?;
+    let image = RgbImage::from_raw(parameters.width, parameters.height, bytes[end + 1..].to_vec())?;
+    Some(DrawnImage { index, image, parameters })
 }
 
 /// Why sample images are drawn.

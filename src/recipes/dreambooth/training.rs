@@ -376,9 +376,7 @@ impl Job for DreamBoothJob<'_> {
     }
 
     fn evaluate(&mut self, run: &mut Run, interrupt: &Interrupt, observer: &mut dyn Observer) -> Result<()> {
-        let Some(prompt) = self.config.validation_prompt.as_ref().filter(|_| run.ranks.is_first()) else {
-            return Ok(());
-        };
+        let Some(prompt) = &self.config.validation_prompt else { return Ok(()) };
         let samples = self.samples();
         let pictures = samples.pictures((prompt, None), run.seed, self.config.num_validation_images)?;
         samples.draw(&pictures, &self.encode((prompt, None))?, Series::Validation, run, interrupt, observer)

@@ -61,7 +61,14 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
             cross_entropy(&hidden, labels, |rows| model.logits(rows))?
         }
         LanguageModel::Classifier(model) => {
-            let inputs = ClassifierInputs { attention_mask, checkpointing, cache, ..ClassifierInputs::new(tokens) };
+            let padded_behind = !has_token_behind_padding(&batch.attention_mask);
+            let inputs = ClassifierInputs {
+                padded_behind,
+                attention_mask,
+                checkpointing,
+                cache,
+                ..ClassifierInputs::new(tokens)
+            };
             let logits = model.classify(inputs).to_kind(Kind::Float);
             let mean = logits.cross_entropy_for_logits(&on_device(labels));
             LanguageLoss { mean, labels: labels.size()[0], classes: Some(logits.detach()) }
@@ -71,13 +78,17 @@ pub fn language_loss(model: &LanguageModel, batch: &LanguageBatch, options: Loss
 
 /// Whether `mask` `[b, t]` on the host changes what is learnt. A decoder's tokens do not see what fills up the end behind them.
 fn needs_mask(mask: &Tensor, model: &LanguageModel) -> bool {
+    match model {
+        LanguageModel::Causal(_) => has_token_behind_padding(mask),
+        _ => mask.eq(0).any().int64_value(&[]) != 0,
+    }
+}
+
+/// Whether a text of `mask` `[b, t]` on the host has padding before a token.
+fn has_token_behind_padding(mask: &Tensor) -> bool {
     let length = mask.size()[1];
-    let later_token = || mask.narrow(1, 1, length - 1).gt_tensor(&mask.narrow(1, 0, length - 1)).any();
-    let found = match model {
-        LanguageModel::Causal(_) if length > 1 => later_token(),
-        _ => mask.eq(0).any(),
-    };
-    found.int64_value(&[]) != 0
+    let found = || mask.narrow(1, 1, length - 1).gt_tensor(&mask.narrow(1, 0, length - 1)).any();
+    length > 1 && found().int64_value(&[]) != 0
 }
 
 /// Of labels `[b, t]` on the host after hidden states `[b, t, d]`, through `logits` `[n, d] -> [n, v]`.

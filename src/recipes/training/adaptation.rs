@@ -99,13 +99,17 @@ impl Adaptation {
         planned: impl Fn() -> Result<I>,
         observer: &mut dyn Observer,
     ) -> Error {
+        let is_shared = match &error {
+            Error::OutOfMemory { .. } if self.steps_down => run.share_trouble(&error),
+            _ => run.trouble_is_shared,
+        };
         let next = match &error {
             Error::OutOfMemory { .. } if self.steps_down => self.to_save_memory(&run, &planned),
             Error::Diverged(_) => self.to_keep_numbers(&run),
             _ => None,
         };
         let next = next.filter(|_| run.can_start_again());
-        let next = match (run.ranks.is_alone(), run.trouble_is_shared) {
+        let next = match (run.ranks.is_alone(), is_shared) {
             (true, _) => next,
             (false, true) => run.ranks.of_first(|| Ok(next)).ok().flatten(),
             // The other ranks do not know of it.

@@ -162,6 +162,8 @@ pub struct Run {
     pub measures: Vec<Taken>,
     /// Where its numbers were lost.
     pub(super) lost: Option<Lost>,
+    /// The optimizer has made a step in this start, for which it takes its memory.
+    pub(super) has_stepped: bool,
     /// The optimizer's step was not made to its end: the weights are of no step.
     pub(super) is_torn: bool,
     pub(super) batch_size: usize,
@@ -175,6 +177,8 @@ pub struct Run {
     pub(super) reduction: Option<Reduction>,
     /// A rank was asked to stop, as all of them know.
     pub(super) is_asked_to_stop: bool,
+    /// In a step other ranks may wait for this one's gradients.
+    pub(super) is_in_exchange: bool,
     /// Why the run cannot go on as it is, is known to all ranks.
     pub(super) trouble_is_shared: bool,
     /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
@@ -227,6 +231,8 @@ impl Run {
             ranks: training.ranks.clone(),
             reduction: None,
             is_asked_to_stop: false,
+            is_in_exchange: false,
+            has_stepped: false,
             trouble_is_shared: false,
             training: training.clone(),
             step: 0,
@@ -291,6 +297,7 @@ impl Run {
             self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
         }
         self.ranks.agree("options", &format!("{:?}", self.options))?;
+        self.report_waiting_weights(observer)?;
         let resumed = if self.ranks.is_first() { self.resume(data.batches, observer)? } else { None };
         self.share_state()?;
         self.reduction = Reduction::new(&self.ranks, &self.trained.params, super::shared_state::numbers(parts))?;

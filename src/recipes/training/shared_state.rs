@@ -6,6 +6,7 @@ use crate::adapters::Lost;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::memory;
+use crate::libtorch::shared_memory;
 use crate::train::checkpoint::{self, TrainingState};
 use crate::train::data_parallel::processes;
 use crate::train::precision::{LossScaler, ScalerState};
@@ -82,11 +83,7 @@ impl Run {
         self.is_asked_to_stop = *stop > 0.0;
         if *full > 0.0 {
             self.trouble_is_shared = true;
-            return Err(Error::OutOfMemory {
-                device: "another process".to_owned(),
-                cause: "it says so".to_owned(),
-                advice: String::new(),
-            });
+            return Err(self.ranks.share_full_memory(None));
         }
         Ok(())
     }
@@ -102,10 +99,17 @@ impl Run {
         match freed.and_then(|()| reduction.finish(&own, false)) {
             Ok(_) => {
                 self.trouble_is_shared = true;
-                error
+                self.ranks.share_full_memory(Some(error))
             }
             Err(other) => other,
         }
+    }
+
+    /// Has all ranks know that memory of this one, or of another, is full, unless they do: whether they do. Not in a step, where they wait for
+    /// each other's gradients.
+    pub(super) fn share_trouble(&self, error: &Error) -> bool {
+        let is_shared = self.trouble_is_shared || self.ranks.is_alone();
+        is_shared || !self.is_in_exchange && self.ranks.come_together_anew(error).is_ok()
     }
 
     /// The layer that lost a number first, on whichever rank that was.
@@ -147,6 +151,25 @@ impl Run {
             processes(now),
             self.total_steps,
         ));
+    }
+
+    /// Where frozen weights wait in memory that the processes of a machine share, and which processes have their own instead.
+    pub(super) fn report_waiting_weights(&self, observer: &mut dyn Observer) -> Result<()> {
+        if self.ranks.is_alone() || self.device == Device::Cpu || !self.training.weights.storage().streamed {
+            return Ok(());
+        }
+        let complaints = self.ranks.gather(shared_memory::complaint().unwrap_or_default().into_bytes())?;
+        let those = complaints.iter().enumerate().filter(|(_, why)| !why.is_empty());
+        let those: Vec<String> =
+            those.map(|(rank, why)| format!("rank {rank} ({})", String::from_utf8_lossy(why))).collect();
+        match those.is_empty() {
+            true => observer.fact("host memory", "frozen weights are pinned once for the processes of a machine"),
+            false => observer.warning(format!(
+                "frozen weights are not pinned once for all processes of a machine, but once more by {}",
+                those.join(" and ")
+            )),
+        }
+        Ok(())
     }
 
     /// All ranks stand where the first one does.

@@ -120,6 +120,7 @@ fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn
 fn step(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt) -> Result<Option<StepMetrics>> {
     let began = Instant::now();
     let (epoch, first) = run.position();
+    run.is_in_exchange = true;
     run.accumulated = run.training.accumulation_divisor(first, run.batches_per_epoch);
     // The other ranks wait for this one's gradients: one whose memory is full says so in their place.
     let losses = match catching(|| micro_steps(job, run)) {
@@ -127,6 +128,7 @@ fn step(job: &mut dyn Job, run: &mut Run, interrupt: &Interrupt) -> Result<Optio
         losses => losses?,
     };
     let metrics = optimizer_step(job.parts(), run, &losses, interrupt, began)?;
+    run.is_in_exchange = false;
     Ok(metrics.map(|metrics| StepMetrics { epoch: epoch as u64, ..metrics }))
 }
 
@@ -186,6 +188,8 @@ fn between_steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: 
     let stop = run.is_asked_to_stop(control.interrupt());
     if stop || run.is_done() || run.step.is_multiple_of(run.training.checkpointing_steps) {
         save(job, run, observer)?;
+        // However long that takes: an exchange waits for ⟨timeout⟩ alone.
+        run.ranks.meet()?;
         if stop && !run.is_done() {
             return Err(run.interrupted());
         }
@@ -314,7 +318,12 @@ fn optimizer_step(
     if finite && !diverged {
         gradients::clip(&grads, numbers[1], run.training.max_grad_norm)?;
         run.is_torn = true;
+        run.is_in_exchange = run.has_stepped;
         run.groups.iter().try_for_each(|(params, rate)| run.optimizer.step(params, rate * factor))?;
+        if !std::mem::replace(&mut run.has_stepped, true) {
+            // Each rank's optimizer has its memory, or all start again.
+            run.ranks.meet()?;
+        }
         run.is_torn = false;
     }
     run.optimizer.zero_grad(&run.trained.params)?;

@@ -45,7 +45,7 @@ impl Drop for Watched<'_> {
 }
 
 /// What becomes of a picture that is finished.
-type Take<'a> = &'a mut dyn FnMut(&DrawnImage, &mut dyn Observer) -> Result<()>;
+pub type Take<'a> = &'a mut dyn FnMut(&DrawnImage, &mut dyn Observer) -> Result<()>;
 
 /// The drawing of pictures as such a phase: a bar over the sampler's steps.
 pub struct WatchedDrawing<'a> {

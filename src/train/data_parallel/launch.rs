@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 const USUAL_PORT: u16 = 29500;
 /// Set to "True" where the launcher, torchrun's agent or our own, serves the store.
 pub const LAUNCHER_SERVES_STORE: &str = "TORCHELASTIC_USE_AGENT_STORE";
+/// Has a process that is alone compute as a group of one: what groups go through is tried so on a machine with one GPU.
+const GROUP_OF_ONE: &str = "LORABOOTH_GROUP_OF_ONE";
 /// How often the launcher has started the ranks again.
 const RESTARTS: &str = "TORCHELASTIC_RESTART_COUNT";
 
@@ -105,7 +107,7 @@ impl Launch {
                 names.0, names.1
             )));
         }
-        if count == 1 {
+        if count == 1 && get(GROUP_OF_ONE).is_none() {
             return Ok(None);
         }
         let local_count = number(launcher.local_count)?.unwrap_or(count);
@@ -194,6 +196,7 @@ mod tests {
             assert_eq!(found.serves(), serves, "{variables}");
             assert_eq!(found, expected, "{variables}");
         }
+        assert_eq!(of("RANK=0 WORLD_SIZE=1 LORABOOTH_GROUP_OF_ONE=1").unwrap().unwrap().count, 1);
         assert_eq!(of("RANK=1 WORLD_SIZE=2 MASTER_ADDR=h TORCHELASTIC_RESTART_COUNT=2").unwrap().unwrap().restarts, 2);
     }
 

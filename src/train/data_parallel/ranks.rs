@@ -1,12 +1,14 @@
 //! The ranks of a run, as one of them sees the others.
 
 use super::launch::Launch;
-use super::watch::{End, Watch};
+use super::watch::{full_elsewhere, End, Watch};
 use crate::error::{Error, Result};
 use crate::libtorch::process_group::{ProcessGroup, Store};
+use crate::libtorch::shared_memory::{self, Address, SharedMemory};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
-use std::net::UdpSocket;
+use serde_json::{Map, Value};
+use std::net::{ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tch::{Device, Tensor};
@@ -33,12 +35,7 @@ impl Ranks {
     pub fn join(launch: &Launch, timeout: Duration) -> Result<Self> {
         let Launch { host, port, rank, count, .. } = launch;
         let prefix = format!("lorabooth/{}", launch.restarts);
-        let not_there = |error: Error| {
-            Error::OtherRank(format!(
-                "cannot reach the other ranks at {host}:{port} ({}); MASTER_ADDR and MASTER_PORT say where they meet",
-                first_sentence(&error.to_string())
-            ))
-        };
+        let not_there = |error: Error| cannot_meet(launch, &error.to_string());
         // A launcher's store is there before its processes are.
         let patience = if launch.launcher_serves { timeout.min(LAUNCHER_PATIENCE) } else { timeout };
         let mut store = Store::connect(host, *port, launch.serves(), patience).map_err(not_there)?;
@@ -112,6 +109,36 @@ impl Ranks {
         self.0.as_ref().map_or(Ok(()), |members| members.watch.meet())
     }
 
+    /// Has all ranks leave what they wait for each other in, each with [`Error::OutOfMemory`] as `error` is, and come here.
+    pub fn come_together_anew(&self, error: &Error) -> Result<()> {
+        let why = match error {
+            Error::OutOfMemory { device, cause, .. } => Some((device.clone(), cause.clone())),
+            _ => None,
+        };
+        self.0.as_ref().map_or(Ok(()), |members| members.watch.come_together_anew(why))
+    }
+
+    /// Memory of a rank is full, as all of them know: the error of it on each. `own` is that of a rank whose memory it is.
+    pub fn share_full_memory(&self, own: Option<Error>) -> Error {
+        let Some(members) = &self.0 else { return own.unwrap_or_else(|| Error::Internal("no memory is full".into())) };
+        let said = match &own {
+            Some(Error::OutOfMemory { device, cause, .. }) => {
+                (format!("{device} of {}", members.watch.own_name()), cause.clone())
+            }
+            _ => Default::default(),
+        };
+        let all = serde_json::to_vec(&said).map_err(invalid).and_then(|said| self.gather(said));
+        let others = all.map(|all| {
+            let all = all.iter().filter_map(|said| serde_json::from_slice::<(String, String)>(said).ok());
+            all.into_iter().find(|(device, _)| !device.is_empty()).unwrap_or_default()
+        });
+        match (own, others) {
+            (_, Err(error)) => error,
+            (Some(own), _) => own,
+            (None, Ok((device, cause))) => full_elsewhere(device, cause),
+        }
+    }
+
     /// What each rank gives, in the ranks' order.
     pub fn gather(&self, own: Vec<u8>) -> Result<Vec<Vec<u8>>> {
         let Some(members) = &self.0 else { return Ok(vec![own]) };
@@ -167,6 +194,30 @@ impl Ranks {
         }
     }
 
+    /// Refuses to train where one of the options `own`, by their names, is not that of the first rank.
+    pub fn agree_on_options(&self, own: &Map<String, Value>) -> Result<()> {
+        let Some(members) = &self.0 else { return Ok(()) };
+        let own = serde_json::to_vec(&(members.watch.own_name(), own)).map_err(invalid)?;
+        let all: Vec<(String, Map<String, Value>)> =
+            self.gather(own)?.iter().map(|of| serde_json::from_slice(of).map_err(invalid)).collect::<Result<_>>()?;
+        for (name, options) in &all[1..] {
+            let names = all[0].1.keys().chain(options.keys());
+            if let Some(option) = names.into_iter().find(|option| all[0].1.get(*option) != options.get(*option)) {
+                let value = |of: &Map<String, Value>| match of.get(option) {
+                    Some(Value::Null) | None => "not given".to_owned(),
+                    Some(value) => value.to_string(),
+                };
+                let [first, other] = [&all[0].1, options].map(value);
+                return Err(Error::invalid(format!(
+                    "the ranks were started with different options: ⟨{option}⟩ is {first} for {} and {other} for {name}; give all of \
+                     them the same",
+                    all[0].0
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Adds `tensor` over all ranks, in place.
     pub fn sum(&self, tensor: &Tensor) -> Result<()> {
         self.0.as_ref().map_or(Ok(()), |members| members.exchange(|group| group.sum(tensor)))
@@ -182,6 +233,34 @@ impl Ranks {
             }
             _ => Ok("Gloo"),
         }
+    }
+
+    /// Has the ranks of each machine hold frozen weights that are on the host in memory that they share. Those that cannot have their own.
+    pub fn share_host_memory(&self) -> Result<()> {
+        let Some(Members { launch, .. }) = self.0.as_deref() else { return Ok(()) };
+        let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let made = (launch.local_rank == 0 && launch.local_count > 1).then(SharedMemory::create).transpose();
+        let (own, address) = made.map(Option::unzip).unwrap_or_else(|error| {
+            shared_memory::give_up(&error);
+            (None, None)
+        });
+        let offer = serde_json::to_vec(&(&machine, address)).map_err(invalid)?;
+        let offers: Vec<(String, Option<Address>)> = self
+            .gather(offer)?
+            .iter()
+            .map(|offer| serde_json::from_slice(offer).map_err(invalid))
+            .collect::<Result<_>>()?;
+        let of_others = || offers.iter().filter(|(of, _)| *of == machine).find_map(|(_, address)| address.as_ref());
+        let memory = match own {
+            Some(own) => Some(own),
+            None => of_others().map(SharedMemory::open).transpose().unwrap_or_else(|error| {
+                shared_memory::give_up(&error);
+                None
+            }),
+        };
+        memory.into_iter().for_each(SharedMemory::install);
+        // What was made stays open until all have it.
+        self.meet()
     }
 
     /// The group, and what makes an error of it name the rank that is its cause.
@@ -236,6 +315,19 @@ fn own_address(host: &str, port: u16) -> String {
     ["0.0.0.0:0", "[::]:0"].into_iter().find_map(address).unwrap_or_else(|| "127.0.0.1".to_owned())
 }
 
-fn first_sentence(text: &str) -> &str {
-    text.split(". ").next().unwrap_or(text)
+/// Why the store in which ranks meet cannot be had, from what c10d says.
+fn cannot_meet(launch: &Launch, said: &str) -> Error {
+    let Launch { host, port, .. } = launch;
+    let has_address = || (host.as_str(), *port).to_socket_addrs().is_ok_and(|mut found| found.next().is_some());
+    Error::OtherRank(if launch.serves() && said.contains("failed to listen") {
+        format!("another program listens at port {port} of this machine, where the ranks are to meet; give all of them another MASTER_PORT")
+    } else if !has_address() {
+        format!("no machine called {host} is found, where the ranks are to meet; MASTER_ADDR must be a name or an address of rank 0's machine")
+    } else {
+        let said = said.trim_start_matches("libtorch: ").split(". ").next().unwrap_or_default().trim_end_matches('.');
+        format!(
+            "cannot reach the other ranks at {host}:{port} ({said}); MASTER_ADDR and MASTER_PORT say where they meet, and rank 0 must \
+             have been started"
+        )
+    })
 }

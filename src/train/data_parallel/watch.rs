@@ -3,7 +3,7 @@
 
 use super::launch::Launch;
 use crate::error::{Error, Result};
-use crate::libtorch::process_group::Store;
+use crate::libtorch::process_group::{self, Store};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,8 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(6);
 struct Sign {
     /// Counts up.
     pulse: u64,
-    /// Meetings that it has come to.
+    /// Meetings that it has come to since the last trouble.
     meeting: u64,
+    /// How often it has called all together anew, and why it did so last: the device whose memory was full, and what libtorch said.
+    troubles: u64,
+    trouble: Option<(String, String)>,
     /// Optimizer steps done.
     step: u64,
     host: String,
@@ -57,6 +60,8 @@ struct State {
     is_news: bool,
     /// Ranks wait for each other.
     is_meeting: bool,
+    /// Another one has called all together anew, which this one is told.
+    is_called: bool,
     /// When the store last answered, and why it does not any more.
     answered: Instant,
     store_is_lost: Option<String>,
@@ -82,6 +87,7 @@ impl Watch {
             heard,
             is_news: true,
             is_meeting: false,
+            is_called: false,
             answered: now,
             store_is_lost: None,
             is_closing: false,
@@ -99,7 +105,12 @@ impl Watch {
                 let exchanged = exchange(&mut store, &prefix, rank, ranks, &own);
                 let mut guard = lock(state);
                 match exchanged {
-                    Ok(signs) => guard.hear(signs),
+                    Ok(signs) => {
+                        guard.hear(signs);
+                        if guard.others(rank).any(|heard| matches!(heard.sign.end, Some(End::Failed(..)))) {
+                            process_group::give_up_sums();
+                        }
+                    }
                     Err(error) => guard.store_is_lost = Some(error.to_string()),
                 }
                 let is_over = is_closing || guard.store_is_lost.is_some();
@@ -145,9 +156,37 @@ impl Watch {
         state.own.meeting += 1;
         (state.is_meeting, state.is_news) = (true, true);
         self.shared.1.notify_all();
-        let own = state.own.meeting;
+        let own = (state.own.troubles, state.own.meeting);
+        self.wait_for_all(state, |sign| (sign.troubles, sign.meeting) >= own)
+    }
+
+    /// Has all ranks leave what they wait for each other in, and waits until they have: memory of one was full. Those that did not call learn
+    /// of it at their next meeting, and come here too. `why` is the device whose memory was full, and what libtorch
+    /// said.
+    pub fn come_together_anew(&self, why: Option<(String, String)>) -> Result<()> {
+        let mut state = self.state();
+        let why = why.filter(|_| !std::mem::take(&mut state.is_called));
+        (state.own.troubles, state.own.meeting, state.own.trouble) = (state.own.troubles + 1, 0, why);
+        (state.is_meeting, state.is_news) = (true, true);
+        self.shared.1.notify_all();
+        let own = state.own.troubles;
+        self.wait_for_all(state, |sign| sign.troubles >= own)
+    }
+
+    /// Waits until the signs of all others are as `is_there` wants them.
+    fn wait_for_all(&self, mut state: MutexGuard<'_, State>, is_there: impl Fn(&Sign) -> bool) -> Result<()> {
         loop {
-            if state.others(self.launch.rank).all(|heard| heard.sign.meeting >= own) {
+            let called = (0..self.launch.count).filter(|&rank| state.heard[rank].sign.troubles > state.own.troubles);
+            // One that answers a call gives no reason.
+            if let Some(rank) = called.max_by_key(|&rank| state.heard[rank].sign.trouble.is_some()) {
+                (state.is_meeting, state.is_called) = (false, true);
+                let name = self.name(&state, rank);
+                return Err(match state.heard[rank].sign.trouble.clone() {
+                    Some((device, cause)) => full_elsewhere(format!("{device} of {name}"), cause),
+                    None => full_elsewhere(name, "it says so"),
+                });
+            }
+            if state.others(self.launch.rank).all(|heard| is_there(&heard.sign)) {
                 state.is_meeting = false;
                 return Ok(());
             }
@@ -187,6 +226,11 @@ impl Watch {
         }
     }
 
+    /// What this rank is called elsewhere.
+    pub fn own_name(&self) -> String {
+        format!("rank {} on {}", self.launch.rank, self.state().own.host)
+    }
+
     fn name(&self, state: &State, rank: usize) -> String {
         format!("rank {rank} on {}", state.heard[rank].sign.host)
     }
@@ -210,23 +254,32 @@ impl Watch {
             let step = state.heard[0].sign.step;
             return Some(Error::OtherRank(match self.launch.launcher_serves {
                 false => format!("{} has died after step {step}: its store is gone ({text})", self.name(state, 0)),
-                true => format!("the launcher at {}:{} is gone ({text})", self.launch.host, self.launch.port),
+                true => format!(
+                    "the launcher at {}:{} is gone, after step {} ({text})",
+                    self.launch.host, self.launch.port, state.own.step
+                ),
             }));
         }
         // Where the store does not answer, nobody can be heard.
         if state.answered.elapsed() > silence {
+            let (seconds, host) = (state.answered.elapsed().as_secs(), &self.launch.host);
+            let (who, step) = match self.launch.launcher_serves {
+                true => ("the launcher".to_owned(), state.own.step),
+                false => (self.name(state, 0), state.heard[0].sign.step),
+            };
             return Some(Error::OtherRank(format!(
-                "{} at {} has not been heard of for {} s; its last known step is {}",
-                if self.launch.launcher_serves { "the launcher".to_owned() } else { self.name(state, 0) },
-                self.launch.host,
-                state.answered.elapsed().as_secs(),
-                state.heard[0].sign.step
+                "{who} at {host} has not been heard of for {seconds} s, after step {step}"
             )));
         }
         let lost = others().find(|&rank| state.heard[rank].at.elapsed() > silence)?;
         let Heard { sign, at } = &state.heard[lost];
         Some(Error::OtherRank(match sign.pulse {
-            0 => format!("rank {lost} has not come within {} s", at.elapsed().as_secs()),
+            0 => format!(
+                "rank {lost} has not come to {}:{} within {} s (⟨timeout⟩); was it started, and can it reach that address?",
+                self.launch.host,
+                self.launch.port,
+                at.elapsed().as_secs()
+            ),
             _ => format!(
                 "{} died or hangs: nothing was heard of it for {} s, after step {}",
                 self.name(state, lost),
@@ -271,6 +324,11 @@ impl Watch {
             state = self.wait(state, PULSE / 10);
         }
     }
+}
+
+/// Memory of the rank `name` is full.
+pub(super) fn full_elsewhere(name: impl Into<String>, cause: impl Into<String>) -> Error {
+    Error::OutOfMemory { device: name.into(), cause: cause.into(), advice: String::new() }
 }
 
 impl State {

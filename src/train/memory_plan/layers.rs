@@ -24,6 +24,8 @@ pub(super) struct Network {
     streamed: RefCell<BTreeMap<String, Vec<i64>>>,
     /// Keys of tables of embeddings.
     tables: RefCell<BTreeSet<String>>,
+    /// Keys of those that wait in their file for a GPU.
+    waiting_tables: RefCell<BTreeSet<String>>,
     /// Path of a projection to the rank of its adapter and the number of trained elements.
     trained: RefCell<BTreeMap<String, (i64, i64)>>,
 }
@@ -41,8 +43,9 @@ impl Network {
     /// Bytes of the weights where they compute, in a dtype of `width` bytes: streamed the most that is there at a time, and nothing of
     /// tables, which wait in their file.
     pub(super) fn kept_bytes(&self, width: u64, storage: weights::Storage, device: Device) -> u64 {
-        let (streamed, tables) = (self.streamed.borrow(), self.tables.borrow());
+        let (streamed, tables, waiting) = (self.streamed.borrow(), self.tables.borrow(), self.waiting_tables.borrow());
         let bytes = |(key, shape): (&String, &Vec<i64>)| match storage.streamed {
+            _ if device.is_cuda() && waiting.contains(key) => 0,
             true if streamed.contains_key(key) || tables.contains(key) => 0,
             _ => self.bytes_of(key, shape, width, storage),
         };
@@ -184,6 +187,12 @@ impl At {
         self.weight("weight", &shape);
         self.network.tables.borrow_mut().insert(self.key());
         self.rank(Op::Embedding, &shape);
+    }
+
+    /// A table here that waits in its file for a GPU.
+    pub(super) fn waiting_table(&self, shape: [i64; 2]) {
+        self.table(shape);
+        self.network.waiting_tables.borrow_mut().insert(self.key());
     }
 
     /// The work of reading a weight of so many bytes. A streamed one is made from its file each time, one in few bits from its codes: read, written and read.

@@ -263,7 +263,7 @@ pub(super) fn clip_text(
     (checkpointing, with_last): (bool, bool),
 ) -> TextOutputs {
     let (length, width) = (config.max_position_embeddings, config.hidden_size);
-    (at / "embeddings.token_embedding").table([config.vocab_size, width]);
+    (at / "embeddings.token_embedding").waiting_table([config.vocab_size, width]);
     (at / "embeddings.position_embedding").table([length, width]);
     let mut xs = tape.tensor(&[batch, length, width]);
     let sizes = (config.num_attention_heads, config.intermediate_size, config.hidden_act);

@@ -3,8 +3,10 @@
 
 use crate::error::Result;
 use crate::libtorch::memory::pinned;
+use crate::libtorch::shared_memory::{self, SharedWeights};
 use crate::libtorch::side_stream::SideStream;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tch::{Device, Kind, Tensor};
 
@@ -66,9 +68,10 @@ struct Room {
 }
 
 impl BlockStream {
-    /// A way to `device`.
-    pub fn to(device: Device) -> Self {
-        Self { device, state: Mutex::default() }
+    /// A way to `device` for weights that are loaded from `origin`.
+    pub fn to(device: Device, origin: &Path) -> Self {
+        let host = HostMemory { shared: SharedWeights::of(origin, device), ..HostMemory::default() };
+        Self { device, state: Mutex::new(State { host, ..State::default() }) }
     }
 
     /// Has a copy of `weight`, which is on the host, come with the block `name`.
@@ -140,9 +143,12 @@ impl State {
     }
 }
 
-/// Pinned memory for weights.
+/// Pinned memory for weights: where this process shares it with others of its machine, there.
 #[derive(Default)]
-struct HostMemory(Vec<Pinned>);
+struct HostMemory {
+    shared: Option<SharedWeights>,
+    own: Vec<Pinned>,
+}
 
 /// uint8 `[bytes]`, and how many of them are in use.
 struct Pinned {
@@ -153,16 +159,24 @@ struct Pinned {
 impl HostMemory {
     /// A copy of `weight` in this memory.
     fn hold(&mut self, weight: &Tensor) -> Result<Tensor> {
+        match self.shared.as_mut().map(|shared| shared.hold(weight)) {
+            Some(Ok(held)) => return Ok(held),
+            Some(Err(error)) => {
+                shared_memory::give_up(&error);
+                self.shared = None;
+            }
+            None => {}
+        }
         let (bytes, taken) = (byte_count(weight), room_for(weight));
         let fits = |part: &Pinned| part.memory.size()[0] - part.used >= taken;
-        let at = match self.0.iter().position(fits) {
+        let at = match self.own.iter().position(fits) {
             Some(at) => at,
             None => {
-                self.0.push(Pinned { memory: pinned(taken.max(PINNED_AT_ONCE))?, used: 0 });
-                self.0.len() - 1
+                self.own.push(Pinned { memory: pinned(taken.max(PINNED_AT_ONCE))?, used: 0 });
+                self.own.len() - 1
             }
         };
-        let part = &mut self.0[at];
+        let part = &mut self.own[at];
         let place = part.memory.f_narrow(0, part.used, bytes)?;
         part.used += taken;
         let mut held = place.f_view_dtype(weight.kind())?.f_view(weight.size().as_slice())?;
@@ -244,7 +258,7 @@ mod tests {
 
     /// Blocks of two weights each, in two dtypes.
     fn stream(blocks: usize) -> (BlockStream, Vec<[Place; 2]>) {
-        let stream = BlockStream::to(Device::Cpu);
+        let stream = BlockStream::to(Device::Cpu, Path::new(""));
         let places = (0..blocks).map(|block| {
             let name = format!("layers.{block}");
             let weight = |kind: Kind, size: i64| Tensor::full([size, 3], block as i64, (kind, Device::Cpu));

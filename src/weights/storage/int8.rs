@@ -163,9 +163,13 @@ fn bands(n: i64, k: i64, numbers: i64) -> impl Iterator<Item = (i64, i64)> {
 pub(super) fn input_gradient(grad: &Tensor, Int8Weight { codes, scales, .. }: &Int8Weight) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let (n, k) = (codes.size()[0], codes.size()[1]);
+    if k % CUDA_MULTIPLE == 0 {
+        if let Some(product) = or_panic(int8_cuda::gradient(grad, codes, scales, DENSE_AT_ONCE)) {
+            return product;
+        }
+    }
     let kind = grad.kind();
-    let scaled =
-        or_panic(int8_cuda::scaled(grad, scales)).unwrap_or_else(|| (grad.to_kind(Kind::Float) * scales).to_kind(kind));
+    let scaled = (grad.to_kind(Kind::Float) * scales).to_kind(kind);
     let mut parts = bands(n, k, DENSE_AT_ONCE)
         .map(|(start, rows)| scaled.narrow(1, start, rows).matmul(&codes.narrow(0, start, rows).to_kind(kind)));
     match parts.next() {

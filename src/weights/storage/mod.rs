@@ -17,7 +17,7 @@ pub use fp8::Fp8Weight;
 pub use int8::{Int8Weight, DEFAULT_THRESHOLD, DENSE_AT_ONCE};
 pub use nf4::{Nf4Form, Nf4Weight};
 pub use packed_file::PackedFile;
-pub use streamed::{Layout, Sources, StreamedWeight};
+pub use streamed::{on_shared_host, Layout, Sources, StreamedWeight};
 
 use crate::error::Result;
 use clap::ValueEnum;

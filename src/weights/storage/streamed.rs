@@ -7,8 +7,10 @@ use super::packed_file::{PackedFile, Part};
 use super::Form;
 use crate::error::Result;
 use crate::libtorch::failure::or_panic;
+use crate::libtorch::shared_memory::SharedWeights;
 use crate::libtorch::upload::upload;
 use crate::weights::{Placement, WeightSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Device, Tensor};
 
@@ -52,6 +54,13 @@ impl Layout {
     }
 }
 
+/// `weight` for the CPU, which is in `layout`, as it lies in the memory that processes share.
+pub fn on_shared_host(weight: &BaseWeight, layout: Layout, shared: &mut SharedWeights) -> Result<BaseWeight> {
+    let (form, parts) = weight.parts();
+    let held = parts.iter().map(|part| Ok(layout.arrived(shared.hold(&layout.arriving(part, &form))?, &form)));
+    Ok(form.weight(held.collect::<Result<_>>()?, weight.kind()))
+}
+
 /// From where weights are brought to what computes with them.
 #[derive(Clone)]
 pub enum Sources {
@@ -62,11 +71,11 @@ pub enum Sources {
 }
 
 impl Sources {
-    /// Those for `device`.
-    pub fn of(device: Device) -> Result<Self> {
+    /// Those for `device`, of weights that are loaded from `origin`.
+    pub fn of(device: Device, origin: &Path) -> Result<Self> {
         Ok(match device {
             Device::Cpu => Self::Files(Arc::new(PackedFile::new()?)),
-            device => Self::Pinned(Arc::new(BlockStream::to(device))),
+            device => Self::Pinned(Arc::new(BlockStream::to(device, origin))),
         })
     }
 }
@@ -301,7 +310,7 @@ mod tests {
         let expected = computed(|op, key, shape, layout, xs, bias| {
             op.run(xs, &layout.of(weights.load(key, shape, placement).unwrap()), bias)
         });
-        let files = Sources::of(Device::Cpu).unwrap();
+        let files = Sources::of(Device::Cpu, Path::new("")).unwrap();
         let in_file = computed(|op, key, shape, layout, xs, bias| {
             let streamed = StreamedWeight::dense(&weights, key, shape, layout, placement, &files).unwrap();
             BaseWeight::Streamed(streamed).run(op, xs, bias)
@@ -313,7 +322,7 @@ mod tests {
         }
 
         // All blocks go through two rooms, forth and back: a weight that the graph kept would be another's by then.
-        let stream = Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu)));
+        let stream = Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu, Path::new(""))));
         let all: std::collections::BTreeMap<String, BaseWeight> = weights
             .keys()
             .map(|key| {
@@ -344,7 +353,10 @@ mod tests {
             };
             let stays =
                 computed(|op, key, shape, layout, xs, bias| quantised(op, key, shape, layout).run(op, xs, bias));
-            let sources = [Sources::of(Device::Cpu).unwrap(), Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu)))];
+            let sources = [
+                Sources::of(Device::Cpu, Path::new("")).unwrap(),
+                Sources::Pinned(Arc::new(BlockStream::to(Device::Cpu, Path::new("")))),
+            ];
             let comes = sources.map(|sources| {
                 let all = std::cell::RefCell::new(std::collections::BTreeMap::new());
                 // All of them are there before the first is used.
