@@ -2,12 +2,12 @@
 //! file, not from black images.
 
 use crate::error::{Error, Result};
-use crate::weights::MappedFile;
-use tch::{Kind, Tensor};
+use crate::weights::{is_finite, with_room, MappedFile};
+use tch::Tensor;
 
 /// The tensor `key` of `file`.
 pub(super) fn tensor(file: &MappedFile, key: &str) -> Result<Tensor> {
-    let tensor = file.tensor(key)?;
+    let tensor = with_room(file.tensor(key)?)?;
     match is_finite(&tensor)? {
         true => Ok(tensor),
         false => Err(Error::file(
@@ -18,9 +18,4 @@ pub(super) fn tensor(file: &MappedFile, key: &str) -> Result<Tensor> {
             ),
         )),
     }
-}
-
-/// Whether all of `tensor` is finite.
-pub(super) fn is_finite(tensor: &Tensor) -> Result<bool> {
-    Ok(f64::try_from(tensor.f_isfinite()?.f_all()?.f_to_kind(Kind::Float)?)? == 1.0)
 }

@@ -7,12 +7,11 @@
 
 use super::adapter_set::{most_common, AdapterSet, Part, PartAdapter};
 use super::base_model::{context_width, Family};
-use super::finite::is_finite;
 use super::lora_file;
 use super::peft_folder::{check_written, CLIP, PROJECTION};
 use crate::error::{Error, Result};
 use crate::plain_text::hex;
-use crate::weights::{original_unet_module, tensor_file, MappedFile};
+use crate::weights::{is_finite, original_unet_module, tensor_file, MappedFile};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,7 +88,7 @@ pub fn write(path: &Path, set: &AdapterSet, kind: Kind, metadata: &BTreeMap<Stri
             return Err(Error::invalid(message));
         }
     }
-    let mut whole = training_metadata(set);
+    let mut whole = training_metadata(set, metadata.get(PREDICTION).map(String::as_str));
     if whole.contains_key("modelspec.architecture") {
         let title = path.file_stem().map(|name| name.to_string_lossy().into_owned());
         whole.insert("modelspec.title".into(), title.unwrap_or_default());
@@ -134,8 +133,11 @@ fn common_alpha(adapter: &PartAdapter) -> f64 {
     }
 }
 
-/// sd-scripts' smallest set of metadata.
-fn training_metadata(set: &AdapterSet) -> BTreeMap<String, String> {
+/// What a file says that its model predicts, in Stability's model specification.
+const PREDICTION: &str = "modelspec.prediction_type";
+
+/// sd-scripts' smallest set of metadata, of an adapter for a model that predicts `prediction`.
+fn training_metadata(set: &AdapterSet, prediction: Option<&str>) -> BTreeMap<String, String> {
     let (mut dims, mut alphas, mut conv) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     for (_, adapter) in set.parts() {
         let alpha = common_alpha(adapter);
@@ -168,22 +170,26 @@ fn training_metadata(set: &AdapterSet) -> BTreeMap<String, String> {
     // What is known of a model's kind by its text encoder alone is not said: Stable Diffusion XL has 1.x's too.
     let family = family.filter(|family| *family == Family::Xl || context_width(set.part(Part::UNet)).is_some());
     if let Some((v2, version, architecture)) = match family {
-        Some(Family::V1) => Some(("False", "sd_v1", None)),
-        Some(Family::V2) => Some(("True", "sd_v2", None)),
-        Some(Family::Xl) => Some(("False", "sdxl_base_v1-0", Some("stable-diffusion-xl-v1-base/lora"))),
+        Some(Family::V1) => Some(("False", "sd_v1", "v1")),
+        Some(Family::V2) if prediction == Some("v") => Some(("True", "sd_v2_v", "v2-768-v")),
+        Some(Family::V2) => Some(("True", "sd_v2", "v2-512")),
+        Some(Family::Xl) => Some(("False", "sdxl_base_v1-0", "xl-v1-base")),
         _ => None,
     } {
+        let (implementation, side) = match family {
+            Some(Family::Xl) => ("https://github.com/Stability-AI/generative-models", 1024),
+            _ if version == "sd_v2_v" => ("diffusers", 768),
+            _ => ("diffusers", 512),
+        };
         metadata.insert("ss_v2".into(), v2.into());
         metadata.insert("ss_base_model_version".into(), version.into());
-        if let Some(architecture) = architecture {
-            for (name, value) in [
-                ("sai_model_spec", "1.0.1"),
-                ("architecture", architecture),
-                ("implementation", "https://github.com/Stability-AI/generative-models"),
-                ("resolution", "1024x1024"),
-            ] {
-                metadata.insert(format!("modelspec.{name}"), value.into());
-            }
+        for (name, value) in [
+            ("sai_model_spec", "1.0.1".to_owned()),
+            ("architecture", format!("stable-diffusion-{architecture}/lora")),
+            ("implementation", implementation.to_owned()),
+            ("resolution", format!("{side}x{side}")),
+        ] {
+            metadata.insert(format!("modelspec.{name}"), value);
         }
     }
     metadata

@@ -4,14 +4,15 @@
 
 use super::adapter::{Init, METHODS};
 use super::adapter_set::{AdapterSet, Part, PartAdapter};
-use super::finite::is_finite;
 use super::lora::EMBEDDING_A;
 use super::model_folder::{into_folder, Existing};
 use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
-use crate::weights::{is_float, spelling, BaseWeight, Op, Placement, Stride, WeightSet};
+use crate::weights::{is_finite, is_float, spelling, BaseWeight, Op, Placement, Stride, WeightSet};
+use crate::whole_file::write_json;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -56,7 +57,11 @@ impl Merge<'_> {
         let name = &*from.file_name().unwrap_or_default().to_string_lossy();
         let files: Vec<PathBuf> = sorted(from)?.into_iter().filter(|path| is_taken(path)).collect();
         for file in files.iter().filter(|file| !is_weights(file)) {
-            own.copy(file, &to.join(file.file_name().unwrap_or_default()))?;
+            let target = to.join(file.file_name().unwrap_or_default());
+            own.copy(file, &target)?;
+            if target.ends_with("config.json") {
+                without_quantisation(&target)?;
+            }
         }
         if !files.iter().any(|file| is_weights(file)) {
             return Ok(());
@@ -73,6 +78,16 @@ impl Merge<'_> {
         let stem = if name == "unet" || name == "vae" { "diffusion_pytorch_model" } else { "model" };
         let path = to.join(format!("{stem}.safetensors"));
         Folding { kind: self.kind, ..Folding::of_part(&weights, part, self.adapters) }.write(&path, progress)
+    }
+}
+
+/// Takes what a configuration says of codes of 4 bits out of the file `path`: what is written are the numbers that they stand for.
+fn without_quantisation(path: &Path) -> Result<()> {
+    let text = regular_file::read_text(path, FileKind::CONFIG)?;
+    let Ok(Value::Object(mut fields)) = serde_json::from_str::<Value>(&text) else { return Ok(()) };
+    match fields.shift_remove("quantization_config") {
+        Some(_) => write_json(path, &Value::Object(fields)),
+        None => Ok(()),
     }
 }
 

@@ -73,6 +73,8 @@ pub(super) fn scalar_type(kind: Kind) -> Result<i32> {
         Kind::Double => 7,
         Kind::Bool => 11,
         Kind::BFloat16 => 15,
+        Kind::Float8e5m2 => 23,
+        Kind::Float8e4m3fn => 24,
         other => return Err(Error::invalid(format!("weights of dtype {other:?} cannot be mapped"))),
     })
 }

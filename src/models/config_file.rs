@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
-use crate::weights::json_fields;
+use crate::weights::{json_fields, quantised};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::Path;
@@ -85,4 +85,25 @@ pub fn parse<T: DeserializeOwned>(value: &Value, fixed: &[(&str, &[&str])]) -> s
         }
     }
     json_fields::parse(value).map_err(|e| format!("not the configuration expected: {e}"))
+}
+
+/// Refuses the weights behind a configuration that says they are quantised, unless they are read as they are.
+pub fn check_quantisation(config: &Value, path: &Path) -> Result<()> {
+    match config.get("quantization_config").filter(|how| !how.is_null()).and_then(other_quantisation) {
+        Some(method) => Err(quantised(path, &format!("`quantization_config` says {method}"))),
+        None => Ok(()),
+    }
+}
+
+/// The method of a `quantization_config` that is not read.
+fn other_quantisation(how: &Value) -> Option<String> {
+    let text = |name: &str| how.get(name).and_then(Value::as_str);
+    let method = text("quant_method").unwrap_or("an unknown method");
+    let is_4_bit = how.get("load_in_4bit").and_then(Value::as_bool).unwrap_or(false);
+    match (method, is_4_bit, text("bnb_4bit_quant_type")) {
+        ("bitsandbytes", true, Some("nf4")) => None,
+        ("bitsandbytes", true, Some(kind)) => Some(format!("bitsandbytes with {kind}")),
+        ("bitsandbytes", ..) => Some("bitsandbytes with 8 bits".to_owned()),
+        _ => Some(method.to_owned()),
+    }
 }

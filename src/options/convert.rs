@@ -32,6 +32,9 @@ pub struct ConvertConfig {
     /// Write tensors in float16 (kohya)
     #[arg(long)]
     pub half: bool,
+    /// Leave out what the run's `run.json` says of it: model, date, captions (kohya)
+    #[arg(long)]
+    pub no_metadata: bool,
     /// Use the text encoder module names of transformers before version 5 (peft)
     #[arg(long)]
     pub old_text_encoder_names: bool,

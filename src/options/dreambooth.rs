@@ -121,8 +121,11 @@ pub struct DreamBoothConfig {
     #[arg(long, visible_alias = "lr", default_value_t = 1e-4, help_heading = "Training")]
     pub learning_rate: f64,
     /// Learning rate of the text encoders, by default that of the UNet
-    #[arg(long, help_heading = "Training")]
+    #[arg(long, alias = "learning-rate-te1", help_heading = "Training")]
     pub text_encoder_lr: Option<f64>,
+    /// Learning rate of the second text encoder, by default that of the first
+    #[arg(long, alias = "learning-rate-te2", help_heading = "Training")]
+    pub text_encoder_2_lr: Option<f64>,
     /// Weight the loss by min-SNR with this gamma; 5 is usual
     #[arg(long, alias = "min-snr-gamma", help_heading = "Training")]
     pub snr_gamma: Option<f64>,
@@ -132,6 +135,9 @@ pub struct DreamBoothConfig {
     /// Compute attention a few heads at a time and the VAE an image at a time, which takes less memory and somewhat longer
     #[arg(long, help_heading = "Memory")]
     pub slicing: bool,
+    /// Encode and decode images larger than a tile of the VAE (512 px at most) tile by tile, which takes the memory of one tile
+    #[arg(long, help_heading = "Memory")]
+    pub vae_tiling: bool,
     /// Dtype for generating class images; by default that of the training
     #[arg(long, value_enum, help_heading = "Training")]
     #[serde(serialize_with = "optional_name_of")]
@@ -179,6 +185,7 @@ impl DreamBoothConfig {
     pub fn taking(mut self, measure: &Measure) -> Self {
         match measure {
             Measure::Slicing => self.slicing = true,
+            Measure::VaeTiling => self.vae_tiling = true,
             Measure::SampleBatch { size } => self.sample_batch_size = *size,
             _ => self.training.take(measure, &mut self.train_batch_size),
         }
@@ -214,6 +221,16 @@ impl DreamBoothConfig {
         Part::ALL.into_iter().filter(move |part| with_text || !part.is_text_encoder())
     }
 
+    /// The learning rates of parts that have one of their own.
+    pub fn own_learning_rates(&self) -> Vec<(Part, f64)> {
+        let factor = self.training.learning_rate_factor(self.train_batch_size);
+        let rates = [
+            (Part::TextEncoder, self.text_encoder_lr),
+            (Part::TextEncoder2, self.text_encoder_2_lr.or(self.text_encoder_lr)),
+        ];
+        rates.into_iter().filter_map(|(part, rate)| Some((part, rate? * factor))).collect()
+    }
+
     /// The folder that the run writes to, once it is named.
     pub fn output(&self) -> &Path {
         self.output_dir.as_deref().unwrap_or(Path::new(""))
@@ -237,6 +254,11 @@ impl DreamBoothConfig {
                 "⟨resolution⟩ {resolution} does not fit this model, which takes multiples of {multiple}: {below} or {}",
                 below + multiple
             )));
+        }
+        if self.text_encoder_2_lr.is_some() && !files.is_xl() {
+            return Err(Error::invalid(
+                "⟨text_encoder_2_lr⟩ is for Stable Diffusion XL, and this model has one text encoder; leave it out",
+            ));
         }
         let mut settled = Self { resolution: Some(side), ..self.clone() };
         if files.is_xl() {

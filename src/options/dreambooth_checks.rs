@@ -91,14 +91,12 @@ impl DreamBoothConfig {
         for (flag, number, most) in [
             ("⟨learning_rate⟩", self.learning_rate, 1e3),
             ("⟨text_encoder_lr⟩", self.text_encoder_lr.unwrap_or_default(), 1e3),
+            ("⟨text_encoder_2_lr⟩", self.text_encoder_2_lr.unwrap_or_default(), 1e3),
             ("⟨prior_loss_weight⟩", self.prior_loss_weight, MAX_FACTOR),
             ("⟨noise_offset⟩", self.noise_offset, 100.0),
             ("⟨snr_gamma⟩", self.snr_gamma.unwrap_or(1.0), MAX_FACTOR),
         ] {
             in_range(flag, number, most)?;
-        }
-        if self.learning_rate == 0.0 && self.text_encoder_lr.is_some_and(|lr| lr > 0.0) {
-            return refuse("⟨text_encoder_lr⟩ needs a ⟨learning_rate⟩ above 0, of which it is a multiple".into());
         }
         if self.snr_gamma == Some(0.0) {
             return refuse("⟨snr_gamma⟩ is 0, which makes every loss 0; 5 is usual".into());
@@ -118,13 +116,19 @@ impl DreamBoothConfig {
         if !self.train_text_encoder && self.given.names().any(|name| name.starts_with("lora_text_encoder_")) {
             warnings.push("⟨lora_text_encoder⟩ options have no effect without ⟨train_text_encoder⟩".to_owned());
         }
-        if !self.train_text_encoder && self.text_encoder_lr.is_some() {
-            warnings.push("⟨text_encoder_lr⟩ has no effect without ⟨train_text_encoder⟩".to_owned());
+        for (option, rate) in [("text_encoder_lr", self.text_encoder_lr), ("text_encoder_2_lr", self.text_encoder_2_lr)]
+        {
+            if !self.train_text_encoder && rate.is_some() {
+                warnings.push(format!("⟨{option}⟩ has no effect without ⟨train_text_encoder⟩"));
+            }
         }
         if self.validation_prompt.is_none() && self.given.names().any(|name| name.contains("validation")) {
             warnings.push("sample images are drawn only with ⟨validation_prompt⟩".to_owned());
         }
-        if self.learning_rate == 0.0 {
+        let learns_text = self.train_text_encoder && self.own_learning_rates().iter().any(|(_, rate)| *rate > 0.0);
+        if self.learning_rate == 0.0 && learns_text {
+            warnings.push("⟨learning_rate⟩ is 0: of the networks only text encoders learn".to_owned());
+        } else if self.learning_rate == 0.0 {
             warnings.push("⟨learning_rate⟩ is 0: nothing is learned".to_owned());
         }
         warnings.extend(self.training.warnings());

@@ -12,7 +12,7 @@ pub struct MergeConfig {
     /// Adapter, optionally with a scale: PATH=0.8; can be given several times
     #[arg(long, required = true, visible_alias = "adapter", value_name = "PATH[=SCALE]")]
     pub lora: Vec<String>,
-    /// Folder for the merged model; of a .safetensors checkpoint also a FILE.safetensors, with the same names in it
+    /// Folder for the merged model, in the diffusers layout; or of Stable Diffusion FILE.safetensors, one checkpoint as web UIs read it
     #[arg(long, visible_alias = "output")]
     pub output_dir: PathBuf,
     /// Replace a model that is already there

@@ -272,7 +272,7 @@ impl TrainingArgs {
                 (*batch, self.gradient_accumulation_steps) = (*size, *accumulation);
             }
             // Of what draws, which not every training does.
-            Measure::Slicing | Measure::SampleBatch { .. } => {}
+            Measure::Slicing | Measure::VaeTiling | Measure::SampleBatch { .. } => {}
             Measure::Fp32 { layer } => self.fp32_layers.push(layer.clone()),
         }
     }
@@ -286,13 +286,19 @@ impl TrainingArgs {
         }
     }
 
+    /// By what learning rates are multiplied: the examples of a step where that is asked for.
+    pub fn learning_rate_factor(&self, batch_size: usize) -> f64 {
+        match self.scale_lr {
+            true => self.gradient_accumulation_steps as f64 * batch_size as f64 * self.ranks.count() as f64,
+            false => 1.0,
+        }
+    }
+
     /// The learning rate's course, whose number of steps is not known yet.
     pub fn schedule(&self, learning_rate: f64, batch_size: usize) -> LrSchedule {
-        let places = self.gradient_accumulation_steps as f64 * batch_size as f64 * self.ranks.count() as f64;
-        let factor = if self.scale_lr { places } else { 1.0 };
         LrSchedule {
             kind: self.lr_scheduler,
-            learning_rate: learning_rate * factor,
+            learning_rate: learning_rate * self.learning_rate_factor(batch_size),
             warmup_steps: self.lr_warmup_steps,
             total_steps: 0,
             num_cycles: self.lr_num_cycles,

@@ -64,6 +64,8 @@ pub struct PlanInput<'a> {
     pub gradient_checkpointing: bool,
     /// The VAE takes one image at a time.
     pub slicing: bool,
+    /// The VAE takes large images tile by tile.
+    pub vae_tiling: bool,
     /// AdamW with states of one byte each.
     pub optimizer_8bit: bool,
     /// The VAE runs before training and is freed.
@@ -122,14 +124,19 @@ impl PlanInput<'_> {
             drop(vae.encode(&place.tensor(&[batch, self.vae.in_channels, self.resolution, self.resolution])));
             Ok(())
         };
-        place.inference(|loader| VaeEncoder::load(loader, self.vae), run)
+        let load = |loader: &_| {
+            let mut vae = VaeEncoder::load(loader, self.vae)?;
+            vae.use_tiling(self.vae_tiling);
+            Ok(vae)
+        };
+        place.inference(load, run)
     }
 
-    fn decode(&self) -> Result<Inference> {
+    fn decode(&self, in_tiles: bool) -> Result<Inference> {
         let (place, side) = (self.vae_place(), self.latent_side());
         let load = |loader: &_| {
             let mut vae = VaeDecoder::load(loader, self.vae)?;
-            vae.use_tiling(self.slicing);
+            vae.use_tiling(in_tiles);
             Ok(vae)
         };
         let run = |vae: &VaeDecoder| {
@@ -284,13 +291,9 @@ impl Phases<'_> {
 
     fn all(mut self) -> Result<MemoryPlan> {
         let input = self.input;
-        let decode = match input.class_images.or(input.sample_images) {
-            Some(_) => Some(input.decode()?),
-            None => None,
-        };
-        if let (Some(images), Some(decode)) = (input.class_images, &decode) {
-            let predict = input.predict(images.batch, images.kind)?;
-            let (activations, work) = input.sampling(images, &predict, decode);
+        if let Some(images) = input.class_images {
+            let (predict, decode) = (input.predict(images.batch, images.kind)?, input.decode(input.vae_tiling)?);
+            let (activations, work) = input.sampling(images, &predict, &decode);
             let parts = vec![
                 ("UNet weights".to_owned(), predict.weights),
                 ("VAE decoder weights".to_owned(), decode.weights),
@@ -326,8 +329,8 @@ impl Phases<'_> {
                 self.push("encoding photos", parts, Work::default());
             }
         }
-        if let (Some(images), Some(decode)) = (input.sample_images, decode) {
-            self.sample_images(images, &decode, &resident, &texts)?;
+        if let Some(images) = input.sample_images {
+            self.sample_images(images, &resident, &texts)?;
         }
         let step = &self.training.step;
         resident.push(("activations kept for backward".to_owned(), step.kept));
@@ -347,13 +350,13 @@ impl Phases<'_> {
     fn sample_images(
         &mut self,
         images: SampledImages,
-        decode: &Inference,
         resident: &[(String, u64)],
         texts: &[(String, u64)],
     ) -> Result<()> {
         let input = self.input;
         let predict = input.predict(images.batch, images.kind)?;
-        let (activations, work) = input.sampling(images, &predict, decode);
+        let decode = input.decode(input.slicing || input.vae_tiling)?;
+        let (activations, work) = input.sampling(images, &predict, &decode);
         // What encoded the prompts goes to host memory meanwhile.
         let is_parked = input.device != Device::Cpu && !input.storage.streamed;
         let mut parts = resident.to_vec();

@@ -116,6 +116,7 @@ impl Planned for PlanInput<'_> {
             Self::quantize,
             Self::sample_fewer,
             Self::slicing,
+            Self::vae_tiling,
             Self::smaller_batch,
             Self::sample_fewer,
             Self::offload,
@@ -200,6 +201,15 @@ impl PlanInput<'_> {
             what: "⟨slicing⟩".into(),
             costs: "attention and the VAE run in several pieces: somewhat slower",
             measure: Some(Measure::Slicing),
+        })
+    }
+
+    fn vae_tiling(&self) -> Option<Changed<Self>> {
+        (!self.vae_tiling).then(|| Changed {
+            input: Self { vae_tiling: true, ..self.clone() },
+            what: "⟨vae_tiling⟩".into(),
+            costs: "photos are encoded in tiles that fade into each other: latents are nearly the same",
+            measure: Some(Measure::VaeTiling),
         })
     }
 

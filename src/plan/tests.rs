@@ -62,6 +62,7 @@ fn with_input<T>(check: impl Fn(PlanInput) -> T) -> T {
         half: Kind::BFloat16,
         gradient_checkpointing: false,
         slicing: false,
+        vae_tiling: false,
         optimizer_8bit: false,
         cache_latents: true,
         photos: 5,

@@ -1,5 +1,6 @@
 //! An adapter in another file format.
 
+use super::kohya_metadata;
 use super::training::observer::Observer;
 use crate::adapters::diffusers_file::FILE_NAME;
 use crate::adapters::formats::{check_family, language_adapter_at};
@@ -90,7 +91,11 @@ pub fn convert(config: &ConvertConfig, interrupt: &Interrupt, observer: &mut dyn
         }
         OutputFormat::Kohya => {
             let kind = if config.half { Kind::Half } else { Kind::Float };
-            write_kohya(&config.output, &set, kind, &BTreeMap::new())?;
+            let metadata = match config.no_metadata {
+                true => BTreeMap::new(),
+                false => kohya_metadata::of_run_beside(&config.adapter, &config.output),
+            };
+            write_kohya(&config.output, &set, kind, &metadata)?;
         }
     }
     if let Some(text) = set.left_out_warning(&path).filter(|_| config.to != OutputFormat::Peft) {

@@ -8,6 +8,7 @@ pub mod dreambooth;
 pub mod evaluate;
 pub mod generate;
 mod image_names;
+pub mod kohya_metadata;
 pub mod language;
 pub mod merge;
 pub mod prompt_checks;

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::libtorch::memory;
 use crate::models::stable_diffusion::{Loaded, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::{default_name, SchedulerConfig};
+use crate::weights::is_finite;
 use image::RgbImage;
 use tch::{Kind, Tensor};
 
@@ -41,6 +42,17 @@ pub trait DrawingListener {
 
     /// A picture is finished; they come in the order of their seeds.
     fn on_image(&mut self, drawn: DrawnImage) -> Result<()>;
+
+    /// Pictures are decoded otherwise than was asked for, in these words.
+    fn on_change(&mut self, _what: &str) {}
+}
+
+/// How pictures are decoded that could not be decoded as was asked for.
+#[derive(Default)]
+struct Decoding {
+    /// The decoder in float32.
+    exact: Option<Loaded<VaeDecoder>>,
+    in_tiles: bool,
 }
 
 /// Networks that draw, wherever they are kept: a pipeline's, or those of a run that trains.
@@ -72,15 +84,18 @@ impl Painter<'_> {
             Some(name) => name,
             None => default_name(self.scheduler)?,
         };
-        let mut exact = None;
+        let mut decoding = Decoding::default();
         for (batch, seeds) in seeds.chunks(batch_size).enumerate() {
             let first = batch * batch_size;
             let on = on.of_images(first, seeds.len());
             // Some samplers ask the UNet more often than they have steps.
             let mut on_step = |done: usize, total: usize| listener.on_step(batch * steps + done * steps / total.max(1));
             let latents = sample_latents(self.unet, self.scheduler, &on, sampling, seeds, &mut on_step)?;
+            if !is_finite(&latents)? {
+                return Err(Error::Diverged("the UNet's output is not a number in places".into()));
+            }
             for (row, &seed) in seeds.iter().enumerate() {
-                let image = self.decode_in_room(&latents.narrow(0, row as i64, 1), &mut exact)?;
+                let image = self.decode_in_room(&latents.narrow(0, row as i64, 1), &mut decoding, listener)?;
                 let index = first + row;
                 let prompt = pictures.prompts.get(index).or(pictures.prompts.first()).cloned().unwrap_or_default();
                 let parameters = ImageParameters {
@@ -103,36 +118,53 @@ impl Painter<'_> {
         Ok(())
     }
 
-    /// Decodes with the networks off the device where there is no room for them.
-    fn decode_in_room(&self, latents: &Tensor, exact: &mut Option<Loaded<VaeDecoder>>) -> Result<RgbImage> {
-        let full = match self.decode(latents, exact) {
-            Err(full @ Error::OutOfMemory { .. }) if !self.movable.is_empty() => full,
+    /// Decodes with the networks off the device where there is no room for them, and tile by tile where there is none for the picture;
+    /// the next pictures in tiles too, then.
+    fn decode_in_room(
+        &self,
+        latents: &Tensor,
+        decoding: &mut Decoding,
+        listener: &mut dyn DrawingListener,
+    ) -> Result<RgbImage> {
+        let is_full = |decoded: &Result<RgbImage>| matches!(decoded, Err(Error::OutOfMemory { .. }));
+        let full = match self.decode(latents, decoding) {
+            Err(full @ Error::OutOfMemory { .. }) => full,
             done => return done,
         };
         let device = latents.device();
         self.movable.iter().try_for_each(|sites| sites.park())?;
         memory::release_cached(device)?;
-        let decoded = self.decode(latents, exact);
+        let mut decoded = match self.movable.is_empty() {
+            true => Err(full),
+            false => self.decode(latents, decoding),
+        };
+        if is_full(&decoded) && !decoding.in_tiles && self.vae_decoder.has_tiles_in(latents) {
+            memory::release_cached(device)?;
+            decoding.in_tiles = true;
+            decoded = self.decode(latents, decoding);
+            if decoded.is_ok() {
+                listener.on_change(
+                    "memory was full while a picture was decoded: it is decoded tile by tile (⟨vae_tiling⟩)",
+                );
+            }
+        }
         memory::release_cached(device)?;
         self.movable.iter().try_for_each(|sites| sites.unpark(device))?;
-        match decoded {
-            Err(Error::OutOfMemory { .. }) => Err(full),
-            decoded => decoded,
-        }
+        decoded
     }
 
     /// Decodes, in float32 where the numbers of float16 do not reach; the next pictures too, then.
-    fn decode(&self, latents: &Tensor, exact: &mut Option<Loaded<VaeDecoder>>) -> Result<RgbImage> {
-        if exact.is_none() {
-            match decode(self.vae_decoder, latents, self.vae_kind) {
+    fn decode(&self, latents: &Tensor, decoding: &mut Decoding) -> Result<RgbImage> {
+        if decoding.exact.is_none() {
+            match decode(self.vae_decoder, latents, self.vae_kind, decoding.in_tiles) {
                 Err(Error::Diverged(_)) if self.vae_kind == Kind::Half => {}
                 done => return done,
             }
         }
-        let decoder = match exact {
+        let decoder = match &mut decoding.exact {
             Some(decoder) => decoder,
             none => none.insert((self.load_exact)()?),
         };
-        decode(&decoder.model, latents, Kind::Float)
+        decode(&decoder.model, latents, Kind::Float, decoding.in_tiles)
     }
 }

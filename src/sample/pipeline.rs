@@ -220,7 +220,18 @@ impl Pipeline {
             model: &self.name,
             adapters: &self.used,
         };
-        painter.draw(pictures, on, listener)
+        painter.draw(pictures, on, listener).map_err(|error| self.naming_damage(error))
+    }
+
+    /// Where numbers were lost: the weight of the model that is none, or what helps.
+    fn naming_damage(&self, error: Error) -> Error {
+        let Error::Diverged(what) = error else { return error };
+        match self.files.damaged_weight() {
+            Ok(Some(damaged)) => damaged,
+            Ok(None) if self.placement.kind == Kind::Float => Error::Diverged(what),
+            Ok(None) => Error::Diverged(format!("{what}; use ⟨mixed_precision⟩ no")),
+            Err(error) => error,
+        }
     }
 
     /// Images of latents `[n, 4, h, w]` in the UNet's scale.
@@ -232,7 +243,7 @@ impl Pipeline {
         };
         let latents = latents.to_device(placement.device);
         let all = |vae_decoder: &VaeDecoder, kind: Kind| {
-            (0..latents.size()[0]).map(|row| decode(vae_decoder, &latents.narrow(0, row, 1), kind)).collect()
+            (0..latents.size()[0]).map(|row| decode(vae_decoder, &latents.narrow(0, row, 1), kind, false)).collect()
         };
         match all(&vae_decoder.model, placement.kind) {
             Err(Error::Diverged(_)) if placement.kind == Kind::Half => all(&self.load_exact()?.model, Kind::Float),

@@ -146,11 +146,14 @@ fn rescaled(guided: &Tensor, text: &Tensor, strength: f64) -> Tensor {
     brought_back * strength + guided * (1.0 - strength)
 }
 
-/// The picture of latents `[1, 4, h, w]` in the UNet's scale.
-pub fn decode(vae: &VaeDecoder, latents: &Tensor, kind: Kind) -> Result<RgbImage> {
+/// The picture of latents `[1, 4, h, w]` in the UNet's scale; `in_tiles` has it decoded so whatever the VAE was told.
+pub fn decode(vae: &VaeDecoder, latents: &Tensor, kind: Kind, in_tiles: bool) -> Result<RgbImage> {
     let _no_grad = tch::no_grad_guard();
-    let scaled = latents / vae.config().scaling_factor;
-    let pixels = catching(|| Ok(vae.decode(&scaled.to_kind(kind)).to_kind(Kind::Float)))?;
+    let scaled = (latents / vae.config().scaling_factor).to_kind(kind);
+    let pixels = catching(|| {
+        let pixels = if in_tiles { vae.decode_in_tiles(&scaled) } else { vae.decode(&scaled) };
+        Ok(pixels.to_kind(Kind::Float))
+    })?;
     to_image(&pixels.squeeze_dim(0))
 }
 
@@ -160,7 +163,7 @@ pub fn to_image(pixels: &Tensor) -> Result<RgbImage> {
     let (height, width) = (size[1], size[2]);
     // What is no number stays none in a sum.
     if !f64::try_from(pixels.f_sum(Kind::Double)?)?.is_finite() {
-        return Err(Error::Diverged("the VAE's output is NaN: decode in fp32 or bf16 (⟨mixed_precision⟩ no)".into()));
+        return Err(Error::Diverged("the VAE's output is not a number in places".into()));
     }
     let bytes = ((pixels / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8);
     let bytes = Vec::<u8>::try_from(bytes.permute([1, 2, 0]).contiguous().to_device(Device::Cpu).flatten(0, -1))?;

@@ -21,6 +21,26 @@ pub enum PredictionType {
     Sample,
 }
 
+impl PredictionType {
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::VPrediction => "v_prediction",
+            Self::Sample => "sample",
+        }
+    }
+
+    /// Its name in Stability's model specification.
+    pub fn modelspec_name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::VPrediction => "v",
+            Self::Sample => "x0",
+        }
+    }
+}
+
 /// How beta grows over the training timesteps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -209,7 +229,7 @@ impl SchedulerConfig {
     }
 
     /// Whether the schedule is shifted to end without signal.
-    pub(super) fn zero_snr(&self) -> bool {
+    pub fn zero_snr(&self) -> bool {
         self.rescale_betas_zero_snr == Some(true)
     }
 

@@ -11,6 +11,7 @@ use crate::adapters::formats::language_adapter_at;
 use crate::adapters::peft_folder::{CONFIG_FILE, MODEL_FILE};
 use crate::adapters::{read_any, write_diffusers, write_kohya, write_peft, Part, TextEncoderSpelling};
 use crate::error::{Error, Result};
+use crate::recipes::kohya_metadata;
 use crate::train::checkpoint;
 use axum::body::Body;
 use axum::extract::State;
@@ -20,7 +21,6 @@ use axum::response::{IntoResponse, Response};
 use rusqlite::{params, OptionalExtension, Row};
 use serde::Deserialize;
 use serde_json::{json, Value};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -402,7 +402,7 @@ fn converted(folder: &Path, temporary: &Path, format: Format) -> Result<PathBuf>
             zip_files(&peft, &files, &file)?;
         }
         Format::Diffusers => return write_diffusers(temporary, &set),
-        Format::Kohya => write_kohya(&file, &set, Kind::Half, &BTreeMap::new())?,
+        Format::Kohya => write_kohya(&file, &set, Kind::Half, &kohya_metadata::of_run_beside(folder, folder))?,
     }
     Ok(file)
 }

@@ -12,6 +12,8 @@ pub enum Measure {
     GradientCheckpointing,
     /// Attention and the VAE run by slices.
     Slicing,
+    /// The VAE runs tile by tile.
+    VaeTiling,
     /// Frozen weights wait in host memory.
     Offload,
     /// A smaller batch, and so many more of them a step that the step learns from as many examples.
@@ -44,6 +46,7 @@ impl Measure {
         let options = match self {
             Self::GradientCheckpointing => json!({ "gradient_checkpointing": true }),
             Self::Slicing => json!({ "slicing": true }),
+            Self::VaeTiling => json!({ "vae_tiling": true }),
             Self::Offload => json!({ "offload": "cpu" }),
             Self::Batch { size, accumulation } => {
                 json!({ "train_batch_size": size, "gradient_accumulation_steps": accumulation })

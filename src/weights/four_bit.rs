@@ -13,13 +13,17 @@ use tch::{Device, Kind, Tensor};
 const STATE: &str = ".quant_state.bitsandbytes__nf4";
 
 /// Ends of the names that other quantised weights have, and whose they are.
-const OTHERS: [(&str, &str); 8] = [
+const OTHERS: [(&str, &str); 12] = [
     (".quant_state.bitsandbytes__fp4", "bitsandbytes' FP4"),
     (".SCB", "bitsandbytes' 8 bits"),
     (".weight_format", "bitsandbytes' 8 bits"),
+    (".wscales", "Nunchaku's SVDQuant"),
+    (".smooth_factor", "Nunchaku's SVDQuant"),
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
+    (".scale_weight", "fp8 with scales, as ComfyUI has it"),
+    (".weight_scale", "8 bits with scales"),
     (".absmax", "bitsandbytes, without its description"),
     (".quant_map", "bitsandbytes, without its description"),
 ];
@@ -59,9 +63,8 @@ impl FourBit {
                 .retain(|name, _| !name.strip_prefix(&key).is_some_and(|end| end.is_empty() || end.starts_with('.')));
             taken.insert(key, weight);
         }
-        let other =
-            |name: &String| OTHERS.iter().find(|(end, _)| name.ends_with(end)).map(|(_, whose)| (name.clone(), *whose));
-        match tensors.keys().find_map(other) {
+        let of = |end: &str| tensors.keys().find(|name| name.ends_with(end)).cloned();
+        match OTHERS.iter().find_map(|(end, whose)| Some((of(end)?, *whose))) {
             Some((name, whose)) => Err(quantised(origin, &format!("{whose}: it has `{name}`"))),
             None => Ok(taken),
         }
@@ -155,8 +158,8 @@ pub fn quantised(path: &Path, told_by: &str) -> Error {
     Error::file(
         path,
         format!(
-            "its weights are quantised ({told_by}), and such files are not read; those of bitsandbytes' NF4 are. Take the model that it \
-             was made from: ⟨quantize⟩ quantises while it is loaded"
+            "its weights are quantised ({told_by}), and such files are not read; those of bitsandbytes' NF4, and of fp8 without scales, \
+             are. Take the model that it was made from: ⟨quantize⟩ quantises while it is loaded"
         ),
     )
 }

@@ -30,6 +30,11 @@ impl MappedFile {
                 ),
             ));
         }
+        if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
+            let message = "is a GGUF file, which only a language model is read from; of Stable Diffusion give a .safetensors file or a \
+                           folder in the diffusers layout";
+            return Err(Error::file(path, message));
+        }
         let map = map_file(path, FileKind::SAFETENSORS)?;
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|e| Error::file(path, format!("not a whole safetensors file ({e}); download or copy it again")))?;
@@ -93,6 +98,8 @@ impl MappedFile {
             Dtype::I8 => Kind::Int8,
             Dtype::U8 => Kind::Uint8,
             Dtype::BOOL => Kind::Bool,
+            Dtype::F8_E4M3 => Kind::Float8e4m3fn,
+            Dtype::F8_E5M2 => Kind::Float8e5m2,
             other => {
                 return Err(Error::file(
                     &self.path,

@@ -7,6 +7,7 @@ pub mod hub;
 pub mod json_fields;
 mod keeping;
 mod mapped_file;
+pub mod original_spelling;
 mod original_stable_diffusion;
 mod original_unet;
 pub(crate) mod other_pipelines;
@@ -28,4 +29,4 @@ pub use storage::{
     block_of, on_shared_host, BaseWeight, Fp8Weight, Int8Weight, Layout, Nf4Weight, Op, Quantize, Sources, Storage,
     StreamedWeight, DEFAULT_THRESHOLD,
 };
-pub use weight_set::{is_float, Placement, WeightSet};
+pub use weight_set::{is_finite, is_float, with_room, Placement, WeightSet};

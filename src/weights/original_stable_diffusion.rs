@@ -12,14 +12,14 @@ use std::path::Path;
 use tch::{Device, Kind};
 
 pub(super) const UNET: &str = "model.diffusion_model.";
-const VAE: &str = "first_stage_model.";
+pub(super) const VAE: &str = "first_stage_model.";
 const TEXT_ENCODER: &str = "cond_stage_model.";
-const CLIP: &str = "cond_stage_model.transformer.";
-const OPEN_CLIP: &str = "cond_stage_model.model.";
+pub(super) const CLIP: &str = "cond_stage_model.transformer.";
+pub(super) const OPEN_CLIP: &str = "cond_stage_model.model.";
 /// Stable Diffusion XL's text encoders.
 const CONDITIONER: &str = "conditioner.embedders.";
-const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
-const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
+pub(super) const XL_CLIP: &str = "conditioner.embedders.0.transformer.";
+pub(super) const XL_OPEN_CLIP: &str = "conditioner.embedders.1.model.";
 /// The second by transformers' names, which some programs write.
 const XL_CLIP_2: &str = "conditioner.embedders.1.transformer.";
 /// The refiner has the second alone, in the first's place.
@@ -48,15 +48,15 @@ impl std::fmt::Debug for OriginalCheckpoint {
 }
 
 impl OriginalCheckpoint {
-    /// Opens the checkpoint at `path` and checks that all networks are in it.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// Opens the checkpoint at `path` and checks that all networks are in it, but for a VAE where another one takes its place.
+    pub fn open(path: &Path, needs_vae: bool) -> Result<Self> {
         let weights = WeightSet::open_file(path)?;
         if let Some(refusal) = refusal(&weights) {
             return Err(Error::file(path, refusal));
         }
         let has = |prefix: &str| has_prefix(&weights, prefix);
         let mut networks = vec![("UNet", UNET, has(&format!("{UNET}input_blocks.0.0.weight")))];
-        networks.push(("VAE", VAE, has(&format!("{VAE}decoder."))));
+        networks.push(("VAE", VAE, !needs_vae || has(&format!("{VAE}decoder."))));
         match is_xl(&weights) {
             true => networks.extend([
                 ("first text encoder", XL_CLIP, has(XL_CLIP)),
@@ -75,7 +75,11 @@ impl OriginalCheckpoint {
                 4 => ("Stable Diffusion XL", "four"),
                 _ => ("Stable Diffusion", "three"),
             };
-            let message = format!("has {}; a {kind} checkpoint holds all {all} networks", missing.join(" and "));
+            let cure = match &missing[..] {
+                [only] if only.starts_with("no VAE") => "; give one with ⟨vae⟩",
+                _ => "",
+            };
+            let message = format!("has {}; a {kind} checkpoint holds all {all} networks{cure}", missing.join(" and "));
             return Err(Error::file(path, message));
         }
         Ok(Self { weights })
@@ -320,7 +324,7 @@ mod tests {
 
     fn refused(keys: &[&str]) -> String {
         let (_folder, path) = file_with(keys);
-        OriginalCheckpoint::open(&path).err().unwrap().to_string()
+        OriginalCheckpoint::open(&path, true).err().unwrap().to_string()
     }
 
     #[test]

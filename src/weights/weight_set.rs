@@ -289,7 +289,7 @@ impl WeightSet {
         Some(shape)
     }
 
-    /// The dtype of the weight `key` in its file.
+    /// The dtype of the weight `key` in its file, or of the numbers that its codes of 4 or 8 bits stand for.
     pub fn kind(&self, key: &str) -> Result<Kind> {
         if let Some(planned) = self.planned {
             return Ok(planned.kind);
@@ -299,7 +299,8 @@ impl WeightSet {
             return Ok(packed.weight.kind());
         }
         let missing = || Error::MissingWeight { path: self.origin.clone(), key: key.to_owned() };
-        entry.file.info(&entry.name).ok_or_else(missing)?.1
+        let stored = entry.file.info(&entry.name).ok_or_else(missing)?.1?;
+        Ok(if is_fp8(stored) { Kind::Half } else { stored })
     }
 
     /// Refuses the weight `key` where it is not there, has no floating-point numbers, or another shape than `shape`.
@@ -343,7 +344,7 @@ impl WeightSet {
             let laid_out = if packed.transposed { dense.f_t_copy()? } else { dense };
             return Ok(laid_out.f_view(shape)?.f_to_device(placement.device)?);
         }
-        let tensor = entry.part.of(&entry.file.tensor(&entry.name)?)?;
+        let tensor = entry.part.of(&with_room(entry.file.tensor(&entry.name)?)?)?;
         let tensor = if tensor.size() == shape { tensor } else { tensor.f_view(shape)? };
         if tensor.kind() == placement.kind && placement.device == Device::Cpu {
             if entry.part.is_copied() {
@@ -411,6 +412,20 @@ impl WeightSet {
         Ok(hex(&digest.finalize()))
     }
 
+    /// The first key whose weight holds what is no finite number.
+    pub fn first_not_finite(&self) -> Result<Option<String>> {
+        for (key, entry) in self.entries.iter().filter(|(_, entry)| entry.four_bit.is_none()) {
+            let tensor = entry.file.tensor(&entry.name)?;
+            let tensor = with_room(tensor)?;
+            let is_number = !is_float(tensor.kind()) || is_finite(&tensor)?;
+            entry.file.let_go(&entry.name);
+            if !is_number {
+                return Ok(Some(key.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     /// Lets the file's pages of `key` leave memory, after the weight was copied elsewhere.
     pub fn let_go(&self, key: &str) {
         match self.entries.get(key) {
@@ -424,6 +439,21 @@ impl WeightSet {
 /// Whether numbers of `kind` are floating-point numbers that models have.
 pub fn is_float(kind: Kind) -> bool {
     matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
+}
+
+/// Whether numbers of `kind` have 8 bits, all of which float16 holds.
+fn is_fp8(kind: Kind) -> bool {
+    matches!(kind, Kind::Float8e4m3fn | Kind::Float8e5m2)
+}
+
+/// `tensor`, where its numbers have 8 bits in float16: nothing is computed in fewer.
+pub fn with_room(tensor: Tensor) -> Result<Tensor> {
+    Ok(if is_fp8(tensor.kind()) { tensor.f_to_kind(Kind::Half)? } else { tensor })
+}
+
+/// Whether all of `tensor` is finite. Waits for the device.
+pub fn is_finite(tensor: &Tensor) -> Result<bool> {
+    Ok(f64::try_from(tensor.f_isfinite()?.f_all()?.f_to_kind(Kind::Float)?)? == 1.0)
 }
 
 impl Part {

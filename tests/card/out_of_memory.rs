@@ -232,3 +232,54 @@ fn without_anything_left_to_turn_on_the_run_ends_with_the_sentence() {
     let failed = on_card(&dreambooth("--on-oom step-down", &out), &[("FAKE_CUDA_MIB", "2")]);
     check_sentence(&failed, "2 MiB");
 }
+
+/// 128 pixels are four tiles of this model.
+const LARGE: &str = "--cache-latents true --max-train-steps 2 --checkpointing-steps 9";
+
+fn large(more: &str, out: &Path) -> Vec<String> {
+    let args = dreambooth("", out).join(" ").replace("--resolution 32", "--resolution 128");
+    words(&format!("{args} {LARGE} {more}").replace("--max-train-steps 3 --checkpointing-steps 1 ", ""))
+}
+
+#[test]
+fn photos_are_encoded_in_tiles_where_there_is_no_room_for_a_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let [counted, helped, wanted] = ["counted", "helped", "wanted"].map(|name| folder.path().join(name));
+    let before = allocations(&large("", &counted), folder.path())[0];
+    let taken = tried(1, before, 1).into_iter().rev().find_map(|number| {
+        let args = large("--on-oom step-down --overwrite", &helped);
+        let output = on_card(&args, &[("FAKE_CUDA_FAIL_AT", &number.to_string())]);
+        let record = output.status.success().then(|| read_json(helped.join("run.json")))?;
+        let taken = record["measures"][0].clone();
+        (taken["options"] == json!({ "vae_tiling": true })).then_some(taken)
+    });
+    let taken = taken.expect("no failure is met while a photo is encoded");
+    assert_eq!((&taken["step"], &taken["because"]), (&json!(0), &json!("memory_was_full")));
+    assert!(taken["saves_bytes"].as_u64().unwrap() > 0, "{taken}");
+    on_card_ok(&large("--vae-tiling", &wanted), &[]);
+    assert!(numbers(&helped) == numbers(&wanted));
+    assert!(numbers(&helped) != numbers(&counted));
+}
+
+#[test]
+fn a_picture_is_decoded_in_tiles_where_there_is_no_room_for_all_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [whole, tiled, helped] = ["whole", "tiled", "helped"].map(|name| folder.path().join(format!("{name}.png")));
+    let args = |more: &str, out: &Path| {
+        words(&format!(
+            "generate --device cuda --threads 1 --model {} --prompt sks --steps 2 --height 128 --width 128 --overwrite --output {} {more}",
+            model("tiny").display(),
+            out.display()
+        ))
+    };
+    let last = *allocations(&args("", &whole), folder.path()).last().unwrap();
+    on_card_ok(&args("--vae-tiling", &tiled), &[]);
+    let is_helped = |number: u64| {
+        let output = on_card(&args("", &helped), &[("FAKE_CUDA_FAIL_AT", &number.to_string())]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        output.status.success() && said.contains("decoded tile by tile (--vae-tiling)")
+    };
+    assert!((1..=last).rev().step_by(20).take(20).any(is_helped), "no failure is met while a picture is decoded");
+    let same = |a: &Path, b: &Path| crate::support::psnr(a, b).is_infinite();
+    assert!(same(&helped, &tiled) && !same(&helped, &whole));
+}

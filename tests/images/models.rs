@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 use crate::support::{made, model, read, relative_error};
-use lorabooth::adapters::Part;
-use lorabooth::models::stable_diffusion::PipelineFiles;
+use lorabooth::adapters::{Part, Sites};
+use lorabooth::models::stable_diffusion::{AutoencoderKl, PipelineFiles};
+use lorabooth::nn::Loader;
 use lorabooth::weights::Placement;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -72,4 +73,49 @@ fn networks_of_stable_diffusion_1_5_shapes_equal_the_reference() {
 #[test]
 fn networks_of_stable_diffusion_2_1_shapes_equal_the_reference() {
     check("sd21", json!(null), 64, 128);
+}
+
+/// Tiles of the VAE's own size, and of 512 pixels where it was made for larger images.
+#[test]
+fn the_vae_encodes_and_decodes_in_the_reference_s_tiles() {
+    let _no_gradient = tch::no_grad_guard();
+    for (variant, sizes, tile) in [
+        ("tiny4", json!([[12, 20], [8, 30], [9, 8], [5, 3]]), None),
+        ("tiny-xl", json!([[16, 40], [29, 17]]), None),
+        ("tiny-xl", json!([[64, 80]]), Some(512)),
+    ] {
+        let folder = model(variant);
+        let options = json!({ "model": folder, "sizes": sizes, "tile": tile });
+        let expected = read(made("vae_tiling.py", "tiles.safetensors", &options));
+        let files = PipelineFiles::open(&folder, None).unwrap();
+        let mut config = files.vae_config().unwrap();
+        if tile.is_some() {
+            config.sample_size = 1024;
+        }
+        let loader = Loader::new(files.vae_weights().unwrap(), Sites::new(), FLOAT32).unwrap();
+        let mut vae = AutoencoderKl::load(&loader, &config).unwrap();
+        for (i, size) in sizes.as_array().unwrap().iter().enumerate() {
+            let of = |name: &str| &expected[&format!("{i}.{name}")];
+            for (name, tiling) in [("whole", false), ("tiled", true)] {
+                vae.encoder.use_tiling(tiling);
+                vae.decoder.use_tiling(tiling);
+                let posterior = vae.encode(of("pixels"));
+                let moments = Tensor::cat(&[posterior.mean, posterior.log_variance], 1);
+                let wanted = of(&format!("moments_{name}"));
+                let wanted = Tensor::cat(&[wanted.narrow(1, 0, 4), wanted.narrow(1, 4, 4).clamp(-30.0, 20.0)], 1);
+                for (what, error) in [
+                    ("encoded", relative_error(&moments, &wanted)),
+                    ("decoded", relative_error(&vae.decode(of("latents")), of(name))),
+                ] {
+                    println!("{variant} {size} {name} {what}: {error:.1e}");
+                    // Attention adds up over thousands of places in the large ones.
+                    let bound = if tile.is_some() { 1e-4 } else { 1e-5 };
+                    assert!(error < bound, "{variant} {size} {name} {what} differs by {error:e}");
+                }
+            }
+            let side = tile.map_or(config.tile_side().unwrap(), |tile| tile / 8);
+            let is_larger = size.as_array().unwrap().iter().any(|places| places.as_i64().unwrap() > side);
+            assert_eq!(of("tiled") != of("whole"), is_larger, "{variant} {size}");
+        }
+    }
 }

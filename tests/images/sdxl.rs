@@ -3,7 +3,9 @@
 
 mod files;
 mod pictures;
+mod quantised;
 mod refusals;
+mod sizes;
 mod training;
 
 use crate::support::{made, model, read, read_json, relative_error};
@@ -130,6 +132,24 @@ fn another_vae_stands_in_for_the_models_own() {
         assert_eq!((config.scaling_factor, config.sample_size), (0.13025, 128), "{}", vae.display());
         files.load_vae(FLOAT32).unwrap();
     }
+    // A checkpoint without a VAE needs another one.
+    let temporary = tempfile::tempdir().unwrap();
+    let path = temporary.path().join("bare.safetensors");
+    let whole = read(made("single_file.py", "xl.safetensors", &json!({ "model": folder })));
+    let bare: Vec<(String, Tensor)> =
+        whole.into_iter().filter(|(key, _)| !key.starts_with("first_stage_model.")).collect();
+    Tensor::write_safetensors(&bare, &path).unwrap();
+    let open = |vae: Option<&Path>| {
+        let vae = vae.map(|vae| vae.to_str().unwrap().to_owned());
+        let options = lorabooth::models::stable_diffusion::ModelOptions { vae, ..Default::default() };
+        PipelineFiles::resolve(path.to_str().unwrap(), &options, &mut ())
+    };
+    let message = open(None).unwrap_err().to_string();
+    assert!(message.contains("no VAE (first_stage_model.*)") && message.contains("give one with ⟨vae⟩"), "{message}");
+    let files = open(Some(&other.join("vae"))).unwrap();
+    files.check_parts().unwrap();
+    assert_eq!(files.native_resolution().unwrap(), 1024);
+    assert!(files.vae_weights().unwrap().load(key, &shape, FLOAT32).unwrap().equal(&wanted));
 }
 
 #[test]

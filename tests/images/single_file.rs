@@ -306,3 +306,75 @@ fn files_that_are_no_model_are_refused_with_what_they_are() {
     let message = PipelineFiles::resolve("no/such/model", &ModelOptions::default(), &mut ()).err().unwrap();
     assert!(message.to_string().contains("no model `no/such/model`"), "{message}");
 }
+
+/// A folder written as one file has the names and the numbers that the reference's conversion has.
+#[test]
+fn a_folder_becomes_the_single_file_of_the_original_code() {
+    let folder = tempfile::tempdir().unwrap();
+    for variant in ["tiny4", "tiny-v", "tiny-xl", "tiny-xl-v"] {
+        let model = support::model(variant);
+        let marks = variant == "tiny-xl-v";
+        let reference = made("single_file.py", "model.safetensors", &json!({ "model": model, "marks": marks }));
+        let adapter = made(
+            "adapters.py",
+            "adapter",
+            &json!({ "model": model, "formats": ["peft"], "outputs": false,
+                "unet": { "r": 4, "lora_alpha": 7, "target_modules": ["to_q", "conv1", "proj_in"] },
+                "text_encoder": { "r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "v_proj", "fc1"] } }),
+        );
+        let adapter = adapter.join("peft").display().to_string();
+        let merged = |from: &Path, scale: &str, to: &str| {
+            let out = folder.path().join(format!("{variant}-{to}.safetensors"));
+            let args = ["adapter", "merge", "--model", from.to_str().unwrap(), "--lora", &format!("{adapter}={scale}")];
+            let described = ["--config-folder", model.to_str().unwrap()];
+            let described = if from.is_file() { &described[..] } else { &[] };
+            support::lorabooth_ok(&[&args[..], &["--output-dir", out.to_str().unwrap()], described].concat());
+            out
+        };
+        let left_out =
+            |name: &str| ["position_ids", "alphas_cumprod", "logit_scale"].iter().any(|end| name.ends_with(end));
+        let wanted = |path: &Path| {
+            let mut tensors = support::read(path);
+            tensors.retain(|name, _| !left_out(name));
+            tensors
+        };
+        let same = |ours: &Path, theirs: &Path, bound: f64| {
+            let (ours, theirs) = (wanted(ours), wanted(theirs));
+            assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{variant}");
+            for (name, tensor) in &theirs {
+                assert_eq!(ours[name].size(), tensor.size(), "{variant} {name}");
+                let error = if tensor.numel() == 0 { 0.0 } else { support::relative_error(&ours[name], tensor) };
+                assert!(error <= bound, "{variant} {name} differs by {error:e}");
+            }
+        };
+        let plain = merged(&model, "0", "plain");
+        same(&plain, &reference, 0.0);
+        let changed = merged(&model, "1", "changed");
+        same(&changed, &merged(&reference, "1", "file"), 1e-6);
+        assert_ne!(std::fs::read(&plain).unwrap(), std::fs::read(&changed).unwrap());
+        let (files, own) =
+            (PipelineFiles::open_single(&plain, None).unwrap(), PipelineFiles::open(&model, None).unwrap());
+        let prediction = |files: &PipelineFiles| files.scheduler_config_json().unwrap()["prediction_type"].clone();
+        let own = own.scheduler_config_json().unwrap();
+        assert_eq!(prediction(&files), own.get("prediction_type").cloned().unwrap_or(json!("epsilon")), "{variant}");
+        assert_eq!(files.warnings(), Vec::<String>::new(), "{variant}");
+        let metadata = lorabooth::weights::MappedFile::open(&plain).unwrap().metadata();
+        assert_eq!(metadata["modelspec.title"], format!("{variant}-plain"));
+    }
+    // A language model has no such file.
+    let out = folder.path().join("x.safetensors").display().to_string();
+    let adapter = folder.path().join("language");
+    std::fs::create_dir(&adapter).unwrap();
+    std::fs::write(
+        adapter.join("adapter_config.json"),
+        json!({ "peft_type": "LORA", "task_type": "CAUSAL_LM" }).to_string(),
+    )
+    .unwrap();
+    let zeros = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
+    let pair = ["A", "B"].map(|which| (format!("base_model.model.q_proj.lora_{which}.weight"), zeros.shallow_clone()));
+    Tensor::write_safetensors(&pair, adapter.join("adapter_model.safetensors")).unwrap();
+    let args = ["adapter", "merge", "--model", "x", "--lora", adapter.to_str().unwrap(), "--output-dir", &out];
+    let output = support::lorabooth(&args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("a language model is written as a folder"), "{said}");
+}

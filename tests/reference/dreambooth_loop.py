@@ -55,6 +55,7 @@ class Options:
     lora: dict = field(default_factory=lambda: dict(r=8, lora_alpha=32, target_modules=["to_q", "to_v"]))
     lora_text_encoder: dict = field(default_factory=lambda: dict(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"]))  # of SDXL, both
     text_encoder_lr: float = None
+    text_encoder_2_lr: float = None
     max_train_steps: int = 20
     train_batch_size: int = 1
     gradient_accumulation_steps: int = 1
@@ -174,8 +175,9 @@ class Trainer:
         self.trained = [self.unet, *self.encoders.values()] if options.train_text_encoder else [self.unet]
         self.parameters = [p for model in self.trained for p in model.parameters() if p.requires_grad]
         groups = [dict(params=[p for p in model.parameters() if p.requires_grad]) for model in self.trained]
-        for group in groups[1:]:
-            group["lr"] = options.learning_rate if options.text_encoder_lr is None else options.text_encoder_lr
+        last = options.learning_rate
+        for group, rate in zip(groups[1:], (options.text_encoder_lr, options.text_encoder_2_lr)):
+            last = group["lr"] = last if rate is None else rate
         self.optimizer = torch.optim.AdamW(
             groups,
             lr=options.learning_rate,

@@ -25,6 +25,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import bitsandbytes_on_the_host
+
+bitsandbytes_on_the_host.allow()
+
 PROMPTS = ["a photo of sks dog, running on the beach", "DSLR portrait — naïve café, 8k 😀 " + "very " * 90]
 
 
@@ -60,6 +64,7 @@ def vae_scale_factor(model):
 
 def unet(model, files, height, width, generator):
     network = UNet2DConditionModel.from_pretrained(model, subfolder="unet", torch_dtype=torch.float32, **files).eval().requires_grad_(False)
+    bitsandbytes_on_the_host.exactly(network)
     factor = vae_scale_factor(model)
     latents = torch.randn(2, 4, height // factor, width // factor, generator=generator).requires_grad_()
     context = torch.randn(2, 77, network.config.cross_attention_dim, generator=generator).requires_grad_()

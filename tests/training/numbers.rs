@@ -157,6 +157,44 @@ fn a_picture_is_decoded_in_float32_where_float16_loses_it() {
     assert!(psnr > 30.0, "{psnr} dB");
 }
 
+/// Of Stable Diffusion XL only a VAE that says it fits float16 computes in it.
+#[test]
+fn a_vae_of_sdxl_that_overflows_learns_and_draws_in_float32() {
+    let folder = tempfile::tempdir().unwrap();
+    let factors = [loud("encoder.mid_block.resnets.0"), loud("decoder.mid_block.resnets.0")].concat();
+    let factors: Vec<(&str, f64)> = factors.iter().map(|(name, factor)| (name.as_str(), *factor)).collect();
+    let file = "vae/diffusion_pytorch_model.safetensors";
+    let loud = scaled(&model("tiny-xl"), folder.path().join("model"), file, &factors);
+    let train = |out: &Path, more: &str| {
+        let args = dreambooth(&loud, out, more);
+        args.iter().map(|arg| if arg == "32" { "128".to_owned() } else { arg.clone() }).collect::<Vec<_>>()
+    };
+    let said = |args: &[String]| {
+        let output = lorabooth(args);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let exact = said(&train(&folder.path().join("exact"), ""));
+    assert!(!exact.contains("numbers were lost"), "{exact}");
+    let draw = |dtype: &str, out: &Path| {
+        said(&words(&format!(
+            "generate --device cpu --threads 1 --quiet --model {} --prompt sks --steps 3 --dtype {dtype} --output {}",
+            loud.display(),
+            out.display()
+        )))
+    };
+    let [half, full] = ["fp16.png", "fp32.png"].map(|name| folder.path().join(name));
+    draw("fp32", &full);
+    let config = loud.join("vae/config.json");
+    let mut fields = read_json(&config);
+    fields["force_upcast"] = json!(false);
+    fs::write(&config, fields.to_string()).unwrap();
+    mends(&train, &["vae"]);
+    draw("fp16", &half);
+    let psnr = support::psnr(&half, &full);
+    assert!(psnr > 30.0, "{psnr} dB");
+}
+
 #[test]
 fn a_feed_forward_of_t5_that_overflows_goes_on_in_float32() {
     let (folder, job) = (tempfile::tempdir().unwrap(), t5());

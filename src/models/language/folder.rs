@@ -8,7 +8,7 @@ use crate::models::config_file;
 use crate::models::loaded::{load, Loaded};
 use crate::nn::Loader;
 use crate::weights::gguf::GgufLanguageModel;
-use crate::weights::{quantised, Keeping, Placement, WeightSet};
+use crate::weights::{Keeping, Placement, WeightSet};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tch::Kind;
@@ -49,9 +49,7 @@ impl LanguageModelFiles {
             None => (root.join("config.json"), config_file::read_json(&root.join("config.json"))?),
         };
         let architecture = Architecture::of(&config, &path)?;
-        if let Some(method) = config.get("quantization_config").and_then(other_quantisation) {
-            return Err(quantised(&path, &format!("`quantization_config` says {method}")));
-        }
+        config_file::check_quantisation(&config, &path)?;
         Ok(Self { root: root.to_owned(), config, architecture, gguf, keeping: Keeping::default() })
     }
 
@@ -173,18 +171,5 @@ impl LanguageModelFiles {
         let path = self.config_path();
         let build = Build { config: &self.config, path: &path, labels: head.labels, seed: head.seed };
         (self.architecture.load)(loader, &build)
-    }
-}
-
-/// The method of a `quantization_config` that is not read.
-fn other_quantisation(how: &Value) -> Option<String> {
-    let text = |name: &str| how.get(name).and_then(Value::as_str);
-    let method = text("quant_method").unwrap_or("an unknown method");
-    let is_4_bit = how.get("load_in_4bit").and_then(Value::as_bool).unwrap_or(false);
-    match (method, is_4_bit, text("bnb_4bit_quant_type")) {
-        ("bitsandbytes", true, Some("nf4")) => None,
-        ("bitsandbytes", true, Some(kind)) => Some(format!("bitsandbytes with {kind}")),
-        ("bitsandbytes", ..) => Some("bitsandbytes with 8 bits".to_owned()),
-        _ => Some(method.to_owned()),
     }
 }

@@ -8,6 +8,7 @@ use super::unet::PerLevel;
 use super::{ClipTextConfig, UNetConfig, VaeConfig};
 use crate::error::{Error, Result};
 use crate::nn::Activation;
+use crate::weights::original_spelling::OPEN_CLIP_LAYERS;
 use crate::weights::{OriginalGeneration, WeightSet};
 use serde_json::{json, Value};
 
@@ -19,8 +20,6 @@ const HEAD_WIDTH: i64 = 64;
 const XL_SCALING_FACTOR: f64 = 0.13025;
 /// Width of each size's sinusoids in Stable Diffusion XL.
 const XL_SIZE_WIDTH: i64 = 256;
-/// OpenCLIP's ViT-H has 24 layers; Stable Diffusion 2.x is conditioned on the last but one.
-const OPEN_CLIP_LAYERS: usize = 24;
 
 /// Why a configuration cannot be read from shapes alone, and what to do.
 const GIVE_CONFIGS: &str = "give a folder of configurations with `⟨config_folder⟩`";

@@ -80,6 +80,9 @@ impl PipelineFiles {
                 return Err(Error::file(root, message));
             }
         }
+        for part in NETWORKS.iter().map(|part| root.join(part).join("config.json")).filter(|path| path.is_file()) {
+            config_file::check_quantisation(&config_file::read_json(&part)?, &part)?;
+        }
         if let Some(variant) = variant {
             if !NETWORKS.iter().any(|part| WeightSet::has_variant(&root.join(part), variant)) {
                 return Err(Error::file(
@@ -94,7 +97,12 @@ impl PipelineFiles {
     /// The pipeline in the single-file checkpoint `path`, with the original Stable Diffusion key names, described by the
     /// configurations in `config_folder` where it has them, else by the shapes in the file.
     pub fn open_single(path: &Path, config_folder: Option<&Path>) -> Result<Self> {
-        let checkpoint = Arc::new(OriginalCheckpoint::open(path)?);
+        Self::single(path, config_folder, true)
+    }
+
+    /// The same; one that gets another VAE `needs_vae` of its own no longer.
+    fn single(path: &Path, config_folder: Option<&Path>, needs_vae: bool) -> Result<Self> {
+        let checkpoint = Arc::new(OriginalCheckpoint::open(path, needs_vae)?);
         if let Some(folder) = config_folder {
             let found = NETWORKS.iter().any(|part| folder.join(part).join("config.json").is_file());
             if !found {
@@ -113,7 +121,7 @@ impl PipelineFiles {
         let mut files = if path.is_dir() {
             Self::open(path, options.variant.as_deref())?
         } else if path.is_file() {
-            Self::open_single(path, options.config_folder.as_deref())?
+            Self::single(path, options.config_folder.as_deref(), options.vae.is_none())?
         } else if hub::is_id(model) && path.extension().is_none_or(|extension| extension != "safetensors") {
             let weights_of: &[&str] = if options.configs_only { &[] } else { &NETWORKS };
             let (revision, variant) = (options.revision.as_deref(), options.variant.as_deref());
@@ -306,14 +314,22 @@ impl PipelineFiles {
         }
     }
 
+    /// Whether its files have the UNet's projections in 4 bits.
+    pub fn is_four_bit(&self) -> Result<bool> {
+        Ok(self.config_json("unet")?.get("quantization_config").is_some())
+    }
+
     /// The UNet's configuration.
     pub fn unet_config(&self) -> Result<UNetConfig> {
         match self.described("unet") {
             Described::ByFile(folder) => UNetConfig::from_folder(&folder),
             Described::ByShapes(checkpoint, facts) => {
                 let mut config = inferred_config::unet(&checkpoint.unet())?;
-                let factor = inferred_config::vae(&checkpoint.vae(), self.is_xl())?.scale_factor();
-                config.sample_size = Some(self.latent_size(facts, factor)?);
+                let vae = match &self.vae {
+                    Some(vae) => vae.config(self.is_xl())?,
+                    None => inferred_config::vae(&checkpoint.vae(), self.is_xl())?,
+                };
+                config.sample_size = Some(self.latent_size(facts, vae.scale_factor())?);
                 Ok(config)
             }
         }
@@ -506,6 +522,22 @@ impl PipelineFiles {
         let config = self.text_encoder_config(part)?;
         let weights = self.text_encoder_weights(part)?.stored_in(self.keeping.of_part(part.name()));
         load(weights, placement, |loader| ClipTextModel::load(loader, &config))
+    }
+
+    /// The error of the first weight of its networks that holds what is no number. Reads all of them.
+    pub fn damaged_weight(&self) -> Result<Option<Error>> {
+        let parts = self.parts().into_iter().map(|part| Ok((part.name(), self.part_weights(part)?)));
+        for network in parts.chain([self.vae_weights().map(|weights| ("vae", weights))]) {
+            let (part, weights) = network?;
+            if let Some(key) = weights.first_not_finite()? {
+                let message = format!(
+                    "`{part}.{key}` holds NaN or infinity, so this model computes no numbers; download it again, or take another \
+                     version of it"
+                );
+                return Ok(Some(Error::file(weights.origin(), message)));
+            }
+        }
+        Ok(None)
     }
 
     /// Loads all text encoders.

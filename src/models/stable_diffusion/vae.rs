@@ -138,7 +138,9 @@ impl LatentDistribution {
 pub struct VaeEncoder {
     encoder: Encoder,
     quant_conv: Option<Conv2d>,
+    tiles: Option<Tiles>,
     slicing: bool,
+    tiling: bool,
 }
 
 impl VaeEncoder {
@@ -149,13 +151,26 @@ impl VaeEncoder {
         Ok(Self {
             encoder: Encoder::load(&(loader / "encoder"), config)?,
             quant_conv: config.use_quant_conv.then(conv).transpose()?,
+            tiles: Tiles::of(config),
             slicing: loader.slicing(),
+            tiling: false,
         })
     }
 
+    /// Whether images larger than a tile are encoded in overlapping tiles, for the memory of one tile.
+    pub fn use_tiling(&mut self, tiling: bool) {
+        self.tiling = tiling;
+    }
+
     fn moments(&self, images: &Tensor) -> Tensor {
-        let moments = self.encoder.forward(images);
-        self.quant_conv.as_ref().map_or_else(|| moments.shallow_clone(), |conv| conv.forward(&moments))
+        let whole = |images: &Tensor| {
+            let moments = self.encoder.forward(images);
+            self.quant_conv.as_ref().map_or_else(|| moments.shallow_clone(), |conv| conv.forward(&moments))
+        };
+        match self.tiles.filter(|_| self.tiling) {
+            Some(tiles) => tiles.encode(images, whole),
+            None => whole(images),
+        }
     }
 
     /// Images `[b, 3, h, w]` in [-1, 1] to latents `[b, latent channels, h/f, w/f]`, float32 and unscaled.
@@ -195,17 +210,30 @@ impl VaeDecoder {
         &self.config
     }
 
-    /// Whether images larger than `sample_size` are decoded in overlapping tiles, for the memory of one tile.
+    /// Whether images larger than a tile are decoded in overlapping tiles, for the memory of one tile.
     pub fn use_tiling(&mut self, tiling: bool) {
         self.tiling = tiling;
     }
 
     /// Unscaled latents `[b, latent channels, h, w]` to images `[b, 3, h·f, w·f]`, about [-1, 1].
     pub fn decode(&self, latents: &Tensor) -> Tensor {
-        match Tiles::of(&self.config).filter(|tiles| self.tiling && tiles.are_smaller_than(latents)) {
+        match self.tiling {
+            true => self.decode_in_tiles(latents),
+            false => self.decode_whole(latents),
+        }
+    }
+
+    /// The same in tiles, whatever [`VaeDecoder::use_tiling`] was told.
+    pub fn decode_in_tiles(&self, latents: &Tensor) -> Tensor {
+        match Tiles::of(&self.config) {
             Some(tiles) => tiles.decode(latents, |tile| self.decode_whole(tile)),
             None => self.decode_whole(latents),
         }
+    }
+
+    /// Whether `latents` are larger than a tile.
+    pub fn has_tiles_in(&self, latents: &Tensor) -> bool {
+        Tiles::of(&self.config).is_some_and(|tiles| latents.size()[2..].iter().any(|&size| size > tiles.side()))
     }
 
     fn decode_whole(&self, latents: &Tensor) -> Tensor {

@@ -1,7 +1,7 @@
-//! Decodes large latents tile by tile, so that memory is a tile's and not the image's.
-//! Reference: diffusers `autoencoder_kl.py`, `tiled_decode`.
+//! Encodes and decodes large images tile by tile, so that memory is a tile's and not the image's.
+//! Reference: diffusers `autoencoder_kl.py`, `_tiled_encode` and `tiled_decode`.
 //!
-//! Tiles overlap by a quarter, over which one fades into the next. The picture is not quite that of decoding at once: the
+//! Tiles overlap by a quarter, over which one fades into the next. The result is not quite that of the whole at once: the
 //! norms and the attention in the middle see a tile.
 //!
 //! Shapes: b batch, h and w height and width of the latents, f the scale factor (8 for Stable Diffusion).
@@ -35,24 +35,34 @@ impl Tiles {
         self.side
     }
 
-    /// Whether `latents` `[b, c, h, w]` are larger than a tile.
-    pub fn are_smaller_than(&self, latents: &Tensor) -> bool {
-        latents.size()[2..].iter().any(|&size| size > self.side)
+    /// Images `[b, 3, h·f, w·f]` to what `encode` makes of each tile, `[b, c, h, w]`.
+    pub fn encode(&self, images: &Tensor, encode: impl Fn(&Tensor) -> Tensor) -> Tensor {
+        self.put_together(images, (self.factor, 1), encode)
     }
 
     /// Latents `[b, c, h, w]` to images `[b, 3, h·f, w·f]`, with `decode` for each tile.
     pub fn decode(&self, latents: &Tensor, decode: impl Fn(&Tensor) -> Tensor) -> Tensor {
-        let (height, width) = (latents.size()[2], latents.size()[3]);
-        let kept = self.stride * self.factor;
-        let faded = (self.side - self.stride) * self.factor;
+        self.put_together(latents, (1, self.factor), decode)
+    }
+
+    /// What `compute` makes of `xs`, tile by tile where they are larger than one; `places` are those along one side of a latent's place,
+    /// in `xs` and in what is made of them.
+    fn put_together(&self, xs: &Tensor, places: (i64, i64), compute: impl Fn(&Tensor) -> Tensor) -> Tensor {
+        let (height, width) = (xs.size()[2], xs.size()[3]);
+        let (side, stride) = (self.side * places.0, self.stride * places.0);
+        if height <= side && width <= side {
+            return compute(xs);
+        }
+        let (kept, faded) = (self.stride * places.1, (self.side - self.stride) * places.1);
+        let starts = |size: i64| (0..size).step_by(stride as usize);
         let keep = |tile: &Tensor, dim: i64| tile.narrow(dim, 0, kept.min(tile.size()[dim as usize]));
         let mut above: Vec<Tensor> = Vec::new();
         let mut rows = Vec::new();
-        for top in self.starts(height) {
+        for top in starts(height) {
             let mut row: Vec<Tensor> = Vec::new();
-            for (column, left) in self.starts(width).enumerate() {
-                let (h, w) = (self.side.min(height - top), self.side.min(width - left));
-                let mut tile = decode(&latents.narrow(2, top, h).narrow(3, left, w));
+            for (column, left) in starts(width).enumerate() {
+                let (h, w) = (side.min(height - top), side.min(width - left));
+                let mut tile = compute(&xs.narrow(2, top, h).narrow(3, left, w));
                 if let Some(above) = above.get(column) {
                     tile = fade(above, tile, 2, faded);
                 }
@@ -65,10 +75,6 @@ impl Tiles {
             above = row;
         }
         Tensor::cat(&rows, 2)
-    }
-
-    fn starts(&self, size: i64) -> impl Iterator<Item = i64> {
-        (0..size).step_by(self.stride as usize)
     }
 }
 

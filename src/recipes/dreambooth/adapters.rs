@@ -22,8 +22,8 @@ use tch::Tensor;
 pub struct Adapters {
     trained: Vec<(Part, Attached)>,
     carried: Vec<(Part, PartAdapter)>,
-    /// By what the text encoders' learning rate is multiplied, where they have one of their own.
-    text_encoder_lr: Option<f64>,
+    /// Of the networks that have one of their own.
+    learning_rates: Vec<(Part, f64)>,
 }
 
 impl Adapters {
@@ -48,8 +48,7 @@ impl Adapters {
             };
             trained.push((part, attached));
         }
-        let text_encoder_lr = config.text_encoder_lr.filter(|_| config.learning_rate > 0.0);
-        Ok(Self { trained, carried, text_encoder_lr: text_encoder_lr.map(|lr| lr / config.learning_rate) })
+        Ok(Self { trained, carried, learning_rates: config.own_learning_rates() })
     }
 
     /// What they train: `unet.` and so on before the adapters' names.
@@ -63,7 +62,11 @@ impl Adapters {
             params: self.trained.iter().flat_map(named).collect(),
             trainable: self.trained.iter().map(|(_, adapter)| adapter.trainable()).sum(),
             frozen: self.trained.iter().map(|(_, adapter)| adapter.base_elements).sum(),
-            lr_factors: self.text_encoder_lr.map(|factor| ("text_encoder", factor)).into_iter().collect(),
+            learning_rates: self
+                .learning_rates
+                .iter()
+                .map(|(part, rate)| (format!("{}.", part.name()), *rate))
+                .collect(),
         }
     }
 

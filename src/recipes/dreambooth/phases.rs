@@ -185,6 +185,7 @@ pub fn make_class_images(
     std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
     let _lock = is_first_here.then(|| FolderLock::take(folder)).transpose()?;
     let mut pipeline = Pipeline::open(files.clone(), &config.model.name, placement(run, kind), Residence::InTurn)?;
+    pipeline.use_tiling(config.vae_tiling);
     let end = missing.last().map_or(0, |last| last + 1).max(config.num_class_images);
     // A group of images rounds as one: a resumed run draws the whole group again that it was stopped in.
     let size = config.sample_batch_size;
@@ -358,7 +359,8 @@ pub fn encode_photos(
     let contents = match encodings.are_kept() {
         true => network_contents("latents", config, run, kind)
             .and_text(&files.vae_weights()?.fingerprint()?)
-            .and_text(&files.config_json("vae")?.to_string()),
+            .and_text(&files.config_json("vae")?.to_string())
+            .and_text(if config.vae_tiling { "in tiles" } else { "" }),
         false => Contents::of(""),
     };
     // Where all are known, it is not loaded.
@@ -374,10 +376,11 @@ pub fn encode_photos(
             false => Vec::new(),
         };
         let known = encodings.get_or_make(contents.clone().and(&bytes), || {
-            let vae = loaded_encoder(&mut vae, files, placement(run, kind))?;
+            let vae = loaded_encoder(&mut vae, config, files, placement(run, kind))?;
             let posterior = catching(|| Ok(vae.model.encode(&pixels.to_device(run.device).to_kind(kind))))?;
-            if kind == Kind::Half && !posterior.is_finite() {
-                return Err(run.numbers_are_lost_in("the VAE's output is", "vae.encoder"));
+            if !posterior.is_finite() {
+                let lost = || run.numbers_are_lost_in("the VAE's output is", "vae.encoder");
+                return Err(files.damaged_weight()?.unwrap_or_else(lost));
             }
             let named = [("mean", posterior.mean), ("log_variance", posterior.log_variance)];
             Ok(named.map(|(name, tensor)| (name.to_owned(), tensor)).into())
@@ -392,7 +395,7 @@ pub fn encode_photos(
     let vae = match cache.is_complete() {
         true => None,
         false => {
-            loaded_encoder(&mut vae, files, placement(run, kind))?;
+            loaded_encoder(&mut vae, config, files, placement(run, kind))?;
             vae
         }
     };
@@ -429,12 +432,17 @@ fn share_latents(cache: &mut LatentCache, run: &Run) -> Result<()> {
 /// The VAE's encoder, loaded where it is not yet.
 fn loaded_encoder<'a>(
     vae: &'a mut Option<Loaded<VaeEncoder>>,
+    config: &DreamBoothConfig,
     files: &PipelineFiles,
     placement: Placement,
 ) -> Result<&'a Loaded<VaeEncoder>> {
     Ok(match vae {
         Some(vae) => vae,
-        none => none.insert(files.load_vae_encoder(placement)?),
+        none => {
+            let mut loaded = files.load_vae_encoder(placement)?;
+            loaded.model.use_tiling(config.vae_tiling);
+            none.insert(loaded)
+        }
     })
 }
 

@@ -14,6 +14,7 @@ use crate::plan::{PlanInput, SampledImages};
 use crate::recipes::training::memory_advice;
 use crate::recipes::training::observer::Observer;
 use crate::train::precision::half_kind;
+use crate::weights::{Quantize, Storage};
 use std::path::Path;
 use tch::{Device, Kind};
 
@@ -25,6 +26,8 @@ pub struct NetworkConfigs {
     parts: Vec<Part>,
     /// The VAE computes in float32 whatever the others compute in.
     exact_vae: bool,
+    /// Its files have the UNet in 4 bits.
+    is_four_bit: bool,
 }
 
 impl NetworkConfigs {
@@ -37,6 +40,7 @@ impl NetworkConfigs {
             text_encoders: files.text_encoder_configs()?,
             parts: files.parts(),
             exact_vae: files.vae_kind(Kind::BFloat16) == Kind::Float,
+            is_four_bit: files.is_four_bit()?,
         })
     }
 }
@@ -178,13 +182,17 @@ pub fn plan_input<'a>(
             kind,
         }),
         kind,
-        storage: config.training.weights.storage(),
+        storage: match networks.is_four_bit {
+            true => Storage { quantize: Quantize::Nf4, ..config.training.weights.storage() },
+            false => config.training.weights.storage(),
+        },
         exact_vae: networks.exact_vae,
         vae_kind: match networks.exact_vae || config.training.fp32_layers.iter().any(|layer| layer == "vae") {
             true => Kind::Float,
             false => kind,
         },
         slicing: config.slicing,
+        vae_tiling: config.vae_tiling,
         unet_lora: lora_config(config, Part::UNet).checked()?,
         text_loras: config
             .trained_parts()

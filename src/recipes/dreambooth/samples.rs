@@ -159,8 +159,13 @@ impl Samples<'_> {
     ) -> Result<()> {
         let place = Placement { device, kind: self.networks.vae_kind };
         let mut vae = self.files.load_vae_decoder(place)?;
-        vae.model.use_tiling(self.config.slicing);
-        let load_exact = || self.files.load_vae_decoder(Placement { kind: Kind::Float, ..place });
+        let tiling = self.config.slicing || self.config.vae_tiling;
+        vae.model.use_tiling(tiling);
+        let load_exact = || {
+            let mut exact = self.files.load_vae_decoder(Placement { kind: Kind::Float, ..place })?;
+            exact.model.use_tiling(tiling);
+            Ok(exact)
+        };
         let movable = self.networks.all();
         let scheduler = sampling_schedule(self.files)?;
         let painter = Painter {

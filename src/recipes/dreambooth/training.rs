@@ -282,6 +282,7 @@ impl DreamBoothJob<'_> {
             name: "photos",
             fingerprint: dataset.fingerprint(),
             files: dataset.photos().iter().enumerate().map(file).collect(),
+            prediction_type: Some(self.prediction.name()),
             batches_per_epoch: self.order.batches_per_epoch(),
             batches: self.order.places().div_ceil(self.config.train_batch_size),
             usual_steps: Some(usual_steps(dataset.instance_count() as u64)),

@@ -224,7 +224,7 @@ impl LanguageJob<'_> {
             params: self.adapter.params().iter().map(|(name, param)| (name.clone(), param.shallow_clone())).collect(),
             trainable: self.adapter.trainable(),
             frozen: self.adapter.base_elements(),
-            lr_factors: Vec::new(),
+            learning_rates: Vec::new(),
         }
     }
 
@@ -274,6 +274,7 @@ impl LanguageJob<'_> {
             name: "records",
             fingerprint: self.data.fingerprint(),
             files: files.into(),
+            prediction_type: None,
             batches_per_epoch: self.order.batches_per_epoch(),
             batches: self.order.places().div_ceil(self.config.train_batch_size),
             usual_steps: None,

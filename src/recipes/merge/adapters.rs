@@ -1,6 +1,6 @@
 //! Adapters folded into a model, which is then one of its own.
 
-use super::{language_model, pipeline, single_file};
+use super::{language_model, new_single_file, pipeline, single_file};
 use crate::adapters::formats::language_adapter_at;
 use crate::adapters::model_folder::{self, Existing};
 use crate::error::{Error, Result};
@@ -12,7 +12,6 @@ use crate::recipes::language::given_adapters::GivenAdapters;
 use crate::recipes::training::observer::Observer;
 use crate::recipes::{open_model, read_adapter};
 use crate::train::folder_lock::FolderLock;
-use crate::weights::gguf::is_gguf;
 use std::path::{Path, PathBuf};
 use tch::Kind;
 
@@ -23,14 +22,6 @@ pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Obs
     let given = config.lora.iter().map(|text| path_and_scale("⟨lora⟩", text)).collect::<Result<Vec<_>>>()?;
     let as_file = config.output_dir.extension().is_some_and(|end| end.eq_ignore_ascii_case("safetensors"))
         && !config.output_dir.is_dir();
-    let is_checkpoint = Path::new(&config.model.name).is_file() && !is_gguf(Path::new(&config.model.name));
-    if as_file && !is_checkpoint {
-        let path = config.output_dir.display();
-        return Err(Error::Usage(format!(
-            "{path}: the merged model is written as a folder, in the layout of ⟨model⟩, unless that is a .safetensors checkpoint; give a \
-             folder's name, without .safetensors"
-        )));
-    }
     let existing = Existing::of(config.overwrite);
     if !as_file {
         model_folder::check(&config.output_dir, existing)?;
@@ -45,6 +36,10 @@ pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Obs
         of_language_model |= language_adapter_at(path)?.is_some();
     }
     match of_language_model {
+        true if as_file => Err(Error::Usage(format!(
+            "{}: a language model is written as a folder; give a folder's name, without .safetensors",
+            config.output_dir.display()
+        ))),
         true => {
             // What is wrong with it is told before anything of the model is.
             let adapters = GivenAdapters::read(&config.lora)?;
@@ -61,11 +56,13 @@ pub fn merge(config: &MergeConfig, interrupt: &Interrupt, observer: &mut dyn Obs
             for (path, scale) in given {
                 adapters.push((read_adapter(&path, &files, observer)?, scale));
             }
-            match files.checkpoint().filter(|_| as_file) {
-                Some(checkpoint) => {
-                    single_file::write(&files, checkpoint, &adapters, kind, &config.output_dir, interrupt, observer)
+            let file = &config.output_dir;
+            match files.checkpoint() {
+                Some(checkpoint) if as_file => {
+                    single_file::write(&files, checkpoint, &adapters, kind, file, interrupt, observer)
                 }
-                None => pipeline::write(&files, &config.model, &adapters, kind, out, interrupt, observer),
+                None if as_file => new_single_file::write(&files, &adapters, kind, file, interrupt, observer),
+                _ => pipeline::write(&files, &config.model, &adapters, kind, out, interrupt, observer),
             }
         }
     }

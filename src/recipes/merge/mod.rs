@@ -2,5 +2,6 @@
 
 pub mod adapters;
 pub mod language_model;
+pub mod new_single_file;
 pub mod pipeline;
 pub mod single_file;

@@ -87,6 +87,8 @@ pub struct TrainingData {
     pub fingerprint: String,
     /// Its files, for `run.json`.
     pub files: Value,
+    /// What the model predicts of it, where that is a choice.
+    pub prediction_type: Option<&'static str>,
     /// Batches of an epoch, on each rank.
     pub batches_per_epoch: usize,
     /// The same of all ranks together.
@@ -103,18 +105,18 @@ pub struct Trained {
     pub trainable: i64,
     /// Elements of the frozen model.
     pub frozen: i64,
-    /// By what the learning rate is multiplied for those whose names begin so; 1 for all others.
-    pub lr_factors: Vec<(&'static str, f64)>,
+    /// Learning rates at the top of the curve of those whose names begin so; the run's for all others.
+    pub learning_rates: Vec<(String, f64)>,
 }
 
 impl Trained {
-    /// What has one learning rate, and the factor of that.
-    fn groups(&self) -> Vec<(Parameters, f64)> {
-        let factors = self.lr_factors.iter().map(|(_, factor)| *factor);
+    /// What has one learning rate, and that; `learning_rate` is the run's.
+    fn groups(&self, learning_rate: f64) -> Vec<(Parameters, f64)> {
+        let own = self.learning_rates.iter().map(|(_, rate)| *rate);
         let mut groups: Vec<(Parameters, f64)> =
-            std::iter::once(1.0).chain(factors).map(|factor| (Parameters::new(), factor)).collect();
+            std::iter::once(learning_rate).chain(own).map(|rate| (Parameters::new(), rate)).collect();
         for (name, param) in &self.params {
-            let own = self.lr_factors.iter().position(|(start, _)| name.starts_with(start));
+            let own = self.learning_rates.iter().position(|(start, _)| name.starts_with(start));
             groups[own.map_or(0, |index| index + 1)].0.insert(name.clone(), param.shallow_clone());
         }
         groups.retain(|(params, _)| !params.is_empty());
@@ -152,7 +154,7 @@ pub struct Run {
     pub scaler: Option<LossScaler>,
     /// By how many batches the gradients of the present group are divided.
     pub accumulated: u64,
-    /// What is trained, by learning rate.
+    /// What is trained, by learning rate at the top of the curve.
     pub(super) groups: Vec<(Parameters, f64)>,
     /// What it does, as its plan calls it.
     pub phase: &'static str,
@@ -237,7 +239,7 @@ impl Run {
             micro_step: 0,
             total_steps: 0,
             evaluation_is_owed: false,
-            trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0, lr_factors: Vec::new() },
+            trained: Trained { params: Parameters::new(), trainable: 0, frozen: 0, learning_rates: Vec::new() },
             groups: Vec::new(),
             optimizer,
             schedule,
@@ -282,7 +284,7 @@ impl Run {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         self.ranks.agree(data.name, &data.fingerprint)?;
-        self.groups = trained.groups();
+        self.groups = trained.groups(self.schedule.learning_rate);
         self.trained = trained;
         let training = &self.training;
         self.batches_per_epoch = data.batches_per_epoch;
@@ -290,6 +292,7 @@ impl Run {
         self.schedule.total_steps = self.total_steps;
         self.options.insert(data.name.to_owned(), data.fingerprint);
         self.record.data = data.files;
+        self.record.prediction_type = data.prediction_type;
         if !matches!(self.schedule.kind, ScheduleKind::Constant | ScheduleKind::ConstantWithWarmup) {
             self.options.insert("--max-train-steps".into(), self.total_steps.to_string());
         }

@@ -23,6 +23,8 @@ pub(in crate::recipes) struct RunRecord {
     resumed: Value,
     /// Files that it learns from.
     pub data: Value,
+    /// What the model predicts.
+    pub prediction_type: Option<&'static str>,
     /// Mean loss of the last tenth of the steps, of a finished run.
     pub final_loss: Option<f64>,
     /// When the process began with it.
@@ -41,6 +43,7 @@ impl RunRecord {
             date: json!(UtcTime::now().date_and_time()),
             resumed: Value::Null,
             data: Value::Null,
+            prediction_type: None,
             final_loss: None,
             began: Instant::now(),
             host_start: memory::host_now(),
@@ -77,6 +80,7 @@ impl RunRecord {
             "options": self.options,
             "given": self.given,
             "data": self.data,
+            "prediction_type": self.prediction_type,
             "device": format!("{:?}", run.device),
             "precision": format!("{:?}", run.kind),
             "seed": run.seed,

@@ -301,7 +301,8 @@ fn optimizer_step(
     let overflow = run.scaler.as_ref().map(|scaler| scaler.unscale(&grads)).transpose()?.flatten();
     let norm = gradients::grad_norm(&grads)?.to_device(run.device);
     let overflow = overflow.unwrap_or_else(|| norm.zeros_like());
-    let lr = run.schedule.lr(run.optimizer_steps());
+    let factor = run.schedule.factor(run.optimizer_steps());
+    let lr = run.schedule.learning_rate * factor;
     let numbers: Vec<Tensor> =
         [total, norm.view([]), overflow.view([])].into_iter().chain(means).chain(asked).collect();
     let numbers = Vec::<f32>::try_from(Tensor::stack(&numbers, 0))?; // the host waits here, and nowhere else in a step
@@ -318,7 +319,7 @@ fn optimizer_step(
         gradients::clip(&grads, numbers[1], run.training.max_grad_norm)?;
         run.is_torn = true;
         run.is_in_exchange = run.has_stepped;
-        run.groups.iter().try_for_each(|(params, factor)| run.optimizer.step(params, lr * factor))?;
+        run.groups.iter().try_for_each(|(params, rate)| run.optimizer.step(params, rate * factor))?;
         if !std::mem::replace(&mut run.has_stepped, true) {
             // Each rank's optimizer has its memory, or all start again.
             run.ranks.meet()?;

@@ -50,6 +50,21 @@ impl UtcTime {
     }
 }
 
+/// The seconds from 1970 to the moment that [`UtcTime::date_and_time`] has written so.
+pub fn seconds_since_1970(written: &str) -> Option<u64> {
+    let (date, time) = written.strip_suffix('Z')?.split_once('T')?;
+    let numbers = |text: &str, between: char| text.split(between).map(|n| n.parse().ok()).collect::<Option<Vec<u64>>>();
+    let (date, time) = (numbers(date, '-')?, numbers(time, ':')?);
+    let (&[year @ 1970..=9999, month @ 1..=12, day @ 1..=31], &[hour, minute, second]) =
+        (date.as_slice(), time.as_slice())
+    else {
+        return None;
+    };
+    let months = [31, if is_leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let days = (1970..year).map(days_of).sum::<u64>() + months[..month as usize - 1].iter().sum::<u64>() + day - 1;
+    Some(days * SECONDS_A_DAY + hour * 3600 + minute * 60 + second)
+}
+
 /// Years of the Gregorian calendar that 4 divides are leap years, those of a full century only where 400 does.
 fn is_leap(year: u64) -> bool {
     year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
@@ -79,6 +94,7 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00Z"),
         ] {
             assert_eq!(UtcTime::at(Duration::from_secs(seconds)).date_and_time(), expected);
+            assert_eq!(seconds_since_1970(expected), Some(seconds));
         }
     }
 }

@@ -76,4 +76,8 @@ impl DrawingListener for WatchedDrawing<'_> {
     fn on_image(&mut self, drawn: DrawnImage) -> Result<()> {
         (self.take)(&drawn, self.work.observer)
     }
+
+    fn on_change(&mut self, what: &str) {
+        self.work.observer.warning(what.to_owned());
+    }
 }

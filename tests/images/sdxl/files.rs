@@ -104,6 +104,23 @@ fn every_spelling_is_read() {
         name.replace("text_encoder.", "text_encoders.clip_l.transformer.").replace("unet.", "diffusion_model.")
     });
     assert_same(&read_any(&comfy, None).unwrap(), &unscaled, "ComfyUI");
+    // OneTrainer's: kohya's names with diffusers' blocks, the dots kept behind the network's.
+    let trainer = folder.path().join("onetrainer.safetensors");
+    respelled(&kohya, &trainer, |name| {
+        let (start, end) = name.split_once('.').unwrap();
+        match start.strip_prefix("lora_unet_") {
+            Some(flat) => {
+                let modules = set.part(Part::UNet).unwrap().modules();
+                let path = modules.into_iter().find(|path| original(path) == flat).unwrap();
+                format!("unet.{path}.{end}")
+            }
+            None => name.to_owned(),
+        }
+    });
+    let [fp8, rounded] = ["fp8.safetensors", "rounded.safetensors"].map(|name| folder.path().join(name));
+    let options = json!({ "file": kohya, "half": rounded, "start": "lora_" });
+    crate::support::python("fp8_file.py", &[fp8.to_str().unwrap(), &options.to_string()]);
+    assert_same(&read_any(&fp8, None).unwrap(), &read_any(&rounded, None).unwrap(), "fp8");
     let old = folder.path().join("old.safetensors");
     respelled(&diffusers, &old, |name| {
         let name = name.replace(".lora_A.", ".lora.down.").replace(".lora_B.", ".lora.up.");

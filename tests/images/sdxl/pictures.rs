@@ -172,6 +172,9 @@ fn our_adapters_draw_the_same_in_diffusers_in_every_format() {
     let (one_file, described) = (at("merged.safetensors"), xl.to_str().unwrap());
     let from = ["adapter", "merge", "--model", single.to_str().unwrap(), "--lora", &at("run")];
     lorabooth_ok(&[&from[..], &["--output-dir", &one_file]].concat());
+    let from_folder = ["adapter", "merge", "--model", xl.to_str().unwrap(), "--lora", &at("run")];
+    lorabooth_ok(&[&from_folder[..], &["--output-dir", &at("ui.safetensors")]].concat());
+    let ui = at("ui.safetensors");
     let tokenizer = xl.join("tokenizer");
     lorabooth_ok(
         &[&from[..], &["--tokenizer-name", tokenizer.to_str().unwrap(), "--output-dir", &at("folder")]].concat(),
@@ -179,6 +182,7 @@ fn our_adapters_draw_the_same_in_diffusers_in_every_format() {
     let jobs = [
         job("none", &xl, json!({}), &[]),
         job("merged file", Path::new(&one_file), json!({ "config": xl }), &["--config-folder", described]),
+        job("folder to a file", Path::new(&ui), json!({ "config": xl }), &["--config-folder", described]),
         job("merged to a folder", Path::new(&at("folder")), json!({}), &[]),
         job("peft", &xl, json!({ "loras": [{ "peft": at("run") }] }), &["--lora", &at("run")]),
         job(
@@ -199,7 +203,7 @@ fn our_adapters_draw_the_same_in_diffusers_in_every_format() {
     compare(folder.path(), &jobs);
     let distance = |a: &str, b: &str| psnr(picture(folder.path(), a), picture(folder.path(), b));
     assert!(distance("none", "peft") < FAR, "the adapter does something");
-    for same in ["diffusers", "kohya", "back", "merged", "merged file", "merged to a folder"] {
+    for same in ["diffusers", "kohya", "back", "merged", "merged file", "folder to a file", "merged to a folder"] {
         assert!(distance("peft", same) >= CLOSE, "{same}: {:.1} dB", distance("peft", same));
     }
 }

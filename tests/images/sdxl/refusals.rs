@@ -38,7 +38,7 @@ fn an_adapter_of_another_generation_is_named_with_the_models() {
 }
 
 /// A copy of the folder of a model, whose files can be changed.
-fn copied(from: &Path, to: &Path) {
+pub fn copied(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
         let target = to.join(entry.file_name().unwrap());
@@ -49,7 +49,7 @@ fn copied(from: &Path, to: &Path) {
     }
 }
 
-fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
+pub fn change_json(path: &Path, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     change(&mut value);
     std::fs::write(path, value.to_string()).unwrap();
@@ -112,6 +112,23 @@ fn numbers_that_are_none_in_a_fine_tunes_weights_are_named() {
     args.extend(["--output-dir", out.to_str().unwrap()]);
     let message = refused(&args);
     assert!(message.contains("unet.mid_block.attentions.0.transformer_blocks.2.ff.net.2"), "{message}");
+    let draw = ["generate", "--device", "cpu", "--dtype", "fp32", "--prompt", "sks", "--steps", "1", "--model"];
+    let picture = folder.path().join("a.png");
+    let draw = [&draw[..], &[path.to_str().unwrap(), "--output", picture.to_str().unwrap()]].concat();
+    let message = refused(&draw);
+    assert!(message.contains(&format!("`unet.{broken}` holds NaN")) && !picture.exists(), "{message}");
+
+    let other = folder.path().join("vae");
+    copied(&model("tiny-xl"), &other);
+    let file = other.join("vae/diffusion_pytorch_model.safetensors");
+    let mut weights = read(&file);
+    let broken = "encoder.conv_in.weight";
+    weights.insert(broken.to_owned(), weights[broken].zeros_like() * f64::NAN);
+    Tensor::write_safetensors(&weights.into_iter().collect::<Vec<_>>(), &file).unwrap();
+    let args: Vec<&str> =
+        args.iter().map(|arg| if *arg == path.to_str().unwrap() { other.to_str().unwrap() } else { arg }).collect();
+    let message = refused(&[&args[..], &["--overwrite"]].concat());
+    assert!(message.contains(&format!("`vae.{broken}` holds NaN")), "{message}");
 }
 
 #[test]

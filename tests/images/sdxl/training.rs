@@ -99,6 +99,24 @@ fn twenty_steps_of_all_three_networks_equal_the_reference_loop() {
     check("tiny-xl", json!({ "train_text_encoder": true, "text_encoder_lr": 3e-4 }));
 }
 
+/// A learning rate of 0 of the UNet beside them leaves its adapter as it was.
+#[test]
+fn each_text_encoder_has_its_own_learning_rate() {
+    let rates =
+        json!({ "train_text_encoder": true, "learning_rate": 0.0, "text_encoder_lr": 3e-4, "text_encoder_2_lr": 1e-4 });
+    check("tiny-xl", rates);
+    let folder = tempfile::tempdir().unwrap();
+    let args = |flag: &str| {
+        let options = options("tiny", json!({ "resolution": 32, "train_text_encoder": true }));
+        command(&folder.path().join("out"), &options, &[flag, "1e-5"])
+    };
+    let refused = lorabooth(&args("--text-encoder-2-lr"));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("--text-encoder-2-lr is for Stable Diffusion XL"),
+        "{refused:?}"
+    );
+}
+
 #[test]
 fn prior_preservation_at_batch_two_pairs_each_image_with_its_text() {
     check(
