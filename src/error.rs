@@ -75,6 +75,9 @@ pub enum Error {
     /// Another process of a data parallel run died, hangs, or ended.
     #[error("{0}")]
     OtherRank(String),
+    /// The processes of a data parallel run were started with something that is not the same for all, as each of them finds.
+    #[error("{0}")]
+    RanksDiffer(String),
     /// The user stopped the run; its state was saved.
     #[error("interrupted: {0}")]
     Interrupted(String),

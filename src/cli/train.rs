@@ -91,8 +91,8 @@ fn as_rank(
         Ok(()) => Ok(0),
         Err(error) if ranks.is_first() => Err(error),
         Err(Error::Interrupted(_)) => Ok(130),
-        // All have the same loss.
-        Err(Error::Diverged(_)) => Ok(1),
+        // The first says what all of them find.
+        Err(Error::Diverged(_) | Error::RanksDiffer(_)) => Ok(1),
         Err(_) if ranks.first_has_ended() => Ok(1),
         Err(error) => Err(of_rank(launch.rank, error)),
     }

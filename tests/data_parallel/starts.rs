@@ -119,5 +119,6 @@ fn ranks_with_different_options_or_photos_are_refused() {
         return println!("skipped: nothing can be mounted here");
     }
     assert!(said[0].contains("the ranks have different photos: rank 0 ") && said[0].contains("same files"), "{said:?}");
+    assert!(said[1].is_empty(), "{said:?}");
     assert!(!out.exists());
 }

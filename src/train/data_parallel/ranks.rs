@@ -188,7 +188,7 @@ impl Ranks {
             Some(rank) => {
                 let texts = [0, rank].map(|rank| String::from_utf8_lossy(&all[rank]).into_owned());
                 let message = format!("the ranks have different {what}: rank 0 {}, rank {rank} {}", texts[0], texts[1]);
-                Err(Error::invalid(format!("{message}; each machine must have the same files")))
+                Err(Error::RanksDiffer(format!("{message}; each machine must have the same files")))
             }
             None => Ok(()),
         }
@@ -208,7 +208,7 @@ impl Ranks {
                     Some(value) => value.to_string(),
                 };
                 let [first, other] = [&all[0].1, options].map(value);
-                return Err(Error::invalid(format!(
+                return Err(Error::RanksDiffer(format!(
                     "the ranks were started with different options: ⟨{option}⟩ is {first} for {} and {other} for {name}; give all of \
                      them the same",
                     all[0].0
