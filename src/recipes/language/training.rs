@@ -102,13 +102,13 @@ fn start(
     let records = RecordLengths::of(&data, validation.as_ref(), config.train_batch_size);
     let peak_and_advice = |budget: u64| planned.peak_and_advice(config, records, device, budget);
     let mut run = open_run(asked, config, adaptation, data.classes(), (device, seed))?;
-    crate::recipes::report_model(&config.model.display().to_string(), Some(files.architecture().model_type), observer);
-    crate::recipes::report_device(device, run.kind, observer)?;
-    crate::recipes::report_weights(&config.training.weights, device, observer);
-    report_memory(peak_and_advice, device, observer)?;
-
-    // 2. The model with its adapter.
     let outcome = catching(|| {
+        let name = config.model.display().to_string();
+        crate::recipes::report_model(&name, Some(files.architecture().model_type), observer);
+        crate::recipes::report_device(device, run.kind, observer)?;
+        crate::recipes::report_weights(&config.training.weights, device, observer);
+        report_memory(peak_and_advice, device, observer)?;
+        // 2. The model with its adapter.
         let (data, tokenizer) = ((data, validation), (tokenizer, ends));
         let mut job = prepare(config, &files, adapter, data, tokenizer, &run, observer)?;
         let trained = job.trained();
