@@ -344,8 +344,6 @@ fn what_stands_in_the_way_is_named_and_not_a_flag_that_nobody_gave() {
     let (model, merged) = (model("tiny").display().to_string(), folder.path().join("merged"));
     let merge =
         |to: &Path| words(&format!("adapter merge --model {model} --lora {} --output {}", run.display(), to.display()));
-    complaints.refused("a file's name", &merge(&merged.with_extension("safetensors")), 2, &["as a folder"]);
-    complaints.check("something is left", !merged.with_extension("safetensors").exists());
     fs::create_dir(&merged).unwrap();
     fs::write(merged.join("model_index.json"), "{}").unwrap();
     let output = lorabooth(&merge(&merged));
