@@ -59,6 +59,9 @@ pub enum Error {
     /// A mistake of ours.
     #[error("an internal check failed ({0}); please report it with the command line")]
     Internal(String),
+    /// An adapter is for modules that the model does not have.
+    #[error("{0}")]
+    NoTarget(String),
     /// The device's memory is full.
     #[error("out of memory on {device} ({cause}); {advice}")]
     OutOfMemory {

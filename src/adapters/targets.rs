@@ -136,7 +136,7 @@ fn nothing_matches(targets: &TargetModules, sites: &[Rc<Site>]) -> Error {
     let mut near: Vec<&str> =
         asked.iter().filter_map(|&asked| names.iter().min_by_key(|name| distance(asked, name)).copied()).collect();
     near.dedup();
-    Error::invalid(format!(
+    Error::NoTarget(format!(
         "no module matches the targets {}; nearest: {} (the model has {})",
         asked.join(","),
         near.join(", "),

@@ -59,7 +59,10 @@ impl IntoResponse for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let (sentence, field) = of_option(&error.to_string());
+        let (sentence, mut field) = of_option(&error.to_string());
+        if matches!(error, Error::NoTarget(_)) {
+            field = Some("lora_targets".to_owned());
+        }
         let status = match error {
             Error::Io { .. } | Error::Internal(_) | Error::Torch(_) => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::UNPROCESSABLE_ENTITY,

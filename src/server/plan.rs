@@ -139,12 +139,6 @@ pub struct Asked {
 /// The plan of `input` as the page sees it.
 pub fn shown(app: &App, input: &impl Planned, asked: Asked) -> Answer<Value> {
     let plan = input.plan()?;
-    if plan.trained_parameters == 0 {
-        return Err(Failure::field(
-            "lora_targets",
-            "no module of the model is called so; leave it as it is by default",
-        ));
-    }
     let (_, total) = memory::device_memory(app.device)?;
     let total = total.max(0) as u64;
     let budget = match app.device {
