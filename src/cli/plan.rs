@@ -199,7 +199,6 @@ fn dreambooth(args: PlanDreamBooth, common: &Common, reporter: &mut Reporter) ->
     let input = PlanInput { half: place.half(), ..input };
     let assumed = photos.is_none() && config.cache_latents == CacheMode::Auto && !input.cache_latents;
     let asked = Asked {
-        targets: format!("{}; to_q,to_v are usual", config.unet.lora_targets.as_deref().unwrap_or_default()),
         assumed: assumed.then(|| ASSUMED_PHOTOS.to_owned()).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
         shares: Shares::of(&config.training, config.train_batch_size, "photo"),
@@ -243,9 +242,7 @@ fn llm(args: PlanLlm, common: &Common, reporter: &mut Reporter) -> Result<bool> 
             "planned for texts of {longest} tokens (--max-seq-length); give --train-file to use the lengths of yours"
         )
     };
-    let usual = files.architecture().lora_targets.join(",");
     let asked = Asked {
-        targets: format!("{}; {usual} are usual", config.lora.lora_targets.as_deref().unwrap_or_default()),
         assumed: (!has_records).then(assumed).into_iter().chain(place.assumptions()).collect(),
         steps: input.steps,
         shares: Shares::of(&config.training, config.train_batch_size, "record"),
@@ -296,8 +293,6 @@ impl Shares {
 
 /// What a plan is asked for, beside the run's own options.
 struct Asked {
-    /// The targets that were asked for, and usual ones.
-    targets: String,
     /// What was assumed, a sentence each.
     assumed: Vec<String>,
     steps: u64,
@@ -316,9 +311,6 @@ struct Asked {
 /// Reports the plan of `input`; false where nothing makes it fit.
 fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Result<bool> {
     let plan = input.plan()?;
-    if plan.trained_parameters == 0 {
-        return Err(Error::invalid(format!("no module of the model matches --lora-targets {}", asked.targets)));
-    }
     // Nothing is known of the speed of a card that is not here.
     let measure = || Rates::measure(asked.place.device, asked.kind, &plan.work());
     let rates = asked.place.is_measured().then(measure).transpose()?;

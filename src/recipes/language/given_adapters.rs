@@ -147,7 +147,9 @@ impl GivenAdapters {
 /// `error` of an adapter that does not fit, with the model that it was trained on, where it tells.
 pub(in crate::recipes) fn of_other_model(error: Error, adapter: &PartAdapter) -> Error {
     match (error, &adapter.config.base_model_name_or_path) {
-        (Error::Invalid(message), Some(model)) => Error::Invalid(format!("{message} (it was trained on {model})")),
+        (Error::Invalid(message) | Error::NoTarget(message), Some(model)) => {
+            Error::Invalid(format!("{message} (it was trained on {model})"))
+        }
         (error, _) => error,
     }
 }
