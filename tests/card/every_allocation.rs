@@ -2,7 +2,7 @@
 //! each time a later allocation is refused: of the first way to train from the model's first on, of the others from the step's first on.
 //! What fails leaves a folder from which the next one resumes.
 //!
-//! By default every 97th allocation is refused, from another one on in each way; `LORABOOTH_EVERY_ALLOCATION=1` refuses each from the step on.
+//! By default some ten allocations are refused in each way; `LORABOOTH_EVERY_ALLOCATION=1` refuses each from the step on.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 use super::full_memory::{check_sentence, dreambooth, language_model, numbers, words};
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tch::Device;
 
-/// Allocations from one that is refused to the next.
-const APART: u64 = 97;
+/// How many allocations of a run are refused.
+const SAMPLED: u64 = 10;
 /// Of so many runs that failed, one is resumed to its end.
 const RESUMED: u64 = 10;
 
@@ -71,11 +71,12 @@ impl Outcome {
     }
 }
 
-/// The allocations that are refused, until there is none: from another one on in each of the ways.
-fn tried(way: u64, step: u64) -> impl Iterator<Item = u64> {
+/// The allocations that are refused, of a run that makes `all` of them, until there is none: from another one on in each of the ways.
+fn tried(way: u64, step: u64, all: u64) -> impl Iterator<Item = u64> {
     let every = std::env::var_os("LORABOOTH_EVERY_ALLOCATION").is_some();
     let first = if way == 0 { 1 } else { step };
-    let sample = (first + way * 17 % APART..).step_by(APART as usize);
+    let apart = (all - first) / SAMPLED + 1;
+    let sample = (first + (way * 17 + 5) % apart..).step_by(apart as usize);
     let before = sample.clone().take_while(move |&number| number < step);
     let from_step: Box<dyn Iterator<Item = u64>> =
         if every { Box::new(step..) } else { Box::new(sample.skip_while(move |&number| number < step)) };
@@ -96,7 +97,7 @@ fn fails_well(program: &Program, way: u64, name: &str, args: impl Fn(&str, &Path
     let step = reads[reads.len().saturating_sub(4)] + 1;
     copy(&first, &out);
     let (mut runs, mut failed_in_a_row, mut before) = (0, 0, read_json(out.join("run.json")));
-    for number in tried(way, step) {
+    for number in tried(way, step, *reads.last().unwrap()) {
         let which = format!("{name}, allocation {number}");
         let outcome = program.run(&args, number);
         let ended = outcome.code == ExitCode::SUCCESS;
@@ -200,8 +201,8 @@ fn of_pictures_and_texts() {
     let complete =
         format!("complete --device cuda --threads 1 --quiet --model {language} --prompt one --max-new-tokens 3");
     for (way, args) in [words(&generate), words(&complete)].into_iter().enumerate() {
-        program.run_ok(&args);
-        for number in tried(way as u64, 1) {
+        let reads = program.run_ok(&args).reads;
+        for number in tried(way as u64, 1, *reads.last().unwrap()) {
             let outcome = program.run(&args, number);
             // A picture is decoded again, with the other networks elsewhere.
             if outcome.code != ExitCode::SUCCESS {
