@@ -255,7 +255,7 @@ fn options_that_mean_nothing_are_refused_by_their_flags() {
     }
     let model = own.path("model").display().to_string();
     let plan = |flags: &str| words(&format!("plan llm --device cpu --task causal-lm --model {model} {flags}"));
-    complaints.refused("a plan for nothing", &plan("--lora-targets q_proj"), 1, &["--lora-targets q_proj", "c_attn"]);
+    complaints.refused("a plan for nothing", &plan("--lora-targets q_proj"), 1, &["the targets q_proj", "c_attn"]);
     complaints.refused("a plan for no size", &plan("--fit much"), 2, &["`much`", "11GB"]);
     complaints.refused("a plan without a task", &words(&format!("plan llm --model {model}")), 2, &["--task"]);
 }
