@@ -9,7 +9,7 @@ use crate::models::stable_diffusion::{Loaded, UNet2DConditionModel, VaeDecoder};
 use crate::schedulers::{default_name, SchedulerConfig};
 use crate::weights::is_finite;
 use image::RgbImage;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Pictures to be drawn.
 #[derive(Debug, Clone)]
@@ -91,7 +91,8 @@ impl Painter<'_> {
             // Some samplers ask the UNet more often than they have steps.
             let mut on_step = |done: usize, total: usize| listener.on_step(batch * steps + done * steps / total.max(1));
             let latents = sample_latents(self.unet, self.scheduler, &on, sampling, seeds, &mut on_step)?;
-            if !is_finite(&latents)? {
+            // On the host: they are few, and the decoder waits for them anyway.
+            if !is_finite(&latents.to_device(Device::Cpu))? {
                 return Err(Error::Diverged("the UNet's output is not a number in places".into()));
             }
             for (row, &seed) in seeds.iter().enumerate() {
