@@ -15,7 +15,8 @@ fn main() {
         .filter(|path| path.extension().is_some_and(|ext| ext == "cpp"))
         .collect();
     // Not the folder: a change of Rust alone compiles no C++ again. A new shim has a new module in mod.rs.
-    let headers: Vec<PathBuf> = ["shim.h", "process_group.h", "cuda_kernels.h", "planned.h"].map(in_libtorch).into();
+    let headers: Vec<PathBuf> =
+        ["shim.h", "process_group.h", "cuda_kernels.h", "planned.h", "quiet_registration.h"].map(in_libtorch).into();
     for file in shims.iter().chain(&headers).chain(&[in_libtorch("mod.rs")]) {
         println!("cargo:rerun-if-changed={}", file.display());
     }

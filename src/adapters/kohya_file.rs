@@ -11,7 +11,9 @@ use super::lora_file;
 use super::peft_folder::{check_written, CLIP, PROJECTION};
 use crate::error::{Error, Result};
 use crate::plain_text::hex;
-use crate::weights::{is_finite, original_unet_module, tensor_file, MappedFile};
+use crate::weights::{
+    is_finite, model_specification, original_unet_module, tensor_file, MappedFile, OriginalGeneration, STABILITY_CODE,
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -169,28 +171,21 @@ fn training_metadata(set: &AdapterSet, prediction: Option<&str>) -> BTreeMap<Str
     let family = set.family.or_else(|| Family::of_set(set));
     // What is known of a model's kind by its text encoder alone is not said: Stable Diffusion XL has 1.x's too.
     let family = family.filter(|family| *family == Family::Xl || context_width(set.part(Part::UNet)).is_some());
-    if let Some((v2, version, architecture)) = match family {
-        Some(Family::V1) => Some(("False", "sd_v1", "v1")),
-        Some(Family::V2) if prediction == Some("v") => Some(("True", "sd_v2_v", "v2-768-v")),
-        Some(Family::V2) => Some(("True", "sd_v2", "v2-512")),
-        Some(Family::Xl) => Some(("False", "sdxl_base_v1-0", "xl-v1-base")),
+    let predicts_v = prediction == Some("v");
+    if let Some((generation, v2, version, implementation, side)) = match family {
+        Some(Family::V1) => Some((OriginalGeneration::V1, "False", "sd_v1", "diffusers", 512)),
+        Some(Family::V2) if predicts_v => Some((OriginalGeneration::V2, "True", "sd_v2_v", "diffusers", 768)),
+        Some(Family::V2) => Some((OriginalGeneration::V2, "True", "sd_v2", "diffusers", 512)),
+        Some(Family::Xl) => Some((OriginalGeneration::Xl, "False", "sdxl_base_v1-0", STABILITY_CODE, 1024)),
         _ => None,
     } {
-        let (implementation, side) = match family {
-            Some(Family::Xl) => ("https://github.com/Stability-AI/generative-models", 1024),
-            _ if version == "sd_v2_v" => ("diffusers", 768),
-            _ => ("diffusers", 512),
-        };
         metadata.insert("ss_v2".into(), v2.into());
         metadata.insert("ss_base_model_version".into(), version.into());
-        for (name, value) in [
-            ("sai_model_spec", "1.0.1".to_owned()),
-            ("architecture", format!("stable-diffusion-{architecture}/lora")),
+        metadata.extend(model_specification([
+            ("architecture", format!("{}/lora", generation.architecture(predicts_v))),
             ("implementation", implementation.to_owned()),
             ("resolution", format!("{side}x{side}")),
-        ] {
-            metadata.insert(format!("modelspec.{name}"), value);
-        }
+        ]));
     }
     metadata
 }

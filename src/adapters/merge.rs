@@ -10,7 +10,7 @@ use super::site::Sites;
 use crate::error::{Error, Result};
 use crate::regular_file::{self, FileKind};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
-use crate::weights::{is_finite, is_float, spelling, BaseWeight, Op, Placement, Stride, WeightSet};
+use crate::weights::{is_finite, spelling, written_kind, BaseWeight, Op, Placement, Stride, WeightSet};
 use crate::whole_file::write_json;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -238,9 +238,9 @@ impl<'a> Folding<'a> {
         })
     }
 
-    /// The dtype in which a tensor of `kind` is written: what is no floating-point number stays what it is.
+    /// The dtype in which a tensor of `kind` is written.
     fn written(&self, kind: Kind) -> Kind {
-        self.kind.filter(|_| is_float(kind)).unwrap_or(kind)
+        written_kind(kind, self.kind)
     }
 
     /// Refuses adapters for weights that there are none of.

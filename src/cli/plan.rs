@@ -318,7 +318,7 @@ fn report(input: &impl Planned, asked: &Asked, reporter: &mut Reporter) -> Resul
         Some(_) => crate::recipes::slow_dtype(asked.place.device, asked.kind)?,
         None => None,
     };
-    let fitted = asked.budget.as_ref().map(|(bytes, _)| fit(*bytes, input)).transpose()?;
+    let fitted = asked.budget.as_ref().map(|(bytes, _)| fit(*bytes, input, &plan)).transpose()?;
     let size = asked.resolution.map(|side| format!("planned for images of {side} × {side} pixels"));
     let mut lines: Vec<String> = asked.assumed.iter().cloned().chain(size).collect();
     lines.extend(phase_lines(&plan, rates.as_ref()));

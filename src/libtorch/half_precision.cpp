@@ -3,6 +3,7 @@
 // that convert the operands of one operation to float32 and its result back: what is kept stays in the narrow dtype. They are
 // registered in the place of libtorch's kernels for the CPU, below autograd, so that gradients take them too. Where the processor
 // has the units, nothing is registered.
+#include "quiet_registration.h"
 #include "shim.h"
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cpu/Utils.h>
@@ -15,8 +16,6 @@
 #include <ATen/ops/convolution_backward_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/convolution_compositeexplicitautograd_dispatch.h>
 #include <ATen/ops/mm_cpu_dispatch.h>
-#include <c10/util/Exception.h>
-#include <torch/library.h>
 
 namespace {
 using at::OptionalSymIntArrayRef;
@@ -154,14 +153,8 @@ Tensor int_mm(const Tensor &a, const Tensor &b) {
   return sum;
 }
 
-// Says nothing of kernels that are replaced: that is meant.
-class Silent : public c10::WarningHandler {
-  void process(const c10::Warning &) override {}
-};
-
 torch::Library *register_kernels() {
-  Silent silent;
-  const c10::WarningUtils::WarningHandlerGuard guard(&silent);
+  const QuietRegistration quiet;
   auto *library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CPU, __FILE__, __LINE__);
   if (!at::cpu::is_avx512_vnni_supported()) library->impl("_int_mm", TORCH_FN(int_mm));
   if (has_bfloat16() && has_float16()) return library;

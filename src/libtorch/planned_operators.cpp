@@ -1,12 +1,11 @@
 // What libtorch's operators give of tensors without numbers, where it has no answer of its own in C++ (Python's are in
 // torch/_meta_registrations.py), and the products, which are counted.
 #include "planned.h"
+#include "quiet_registration.h"
 #include <ATen/ops/addmm_meta_dispatch.h>
 #include <ATen/ops/baddbmm_meta_dispatch.h>
 #include <ATen/ops/bmm_meta_dispatch.h>
 #include <ATen/ops/mm_meta_dispatch.h>
-#include <c10/util/Exception.h>
-#include <torch/library.h>
 
 namespace {
 using at::IntArrayRef;
@@ -203,15 +202,9 @@ Tensor element_wise(const Tensor &xs) { return like(xs); }
 
 Tensor mse_loss_backward(const Tensor &, const Tensor &xs, const Tensor &, int64_t) { return like(xs); }
 
-// Says nothing of kernels that are replaced: that is meant.
-class Silent : public c10::WarningHandler {
-  void process(const c10::Warning &) override {}
-};
-
 // They stay for as long as the process lives.
 torch::Library *registered() {
-  Silent silent;
-  const c10::WarningUtils::WarningHandlerGuard guard(&silent);
+  const QuietRegistration quiet;
   auto *library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::Meta, __FILE__, __LINE__);
   library->impl("mm", TORCH_FN(mm));
   library->impl("mm.out", TORCH_FN(mm_out));

@@ -236,11 +236,11 @@ impl PlanInput<'_> {
 /// A saving of less than this part of the peak is none.
 const NEXT_TO_NOTHING: u64 = 500;
 
-/// What to turn on for `input` to stay within `budget_bytes`, one option after another until it does. Options that
+/// What to turn on for `input`, whose plan is `asked`, to stay within `budget_bytes`, one option after another until it does. Options that
 /// save next to nothing are left out.
-pub fn fit<I: Planned>(budget_bytes: u64, input: &I) -> Result<Fit> {
+pub fn fit<I: Planned>(budget_bytes: u64, input: &I, asked: &MemoryPlan) -> Result<Fit> {
     let mut now = input.clone();
-    let asked_bytes = now.plan()?.peak_bytes;
+    let asked_bytes = asked.peak_bytes;
     let mut peak_bytes = asked_bytes;
     let mut suggestions = Vec::new();
     for choice in input.choices() {

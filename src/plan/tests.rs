@@ -144,13 +144,13 @@ fn checkpointing_computes_the_forward_about_once_more() {
 fn a_run_is_made_to_fit_with_the_cheapest_options() {
     with_input(|input| {
         let plan = MemoryPlan::new(&input).unwrap();
-        assert!(fit(plan.peak_bytes, &input).unwrap().suggestions.is_empty());
-        let fitted = fit(plan.peak_bytes - 1, &input).unwrap();
+        assert!(fit(plan.peak_bytes, &input, &plan).unwrap().suggestions.is_empty());
+        let fitted = fit(plan.peak_bytes - 1, &input, &plan).unwrap();
         assert!(fitted.fits);
         assert_eq!(fitted.suggestions.len(), 1);
         assert_eq!(fitted.suggestions[0].what, "⟨mixed_precision⟩ bf16");
         assert_eq!(fitted.peak_bytes, plan.peak_bytes - fitted.suggestions[0].saves_bytes);
-        let nothing = fit(parse_size("100MB").unwrap(), &input).unwrap();
+        let nothing = fit(parse_size("100MB").unwrap(), &input, &plan).unwrap();
         assert!(!nothing.fits);
         assert_eq!(nothing.suggestions.last().unwrap().what, "⟨resolution⟩ 256");
     });

@@ -4,6 +4,8 @@
 
 use super::training::utc_time::seconds_since_1970;
 use crate::regular_file::{self, FileKind};
+use crate::schedulers::PredictionType;
+use serde::Deserialize;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -84,9 +86,8 @@ fn of_run(run: &Value) -> BTreeMap<String, String> {
         found.push(("modelspec.date", date.to_owned()));
         found.extend(seconds_since_1970(date).map(|seconds| ("ss_training_started_at", format!("{seconds}.0"))));
     }
-    if let Some(prediction) = run["prediction_type"].as_str() {
-        let name = if prediction == "v_prediction" { "v" } else { prediction };
-        found.push(("modelspec.prediction_type", name.to_owned()));
+    if let Ok(prediction) = PredictionType::deserialize(&run["prediction_type"]) {
+        found.push(("modelspec.prediction_type", prediction.modelspec_name().to_owned()));
     }
     found.extend(data_folders(run));
     found.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()

@@ -145,7 +145,7 @@ pub fn shown(app: &App, input: &impl Planned, asked: Asked) -> Answer<Value> {
         Device::Cpu => total.saturating_sub(memory::host_now()),
         _ => (total as f64 * LEFT_BY_CUDA) as u64,
     };
-    let fitted = fit(budget, input)?;
+    let fitted = fit(budget, input, &plan)?;
     let rates = app.worker.rates(asked.kind, plan.work(), MEASURING);
     let seconds = |rates: &Rates| plan.phases.iter().map(|phase| rates.seconds(&phase.work)).sum::<f64>();
     let largest = plan.phases.iter().max_by_key(|phase| phase.bytes());

@@ -441,6 +441,11 @@ pub fn is_float(kind: Kind) -> bool {
     matches!(kind, Kind::Float | Kind::Half | Kind::BFloat16 | Kind::Double)
 }
 
+/// The dtype in which a tensor that is `stored` in one is written where `wanted` is asked for: what is no floating-point number stays what it is.
+pub fn written_kind(stored: Kind, wanted: Option<Kind>) -> Kind {
+    wanted.filter(|_| is_float(stored)).unwrap_or(stored)
+}
+
 /// Whether numbers of `kind` have 8 bits, all of which float16 holds.
 fn is_fp8(kind: Kind) -> bool {
     matches!(kind, Kind::Float8e4m3fn | Kind::Float8e5m2)

@@ -7,7 +7,7 @@
 
 use super::full_memory::{check_sentence, dreambooth, language_model, numbers, words};
 use crate::support::stand_in::on_the_stand_in;
-use crate::support::{jobs, model, photos, read_json};
+use crate::support::{copy, jobs, model, photos, read_json};
 use lorabooth::libtorch::memory;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -123,17 +123,6 @@ fn fails_well(program: &Program, way: u64, name: &str, args: impl Fn(&str, &Path
             assert!(ended, "{which}: {}", outcome.said);
             println!("{name}: {runs} runs; the step begins with allocation {step} of {}", reads.last().unwrap());
             return;
-        }
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
-        let target = to.join(entry.file_name().unwrap());
-        match entry.is_dir() {
-            true => copy(&entry, &target),
-            false => drop(fs::copy(&entry, &target).unwrap()),
         }
     }
 }

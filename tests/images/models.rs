@@ -7,9 +7,21 @@ use lorabooth::models::stable_diffusion::{AutoencoderKl, PipelineFiles};
 use lorabooth::nn::Loader;
 use lorabooth::weights::Placement;
 use serde_json::json;
+use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 const FLOAT32: Placement = Placement { device: Device::Cpu, kind: Kind::Float };
+
+/// What the VAE of `files` computes in both directions is what `assert_equal` knows by these names, made from what is `expected`.
+pub fn vae_equals(files: &PipelineFiles, expected: &BTreeMap<String, Tensor>, assert_equal: &dyn Fn(&str, &Tensor)) {
+    tch::no_grad(|| {
+        let vae = files.load_vae(FLOAT32).unwrap().model;
+        let posterior = vae.encode(&expected["vae.pixels"]);
+        assert_equal("vae.mean", &posterior.mean);
+        assert_equal("vae.logvar", &posterior.log_variance);
+        assert_equal("vae.decoded", &vae.decode(&expected["vae.latents"]));
+    });
+}
 
 /// Outputs and gradients of every network against the reference's, for images of `height` × `width`.
 fn check(variant: &str, options: serde_json::Value, height: i64, width: i64) {
@@ -33,13 +45,7 @@ fn check(variant: &str, options: serde_json::Value, height: i64, width: i64) {
         let text_encoder = files.load_text_encoder(Part::TextEncoder, FLOAT32).unwrap().model;
         assert_equal("text_encoder.output", &text_encoder.forward(&expected["text_encoder.input_ids"], false));
     });
-    tch::no_grad(|| {
-        let vae = files.load_vae(FLOAT32).unwrap().model;
-        let posterior = vae.encode(&expected["vae.pixels"]);
-        assert_equal("vae.mean", &posterior.mean);
-        assert_equal("vae.logvar", &posterior.log_variance);
-        assert_equal("vae.decoded", &vae.decode(&expected["vae.latents"]));
-    });
+    vae_equals(&files, &expected, &assert_equal);
     let unet = files.load_unet(FLOAT32).unwrap().model;
     for checkpointing in [false, true] {
         let latents = expected["unet.latents"].copy().set_requires_grad(true);

@@ -8,6 +8,7 @@ mod refusals;
 mod sizes;
 mod training;
 
+use crate::models::vae_equals;
 use crate::support::{made, model, read, read_json, relative_error};
 use lorabooth::adapters::Part;
 use lorabooth::models::stable_diffusion::{Conditioning, PipelineFiles};
@@ -37,13 +38,7 @@ fn check_networks(files: &PipelineFiles, folder: &Path, file_variant: Option<&st
         assert_equal("text_encoder.output", &on.context);
         assert_equal("text_encoder.pooled", on.pooled.as_ref().unwrap());
     }
-    tch::no_grad(|| {
-        let vae = files.load_vae(FLOAT32).unwrap().model;
-        let posterior = vae.encode(&expected["vae.pixels"]);
-        assert_equal("vae.mean", &posterior.mean);
-        assert_equal("vae.logvar", &posterior.log_variance);
-        assert_equal("vae.decoded", &vae.decode(&expected["vae.latents"]));
-    });
+    vae_equals(files, &expected, &assert_equal);
     let unet = files.load_unet(FLOAT32).unwrap().model;
     for checkpointing in [false, true] {
         let leaf = |name: &str| expected[name].copy().set_requires_grad(true);

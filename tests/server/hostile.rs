@@ -2,6 +2,7 @@
 
 use super::client::{form, photo, subject, text, training, Server};
 use super::uploads::{refused, zip_of};
+use crate::support::copy;
 use serde_json::{json, Value};
 use std::io::{Cursor, Write};
 use std::path::Path;
@@ -132,18 +133,6 @@ fn a_text_without_end_is_refused_with_its_field() {
         server.send("PATCH", &format!("/api/sets/{set}/photos/{photo}"), &json!({ "caption": long }));
     assert_eq!((status, text(&refused, "/error/field")), (422, "caption"));
     assert_eq!(server.get("/api/jobs"), json!([]));
-}
-
-/// A copy of the folder `from`.
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let into = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &into),
-            false => drop(std::fs::copy(entry.path(), into).unwrap()),
-        }
-    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 pub mod complaints;
 pub mod documented;
 pub mod dreambooth_commands;
+pub mod dreambooth_loop;
 pub mod hub_mirror;
 pub mod jobs;
 pub mod language;
@@ -77,6 +78,18 @@ pub fn photos(count: usize, seed: u64) -> PathBuf {
 pub fn read(path: impl AsRef<Path>) -> BTreeMap<String, Tensor> {
     let path = path.as_ref();
     Tensor::read_safetensors(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).into_iter().collect()
+}
+
+/// Makes `to` a copy of the folder `from`.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let target = to.join(entry.file_name().unwrap());
+        match entry.is_dir() {
+            true => copy(&entry, &target),
+            false => drop(std::fs::copy(&entry, &target).unwrap()),
+        }
+    }
 }
 
 /// A JSON file.

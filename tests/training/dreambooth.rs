@@ -1,37 +1,9 @@
 //! Losses and adapters of a training run equal those of PEFT's script's loop with the same draws.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
-use crate::support::{assert_adapters, lorabooth_ok, model, photos, python, read_json};
+use crate::support::dreambooth_loop::{close, train, train_both, Trained};
+use crate::support::{assert_adapters, model, photos};
 use serde_json::{json, Value};
-use std::path::Path;
-
-/// Flags that name the same things for both sides.
-fn flags(options: &Value) -> Vec<String> {
-    let mut flags = Vec::new();
-    for (name, value) in options.as_object().unwrap() {
-        let flag = format!("--{name}");
-        match value {
-            Value::Bool(true) => flags.push(flag),
-            Value::Bool(false) => {}
-            Value::String(text) => flags.extend([flag, text.clone()]),
-            other => flags.extend([flag, other.to_string()]),
-        }
-    }
-    flags
-}
-
-/// Trains with lorabooth in `out`, and returns the lines of metrics.jsonl.
-fn train(out: &Path, options: &Value, more: &[&str]) -> Vec<Value> {
-    let mut args: Vec<String> = ["train", "dreambooth", "--mixed-precision", "no", "--threads", "1", "--device", "cpu"]
-        .map(str::to_owned)
-        .to_vec();
-    args.extend(flags(options));
-    args.extend(["--output-dir".to_owned(), out.to_str().unwrap().to_owned()]);
-    args.extend(more.iter().map(|&arg| arg.to_owned()));
-    lorabooth_ok(&args);
-    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 /// 20 steps on both sides from one initial adapter; `change` are the options beside the usual ones.
 fn check(variant: &str, change: Value) {
@@ -44,35 +16,13 @@ fn check(variant: &str, change: Value) {
     });
     options["pretrained_model_name_or_path"] = json!(model(variant));
     options.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-    let start = folder.path().join("start");
-    train(&start, &options, &["--max-train-steps", "0"]);
-
-    let mut reference = options.clone();
-    let names = reference.as_object_mut().unwrap();
-    let model = names.remove("pretrained_model_name_or_path").unwrap();
-    names.insert("model".into(), model);
-    names.insert("init_adapter".into(), json!(start));
-    names.remove("num_class_images");
-    let theirs = folder.path().join("theirs");
-    python("dreambooth_loop.py", &[theirs.to_str().unwrap(), &reference.to_string()]);
-    let expected = read_json(theirs.join("losses.json"));
-
-    let ours = folder.path().join("ours");
-    let start_flag = start.to_str().unwrap();
-    let steps = train(&ours, &options, &["--init-adapter", start_flag]);
-    let expected_steps = expected["steps"].as_array().unwrap();
-    assert_eq!(steps.len(), expected_steps.len());
-    let close = |name: &str, actual: &Value, wanted: &Value, step: usize, bound: f64| {
-        let (actual, wanted) = (actual[name].as_f64().unwrap(), wanted[name].as_f64().unwrap());
-        let error = (actual - wanted).abs() / wanted.abs();
-        assert!(error < bound, "{variant} step {step}: {name} {actual} is not {wanted} ({error:.1e})");
-        error
-    };
+    let Trained { start, folders: [ours, theirs], steps, expected } = train_both(folder.path(), &options);
     let mut worst = 0f64;
-    for (i, (actual, wanted)) in steps.iter().zip(expected_steps).enumerate() {
-        worst = worst.max(close("loss", actual, wanted, i, 1e-4));
-        close("instance_loss", actual, wanted, i, 1e-4);
-        close("grad_norm", actual, wanted, i, 1e-3);
+    for (i, (actual, wanted)) in steps.iter().zip(&expected).enumerate() {
+        let close = |name: &str, bound: f64| close(variant, name, (actual, wanted), i, bound);
+        worst = worst.max(close("loss", 1e-4));
+        close("instance_loss", 1e-4);
+        close("grad_norm", 1e-3);
         assert_eq!(actual["epoch"], wanted["epoch"], "step {i}");
     }
     for part in ["unet", "text_encoder"] {
@@ -82,9 +32,9 @@ fn check(variant: &str, change: Value) {
 
     let mut again = options.clone();
     again["gradient_checkpointing"] = json!(true);
-    let checkpointed = train(&folder.path().join("checkpointed"), &again, &["--init-adapter", start_flag]);
+    let checkpointed = train(&folder.path().join("checkpointed"), &again, &["--init-adapter", start.to_str().unwrap()]);
     for (i, (actual, wanted)) in checkpointed.iter().zip(&steps).enumerate() {
-        close("loss", actual, wanted, i, 1e-5);
+        close(variant, "loss", (actual, wanted), i, 1e-5);
     }
 }
 

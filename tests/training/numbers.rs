@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::jobs::{close, lines, t5};
-use crate::support::{self, lorabooth, lorabooth_ok, model, photos, read, read_json, stand_in};
+use crate::support::{self, copy, lorabooth, lorabooth_ok, model, photos, read, read_json, stand_in};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,17 +20,6 @@ fn scaled(from: &Path, to: PathBuf, file: &str, factors: &[(&str, f64)]) -> Path
     let tensors: Vec<(String, Tensor)> = tensors.into_iter().collect();
     Tensor::write_safetensors(&tensors, &path).unwrap();
     to
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
-        let target = to.join(entry.file_name().unwrap());
-        match entry.is_dir() {
-            true => copy(&entry, &target),
-            false => drop(fs::copy(&entry, &target).unwrap()),
-        }
-    }
 }
 
 /// A convolution of the UNet whose output passes 65,504, and a norm behind it that has it small again.

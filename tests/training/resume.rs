@@ -1,7 +1,7 @@
 //! A run that was stopped and resumed ends with the same bits as one that never was, however it was stopped.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use crate::support::{self, lorabooth, lorabooth_command, lorabooth_ok, model, photos, stand_in};
+use crate::support::{self, copy, lorabooth, lorabooth_command, lorabooth_ok, model, photos, stand_in};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -386,18 +386,6 @@ fn averages_of_short_groups_are_resumed_exactly_and_not_changed_on_the_way() {
     assert!(error.contains("--gradient-accumulation-average was present and is not given now"), "{error}");
     train(&args, &[&present[..], &["--resume"]].concat(), &parts);
     assert_same(&parts, &whole, "averages of what is there");
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for name in names(from) {
-        let (from, to) = (from.join(&name), to.join(&name));
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            fs::copy(from, to).unwrap();
-        }
-    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::weights::original_spelling::{
     original_second_text_tensors, original_text_tensors, original_unet_tensors, original_vae_tensors, OriginalTensor,
 };
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
-use crate::weights::{is_float, OriginalGeneration, WeightSet};
+use crate::weights::{model_specification, written_kind, OriginalGeneration, WeightSet, STABILITY_CODE};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
@@ -45,7 +45,7 @@ pub fn write(
     for (network, folding) in networks.iter().zip(&foldings) {
         for tensor in &network.tensors {
             let stored = network.weights.kind(&tensor.keys[0])?;
-            let kind = kind.filter(|_| is_float(stored)).unwrap_or(stored);
+            let kind = written_kind(stored, kind);
             planned.push(Planned { name: tensor.name.clone(), shape: tensor.shape(&network.weights), kind });
             made_of.insert(tensor.name.as_str(), (folding, tensor));
         }
@@ -100,21 +100,13 @@ fn marks(files: &PipelineFiles, generation: OriginalGeneration) -> Result<Vec<&'
 /// What the header says of the model, as Stability's model specification has it.
 fn metadata(files: &PipelineFiles, generation: OriginalGeneration, out: &Path) -> Result<BTreeMap<String, String>> {
     let prediction = scheduler_config(files)?.prediction_type();
-    let architecture = match (generation, prediction) {
-        (OriginalGeneration::V1, _) => "stable-diffusion-v1",
-        (OriginalGeneration::V2, PredictionType::VPrediction) => "stable-diffusion-v2-768-v",
-        (OriginalGeneration::V2, _) => "stable-diffusion-v2-512",
-        (OriginalGeneration::Xl, _) => "stable-diffusion-xl-v1-base",
-    };
     let side = files.native_resolution()?;
     let fields = [
-        ("sai_model_spec", "1.0.1".to_owned()),
-        ("architecture", architecture.to_owned()),
-        ("implementation", "https://github.com/Stability-AI/generative-models".to_owned()),
+        ("architecture", generation.architecture(prediction == PredictionType::VPrediction).to_owned()),
+        ("implementation", STABILITY_CODE.to_owned()),
         ("title", out.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()),
         ("resolution", format!("{side}x{side}")),
         ("prediction_type", prediction.modelspec_name().to_owned()),
     ];
-    let named = fields.into_iter().map(|(name, value)| (format!("modelspec.{name}"), value));
-    Ok(named.chain([("format".to_owned(), "pt".to_owned())]).collect())
+    Ok(model_specification(fields).chain([("format".to_owned(), "pt".to_owned())]).collect())
 }

@@ -7,7 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::models::stable_diffusion::PipelineFiles;
 use crate::recipes::training::observer::{Event, Observer};
 use crate::weights::tensor_file::{Planned, TensorFileWriter};
-use crate::weights::{is_float, OriginalCheckpoint, Placement, WeightSet};
+use crate::weights::{written_kind, OriginalCheckpoint, Placement, WeightSet};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Device, Kind};
@@ -44,7 +44,7 @@ pub fn write(
     let mut planned = Vec::new();
     for name in all.keys() {
         let stored = all.kind(name)?;
-        let kind = kind.filter(|_| is_float(stored)).unwrap_or(stored);
+        let kind = written_kind(stored, kind);
         planned.push(Planned { name: name.to_owned(), shape: all.shape(name).unwrap_or_default(), kind });
     }
     let mut metadata = checkpoint.metadata()?;

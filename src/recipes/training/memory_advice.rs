@@ -15,7 +15,7 @@ const PART_WORTH_SAYING: u64 = 20;
 /// The planned peak of a run in bytes, and what to turn on for it to stay within `budget`, in words.
 pub fn peak_and_advice(input: &impl Planned, budget: u64) -> Result<(u64, String)> {
     let saving = |s: &Suggestion| format!("{} (saves {})", s.what, size(s.saves_bytes));
-    let fitted = fit(budget, input)?;
+    let fitted = fit(budget, input, &input.plan()?)?;
     let worth = WORTH_SAYING.min(fitted.asked_bytes / PART_WORTH_SAYING);
     let suggestions: Vec<String> = fitted.suggestions.iter().filter(|s| s.saves_bytes >= worth).map(saving).collect();
     let advice = match suggestions.is_empty() {

@@ -1,39 +1,8 @@
 //! Losses and adapters of a training run equal those of the reference loop with the same draws.
 
-use crate::support::{assert_adapters, lorabooth, lorabooth_ok, model, photos, python, read, read_json};
+use crate::support::dreambooth_loop::{close, command, train, train_both, Trained};
+use crate::support::{assert_adapters, lorabooth, model, photos, read, read_json};
 use serde_json::{json, Value};
-use std::path::Path;
-
-/// Flags that name the same things for both sides.
-fn flags(options: &Value) -> Vec<String> {
-    let mut flags = Vec::new();
-    for (name, value) in options.as_object().unwrap() {
-        match value {
-            Value::Bool(true) => flags.push(format!("--{name}")),
-            Value::Bool(false) => {}
-            Value::String(text) => flags.extend([format!("--{name}"), text.clone()]),
-            other => flags.extend([format!("--{name}"), other.to_string()]),
-        }
-    }
-    flags
-}
-
-fn command(out: &Path, options: &Value, more: &[&str]) -> Vec<String> {
-    let mut args: Vec<String> = ["train", "dreambooth", "--mixed-precision", "no", "--threads", "1", "--device", "cpu"]
-        .map(str::to_owned)
-        .to_vec();
-    args.extend(flags(options));
-    args.extend(["--output-dir".to_owned(), out.to_str().unwrap().to_owned()]);
-    args.extend(more.iter().map(|&arg| arg.to_owned()));
-    args
-}
-
-/// Trains with lorabooth in `out`, and returns the lines of metrics.jsonl.
-fn train(out: &Path, options: &Value, more: &[&str]) -> Vec<Value> {
-    lorabooth_ok(&command(out, options, more));
-    let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 fn options(variant: &str, change: Value) -> Value {
     let mut options = json!({
@@ -56,30 +25,11 @@ fn parts(options: &Value) -> &'static [&'static str] {
 fn check(variant: &str, change: Value) {
     let folder = tempfile::tempdir().unwrap();
     let options = options(variant, change);
-    let start = folder.path().join("start");
-    train(&start, &options, &["--max-train-steps", "0"]);
-
-    let mut reference = options.clone();
-    let names = reference.as_object_mut().unwrap();
-    let model = names.remove("pretrained_model_name_or_path").unwrap();
-    names.insert("model".into(), model);
-    names.insert("init_adapter".into(), json!(start));
-    names.remove("num_class_images");
-    names.remove("cache_latents");
-    let theirs = folder.path().join("theirs");
-    python("dreambooth_loop.py", &[theirs.to_str().unwrap(), &reference.to_string()]);
-    let expected = read_json(theirs.join("losses.json"));
-
-    let ours = folder.path().join("ours");
-    let steps = train(&ours, &options, &["--init-adapter", start.to_str().unwrap()]);
-    let expected_steps = expected["steps"].as_array().unwrap();
-    assert_eq!(steps.len(), expected_steps.len());
+    let Trained { folders: [ours, theirs], steps, expected, .. } = train_both(folder.path(), &options);
     let mut worst = 0f64;
-    for (i, (actual, wanted)) in steps.iter().zip(expected_steps).enumerate() {
+    for (i, (actual, wanted)) in steps.iter().zip(&expected).enumerate() {
         for (name, bound) in [("loss", 1e-4), ("instance_loss", 1e-4), ("grad_norm", 1e-3)] {
-            let (actual, wanted) = (actual[name].as_f64().unwrap(), wanted[name].as_f64().unwrap());
-            let error = (actual - wanted).abs() / wanted.abs();
-            assert!(error < bound, "{variant} step {i}: {name} {actual} is not {wanted} ({error:.1e})");
+            let error = close(variant, name, (actual, wanted), i, bound);
             worst = if name == "loss" { worst.max(error) } else { worst };
         }
     }
