@@ -5,6 +5,7 @@
 pub mod autograd_node;
 pub mod checkpoint;
 pub mod child_signal;
+pub mod convolution_search;
 pub mod dropout;
 pub mod failure;
 pub mod file_map;

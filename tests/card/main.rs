@@ -3,6 +3,7 @@
 mod every_allocation;
 mod full_memory;
 mod out_of_memory;
+mod rehearsal;
 mod steps;
 #[path = "../support/mod.rs"]
 mod support;

@@ -81,7 +81,10 @@ inline Tensor int_mm(const Tensor &a, const Tensor &b) {
   return here(at::_int_mm(host(a), host(b)), "_int_mm");
 }
 
-// ---- cuDNN, which convolves in one layout: operands that lie in the other are copied first
+// ---- cuDNN, which convolves in one layout: operands that lie in the other are copied first. While it searches for the fastest algorithm it takes
+// large workspaces.
+constexpr int64_t kWorkspace = 1 << 30;
+
 inline Tensor convolve(const std::string &name, const Tensor &xs_, const Tensor &weight_, at::IntArrayRef padding, at::IntArrayRef output_padding,
                        at::IntArrayRef stride, at::IntArrayRef dilation, int64_t groups, bool transposed) {
   TORCH_CHECK(xs_.scalar_type() == weight_.scalar_type(), "Input type and weight type should be the same");
@@ -89,6 +92,10 @@ inline Tensor convolve(const std::string &name, const Tensor &xs_, const Tensor 
   const auto format = at::native::cudnn_conv_suggest_memory_format(xs_, weight_);
   const Tensor xs = xs_.contiguous(format), weight = weight_.contiguous(format);
   launch(name + (format == at::MemoryFormat::ChannelsLast ? " (channels last)" : ""), {xs, weight});
+  if (at::globalContext().benchmarkCuDNN()) {
+    counts().event("convolution searched");
+    made({kWorkspace}, at::kByte);
+  }
   if (settings().computes) {
     const Tensor ys = at::convolution(wide(xs), wide(weight), {}, stride, padding, dilation, transposed, output_padding, groups);
     return here(ys.to(xs.scalar_type()).contiguous(format), name);

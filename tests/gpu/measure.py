@@ -7,10 +7,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 LORABOOTH, PYTHON, DEVICE, VARIANT = (os.environ[name] for name in ("LORABOOTH", "PYTHON", "DEVICE", "VARIANT"))
@@ -136,6 +138,36 @@ def memory_and_speed(model):
             error = planned / measured - 1
             check(f"plan, {name}", abs(error) < 0.1, f"{error:+.1%} of the peak (within 10 %)")
             rows.append((name, f"{step:.3f}", f"{seconds:.3f}", f"{seconds / step:.2f}", f"{measured / 2**20:.0f}", f"{peak:.0f}"))
+
+
+def beginning(name, model, flags, steps):
+    """Of a run that is stopped after some steps: seconds from its start to its first step's end, and seconds a step."""
+    out = WORK / name
+    command = [LORABOOTH, "train", "dreambooth", "--quiet", "--device", DEVICE, "--model", str(model), "--output-dir", str(out)]
+    command += ["--instance-data-dir", str(WORK / "photos"), "--instance-prompt", PROMPT, "--center-crop", "--resolution", str(RESOLUTION), *flags]
+    began = time.monotonic()
+    running, first, lines = subprocess.Popen(command, stderr=subprocess.DEVNULL), None, []
+    while running.poll() is None and len(lines) < steps:
+        time.sleep(0.02)
+        log = out / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        first = first or (time.monotonic() - began if lines else None)
+    running.send_signal(signal.SIGINT)
+    running.wait()
+    seconds = [json.loads(line)["step_s"] for line in lines[2:steps]]
+    return (first, statistics.median(seconds)) if seconds else (math.nan, math.nan)
+
+
+def searched_convolutions(model):
+    """What the search for fast convolutions costs before a run's first step, and what each step has of it: it pays from 1000 steps on."""
+    flags = ["--train-text-encoder", "--mixed-precision", "fp16" if DEVICE.startswith("cuda") else "bf16", "--lr-scheduler", "constant"]
+    (usual_first, usual), (first, searched) = (
+        beginning(f"steps-{steps}", model, [*flags, "--max-train-steps", str(steps)], max(STEPS, 3)) for steps in (999, 1000)
+    )
+    check("seconds of the search for fast convolutions", first - usual_first < 60, f"{first - usual_first:.1f} (below 60)")
+    saved = 1000 * (usual - searched)
+    text = f"{searched:.3f} s for {usual:.3f} s a step: {saved:.0f} s of 1000 steps (more than the search takes)"
+    check("steps with searched convolutions", saved > first - usual_first or DEVICE == "cpu", text)
 
 
 def few_bits(name, model, resolution, flags, bounds):
@@ -298,6 +330,7 @@ def main():
         script("models.py", WORK / VARIANT, {"variant": VARIANT})
     if "pictures" in PARTS:
         memory_and_speed(WORK / VARIANT)
+        searched_convolutions(WORK / VARIANT)
     if "bits" in PARTS:
         all_few_bits(WORK / VARIANT)
     if "texts" in PARTS and DEVICE.startswith("cuda"):

@@ -149,7 +149,8 @@ fn prepare<'a>(
     observer: &mut dyn Observer,
 ) -> Result<DreamBoothJob<'a>> {
     let (device, seed) = (run.device, run.seed);
-    report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
+    run.room_for_convolutions =
+        report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
     phases::check_prompts(config, &phases::instance_files(config)?.files, &tokenizer, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.

@@ -26,11 +26,12 @@ pub fn peak_and_advice(input: &impl Planned, budget: u64) -> Result<(u64, String
 }
 
 /// Reports the planned peak, and what would lower it where `device` has less free than that; `peak_and_advice` computes both for the run.
+/// What is free beside it, in bytes.
 pub fn report_memory(
     peak_and_advice: impl FnOnce(u64) -> Result<(u64, String)>,
     device: Device,
     observer: &mut dyn Observer,
-) -> Result<()> {
+) -> Result<u64> {
     let free = memory::device_memory(device)?.0.max(0) as u64;
     let (peak, advice) = peak_and_advice(free)?;
     // A process on the host is already there, with libtorch in it.
@@ -43,7 +44,7 @@ pub fn report_memory(
     if free > 0 && peak > free {
         observer.warning(format!("this run may not fit: {advice}"));
     }
-    Ok(())
+    Ok(free.saturating_sub(peak))
 }
 
 /// Where memory ran out: what would have saved how much, in place of general advice.

@@ -6,6 +6,7 @@ mod divergence;
 pub mod memory_advice;
 pub mod observer;
 pub(super) mod output_name;
+mod rehearsal;
 pub mod restart;
 mod resumed_options;
 pub mod run;

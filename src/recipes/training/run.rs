@@ -179,6 +179,9 @@ pub struct Run {
     pub(super) is_asked_to_stop: bool,
     /// In a step other ranks may wait for this one's gradients.
     pub(super) is_in_exchange: bool,
+    /// Memory beside the planned peak, of a model that convolves.
+    pub(in crate::recipes) room_for_convolutions: u64,
+    pub(super) peak_before_search: (i64, i64),
     /// Why the run cannot go on as it is, is known to all ranks.
     pub(super) trouble_is_shared: bool,
     /// The checkpoint that this process wrote last: its step, and whether an evaluation is owed in it.
@@ -233,6 +236,8 @@ impl Run {
             is_asked_to_stop: false,
             is_in_exchange: false,
             has_stepped: false,
+            room_for_convolutions: 0,
+            peak_before_search: (0, 0),
             trouble_is_shared: false,
             training: training.clone(),
             step: 0,
@@ -442,7 +447,7 @@ impl Run {
     /// Peak memory so far: the device's, or what this process added since it started.
     pub fn peak_bytes(&self) -> Result<u64> {
         match self.device {
-            Device::Cuda(_) => Ok(memory::device_peak(self.device)?.1.max(0) as u64),
+            Device::Cuda(_) => Ok(self.device_peak()?.1.max(0) as u64),
             _ => Ok(memory::host_peak()),
         }
     }

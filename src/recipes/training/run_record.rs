@@ -97,7 +97,7 @@ impl RunRecord {
                 "host": memory::host_peak(),
                 "host_private": memory::host_private(),
                 "host_above_start": memory::host_peak().saturating_sub(self.host_start),
-                "device": memory::device_peak(run.device)?.0,
+                "device": run.device_peak()?.0,
             },
         });
         write_json(&run.folder.join("run.json"), &value)

@@ -2,6 +2,7 @@
 
 use super::control::{Control, Order, SampleRequest};
 use super::observer::{Event, Observer};
+use super::rehearsal::rehearse;
 use super::run::Run;
 use crate::adapters::{Lost, Probe, Sites};
 use crate::error::{Error, Result};
@@ -88,8 +89,9 @@ fn steps(job: &mut dyn Job, run: &mut Run, control: &Control, observer: &mut dyn
     if run.step == 0 || run.evaluation_is_owed {
         evaluate(job, run, control, observer)?;
     }
-    run.report_training(observer);
     job.set_training(true);
+    rehearse(job, run, observer)?;
+    run.report_training(observer);
     obey(job, run, control, observer)?;
     while run.step < run.total_steps {
         let before = run.mark();
