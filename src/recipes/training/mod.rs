@@ -10,6 +10,7 @@ mod rehearsal;
 pub mod restart;
 mod resumed_options;
 pub mod run;
+mod run_output;
 mod run_record;
 mod shared_state;
 pub mod training_loop;
