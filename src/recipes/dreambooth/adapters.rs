@@ -1,7 +1,7 @@
 //! The adapters of a DreamBooth run: put on the networks, and written as PEFT's folders and diffusers' one file.
 
+use super::networks::Networks;
 use super::options::lora_config;
-use super::phases::Networks;
 use crate::adapters::{
     attach, read_any, write_diffusers, write_peft, AdapterSet, Attached, BaseModel, Init, LoraConfig, Part,
     PartAdapter, TextEncoderSpelling,

@@ -1,7 +1,8 @@
 //! What a DreamBooth run will take, from its options and the model's configurations.
 
+use super::class_images::{class_image_kind, CLASS_IMAGE_STEPS};
 use super::options::{lora_config, usual_steps, why_so_long};
-use super::phases::{check_prompts, class_files, class_image_kind, instance_files, CLASS_IMAGE_STEPS};
+use super::photos::{check_prompts, class_files, instance_files};
 use super::samples::SAMPLE_STEPS;
 use crate::adapters::Part;
 use crate::data::latent_cache::CacheMode;

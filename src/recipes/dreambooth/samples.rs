@@ -1,12 +1,12 @@
 //! Sample images of a DreamBooth run, drawn with the weights as they are.
 
-use super::phases::{sampling, Networks};
+use super::networks::Networks;
 use crate::adapters::Sites;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
-use crate::models::stable_diffusion::{PipelineFiles, TextEncoders};
+use crate::models::stable_diffusion::{PipelineFiles, SizeIds, TextEncoders};
 use crate::options::dreambooth::DreamBoothConfig;
 use crate::recipes::training::control::SampleRequest;
 use crate::recipes::training::observer::{Event, Observer};
@@ -16,7 +16,7 @@ use crate::sample::drawn_image::{DrawnImage, ImageParameters};
 use crate::sample::grid::grid;
 use crate::sample::painter::{Painter, Pictures};
 use crate::sample::pipeline::{sampling_schedule, short_name};
-use crate::sample::text_to_image::EncodedPrompts;
+use crate::sample::text_to_image::{EncodedPrompts, Sampling};
 use crate::weights::Placement;
 use crate::whole_file::{write_png, write_whole};
 use image::RgbImage;
@@ -231,4 +231,23 @@ impl Names {
             Series::Asked => (0..).find(|number| !self.path(&number.to_string()).exists()).unwrap_or_default(),
         }
     }
+}
+
+/// How images of the training resolution are sampled, in `steps`, by the sampler of that name or the model's own.
+pub fn sampling(
+    config: &DreamBoothConfig,
+    files: &PipelineFiles,
+    steps: usize,
+    scheduler: Option<&str>,
+) -> Result<Sampling> {
+    let side = i64::from(config.side()) / files.vae_config()?.scale_factor();
+    Ok(Sampling {
+        steps,
+        guidance_scale: config.guidance_scale,
+        scheduler: scheduler.map(str::to_owned),
+        latent_height: side,
+        latent_width: side,
+        guidance_rescale: 0.0,
+        size_ids: SizeIds::of_whole(config.side().into(), config.side().into()),
+    })
 }

@@ -2,8 +2,11 @@
 //! Paper: arXiv 2208.12242. Reference: PEFT's `examples/lora_dreambooth/train_dreambooth.py`.
 
 use super::adapters::{check_init_adapter, Adapters};
+use super::class_images::make_class_images;
+use super::encodings::{encode_photos, encode_prompts, Embeddings};
+use super::networks::Networks;
 use super::options::{free_options, usual_steps, why_so_long, with_output};
-use super::phases::{self as phases, Embeddings, Networks};
+use super::photos::{check_prompts, instance_files, open_dataset};
 use super::plan::{peak_and_advice, plan_input, NetworkConfigs};
 use super::samples::{Samples, Series, Texts};
 use crate::adapters::Sites;
@@ -152,14 +155,14 @@ fn prepare<'a>(
     run.room_for_convolutions =
         report_memory(|budget| peak_and_advice(config, files, run.device, budget), run.device, observer)?;
     let tokenizer = ClipTokenizer::from_folder(&files.tokenizer_folder()?)?;
-    phases::check_prompts(config, &phases::instance_files(config)?.files, &tokenizer, observer)?;
+    check_prompts(config, &instance_files(config)?.files, &tokenizer, observer)?;
     // 2. The frozen parts that do not train run once, and are freed: photos to latents, prompts to embeddings.
-    phases::make_class_images(config, files, run, interrupt, observer)?;
-    let mut dataset = phases::open_dataset(config, observer)?;
-    let (cache, vae_encoder) = phases::encode_photos(config, files, run, &mut dataset, observer)?;
+    make_class_images(config, files, run, interrupt, observer)?;
+    let mut dataset = open_dataset(config, observer)?;
+    let (cache, vae_encoder) = encode_photos(config, files, run, &mut dataset, observer)?;
     let scheduler = scheduler_config(files)?;
     observer.begin("loading the model", 2, "networks");
-    let (embeddings, encoders) = phases::encode_prompts(config, files, run, &dataset)?;
+    let (embeddings, encoders) = encode_prompts(config, files, run, &dataset)?;
     observer.on(Event::Progress { done: 1 });
     run.phase = TRAINING;
     let unet = files.load_unet(Placement { device, kind: run.kind })?;

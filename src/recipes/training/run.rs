@@ -20,6 +20,7 @@ use crate::train::precision::LossScaler;
 use crate::train::run_folder::RunFolder;
 use crate::train::tensorboard::EventWriter;
 use crate::train::Parameters;
+use crate::weights::Placement;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -343,6 +344,11 @@ impl Run {
             true => self.record.write(self, "running", None),
             false => Ok(()),
         }
+    }
+
+    /// Its device, with a network of that dtype.
+    pub fn placement(&self, kind: Kind) -> Placement {
+        Placement { device: self.device, kind }
     }
 
     /// Whether all steps are done.
