@@ -1,8 +1,8 @@
 //! The library as a server uses it: runs that another thread holds, and models that stay in memory from one job to the next.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-mod support;
-
+use crate::support::jobs::{self, gpt2};
+use crate::support::{made, model, photos};
 use clap::Parser;
 use lorabooth::error::{Error, Result};
 use lorabooth::interrupt::Interrupt;
@@ -22,8 +22,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::jobs::{self, gpt2};
-use support::{made, model, photos};
 use tch::Device;
 
 #[derive(Parser)]

@@ -1,10 +1,8 @@
 //! The harness and the Python side of parity, checked on themselves.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-mod support;
-
+use crate::support::{made, model, photos, psnr, python_alone, read, read_json, relative_error, relative_norm_error};
 use serde_json::json;
-use support::{made, model, photos, psnr, python_alone, read, read_json, relative_error, relative_norm_error};
 
 const PROMPT: &str = "a photo of sks dog";
 
@@ -149,7 +147,7 @@ fn a_script_in_a_process_of_its_own_measures_its_start_and_its_memory() {
 #[test]
 fn a_failing_script_says_what_failed() {
     let failure =
-        std::panic::catch_unwind(|| support::python("models.py", &["/nonexistent", "{\"variant\": \"huge\"}"]));
+        std::panic::catch_unwind(|| crate::support::python("models.py", &["/nonexistent", "{\"variant\": \"huge\"}"]));
     let message = failure.unwrap_err().downcast::<String>().unwrap();
     assert!(message.contains("AssertionError"), "{message}");
 }

@@ -16,6 +16,8 @@ use tch::Device;
 
 /// How many allocations of a run are refused.
 const SAMPLED: u64 = 10;
+/// Of a longer part as many at its beginning, and a third of them at its end: between these are a sampler's steps, which are alike.
+const OF_MANY: u64 = 4000;
 /// Of so many runs that failed, one is resumed to its end.
 const RESUMED: u64 = 10;
 
@@ -78,8 +80,11 @@ fn tried(way: u64, step: u64, all: u64) -> impl Iterator<Item = u64> {
     let apart = (all - first) / SAMPLED + 1;
     let sample = (first + (way * 17 + 5) % apart..).step_by(apart as usize);
     let before = sample.clone().take_while(move |&number| number < step);
-    let from_step: Box<dyn Iterator<Item = u64>> =
-        if every { Box::new(step..) } else { Box::new(sample.skip_while(move |&number| number < step)) };
+    let from_step: Box<dyn Iterator<Item = u64>> = if every {
+        Box::new((step..step + OF_MANY).chain((step + OF_MANY).max(all.saturating_sub(OF_MANY / 3))..))
+    } else {
+        Box::new(sample.skip_while(move |&number| number < step))
+    };
     before.chain(from_step)
 }
 
@@ -130,7 +135,7 @@ fn fails_well(program: &Program, way: u64, name: &str, args: impl Fn(&str, &Path
 fn of_dreambooth(test: &str, ways: &[(u64, &str)]) {
     model("tiny");
     photos(5, 0);
-    let Some(folder) = on_the_stand_in(&format!("every_allocation::{test}")) else { return };
+    let Some(folder) = on_the_stand_in(&format!("card::every_allocation::{test}")) else { return };
     let program = Program { folder };
     for (way, more) in ways {
         fails_well(&program, *way, more, |steps, out| dreambooth(&format!("{more} {steps}"), out));
@@ -159,7 +164,7 @@ fn of_stable_diffusion_in_8_bits_or_with_samples() {
 #[test]
 fn of_a_language_model() {
     let (gpt2, t5) = (jobs::gpt2(true), jobs::t5());
-    let Some(folder) = on_the_stand_in("every_allocation::of_a_language_model") else { return };
+    let Some(folder) = on_the_stand_in("card::every_allocation::of_a_language_model") else { return };
     let program = Program { folder };
     let validation = format!("--validation-file {} --eval-steps 2", gpt2.folder.join("validation.jsonl").display());
     for (way, (job, more)) in [
@@ -179,7 +184,7 @@ fn of_a_language_model() {
 fn of_pictures_and_texts() {
     let language = jobs::gpt2(true).folder.join("model").display().to_string();
     let tiny = model("tiny");
-    let Some(folder) = on_the_stand_in("every_allocation::of_pictures_and_texts") else { return };
+    let Some(folder) = on_the_stand_in("card::every_allocation::of_pictures_and_texts") else { return };
     let picture = folder.join("a.png");
     let program = Program { folder };
     let generate = format!(

@@ -314,7 +314,7 @@ fn a_plan_has_its_products_queued() {
 /// Outliers and their columns, rows that are few, widths of several blocks, and gradients of a weight that is made dense in two parts.
 #[test]
 fn a_product_in_8_bits_is_the_cpus() {
-    let Some(_) = stand_in::on_the_stand_in("steps::a_product_in_8_bits_is_the_cpus") else { return };
+    let Some(_) = stand_in::on_the_stand_in("card::steps::a_product_in_8_bits_is_the_cpus") else { return };
     let mut generator = lorabooth::libtorch::random::Generator::new(0);
     for (m, k, n, threshold, outliers) in
         [(40, 304, 72, 6.0, 9), (3, 8200, 2056, 6.0, 300), (17, 64, 136, 6.0, 0), (5, 64, 16, 0.0, 4)]

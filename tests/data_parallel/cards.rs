@@ -1,8 +1,8 @@
 //! Two ranks on the stand-in for a card, where the memory of one can be made full.
 
-use super::support::stand_in::bring_along;
-use super::support::{lorabooth_command, made, read_json};
 use super::{assert_losses, dreambooth, losses};
+use crate::support::stand_in::bring_along;
+use crate::support::{lorabooth_command, made, read_json};
 use serde_json::{json, Value};
 use std::net::TcpListener;
 use std::path::Path;

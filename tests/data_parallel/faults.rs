@@ -1,7 +1,7 @@
 //! Ranks that die, hang or are stopped, and runs that go on.
 
-use super::support::{interpreter, lorabooth, lorabooth_command, lorabooth_ok, read_json};
 use super::{adapter_bytes, dreambooth, losses};
+use crate::support::{interpreter, lorabooth, lorabooth_command, lorabooth_ok, read_json};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -71,7 +71,7 @@ pub fn assert_whole(out: &Path) {
         if name.starts_with("checkpoint-") {
             read_json(entry.join("state.json"));
             for part in ["unet", "text_encoder"] {
-                super::support::read(entry.join(part).join("adapter_model.safetensors"));
+                crate::support::read(entry.join(part).join("adapter_model.safetensors"));
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use super::dreambooth;
 use super::faults::{end_of, unstopped, wait_for_steps, EVERYTHING};
-use super::support::{interpreter, lorabooth_command};
 use super::{adapter_bytes, losses};
+use crate::support::{interpreter, lorabooth_command};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

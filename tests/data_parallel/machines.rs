@@ -1,8 +1,8 @@
 //! Two network namespaces as two machines: what goes over the wire between them, and what becomes of a run when it is cut.
 
 use super::faults::{assert_whole, end_of, wait_for_steps};
-use super::support::{lorabooth_ok, read_json};
 use super::{adapter_bytes, dreambooth};
+use crate::support::{lorabooth_ok, read_json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};

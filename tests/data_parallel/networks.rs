@@ -2,8 +2,8 @@
 
 use super::cards::{large_language_job, of_shared_weights};
 use super::faults::{end_of, ranks_of, start, wait_for_steps};
-use super::support::{assert_adapters, lorabooth_ok, model, photos, python, read_json};
 use super::{adapter_bytes, assert_losses, dreambooth, losses, numbers, reference_options, start_of};
+use crate::support::{assert_adapters, lorabooth_ok, model, photos, python, read_json};
 use serde_json::json;
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 
 use super::dreambooth;
 use super::faults::end_of;
-use super::support::{lorabooth_command, photos};
+use crate::support::{lorabooth_command, photos};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Stdio};

@@ -228,7 +228,7 @@ public:
       const long tick = order.next(0);
       for (auto &[start, block] : used) block->accesses.add(order, {start, start + block->size, 0, tick, true}, "");
     }
-    return ++order.made;
+    return 1 + order.made++ % kStreams;
   }
 
   // Something begins on `stream` that ends by itself.

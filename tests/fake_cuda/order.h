@@ -16,6 +16,7 @@ inline bool includes(const Clock &clock, int64_t stream, long tick) {
 }
 
 inline thread_local int64_t current_stream = 0;
+constexpr int64_t kStreams = 32; // that a program is given in turn (c10/cuda/CUDAStream.cpp)
 
 // Not guarded by a lock of its own: by memory's, whose checks use it.
 struct Order {

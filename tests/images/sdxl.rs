@@ -8,7 +8,7 @@ mod refusals;
 mod sizes;
 mod training;
 
-use crate::models::vae_equals;
+use super::models::vae_equals;
 use crate::support::{made, model, read, read_json, relative_error};
 use lorabooth::adapters::Part;
 use lorabooth::models::stable_diffusion::{Conditioning, PipelineFiles};

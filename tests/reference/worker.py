@@ -1,4 +1,4 @@
-"""Runs the scripts of this folder one after another in one process, so that the libraries are imported once for all test files.
+"""Runs the scripts of this folder one after another in one process, so that the libraries are imported once for many tests.
 
 worker.py NAME listens on the abstract Unix socket NAME. A connection brings one line, {"script": "models.py", "args": [...]}, and gets one,
 {"error": null} or what was printed and raised. The process ends by itself when nobody has asked for a while.

@@ -1,6 +1,6 @@
 //! A running server and what a client asks of it.
 
-use super::support::{interpreter, lorabooth_command};
+use crate::support::{interpreter, lorabooth_command};
 use serde_json::{json, Value};
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! Trainings in the queue: watched, stopped, resumed, survived.
 
 use super::client::{subject, text, training, Server};
-use super::support::read;
+use crate::support::read;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::time::Duration;

@@ -203,7 +203,7 @@ fn the_photos_inside_the_binary_are_a_set_for_those_who_have_none() {
 #[test]
 fn the_page_trains_a_stable_diffusion_xl_and_draws_with_what_it_learned() {
     let folder = tempfile::tempdir().unwrap();
-    let xl = super::support::model("tiny-xl");
+    let xl = crate::support::model("tiny-xl");
     let server = Server::start_with(folder.path(), &["--model", xl.to_str().unwrap()]);
     let model = &server.get("/api/state")["models"][0];
     assert_eq!((&model["kind"], &model["native_size"]), (&json!("stable_diffusion"), &json!(128)), "{model}");

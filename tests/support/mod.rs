@@ -19,7 +19,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::{json, Value};
@@ -28,7 +28,7 @@ use tch::{Kind, Tensor};
 
 /// Runs `tests/reference/SCRIPT ARGS` and panics with what it printed if it fails.
 ///
-/// One Python process serves all test files, since importing the libraries takes seconds; calls wait for each other.
+/// Two Python processes serve all tests, since importing the libraries takes seconds; a third call waits for one of them.
 pub fn python(script: &str, args: &[&str]) {
     let request = json!({ "script": script, "args": args });
     // One that had nothing to do ends, and may do so just when it is asked.
@@ -48,10 +48,11 @@ pub fn python_alone(script: &str, args: &[&str]) {
 /// Made at most once for one script, name and options: tests and test runs share it, so don't write there. Not for options that
 /// name a temporary folder.
 pub fn made(script: &str, name: &str, options: &Value) -> PathBuf {
-    static MAKING: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = lock(&MAKING);
+    static MAKING: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
     let options = options.to_string();
     let folder = MADE.join(&hash([script, name, &options])[..16]);
+    let this_one = lock(&MAKING).entry(folder.clone()).or_default().clone();
+    let _one_at_a_time = lock(&this_one);
     if !folder.exists() {
         let partial = folder.with_extension(std::process::id().to_string());
         std::fs::create_dir_all(&partial).unwrap();
@@ -213,17 +214,21 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// What went wrong in a script, or null; nothing where the process ended before it answered.
 fn ask_worker(request: &Value) -> Option<Value> {
-    let mut worker = worker();
+    static BUSY: [Mutex<()>; 2] = [Mutex::new(()), Mutex::new(())];
+    let idle = BUSY.iter().enumerate().find_map(|(number, busy)| Some((number, busy.try_lock().ok()?)));
+    let (number, _busy) = idle.unwrap_or_else(|| (0, lock(&BUSY[0])));
+    let mut worker = worker(number);
     let mut answer = String::new();
     writeln!(worker, "{request}").ok()?;
     BufReader::new(worker).read_line(&mut answer).ok()?;
     serde_json::from_str::<Value>(&answer).ok().map(|mut answer| answer["error"].take())
 }
 
-/// A connection to the Python process of this checkout's scripts, which is started where none listens.
-fn worker() -> UnixStream {
+/// A connection to one of the Python processes of this checkout's scripts, which is started where none listens.
+fn worker(number: usize) -> UnixStream {
     // A name, not a file: it goes with the process.
-    let name = hash([env!("CARGO_TARGET_TMPDIR"), &python_path().display().to_string(), &*VERSION]);
+    let name =
+        hash([env!("CARGO_TARGET_TMPDIR"), &python_path().display().to_string(), &*VERSION, &number.to_string()]);
     let address = SocketAddr::from_abstract_name(&name).unwrap();
     let mut started: Option<Child> = None;
     loop {

@@ -1,6 +1,6 @@
 //! Downloads that are cut, shared, stopped, or find no room.
 
-use super::support;
+use crate::support;
 use crate::support::hub_mirror::*;
 use lorabooth::error::Error;
 use lorabooth::weights::hub::{Download, Listener, Request};

@@ -9,7 +9,5 @@ mod models;
 mod pretrain;
 mod prompts;
 mod screens;
-#[path = "../support/mod.rs"]
-mod support;
 mod text_sampling;
 mod training;

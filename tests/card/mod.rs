@@ -5,5 +5,3 @@ mod full_memory;
 mod out_of_memory;
 mod rehearsal;
 mod steps;
-#[path = "../support/mod.rs"]
-mod support;

@@ -10,5 +10,3 @@ mod schedulers;
 mod sdxl;
 mod single_file;
 mod storage;
-#[path = "../support/mod.rs"]
-mod support;

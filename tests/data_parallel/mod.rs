@@ -2,24 +2,17 @@
 //! the one that died.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
-#[path = "data_parallel/cards.rs"]
 mod cards;
-#[path = "data_parallel/faults.rs"]
 mod faults;
-#[path = "data_parallel/launchers.rs"]
 mod launchers;
-#[path = "data_parallel/machines.rs"]
 mod machines;
-#[path = "data_parallel/networks.rs"]
 mod networks;
-#[path = "data_parallel/starts.rs"]
 mod starts;
-mod support;
 
+use crate::support::jobs::{bert, close, gpt2, lines, llama, t5, Job};
+use crate::support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use support::jobs::{bert, close, gpt2, lines, llama, t5, Job};
-use support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
 
 /// Flags that every run here has: signs of life are waited for as long.
 const TIMEOUT: &str = "30";
@@ -267,7 +260,7 @@ fn a_wrong_command_is_refused_once() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text.contains("already exists") && text.lines().count() == 1, "{text}");
 
-    let refused = support::lorabooth_command(&dreambooth(&folder.path().join("b"), "--processes 2"))
+    let refused = crate::support::lorabooth_command(&dreambooth(&folder.path().join("b"), "--processes 2"))
         .env("RANK", "0")
         .env("WORLD_SIZE", "3")
         .env("LOCAL_WORLD_SIZE", "3")

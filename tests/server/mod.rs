@@ -12,8 +12,6 @@ mod limits;
 mod pictures;
 mod pushes;
 mod safety;
-#[path = "../support/mod.rs"]
-mod support;
 mod texts;
 mod uploads;
 mod visitors;

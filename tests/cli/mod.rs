@@ -12,5 +12,3 @@ mod launch_examples;
 mod outside;
 mod push;
 mod run_folders;
-#[path = "../support/mod.rs"]
-mod support;

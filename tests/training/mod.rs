@@ -6,5 +6,3 @@ mod numbers;
 mod offload;
 mod optimizers;
 mod resume;
-#[path = "../support/mod.rs"]
-mod support;
