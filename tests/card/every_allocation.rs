@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tch::Device;
 
-/// How many allocations of a run are refused.
+/// How many allocations of a run are refused, and of one that draws samples.
 const SAMPLED: u64 = 10;
+const SAMPLED_OF_SAMPLES: u64 = 4;
 /// Of a longer part as many at its beginning, and a third of them at its end: between these are a sampler's steps, which are alike.
 const OF_MANY: u64 = 4000;
 /// Of so many runs that failed, one is resumed to its end.
@@ -77,7 +78,8 @@ impl Outcome {
 fn tried(way: u64, step: u64, all: u64) -> impl Iterator<Item = u64> {
     let every = std::env::var_os("LORABOOTH_EVERY_ALLOCATION").is_some();
     let first = if way == 0 { 1 } else { step };
-    let apart = (all - first) / SAMPLED + 1;
+    let draws_samples = all - first > 3 * OF_MANY;
+    let apart = (all - first) / if draws_samples { SAMPLED_OF_SAMPLES } else { SAMPLED } + 1;
     let sample = (first + (way * 17 + 5) % apart..).step_by(apart as usize);
     let before = sample.clone().take_while(move |&number| number < step);
     let from_step: Box<dyn Iterator<Item = u64>> = if every {

@@ -141,23 +141,23 @@ fn a_full_memory_of_one_rank_is_answered_by_all() {
 #[test]
 fn a_full_memory_outside_a_step_is_answered_by_all() {
     let folder = tempfile::tempdir().unwrap();
-    let flags = "--validation-prompt sks --validation-steps 2 --num-validation-images 1";
-    let counted = |victim: usize| {
-        let (report, out) =
-            (folder.path().join(format!("report-{victim}")), folder.path().join(format!("counted-{victim}")));
+    let samples = "--validation-prompt sks --validation-steps 2 --num-validation-images 1";
+    let counted = |victim: usize, flags: &str| {
+        let name = |what: &str| folder.path().join(format!("{what}-{victim}-{}", flags.len()));
+        let (report, out) = (name("report"), name("counted"));
         let variables = [("FAKE_CUDA_REPORT", report.to_str().unwrap())];
         let own: [&[_]; 2] = if victim == 0 { [&variables, &[]] } else { [&[], &variables] };
-        allocations(&ranks_on_cards(&on_card(&out, flags), &[], own), &report)
+        let ends = allocations(&ranks_on_cards(&on_card(&out, flags), &[], own), &report);
+        (ends, losses(&out))
     };
     // The first rank has a line more, once all is loaded; it draws before the first step and after the second.
-    let (first, second) = (counted(0), counted(1));
-    let wanted = losses(&folder.path().join("counted-0"));
-    for (victim, number, what) in [
-        (1, (2 * second[0] - second[1]) / 2, "while all is loaded"),
-        (0, first[0] / 2, "while all is loaded"),
-        (1, second[0] - 4, "in the optimizer's first step"),
-        (0, first[1] - 4, "in the optimizer's first step"),
-        (0, (first[2] + first[3]) / 2, "while a sample is drawn"),
+    let ((first, wanted), (second, _), (drawing, _)) = (counted(0, ""), counted(1, ""), counted(0, samples));
+    for (flags, victim, number, what) in [
+        ("", 1, (2 * second[0] - second[1]) / 2, "while all is loaded"),
+        ("", 0, first[0] / 2, "while all is loaded"),
+        ("", 1, second[0] - 4, "in the optimizer's first step"),
+        ("", 0, first[1] - 4, "in the optimizer's first step"),
+        (samples, 0, (drawing[2] + drawing[3]) / 2, "while a sample is drawn"),
     ] {
         let number = number.to_string();
         let variables = [("FAKE_CUDA_FAIL_AT", &*number)];
