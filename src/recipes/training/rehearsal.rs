@@ -9,7 +9,7 @@ use crate::libtorch::failure::catching;
 use crate::libtorch::memory;
 use tch::Device;
 
-/// A search takes as long as some tens of steps, each of which is then faster by some hundredths.
+/// Assumed, and measured by `tests/gpu/run.sh`: a search takes as long as some tens of steps, each of which is then faster by some hundredths.
 const STEPS_THAT_PAY: u64 = 1000;
 /// Memory beside the planned peak, which the algorithms may take as workspaces.
 const ROOM: u64 = 2 << 30;
