@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::jobs::{self, gpt2};
-use crate::support::{made, model, photos};
+use crate::support::{in_a_process_of_its_own, made, model, photos};
 use clap::Parser;
 use lorabooth::error::{Error, Result};
 use lorabooth::interrupt::Interrupt;
@@ -159,6 +159,11 @@ fn told(events: &[Event]) -> Vec<String> {
 
 #[test]
 fn a_run_that_is_paused_saved_and_sampled_ends_with_the_bits_of_one_that_never_was() {
+    if !in_a_process_of_its_own(
+        "library::a_run_that_is_paused_saved_and_sampled_ends_with_the_bits_of_one_that_never_was",
+    ) {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     for (kind, more) in [("frozen", ""), ("trained", "--train-text-encoder --lora-text-encoder-dropout 0.2")] {
         let [whole, out] = ["whole", "held"].map(|name| folder.path().join(format!("{name}-{kind}")));
@@ -218,6 +223,11 @@ fn a_sample_that_is_asked_for_is_the_one_that_would_be_due() {
 
 #[test]
 fn a_language_model_completes_a_text_while_it_is_trained_and_ends_with_the_same_bits() {
+    if !in_a_process_of_its_own(
+        "library::a_language_model_completes_a_text_while_it_is_trained_and_ends_with_the_same_bits",
+    ) {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let [whole, out] = ["whole", "held"].map(|name| folder.path().join(name));
     let train = |out: &Path, control: &Control, observer: &mut dyn Observer| {

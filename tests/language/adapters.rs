@@ -3,7 +3,7 @@
 
 use crate::support::language::{assert_close, bert, bloom, gpt2, llama, load, opt, saved, t5, with};
 use crate::support::language::{every_architecture, Given, Model, Tensors, CLOSE, FLOAT32};
-use crate::support::{made, python, read, read_json, relative_error};
+use crate::support::{in_a_process_of_its_own, made, python, read, read_json, relative_error};
 use lorabooth::adapters::{attach, peft_folder, Attached, Init, InitWeights, LoraConfig, PartAdapter, Sites};
 use lorabooth::adapters::{TargetModules, TextEncoderSpelling};
 use lorabooth::libtorch::random::Generator;
@@ -12,7 +12,6 @@ use lorabooth::models::Loaded;
 use lorabooth::nn::KeyValueCache;
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
 /// What peft did with LoRA on a model.
@@ -62,12 +61,6 @@ impl Theirs {
     }
 }
 
-/// Tests take turns: dropout draws from the one generator of the process.
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn check_gradients(name: &str, theirs: &Theirs) {
     let (loaded, attached) = theirs.load();
     let given = Given::of(&theirs.outputs, "");
@@ -112,7 +105,6 @@ fn flat(tensors: &[Tensor]) -> Vec<Tensor> {
 
 #[test]
 fn lora_has_pefts_outputs_and_gradients_with_and_without_checkpointing() {
-    let _turn = turn();
     for (name, model) in every_architecture() {
         check_gradients(name, &Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5 })));
     }
@@ -135,7 +127,9 @@ fn models_with_tables() -> Vec<(&'static str, Model, &'static str)> {
 
 #[test]
 fn lora_on_embeddings_has_pefts_outputs_and_gradients() {
-    let _turn = turn();
+    if !in_a_process_of_its_own("language::adapters::lora_on_embeddings_has_pefts_outputs_and_gradients") {
+        return;
+    }
     for (name, model, table) in models_with_tables() {
         check_gradients(name, &Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5, "target_modules": [table] })));
     }
@@ -146,7 +140,6 @@ fn lora_on_embeddings_has_pefts_outputs_and_gradients() {
 
 #[test]
 fn lora_on_decoders_that_classify_has_pefts_outputs_and_gradients() {
-    let _turn = turn();
     let decoders = [
         ("GPT2ForSequenceClassification", gpt2(json!({}))),
         ("OPTForSequenceClassification", opt(json!({}))),
@@ -164,7 +157,6 @@ fn lora_on_decoders_that_classify_has_pefts_outputs_and_gradients() {
 
 #[test]
 fn padding_on_the_left_hides_nothing_else() {
-    let _turn = turn();
     for (name, model) in every_architecture() {
         check_gradients(name, &Theirs::new(&model, json!({ "r": 3 }), json!({ "side": "left" })));
     }
@@ -172,7 +164,6 @@ fn padding_on_the_left_hides_nothing_else() {
 
 #[test]
 fn lora_on_every_projection_and_biases_equals_pefts() {
-    let _turn = turn();
     let lora = json!({ "r": 2, "lora_alpha": 3, "target_modules": "all-linear", "bias": "all" });
     for (name, model) in every_architecture() {
         check_gradients(name, &Theirs::of(&model, lora.clone()));
@@ -182,7 +173,6 @@ fn lora_on_every_projection_and_biases_equals_pefts() {
 
 #[test]
 fn modules_that_are_trained_whole_have_pefts_gradients() {
-    let _turn = turn();
     let classifiers = ["BertForSequenceClassification", "RobertaForSequenceClassification"];
     let heads = classifiers.map(|class| (bert(class, json!({})), "classifier"));
     let others = [
@@ -203,7 +193,10 @@ fn modules_that_are_trained_whole_have_pefts_gradients() {
 /// The models that have dropout in their configuration draw it where and as transformers does.
 #[test]
 fn dropout_of_a_model_that_trains_is_drawn_as_transformers_draws_it() {
-    let _turn = turn();
+    if !in_a_process_of_its_own("language::adapters::dropout_of_a_model_that_trains_is_drawn_as_transformers_draws_it")
+    {
+        return;
+    }
     for (name, model) in every_architecture() {
         let lora = json!({ "r": 3, "lora_dropout": 0.2 });
         check_gradients(&format!("{name} in training"), &Theirs::new(&model, lora, json!({ "dropout": true })));
@@ -231,7 +224,6 @@ fn attach_fresh(sites: &Sites, folder: &Path, targets: Option<&str>) -> Attached
 
 #[test]
 fn default_targets_and_numbers_of_parameters_are_pefts() {
-    let _turn = turn();
     for (name, model) in every_architecture() {
         let theirs = Theirs::of(&model, json!({ "r": 3, "lora_alpha": 5 }));
         let attached = attach_fresh(&load(&theirs.folder, FLOAT32).sites, &theirs.folder, None);
@@ -248,7 +240,6 @@ fn default_targets_and_numbers_of_parameters_are_pefts() {
 
 #[test]
 fn adapters_that_are_made_here_compute_the_same_in_peft() {
-    let _turn = turn();
     let by_default = every_architecture().into_iter().map(|(name, model)| (name, model, None));
     // PEFT warns of a table that the head shares, where it is called `embed_tokens`.
     let warned_of = ["opt", "qwen2, tied", "t5"];
@@ -280,7 +271,6 @@ fn adapters_that_are_made_here_compute_the_same_in_peft() {
 
 #[test]
 fn a_trained_prefix_gets_the_same_gradients_with_and_without_checkpointing() {
-    let _turn = turn();
     for (name, model) in [("llama", llama("LlamaForCausalLM", json!({}))), ("bloom", bloom(json!({})))] {
         let loaded = load(&saved(&model, json!({})), FLOAT32);
         let LanguageModel::Causal(model) = &loaded.model else { panic!("{name} is no decoder") };

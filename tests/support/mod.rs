@@ -75,6 +75,21 @@ pub fn photos(count: usize, seed: u64) -> PathBuf {
     made("sample_photos.py", "photos", &json!({ "count": count, "seed": seed }))
 }
 
+/// Makes the test `name` in a process of its own, where this is not yet that: dropout draws from one generator of the process, in which other
+/// tests may draw. Whether it is.
+pub fn in_a_process_of_its_own(name: &str) -> bool {
+    const ALONE: &str = "LORABOOTH_TEST_IS_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    let output = alone.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.contains("1 passed"), "{name}: {said}");
+    false
+}
+
 /// All tensors of a safetensors file, by name.
 pub fn read(path: impl AsRef<Path>) -> BTreeMap<String, Tensor> {
     let path = path.as_ref();
