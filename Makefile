@@ -17,9 +17,8 @@ reference:        ## the Python libraries that tests and benchmarks compare with
 browser:          ## Chromium, in which the page is tested
 	@setup/browser.sh
 
-# Many tests wait for a process or a time to pass: one more than there are cores runs at once.
 test: setup reference browser
-	cargo test --release -- --test-threads=$$(($$(nproc) + 1))
+	cargo test --release
 
 demo: build       ## DreamBooth on the model and the photos inside the binary: minutes, no download
 	target/release/lorabooth demo
