@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::jobs::{self, gpt2};
-use crate::support::{in_a_process_of_its_own, made, model, photos};
+use crate::support::{in_a_process_of_its_own, made, model, photos, words};
 use clap::Parser;
 use lorabooth::error::{Error, Result};
 use lorabooth::interrupt::Interrupt;
@@ -36,10 +36,6 @@ fn config<A: clap::Args>(words: &[String]) -> A {
     // Tests run beside each other.
     tch::set_num_threads(1);
     Flags::<A>::parse_from(words).config
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// A run of six steps of a model on photos, with dropout and random crops, so that a draw too many would show.

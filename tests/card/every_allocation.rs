@@ -5,8 +5,9 @@
 //! By default some ten allocations are refused in each way; `LORABOOTH_EVERY_ALLOCATION=1` refuses each from the step on.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
-use super::full_memory::{check_sentence, dreambooth, language_model, numbers, words};
+use super::full_memory::{check_sentence, dreambooth, language_model, numbers};
 use crate::support::stand_in::on_the_stand_in;
+use crate::support::words;
 use crate::support::{copy, jobs, model, photos, read_json};
 use lorabooth::libtorch::memory;
 use std::fs;

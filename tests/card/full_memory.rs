@@ -2,15 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::jobs::{lines, Job};
-use crate::support::{model, photos};
+use crate::support::{model, photos, words};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-
-pub fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
 
 pub fn dreambooth(more: &str, out: &Path) -> Vec<String> {
     words(&format!(

@@ -5,9 +5,10 @@
 //! all allocations, are tried in one process by `every_allocation.rs`.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use super::full_memory::{self, dreambooth, language_model, numbers, words};
+use super::full_memory::{self, dreambooth, language_model, numbers};
 use crate::support::jobs::{gpt2, lines, t5};
 use crate::support::stand_in::{on_card, on_card_ok};
+use crate::support::words;
 use crate::support::{model, read_json};
 use serde_json::{json, Value};
 use std::fs;

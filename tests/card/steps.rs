@@ -5,17 +5,15 @@
 mod mistakes;
 
 use crate::support::stand_in::{counted, folder, on_card_ok, Counts};
-use crate::support::{jobs, lorabooth_ok, made, model, photos, psnr, python, read_json, relative_error, stand_in};
+use crate::support::{
+    jobs, lorabooth_ok, made, model, photos, psnr, python, read_json, relative_error, stand_in, words,
+};
 use lorabooth::weights::{BaseWeight, Int8Weight, Op};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind};
 
 const COUNT_ALONE: (&str, &str) = ("FAKE_CUDA_COMPUTE", "0");
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
 
 /// A DreamBooth command on `model` with random photos.
 fn dreambooth(model: &Path, out: &Path, flags: &str) -> Vec<String> {

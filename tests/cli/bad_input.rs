@@ -1,8 +1,9 @@
 //! Whatever is wrong with options, photos or places to write to, the answer is one plain line, exit 1 or 2, and no half-written output.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use crate::support::complaints::{replace_by, words, Complaints, ODD};
+use crate::support::complaints::{replace_by, Complaints, ODD};
 use crate::support::dreambooth_commands::{generate, train};
+use crate::support::words;
 use crate::support::{lorabooth, lorabooth_ok, model, photos};
 use serde_json::Value;
 use std::fs;

@@ -2,8 +2,9 @@
 //! output.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use crate::support::complaints::{replace_by, words, Complaints, ODD};
+use crate::support::complaints::{replace_by, Complaints, ODD};
 use crate::support::jobs::{bert, gpt2, lines, llama, t5, Job};
+use crate::support::words;
 use crate::support::{self, lorabooth, lorabooth_ok, made, read_json};
 use serde_json::{json, Value};
 use std::fs;

@@ -1,8 +1,9 @@
 //! Whatever is wrong with a model or an adapter, the answer is one plain line, exit 1, and no half-written output.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use crate::support::complaints::{replace_by, words, Complaints, ODD};
+use crate::support::complaints::{replace_by, Complaints, ODD};
 use crate::support::dreambooth_commands::{generate, train};
+use crate::support::words;
 use crate::support::{self, lorabooth_ok, model, photos, read_json};
 use serde_json::{json, Value};
 use std::fs;

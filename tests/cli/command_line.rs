@@ -3,16 +3,12 @@
 
 use crate::support::documented::{keys, Documented};
 use crate::support::tiny_run::{lines, train};
-use crate::support::{self, lorabooth, lorabooth_ok, model, photos, read, read_json};
+use crate::support::{self, lorabooth, lorabooth_ok, model, photos, read, read_json, words};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use tch::Tensor;
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
 
 fn elements(path: &Path) -> usize {
     read(path).values().map(Tensor::numel).sum()

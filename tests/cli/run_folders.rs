@@ -1,9 +1,10 @@
 //! The folder of a run, and other outputs: named, never replaced unasked, and with a record that makes the run again.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use crate::support::complaints::{words, Complaints};
+use crate::support::complaints::Complaints;
 use crate::support::dreambooth_commands::{generate, train};
 use crate::support::tiny_run::{lines, train as dreambooth};
+use crate::support::words;
 use crate::support::{lorabooth, lorabooth_command, lorabooth_ok, model, photos, read, read_json};
 use serde_json::{json, Value};
 use std::fs;

@@ -10,16 +10,12 @@ mod networks;
 mod starts;
 
 use crate::support::jobs::{bert, close, gpt2, lines, llama, t5, Job};
-use crate::support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json};
+use crate::support::{assert_adapters, interpreter, lorabooth, lorabooth_ok, model, photos, python, read_json, words};
 use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
 /// Flags that every run here has: signs of life are waited for as long.
 const TIMEOUT: &str = "30";
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
 
 /// A DreamBooth command on the tiny model; what comes behind it wins.
 fn dreambooth(out: &Path, more: &str) -> Vec<String> {

@@ -4,7 +4,7 @@
 mod refusals;
 mod spellings;
 
-use crate::support::{complaints, lorabooth_ok, made, model, photos, python, read, read_json, relative_error};
+use crate::support::{lorabooth_ok, made, model, photos, python, read, read_json, relative_error};
 use lorabooth::adapters::{
     attach, formats, inspect, inspect::Inspected, peft_folder, read_any, write_diffusers, write_kohya, write_peft,
     AdapterSet, Format, Init, LoraConfig, Merge, Part, PartAdapter, Sites, TargetModules, TextEncoderSpelling,

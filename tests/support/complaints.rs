@@ -50,11 +50,6 @@ pub fn refusal(output: &Output, code: i32, words: &[&str]) -> Result<(), String>
     Err(format!("{complaint} in {text:?}"))
 }
 
-/// The words of a command line.
-pub fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
-}
-
 /// What can lie in a file's place, and what the answer calls it.
 pub const ODD: [(&str, &str); 4] = [
     ("a pipe", "a named pipe"),

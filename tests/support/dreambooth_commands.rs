@@ -1,6 +1,6 @@
 //! Commands for Stable Diffusion that work, to be spoiled.
 
-use super::complaints::words;
+use super::words;
 use std::path::Path;
 
 /// A training command that works; what comes behind it wins.

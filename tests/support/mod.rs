@@ -108,6 +108,11 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// A command line, word by word.
+pub fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
 /// A JSON file.
 pub fn read_json(path: impl AsRef<Path>) -> Value {
     let path = path.as_ref();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
 use crate::support::jobs::{close, lines, t5};
-use crate::support::{self, copy, lorabooth, lorabooth_ok, model, photos, read, read_json, stand_in};
+use crate::support::{self, copy, lorabooth, lorabooth_ok, model, photos, read, read_json, stand_in, words};
 use serde_json::{json, Value};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,6 @@ fn scaled(from: &Path, to: PathBuf, file: &str, factors: &[(&str, f64)]) -> Path
 /// A convolution of the UNet whose output passes 65,504, and a norm behind it that has it small again.
 fn loud(resnet: &str) -> Vec<(String, f64)> {
     ["weight", "bias"].iter().map(|part| (format!("{resnet}.conv1.{part}"), 1e5)).collect()
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
 }
 
 fn dreambooth(model: &Path, out: &Path, more: &str) -> Vec<String> {

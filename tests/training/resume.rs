@@ -1,7 +1,7 @@
 //! A run that was stopped and resumed ends with the same bits as one that never was, however it was stopped.
 #![allow(clippy::unwrap_used, reason = "a test says what is wrong by panicking")]
 
-use crate::support::{self, copy, lorabooth, lorabooth_command, lorabooth_ok, model, photos, stand_in};
+use crate::support::{self, copy, lorabooth, lorabooth_command, lorabooth_ok, model, photos, stand_in, words};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -330,10 +330,6 @@ fn a_damaged_checkpoint_is_in_nobodys_way() {
     assert!(error.contains("damaged") && error.contains("--resume") && error.contains("checkpoint-8"), "{error}");
     train(&args, &["--resume", "checkpoint-8"], &out);
     assert_same(&out, &whole, "a damaged one");
-}
-
-fn words(text: &str) -> Vec<String> {
-    text.split_whitespace().map(str::to_owned).collect()
 }
 
 #[test]

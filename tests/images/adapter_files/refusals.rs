@@ -1,8 +1,9 @@
 //! Adapters that no command can use: made for another model, broken, or pickles.
 
-use super::complaints::{words, Complaints};
 use super::spellings::{base, file_with, pair, randn, refusal, AT};
 use super::*;
+use crate::support::complaints::Complaints;
+use crate::support::words;
 use lorabooth::adapters::Family;
 use lorabooth::weights::tensor_file;
 

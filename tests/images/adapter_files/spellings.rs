@@ -1,7 +1,8 @@
 //! Files of other programs: their spellings, what they hold beside a LoRA, and what was made for another model.
 
-use super::complaints::{words, Complaints};
 use super::*;
+use crate::support::complaints::Complaints;
+use crate::support::words;
 use lorabooth::weights::tensor_file;
 
 /// PEFT's adapter, and the file that Python computed its outputs into.
