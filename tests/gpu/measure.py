@@ -47,12 +47,17 @@ def cap(gigabytes):
     return {"PYTORCH_CUDA_ALLOC_CONF": f"per_process_memory_fraction:{fraction:.6f}"}
 
 
+def dreambooth(out, model, flags, steps, device=DEVICE, resolution=None):
+    """The command of a run."""
+    command = [LORABOOTH, "train", "dreambooth", "--quiet", "--device", device, "--model", str(model), "--output-dir", str(out)]
+    command += ["--instance-data-dir", str(WORK / "photos"), "--instance-prompt", PROMPT, "--center-crop"]
+    return [*command, "--resolution", str(resolution or RESOLUTION), "--max-train-steps", str(steps), *flags]
+
+
 def train(name, model, flags, steps, device=DEVICE, resolution=None, gigabytes=None):
     """A run's metrics and run.json, or None where it failed."""
     out = WORK / name
-    command = [LORABOOTH, "train", "dreambooth", "--quiet", "--device", device, "--model", str(model), "--output-dir", str(out)]
-    command += ["--instance-data-dir", str(WORK / "photos"), "--instance-prompt", PROMPT, "--center-crop"]
-    command += ["--resolution", str(resolution or RESOLUTION), "--max-train-steps", str(steps), *flags]
+    command = dreambooth(out, model, flags, steps, device, resolution)
     done = subprocess.run(command, env=os.environ | cap(gigabytes), capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, flush=True)
@@ -140,12 +145,10 @@ def memory_and_speed(model):
             rows.append((name, f"{step:.3f}", f"{seconds:.3f}", f"{seconds / step:.2f}", f"{measured / 2**20:.0f}", f"{peak:.0f}"))
 
 
-def beginning(name, model, flags, steps):
-    """Of a run that is stopped after some steps: seconds from its start to its first step's end, and seconds a step."""
-    out = WORK / name
-    command = [LORABOOTH, "train", "dreambooth", "--quiet", "--device", DEVICE, "--model", str(model), "--output-dir", str(out)]
-    command += ["--instance-data-dir", str(WORK / "photos"), "--instance-prompt", PROMPT, "--center-crop", "--resolution", str(RESOLUTION), *flags]
-    began = time.monotonic()
+def beginning(model, flags, length, steps):
+    """Of a run of that length which is stopped after some steps: seconds from its start to its first step's end, and seconds a step."""
+    out = WORK / f"stopped-{length}"
+    command, began = dreambooth(out, model, flags, length), time.monotonic()
     running, first, lines = subprocess.Popen(command, stderr=subprocess.DEVNULL), None, []
     while running.poll() is None and len(lines) < steps:
         time.sleep(0.02)
@@ -162,7 +165,7 @@ def searched_convolutions(model):
     """What the search for fast convolutions costs before a run's first step, and what each step has of it: it pays from 1000 steps on."""
     flags = ["--train-text-encoder", "--mixed-precision", "fp16" if DEVICE.startswith("cuda") else "bf16", "--lr-scheduler", "constant"]
     (usual_first, usual), (first, searched) = (
-        beginning(f"steps-{steps}", model, [*flags, "--max-train-steps", str(steps)], max(STEPS, 3)) for steps in (999, 1000)
+        beginning(model, flags, length, max(STEPS, 3)) for length in (999, 1000)
     )
     check("seconds of the search for fast convolutions", first - usual_first < 60, f"{first - usual_first:.1f} (below 60)")
     saved = 1000 * (usual - searched)

@@ -75,6 +75,13 @@ pub fn photos(count: usize, seed: u64) -> PathBuf {
     made("sample_photos.py", "photos", &json!({ "count": count, "seed": seed }))
 }
 
+/// This program with the test `name` alone.
+pub fn test_alone(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
+    command
+}
+
 /// Makes the test `name` in a process of its own, where this is not yet that: dropout draws from one generator of the process, in which other
 /// tests may draw. Whether it is.
 pub fn in_a_process_of_its_own(name: &str) -> bool {
@@ -82,8 +89,7 @@ pub fn in_a_process_of_its_own(name: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
-    let mut alone = Command::new(std::env::current_exe().unwrap());
-    let output = alone.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let output = test_alone(name).env(ALONE, "1").output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert!(output.status.success() && said.contains("1 passed"), "{name}: {said}");

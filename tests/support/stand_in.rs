@@ -1,6 +1,6 @@
 //! The stand-in for a CUDA device (tests/fake_cuda): built once, brought along with a program by the system's loader, and what it counted.
 
-use crate::support::lorabooth_command;
+use crate::support::{lorabooth_command, test_alone};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
@@ -121,10 +121,9 @@ pub fn on_the_stand_in(name: &str) -> Option<PathBuf> {
     }
     let folder = tempfile::tempdir().unwrap();
     let said = folder.path().join("said");
-    let mut own = Command::new(std::env::current_exe().unwrap());
+    let mut own = test_alone(name);
     bring_along(&mut own);
-    own.args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(FOLDER, folder.path())
+    own.env(FOLDER, folder.path())
         .env("FAKE_CUDA_REPORT", folder.path().join("report"))
         .env("OMP_NUM_THREADS", "1")
         .env("HF_HUB_OFFLINE", "1")

@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test says what is wrong by panicking")]
 
 use crate::support::stand_in::bring_along;
+use crate::support::test_alone;
 use lorabooth::libtorch::memory::{pinned, synchronize};
 use lorabooth::libtorch::shared_memory::{SharedMemory, SharedWeights};
 use lorabooth::libtorch::side_stream::SideStream;
 use lorabooth::libtorch::startup::cuda_devices;
 use std::path::Path;
-use std::process::Command;
 use tch::{Device, Kind, Tensor};
 
 const CARD: Device = Device::Cuda(0);
@@ -87,10 +87,8 @@ fn a_mistake() {
 #[test]
 fn each_mistake_is_found() {
     let said = |mistake: &str, variables: &[(&str, &str)]| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args(["--exact", &format!("{}::a_mistake", module_path!().split_once("::").unwrap().1), "--nocapture"])
-            .env(MISTAKE, mistake);
+        let mut command = test_alone("card::steps::mistakes::a_mistake");
+        command.env(MISTAKE, mistake);
         bring_along(&mut command);
         let output = command.envs(variables.iter().copied()).output().unwrap();
         let text = [output.stdout, output.stderr].concat();
